@@ -1,0 +1,130 @@
+"""Write the training texts: every question with its answer, in the chat template of the model's own tokenizer.
+
+The texts are, byte for byte, those of the recipe: its format_into_conversation, apply_chat_template,
+removeprefix(bos). A chat template is slow, row by row; but for nearly every model it only puts fixed text around
+each message. So it is rendered once with marks in place of the messages, the rows are joined around the pieces by
+arrow, and rows spread over the data are compared with the template itself. A template that does more than that is
+rendered row by row, and the log says so.
+
+    python scripts/format_mmlu.py --mmlu resources/mmlu/auxiliary_train.parquet \\
+        --tokenizer resources/models/demo --output results/demo/train.parquet
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from int4_qat import errors, files, mmlu
+from int4_qat.errors import InputError
+
+QUESTION_LEAD = "Choose the correct answer for the following question: "
+CHOICES_LEAD = "\n\nChoices:\n"
+ANSWER_LEAD = "The correct answer is "
+ANSWER_END = "."
+USER_MARK, ASSISTANT_MARK = "user\x00mark", "assistant\x00mark"
+WHITE_SPACE = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if c.isspace())
+COMPARED_ROWS = 8  # of each batch, against the template itself
+SCHEMA = pa.schema([("text", pa.string()), ("subject", pa.string())])
+
+
+class Template(NamedTuple):
+    """What a chat template puts around the two messages, and whether it trims them."""
+
+    start: str
+    middle: str
+    end: str
+    trims: bool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mmlu", required=True, type=Path, help="parquet with question, subject, choices, answer")
+    parser.add_argument("--tokenizer", required=True, type=Path, help="folder of a model with a chat template")
+    parser.add_argument("--output", required=True, type=Path, help="parquet with text and subject")
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer, trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        raise InputError(f"{arguments.tokenizer}: the tokenizer has no chat template")
+    format_split(arguments.mmlu, tokenizer, arguments.output)
+
+
+def format_split(source: Path, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Stream `source` into `output`, a batch of rows at a time."""
+    template = read_template(tokenizer)
+    rows = mmlu.open_parquet(source, mmlu.SCHEMA.names).metadata.num_rows
+    progress = tqdm(total=rows, unit=" rows", desc="format", mininterval=1)
+    with files.whole(output) as unfinished, pq.ParquetWriter(unfinished, SCHEMA) as writer:
+        for batch in mmlu.read_batches(source, mmlu.SCHEMA.names):
+            user, assistant = messages(batch)
+            if template and not agrees(template, tokenizer, user, assistant):
+                print("the chat template changes its messages: rendering row by row", file=sys.stderr)
+                template = None
+            text = join(template, user, assistant) if template else render_rows(tokenizer, user, assistant)
+            writer.write_batch(pa.record_batch([text, batch["subject"]], schema=SCHEMA))
+            progress.update(batch.num_rows)
+
+
+def messages(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
+    """The user's and the assistant's message of each row, as in the recipe's format_into_conversation."""
+    parts = [QUESTION_LEAD, batch["question"], CHOICES_LEAD]
+    for index, letter in enumerate(mmlu.LETTERS):
+        parts += [f"{letter}. ", pc.list_element(batch["choices"], index), "\n"]
+    letters = pa.array(mmlu.LETTERS).take(batch["answer"])
+    return concatenate(*parts[:-1]), concatenate(ANSWER_LEAD, letters, ANSWER_END)
+
+
+def concatenate(*parts: pa.Array | str) -> pa.Array:
+    """Strings and columns of strings, row by row."""
+    return pc.binary_join_element_wise(*parts, "")
+
+
+def render(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str) -> str:
+    """One conversation through the chat template, without the leading bos, which the tokenizer adds again."""
+    conversation = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    try:
+        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=False)
+    except jinja2.TemplateError as error:
+        raise InputError(f"{tokenizer.name_or_path}: the chat template fails on a conversation ({error})") from None
+    return text.removeprefix(tokenizer.bos_token or "")
+
+
+def render_rows(tokenizer: PreTrainedTokenizerBase, user: pa.Array, assistant: pa.Array) -> pa.Array:
+    """The slow way, right for any template."""
+    pairs = zip(user.to_pylist(), assistant.to_pylist(), strict=True)
+    return pa.array([render(tokenizer, *pair) for pair in pairs])
+
+
+def read_template(tokenizer: PreTrainedTokenizerBase) -> Template | None:
+    """The pieces around the messages; None if the template does not show each message exactly once."""
+    text = render(tokenizer, USER_MARK, ASSISTANT_MARK)
+    if text.count(USER_MARK) != 1 or text.count(ASSISTANT_MARK) != 1:
+        return None
+    start, rest = text.split(USER_MARK)
+    middle, end = rest.split(ASSISTANT_MARK)
+    return Template(start, middle, end, trims=render(tokenizer, f"{USER_MARK} \n", ASSISTANT_MARK) == text)
+
+
+def join(template: Template, user: pa.Array, assistant: pa.Array) -> pa.Array:
+    """The texts of a batch, without rendering any."""
+    if template.trims:
+        user = pc.utf8_trim(user, characters=WHITE_SPACE)
+    return concatenate(template.start, user, template.middle, assistant, template.end)
+
+
+def agrees(template: Template, tokenizer: PreTrainedTokenizerBase, user: pa.Array, assistant: pa.Array) -> bool:
+    """Whether rows spread over a batch come out as the chat template renders them."""
+    sample = pa.array(range(0, len(user), max(1, len(user) // COMPARED_ROWS)))
+    user, assistant = user.take(sample), assistant.take(sample)
+    return join(template, user, assistant).equals(render_rows(tokenizer, user, assistant))
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,68 @@
+"""Outputs are whole or absent: everything is written beside its place and renamed into it."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from int4_qat.errors import InputError
+
+
+@contextmanager
+def whole(path: Path | str) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file or a folder to; it takes its place only if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    remove(unfinished)
+    try:
+        yield unfinished
+        remove(path)
+        unfinished.rename(path)
+    finally:
+        remove(unfinished)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Write JSON that a person can read; NaN is a ValueError."""
+    with whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file; InputError if it is missing or cut short."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a JSON file, found none") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def digest(*paths: Path | str) -> str:
+    """SHA-256 over the names and bytes of files, and of the files in folders."""
+    total = hashlib.sha256()
+    for path in map(Path, paths):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                total.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 24):
+                        total.update(block)
+    return total.hexdigest()
+
+
+def folder_bytes(folder: Path | str, pattern: str = "*") -> int:
+    """Bytes of the files in a folder, those below it included."""
+    return sum(file.stat().st_size for file in Path(folder).rglob(pattern) if file.is_file())

@@ -1,0 +1,57 @@
+"""Sources: `hf://google/gemma-3-12b-it@<commit>`, `hf://datasets/cais/mmlu@<commit>`, or a local folder."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from int4_qat.errors import InputError
+
+HUB_SOURCE = re.compile(r"hf://(?P<datasets>datasets/)?(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
+
+
+class HubSource(NamedTuple):
+    repository: str
+    repository_type: str
+    revision: str
+
+
+def parse(source: str) -> HubSource | None:
+    """The repository and commit of an `hf://` source; None for a local folder."""
+    if not source.startswith("hf://"):
+        return None
+    match = HUB_SOURCE.fullmatch(source)
+    if not match:
+        raise InputError(f"{source}: expected hf://[datasets/]<owner>/<name>@<40-digit commit>")
+    return HubSource(match["repository"], "dataset" if match["datasets"] else "model", match["revision"])
+
+
+def download(source: HubSource, folder: Path, patterns: list[str]) -> None:
+    """Fetch the files that match `patterns`, at the pinned commit; the token comes from HF_TOKEN or the login."""
+    name = f"{source.repository}@{source.revision}"
+    try:
+        snapshot_download(
+            source.repository,
+            repo_type=source.repository_type,
+            revision=source.revision,
+            allow_patterns=patterns,
+            local_dir=folder,
+        )
+    except GatedRepoError:
+        raise InputError(
+            f"{name} is gated: accept its terms on its Hub page, then set HF_TOKEN or run `hf auth login`"
+        ) from None
+    except RevisionNotFoundError:
+        raise InputError(f"{name}: the Hub has no such commit") from None
+    except RepositoryNotFoundError:
+        raise InputError(f"{name}: the Hub has no such repository, or it is private and HF_TOKEN is not set") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise InputError(f"{name}: the Hub could not be reached ({type(error).__name__})") from None

@@ -1,0 +1,79 @@
+"""The one definition of int4: group-wise asymmetric, as torchao's Int4WeightOnlyConfig.
+
+Every group of `group_size` consecutive input features of a weight row has a scale and a zero point,
+
+    scale      = (max - min) / 15                   (fp32; at least 1e-6 / 15)
+    code       = round((weight - min) / scale) - 8  (-8 ... 7, from the unrounded scale)
+    zero_point = min + 8 * scale
+    weight    ~= code * scale + zero_point
+
+which is the arithmetic of torchao's `Int4WeightFakeQuantizer` and of `int4_row_quantize_zp` in MSLK, the
+kernels' quantizer. A checkpoint stores scale and zero point in bfloat16; torchao's fake quantizer forgets
+that rounding. `fake_quantize` here includes it, so that training sees the weight that is deployed.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+BITS = 4
+LEVELS = 2**BITS - 1
+OFFSET = 2 ** (BITS - 1)
+SMALLEST_RANGE = 1e-6
+STORAGE_DTYPE = torch.bfloat16
+
+
+class Int4Weight(NamedTuple):
+    """A quantized (rows, columns) weight, in the layout of torchao's plain Int4Tensor."""
+
+    codes: torch.Tensor  # int8 (rows, columns), values -8 ... 7
+    scale: torch.Tensor  # bfloat16 (columns / group_size, rows)
+    zero_point: torch.Tensor  # bfloat16 (columns / group_size, rows)
+
+
+def quantize(weight: torch.Tensor, group_size: int) -> Int4Weight:
+    """Quantize a (rows, columns) weight of any float dtype; ValueError if group_size does not divide columns."""
+    rows, columns = weight.shape
+    if columns % group_size:
+        raise ValueError(f"group size {group_size} does not divide {columns} input features")
+    groups = weight.detach().float().view(rows, columns // group_size, group_size)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scale = (high - low).clamp(min=SMALLEST_RANGE) / LEVELS
+    codes = ((groups - low) / scale).round().clamp(0, LEVELS) - OFFSET
+    zero_point = low + scale * OFFSET
+    return Int4Weight(codes.view(rows, columns).to(torch.int8), _store(scale), _store(zero_point))
+
+
+def dequantize(quantized: Int4Weight) -> torch.Tensor:
+    """The fp32 (rows, columns) weight that the codes stand for, with scale and zero point as stored."""
+    codes, scale, zero_point = quantized
+    rows, columns = codes.shape
+    groups = codes.float().view(rows, scale.shape[0], -1)
+    return (groups * _per_group(scale) + _per_group(zero_point)).view(rows, columns)
+
+
+def fake_quantize(weight: torch.Tensor, group_size: int) -> torch.Tensor:
+    """What a weight becomes by export and load, in its own dtype; the gradient passes straight through."""
+    rounded = dequantize(quantize(weight, group_size)).to(weight.dtype)
+    return weight + (rounded - weight).detach() if weight.requires_grad else rounded
+
+
+def pack(codes: torch.Tensor) -> torch.Tensor:
+    """int8 (rows, columns) codes as uint4 pairs in int8 (rows, columns / 2): even columns in the low nibble."""
+    nibbles = codes.to(torch.uint8) & 0xF
+    return (nibbles[:, ::2] | (nibbles[:, 1::2] << BITS)).view(torch.int8)
+
+
+def unpack(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of `pack`."""
+    low = (packed << BITS) >> BITS
+    high = packed >> BITS
+    return torch.stack([low, high], dim=-1).flatten(-2)
+
+
+def _store(values: torch.Tensor) -> torch.Tensor:
+    return values.squeeze(-1).t().contiguous().to(STORAGE_DTYPE)
+
+
+def _per_group(values: torch.Tensor) -> torch.Tensor:
+    return values.t().float().unsqueeze(-1)
