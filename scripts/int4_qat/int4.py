@@ -71,6 +71,11 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack([low, high], dim=-1).flatten(-2)
 
 
+def stored_bytes(quantized: Int4Weight) -> int:
+    """Bytes of a packed weight with its scales and zero points."""
+    return quantized.codes.numel() * BITS // 8 + quantized.scale.nbytes + quantized.zero_point.nbytes
+
+
 def _store(values: torch.Tensor) -> torch.Tensor:
     return values.squeeze(-1).t().contiguous().to(STORAGE_DTYPE)
 

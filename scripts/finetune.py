@@ -1,0 +1,290 @@
+"""Fine-tune LoRA adapters on the formatted texts, with fake quantization (QAT) or without.
+
+Only the answers count in the loss. Killed at any moment and started again, it goes on from its last whole checkpoint
+in --checkpoints, if recipe, texts and model are still the same. Writes a peft adapter and a table of each step.
+
+    python scripts/finetune.py --model resources/models/demo --texts results/demo/train.parquet \\
+        --recipe '{"r": 8, ...}' --group-size 64 --checkpoints /tmp/checkpoints \\
+        --adapter results/demo/qat/adapter --log-table results/demo/qat/training.csv
+"""
+
+import argparse
+import dataclasses
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+from trl import SFTConfig, SFTTrainer
+
+from int4_qat import errors, files, models, qat
+from int4_qat.errors import InputError
+
+IGNORED = -100
+WHOLE = "whole"  # a file that stands in every checkpoint that was written to its end
+TABLE_COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_gb"]
+VISION_MODULES = r".*(vision_tower|multi_modal_projector).*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One arm of `finetune` in the config, under the recipe's own names."""
+
+    backend: str
+    qat_scheme: str | None
+    r: int
+    lora_alpha: int
+    lora_dropout: float
+    finetune_vision_layers: bool
+    dtype: str
+    max_seq_length: int
+    instruction_part: str
+    response_part: str
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    gradient_checkpointing: bool
+    warmup_steps: int
+    num_train_epochs: int
+    max_steps: int
+    learning_rate: float
+    logging_steps: int
+    save_steps: int
+    optim: str
+    weight_decay: float
+    lr_scheduler_type: str
+    seed: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, type=Path, help="folder of the base model")
+    parser.add_argument("--texts", required=True, type=Path, help="parquet with the column text")
+    parser.add_argument("--recipe", required=True, help="JSON: an arm of `finetune` in the config")
+    parser.add_argument("--group-size", required=True, type=int, help="of the fake quantization")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--checkpoints", required=True, type=Path, help="folder to resume from")
+    parser.add_argument("--adapter", required=True, type=Path, help="folder for the peft adapter")
+    parser.add_argument("--log-table", required=True, type=Path, help="CSV of each logged step")
+    arguments = parser.parse_args()
+    recipe = Recipe(**json.loads(arguments.recipe))
+    prepare_checkpoints(arguments.checkpoints, settings(arguments, recipe))
+    tokenizer = models.load_tokenizer(arguments.model)
+    model = add_adapters(arguments.model, recipe, arguments.group_size, arguments.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = tokenize(arguments.texts, tokenizer, recipe, scratch)
+        trainer = make_trainer(model, tokenizer, data, recipe, arguments)
+        trainer.train(resume_from_checkpoint=last_whole(arguments.checkpoints))
+    with files.whole(arguments.log_table) as unfinished:
+        rows = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
+        rows[TABLE_COLUMNS].to_csv(unfinished, index=False)
+    with files.whole(arguments.adapter) as folder:
+        trainer.model.save_pretrained(folder)
+    files.remove(arguments.checkpoints)
+
+
+def settings(arguments: argparse.Namespace, recipe: Recipe) -> dict:
+    """What a checkpoint depends on; weights by name and size, since hashing 24 GB at each start is slow."""
+    weights = {file.name: file.stat().st_size for file in sorted(arguments.model.glob("*.safetensors"))}
+    return {
+        "recipe": dataclasses.asdict(recipe),
+        "group_size": arguments.group_size,
+        "texts": files.digest(arguments.texts),
+        "model": files.digest(arguments.model / "config.json"),
+        "weights": weights,
+    }
+
+
+def prepare_checkpoints(folder: Path, wanted: dict) -> None:
+    """Keep whole checkpoints of the same settings; all others are of no use and go."""
+    record = folder / "settings.json"
+    if folder.exists() and not (record.exists() and files.read_json(record) == wanted):
+        print(f"{folder}: of other settings; starting from the first step")
+        files.remove(folder)
+    files.write_json(record, wanted)
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / WHOLE).exists():
+            files.remove(checkpoint)
+
+
+def last_whole(folder: Path) -> str | None:
+    """The checkpoint with the most steps, if any."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return str(checkpoints[-1]) if checkpoints else None
+
+
+def add_adapters(folder: Path, recipe: Recipe, group_size: int, device: str) -> PreTrainedModel:
+    """The base model with LoRA on its linears and, for QAT, fake quant on the linears below them."""
+    torch.manual_seed(recipe.seed)
+    model = models.load_model(folder, models.DTYPES[recipe.dtype], device)
+    lora = LoraConfig(
+        r=recipe.r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules="all-linear",
+        exclude_modules=None if recipe.finetune_vision_layers else VISION_MODULES,
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(model, lora)
+    model.print_trainable_parameters()
+    if recipe.qat_scheme is not None:
+        placed = qat.fake_quantize_base_linears(model, group_size)
+        print(f"fake quantization ({recipe.qat_scheme}, group size {group_size}) on {len(placed)} linears")
+    return model
+
+
+def tokenize(
+    texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, cache: str
+) -> datasets.Dataset:
+    """input_ids and labels of every text; InputError names a row in which nothing would be learned.
+
+    The tokens are the recipe's: bos, the text as rendered, no eos. The labels leave out everything up to and
+    including each response_part, and from each instruction_part on.
+    """
+
+    def encode(part: str) -> list[int]:
+        return tokenizer(part, add_special_tokens=False)["input_ids"]
+
+    instruction, response = encode(recipe.instruction_part), encode(recipe.response_part)
+
+    def encode_batch(batch: dict, rows: list[int]) -> dict:
+        tokens = tokenizer(batch["text"], truncation=True, max_length=recipe.max_seq_length)["input_ids"]
+        labels = [response_labels(row, instruction, response) for row in tokens]
+        for row, row_labels in zip(rows, labels, strict=True):
+            if all(label == IGNORED for label in row_labels):
+                raise InputError(
+                    f"{texts}, row {row + 1}: no token counts in the loss; expected '{recipe.response_part.strip()}' "
+                    f"and an answer within max_seq_length {recipe.max_seq_length}"
+                )
+        return {"input_ids": tokens, "labels": labels}
+
+    rows = datasets.Dataset.from_parquet(str(texts), columns=["text"], cache_dir=cache)
+    return rows.map(encode_batch, batched=True, with_indices=True, remove_columns=["text"], desc="tokenize")
+
+
+def response_labels(tokens: list[int], instruction: list[int], response: list[int]) -> list[int]:
+    """The tokens, with IGNORED everywhere but after each response marker up to the next instruction marker."""
+    labels, position, learning = [], 0, False
+    while position < len(tokens):
+        for marker, starts_learning in ((response, True), (instruction, False)):
+            if tokens[position : position + len(marker)] == marker:
+                labels += [IGNORED] * len(marker)
+                learning = starts_learning
+                position += len(marker)
+                break
+        else:
+            labels.append(tokens[position] if learning else IGNORED)
+            position += 1
+    return labels
+
+
+def make_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: datasets.Dataset,
+    recipe: Recipe,
+    arguments: argparse.Namespace,
+) -> SFTTrainer:
+    """trl's trainer with the recipe's values, whole checkpoints and a table of steps."""
+    on_gpu = arguments.device == "cuda"
+    config = SFTConfig(
+        output_dir=str(arguments.checkpoints),
+        per_device_train_batch_size=recipe.per_device_train_batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        warmup_steps=recipe.warmup_steps,
+        num_train_epochs=recipe.num_train_epochs,
+        max_steps=recipe.max_steps,
+        learning_rate=recipe.learning_rate,
+        logging_steps=recipe.logging_steps,
+        save_strategy="steps",
+        save_steps=recipe.save_steps,
+        save_total_limit=2,
+        optim=recipe.optim,
+        weight_decay=recipe.weight_decay,
+        lr_scheduler_type=recipe.lr_scheduler_type,
+        seed=recipe.seed,
+        max_length=recipe.max_seq_length,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=on_gpu,
+        bf16=on_gpu and recipe.dtype == "bfloat16",
+        use_cpu=not on_gpu,
+        report_to="none",
+    )
+    trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+    trainer.pop_callback(ProgressCallback)
+    for callback in (StepTable(on_gpu), WholeCheckpoints(), GradientCheck(), ProgressWithLoss()):
+        trainer.add_callback(callback)
+    return trainer
+
+
+class StepTable(TrainerCallback):
+    """Adds tokens per second and peak memory to each logged step."""
+
+    def __init__(self, on_gpu: bool):
+        self.on_gpu = on_gpu
+        self.tokens, self.time = 0, time.perf_counter()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        rows = [row for row in state.log_history if "num_tokens" in row]
+        self.tokens = rows[-1]["num_tokens"] if rows else 0
+        self.time = time.perf_counter()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        row = state.log_history[-1]
+        if "loss" not in row:
+            return
+        now = time.perf_counter()
+        row["tokens_per_second"] = round((row["num_tokens"] - self.tokens) / (now - self.time), 1)
+        row["peak_memory_gb"] = peak_memory_bytes(self.on_gpu) / 1e9
+        self.tokens, self.time = row["num_tokens"], now
+
+
+def peak_memory_bytes(on_gpu: bool) -> int:
+    """The most memory so far: reserved on the GPU, or resident in this process."""
+    if on_gpu:
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Marks a checkpoint once it is on the disk: a kill can come while one is being written."""
+
+    def on_save(self, args, state, control, **kwargs):
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+
+class GradientCheck(TrainerCallback):
+    """Every trainable parameter must get a gradient; lora_A's is zero at the very first step, since B is."""
+
+    def __init__(self):
+        self.steps_seen = 0
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps_seen += 1
+        if self.steps_seen > 2:
+            return
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if parameter.grad is None or (self.steps_seen == 2 and not parameter.grad.any()):
+                raise InputError(f"finetune: {name} is trainable and got no gradient")
+
+
+class ProgressWithLoss(ProgressCallback):
+    """A bar with steps, loss and time left, in place of a line for each step."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=logs["loss"])
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,64 @@
+"""lm-eval's own `mmlu` tasks, told where this workflow's data lies."""
+
+import functools
+import shutil
+from pathlib import Path
+
+import lm_eval
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from int4_qat import mmlu
+
+TASKS = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
+TEMPLATE = "_default_template_yaml"
+DATASET_LINE = "dataset_path: cais/mmlu\n"
+SPLITS = ("dev", "test", "validation")
+
+
+@functools.cache
+def tasks() -> dict[str, dict]:
+    """The settings of each subject's task, by subject."""
+    settings = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(TASKS.glob("mmlu_*.yaml"))]
+    return {task["dataset_name"]: task for task in settings}
+
+
+def subjects() -> list[str]:
+    """MMLU's 57 subjects."""
+    return sorted(tasks())
+
+
+def description(subject: str) -> str:
+    """The line ahead of a subject's questions."""
+    return tasks()[subject]["description"]
+
+
+def prompt(row: dict) -> str:
+    """A question as lm-eval's doc_to_text puts it; the test compares the two."""
+    choices = "".join(f"{letter}. {choice}\n" for letter, choice in zip(mmlu.LETTERS, row["choices"], strict=True))
+    return f"{row['question'].strip()}\n{choices}Answer:"
+
+
+def lay_out(data: Path, folder: Path) -> Path:
+    """Write a tasks folder for lm-eval's `include_path` and, beside it, the data it names; returns the former."""
+    dataset, include = folder / "dataset", folder / "tasks"
+    configurations = []
+    for split in SPLITS:
+        table = pq.read_table(data / f"{split}.parquet", schema=mmlu.SCHEMA)
+        for subject in subjects():
+            (dataset / subject).mkdir(parents=True, exist_ok=True)
+            rows = table.filter(pc.equal(table["subject"], subject))
+            pq.write_table(rows, dataset / subject / f"{split}-00000-of-00001.parquet")
+    for subject in subjects():
+        files = [{"split": split, "path": f"{subject}/{split}-*.parquet"} for split in SPLITS]
+        configurations.append({"config_name": subject, "data_files": files})
+    header = yaml.safe_dump({"configs": configurations})
+    (dataset / "README.md").write_text(f"---\n{header}---\n", encoding="utf-8")
+    shutil.copytree(TASKS, include)
+    template = (include / TEMPLATE).read_text(encoding="utf-8")
+    if DATASET_LINE not in template:
+        raise RuntimeError(f"{TASKS / TEMPLATE} no longer says '{DATASET_LINE.strip()}'")
+    local = f"dataset_path: {dataset}\n"
+    (include / TEMPLATE).write_text(template.replace(DATASET_LINE, local), encoding="utf-8")
+    return include
