@@ -216,13 +216,22 @@ def make_trainer(
         dataloader_pin_memory=on_gpu,
         bf16=on_gpu and recipe.dtype == "bfloat16",
         use_cpu=not on_gpu,
+        include_num_input_tokens_seen="non_padding",
         report_to="none",
     )
-    trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+    trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.pop_callback(ProgressCallback)
     for callback in (StepTable(on_gpu), WholeCheckpoints(), GradientCheck(), ProgressWithLoss()):
         trainer.add_callback(callback)
     return trainer
+
+
+class AnyDeviceSFTTrainer(SFTTrainer):
+    """trl computes the loss in a Triton kernel that no CPU has; there it is the model's own, the same number."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        trainer_class = super() if inputs["input_ids"].is_cuda else super(SFTTrainer, self)
+        return trainer_class.compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
 class StepTable(TrainerCallback):
@@ -233,8 +242,7 @@ class StepTable(TrainerCallback):
         self.tokens, self.time = 0, time.perf_counter()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        rows = [row for row in state.log_history if "num_tokens" in row]
-        self.tokens = rows[-1]["num_tokens"] if rows else 0
+        self.tokens = state.num_input_tokens_seen
         self.time = time.perf_counter()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -242,9 +250,9 @@ class StepTable(TrainerCallback):
         if "loss" not in row:
             return
         now = time.perf_counter()
-        row["tokens_per_second"] = round((row["num_tokens"] - self.tokens) / (now - self.time), 1)
+        row["tokens_per_second"] = round((state.num_input_tokens_seen - self.tokens) / (now - self.time), 1)
         row["peak_memory_gb"] = peak_memory_bytes(self.on_gpu) / 1e9
-        self.tokens, self.time = row["num_tokens"], now
+        self.tokens, self.time = state.num_input_tokens_seen, now
 
 
 def peak_memory_bytes(on_gpu: bool) -> int:
@@ -262,20 +270,19 @@ class WholeCheckpoints(TrainerCallback):
 
 
 class GradientCheck(TrainerCallback):
-    """Every trainable parameter must get a gradient; lora_A's is zero at the very first step, since B is."""
+    """Every trainable parameter must get a gradient; lora_A's is zero until B has moved, in the warm-up's second step."""
 
     def __init__(self):
-        self.steps_seen = 0
+        self.silent: set[str] | None = None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps_seen += 1
-        if self.steps_seen > 2:
-            return
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if parameter.grad is None or (self.steps_seen == 2 and not parameter.grad.any()):
-                raise InputError(f"finetune: {name} is trainable and got no gradient")
+        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if self.silent is None:
+            self.silent = set(trainable)
+        gradients = {name: trainable[name].grad for name in self.silent}
+        self.silent -= {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
+        if state.global_step == min(args.warmup_steps + 2, args.max_steps - 1) and self.silent:
+            raise InputError(f"finetune: {min(self.silent)} is trainable and got no gradient")
 
 
 class ProgressWithLoss(ProgressCallback):

@@ -35,19 +35,19 @@ def main() -> None:
         model.save_pretrained(folder)
         models.copy_companions(arguments.checkpoint, folder)
         compare(folder, model, arguments.checkpoint, arguments.group_size)
-        files.write_json(folder / "manifest.json", manifest(arguments, layers))
+        files.write_json(folder / "manifest.json", manifest(arguments, layers, folder))
     done = [layer for layer in layers if layer["quantized"]]
     print(f"{len(done)} of {len(layers)} linears in int4; read back and compared: 0 weights differ")
 
 
-def manifest(arguments: argparse.Namespace, layers: list[dict]) -> dict:
+def manifest(arguments: argparse.Namespace, layers: list[dict], folder: Path) -> dict:
     """What was quantized and what it saved; bytes are those of the weight files."""
     return {
         "scheme": "int4",
         "group_size": arguments.group_size,
         "packing": "plain",
         "bytes_before": files.folder_bytes(arguments.checkpoint, "*.safetensors"),
-        "bytes_after": files.folder_bytes(arguments.output.with_name(f".{arguments.output.name}.unfinished"), "*.safetensors"),
+        "bytes_after": files.folder_bytes(folder, "*.safetensors"),
         "weights_that_differ": 0,
         "layers": layers,
     }

@@ -59,6 +59,6 @@ def lay_out(data: Path, folder: Path) -> Path:
     template = (include / TEMPLATE).read_text(encoding="utf-8")
     if DATASET_LINE not in template:
         raise RuntimeError(f"{TASKS / TEMPLATE} no longer says '{DATASET_LINE.strip()}'")
-    local = f"dataset_path: {dataset}\n"
+    local = f"dataset_path: {dataset}\ndataset_kwargs: {{cache_dir: {folder / 'cache'}}}\n"
     (include / TEMPLATE).write_text(template.replace(DATASET_LINE, local), encoding="utf-8")
     return include

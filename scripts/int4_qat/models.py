@@ -56,6 +56,7 @@ def dequantize_weights(model: torch.nn.Module, dtype: torch.dtype) -> int:
         model.config.quantization_config = None
         model.hf_quantizer = None
         model.is_quantized = False
+        model.to(dtype)
     return len(quantized)
 
 

@@ -2,7 +2,8 @@
 
 import torch
 from torchao.quantization import quantize_
-from torchao.quantization.qat import FakeQuantizedLinear, Int4WeightFakeQuantizeConfig, QATConfig
+from torchao.quantization.qat import FakeQuantizedLinear, QATConfig
+from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
 from torchao.quantization.qat.fake_quantizer import Int4WeightFakeQuantizer
 
 from int4_qat import int4
