@@ -1,0 +1,25 @@
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+if "models" not in config:
+
+    # A --configfile replaces the default one as a whole: a merge of two would run the models of both.
+    configfile: f"{workflow.basedir}/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/download.smk"
+include: "rules/format_mmlu.smk"
+include: "rules/finetune.smk"
+include: "rules/merge.smk"
+include: "rules/quantize.smk"
+include: "rules/evaluate_mmlu.smk"
+include: "rules/measure.smk"
+include: "rules/summarize.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        expand("results/{model}/summary.json", model=config["models"]),

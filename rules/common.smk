@@ -1,0 +1,48 @@
+import json
+import sys
+
+# What several rules need: the checked config, and where things come from.
+
+sys.path.insert(0, f"{workflow.basedir}/scripts")
+
+from int4_qat import sources, variants, workflow_config
+
+workflow_config.check(config, f"{workflow.basedir}/rules/config.schema.yaml")
+
+SPLITS = ("auxiliary_train", "dev", "validation", "test")
+
+# Compute nodes often have no network: only the download rules, which unset this, may touch the Hub.
+shell.prefix("set -euo pipefail; export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false; ")
+
+
+wildcard_constraints:
+    model="|".join(config["models"]),
+    arm="|".join(config["finetune"]["arms"]) or "none",
+    variant="|".join(config["variants"]),
+    weights="|".join([variants.BASE, *config["finetune"]["arms"]]),
+
+
+def code_of(script):
+    """A script and every module of ours that it imports: editing one re-runs what depends on it."""
+    return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py")
+
+
+def recipe(wildcards):
+    """The fine-tuning settings of one arm as JSON."""
+    shared = {key: value for key, value in config["finetune"].items() if key != "arms"}
+    return json.dumps(shared | config["finetune"]["arms"][wildcards.arm])
+
+
+def device(wildcards, resources):
+    """The profile says which rules have a GPU."""
+    return "cuda" if resources.gpu else "cpu"
+
+
+def source_path(source, standin):
+    """What a download rule is told: the source itself, or where the stand-in is made."""
+    return standin if source == workflow_config.STANDIN else source
+
+
+def source_input(source, standin):
+    """What a download rule waits for: the stand-in, or a local folder's files, whose content then counts."""
+    return standin if source == workflow_config.STANDIN else sources.local_files(source)

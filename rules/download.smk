@@ -1,0 +1,69 @@
+# Raw data and base models, the only rules that touch the network.
+#   in:  the Hub at a pinned commit, a local folder, or the stand-in
+#   out: resources/mmlu/<split>.parquet, resources/models/<model>/
+
+
+rule make_standin:
+    input:
+        code=code_of("make_standin"),
+    output:
+        mmlu=directory("resources/standin/mmlu"),
+        model=directory("resources/standin/model"),
+    params:
+        seed=lambda wildcards: config["standin"]["seed"],
+        outlier_factor=lambda wildcards: config["standin"]["outlier_factor"],
+    log:
+        "logs/make_standin.log",
+    benchmark:
+        "benchmarks/make_standin.tsv"
+    conda:
+        "../envs/lm_eval.yaml"
+    shell:
+        "python {input.code[0]:q}"
+        " --output resources/standin"
+        " --seed {params.seed}"
+        " --outlier-factor {params.outlier_factor}"
+        " 2>&1 | tee {log:q}"
+
+
+rule download_mmlu:
+    input:
+        code=code_of("download_mmlu"),
+        raw=source_input(config["data"]["source"], "resources/standin/mmlu"),
+    output:
+        splits=expand("resources/mmlu/{split}.parquet", split=SPLITS),
+        report="resources/mmlu/report.json",
+    params:
+        source=source_path(config["data"]["source"], "resources/standin/mmlu"),
+    log:
+        "logs/download_mmlu.log",
+    benchmark:
+        "benchmarks/download_mmlu.tsv"
+    conda:
+        "../envs/data.yaml"
+    shell:
+        "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
+        " --source {params.source:q}"
+        " --output resources/mmlu"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+
+
+rule download_model:
+    input:
+        code=code_of("download_model"),
+        raw=lambda wildcards: source_input(config["models"][wildcards.model]["source"], "resources/standin/model"),
+    output:
+        directory("resources/models/{model}"),
+    params:
+        source=lambda wildcards: source_path(config["models"][wildcards.model]["source"], "resources/standin/model"),
+    log:
+        "logs/{model}/download_model.log",
+    benchmark:
+        "benchmarks/{model}/download_model.tsv"
+    conda:
+        "../envs/data.yaml"
+    shell:
+        "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
+        " --source {params.source:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

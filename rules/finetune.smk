@@ -1,0 +1,38 @@
+# One LoRA adapter an arm; the arms differ in their keys in the config.
+#   in:  results/<model>/train.parquet, resources/models/<model>/
+#   out: results/<model>/<arm>/adapter/, results/<model>/<arm>/training.csv
+
+
+rule finetune:
+    input:
+        code=code_of("finetune"),
+        texts=rules.format_mmlu.output[0],
+        model=rules.download_model.output[0],
+    output:
+        adapter=directory("results/{model}/{arm}/adapter"),
+        table="results/{model}/{arm}/training.csv",
+    params:
+        recipe=recipe,
+        group_size=config["quantization"]["group_size"],
+        # Not an output, since Snakemake deletes the outputs of a job that fails.
+        checkpoints="results/{model}/{arm}/checkpoints",
+        device=device,
+    resources:
+        gpu=1,
+    log:
+        "logs/{model}/finetune_{arm}.log",
+    benchmark:
+        "benchmarks/{model}/finetune_{arm}.tsv"
+    conda:
+        "../envs/finetune.yaml"
+    shell:
+        "python {input.code[0]:q}"
+        " --model {input.model:q}"
+        " --texts {input.texts:q}"
+        " --recipe {params.recipe:q}"
+        " --group-size {params.group_size}"
+        " --device {params.device}"
+        " --checkpoints {params.checkpoints:q}"
+        " --adapter {output.adapter:q}"
+        " --log-table {output.table:q}"
+        " 2>&1 | tee {log:q}"

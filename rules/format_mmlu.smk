@@ -1,0 +1,24 @@
+# Training texts in the chat template of the model's own tokenizer.
+#   in:  resources/mmlu/auxiliary_train.parquet, resources/models/<model>/
+#   out: results/<model>/train.parquet (text, subject)
+
+
+rule format_mmlu:
+    input:
+        code=code_of("format_mmlu"),
+        mmlu="resources/mmlu/auxiliary_train.parquet",
+        model=rules.download_model.output[0],
+    output:
+        "results/{model}/train.parquet",
+    log:
+        "logs/{model}/format_mmlu.log",
+    benchmark:
+        "benchmarks/{model}/format_mmlu.tsv"
+    conda:
+        "../envs/data.yaml"
+    shell:
+        "python {input.code[0]:q}"
+        " --mmlu {input.mmlu:q}"
+        " --tokenizer {input.model:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -1,0 +1,62 @@
+# What a variant needs: memory and time.
+#   in:  results/<model>/<variant>/checkpoint/
+#   out: results/<model>/<variant>/memory.json, latency.json
+
+
+rule measure_memory:
+    input:
+        code=code_of("measure_memory"),
+        checkpoint="results/{model}/{variant}/checkpoint",
+    output:
+        "results/{model}/{variant}/memory.json",
+    params:
+        settings=config["evaluation"]["memory"],
+        device=device,
+    resources:
+        gpu=1,
+    log:
+        "logs/{model}/measure_memory_{variant}.log",
+    benchmark:
+        "benchmarks/{model}/measure_memory_{variant}.tsv"
+    conda:
+        "../envs/quantize.yaml"
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --dtype {params.settings[dtype]}"
+        " --max-new-tokens {params.settings[max_new_tokens]}"
+        " --device {params.device}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+
+
+rule measure_latency:
+    input:
+        code=code_of("measure_latency"),
+        checkpoint="results/{model}/{variant}/checkpoint",
+    output:
+        "results/{model}/{variant}/latency.json",
+    params:
+        settings=config["evaluation"]["latency"],
+        device=device,
+    resources:
+        gpu=1,
+    log:
+        "logs/{model}/measure_latency_{variant}.log",
+    benchmark:
+        "benchmarks/{model}/measure_latency_{variant}.tsv"
+    conda:
+        "../envs/quantize.yaml"
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --engine {params.settings[engine]}"
+        " --dtype {params.settings[dtype]}"
+        " --input-len {params.settings[input_len]}"
+        " --output-len {params.settings[output_len]}"
+        " --batch-size {params.settings[batch_size]}"
+        " --warmup {params.settings[warmup]}"
+        " --iterations {params.settings[iterations]}"
+        " --device {params.device}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -1,0 +1,43 @@
+# Checkpoints in bf16: the base model as it is, and each arm's adapter merged into it.
+#   in:  resources/models/<model>/, results/<model>/<arm>/adapter/
+#   out: results/<model>/<weights>-bf16/checkpoint/
+
+
+rule link_base:
+    input:
+        code=code_of("download_model"),
+        model=rules.download_model.output[0],
+    output:
+        directory(f"results/{{model}}/{variants.BASELINE}/checkpoint"),
+    log:
+        "logs/{model}/link_base.log",
+    benchmark:
+        "benchmarks/{model}/link_base.tsv"
+    conda:
+        "../envs/data.yaml"
+    shell:
+        "python {input.code[0]:q}"
+        " --source {input.model:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+
+
+rule merge:
+    input:
+        code=code_of("merge"),
+        model=rules.download_model.output[0],
+        adapter=rules.finetune.output.adapter,
+    output:
+        directory("results/{model}/{arm}-bf16/checkpoint"),
+    log:
+        "logs/{model}/merge_{arm}.log",
+    benchmark:
+        "benchmarks/{model}/merge_{arm}.tsv"
+    conda:
+        "../envs/finetune.yaml"
+    shell:
+        "python {input.code[0]:q}"
+        " --model {input.model:q}"
+        " --adapter {input.adapter:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -1,0 +1,27 @@
+# Checkpoints in int4, with a manifest of every layer.
+#   in:  results/<model>/<weights>-bf16/checkpoint/
+#   out: results/<model>/<weights>-int4/checkpoint/
+
+
+rule quantize:
+    input:
+        code=code_of("quantize"),
+        checkpoint="results/{model}/{weights}-bf16/checkpoint",
+    output:
+        directory("results/{model}/{weights}-int4/checkpoint"),
+    params:
+        group_size=config["quantization"]["group_size"],
+        skip=config["quantization"]["skip"],
+    log:
+        "logs/{model}/quantize_{weights}.log",
+    benchmark:
+        "benchmarks/{model}/quantize_{weights}.tsv"
+    conda:
+        "../envs/quantize.yaml"
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --group-size {params.group_size}"
+        " --skip {params.skip:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

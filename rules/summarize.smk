@@ -1,0 +1,35 @@
+# One table of all variants.
+#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet
+#   out: results/<model>/summary.json, summary.csv
+
+
+rule summarize:
+    input:
+        code=code_of("summarize"),
+        data=rules.download_mmlu.output.report,
+        results=expand(
+            "results/{{model}}/{variant}/{result}",
+            variant=config["variants"],
+            result=["mmlu.json", "mmlu_samples.parquet", "memory.json", "latency.json"],
+        ),
+    output:
+        json="results/{model}/summary.json",
+        csv="results/{model}/summary.csv",
+    params:
+        variants=config["variants"],
+        results="results/{model}",
+    log:
+        "logs/{model}/summarize.log",
+    benchmark:
+        "benchmarks/{model}/summarize.tsv"
+    conda:
+        "../envs/data.yaml"
+    shell:
+        "python {input.code[0]:q}"
+        " --model {wildcards.model}"
+        " --variants {params.variants:q}"
+        " --results {params.results:q}"
+        " --data-report {input.data:q}"
+        " --json {output.json:q}"
+        " --csv {output.csv:q}"
+        " 2>&1 | tee {log:q}"

@@ -1,0 +1,63 @@
+"""The check of the config, before anything runs: one line that names the key."""
+
+import sys
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from int4_qat import variants
+
+STANDIN = "standin"
+
+
+def check(config: dict, schema: str) -> None:
+    """End the program with one line for each thing that is wrong."""
+    found = problems(config, yaml.safe_load(Path(schema).read_text(encoding="utf-8")))
+    if found:
+        sys.exit("\n".join(f"config error: {line}" for line in found))
+
+
+def problems(config: dict, schema: dict) -> list[str]:
+    """What is wrong, a line each; the schema comes first, since the rest relies on it."""
+    validator = jsonschema.Draft202012Validator(schema)
+    lines = [_line(error) for error in sorted(validator.iter_errors(config), key=lambda error: error.json_path)]
+    return lines or [*_missing_sources(config), *_unknown_variants(config)]
+
+
+def _line(error: jsonschema.ValidationError) -> str:
+    key = error.json_path.removeprefix("$.").removeprefix("$")
+    message = error.message if len(error.message) < 200 else f"{error.message[:200]} ..."
+    return f"{key}: {message}" if key else message
+
+
+def _missing_sources(config: dict) -> list[str]:
+    sources = {"data.source": config["data"]["source"]}
+    sources |= {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
+    lines = []
+    for key, source in sources.items():
+        if source == STANDIN:
+            if STANDIN not in config:
+                lines.append(f"{key}: is '{STANDIN}', but the config has no section '{STANDIN}'")
+        elif not source.startswith("hf://") and not Path(source).is_dir():
+            lines.append(f"{key}: expected an existing folder, found none at '{source}'")
+    return lines
+
+
+def _unknown_variants(config: dict) -> list[str]:
+    weights = [variants.BASE, *config["finetune"]["arms"]]
+    lines = []
+    for index, name in enumerate(config["variants"]):
+        try:
+            known = variants.split(name)[0] in weights
+        except ValueError:
+            known = False
+        if not known:
+            lines.append(
+                f"variants[{index}]: nothing produces '{name}'; expected "
+                f"<{' or '.join(weights)}>-<{' or '.join(variants.PRECISIONS)}>"
+            )
+    for name in (variants.BASELINE, variants.QUANTIZED_BASELINE):
+        if name not in config["variants"]:
+            lines.append(f"variants: '{name}' is missing; every other one is compared with it")
+    return lines
