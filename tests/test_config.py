@@ -1,0 +1,85 @@
+"""A wrong config is one line that names the key."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, snakemake
+
+from int4_qat import workflow_config
+
+SCHEMA = yaml.safe_load((ROOT / "rules" / "config.schema.yaml").read_text())
+CARD = yaml.safe_load((ROOT / "config.yaml").read_text())
+DEMO = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
+
+
+def changed(path, value):
+    config = copy.deepcopy(CARD)
+    *parents, key = path
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[key] = value
+    return config
+
+
+@pytest.mark.parametrize("config", [CARD, DEMO])
+def test_the_shipped_configs_are_right(config):
+    assert workflow_config.problems(config, SCHEMA) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (["finetune", "learning_rat"], 1e-3, "learning_rat"),
+        (["finetune", "arms", "qat", "learning_rat"], 1e-3, "finetune.arms.qat"),
+        (["finetune", "learning_rate"], "fast", "finetune.learning_rate: 'fast' is not of type 'number'"),
+        (["finetune", "max_steps"], 0, "finetune.max_steps: 0 is less than the minimum of 1"),
+        (["finetune", "arms", "qat", "qat_scheme"], "int3", "finetune.arms.qat.qat_scheme: 'int3' is not one of"),
+        (["quantization", "group_size"], 100, "quantization.group_size: 100 is not one of"),
+        (["quantization", "scheme"], "int2", "quantization.scheme: 'int2' is not one of ['int4']"),
+        (["data", "source"], "hf://datasets/cais/mmlu@main", "data.source"),
+        (["data", "source"], "/no/such/folder", "data.source: expected an existing folder, found none at"),
+        (["models", "gemma-3-12b-it", "source"], "/no/model", "models.gemma-3-12b-it.source: expected an existing"),
+        (["data", "source"], "standin", "data.source: is 'standin', but the config has no section 'standin'"),
+        (["variants"], ["base-bf16", "base-int4", "dpo-int4"], "variants[2]: nothing produces 'dpo-int4'"),
+        (["variants"], ["base-bf16", "qat-int4"], "variants: 'base-int4' is missing"),
+        (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
+    ],
+)
+def test_each_mistake_is_one_line_that_names_the_key(path, value, expected):
+    problems = workflow_config.problems(changed(path, value), SCHEMA)
+    assert len(problems) == 1
+    assert expected in problems[0]
+    assert "\n" not in problems[0]
+
+
+def test_snakemake_says_so_before_anything_runs(tmp_path):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(yaml.safe_dump(changed(["quantization", "group_size"], 100)))
+    result = snakemake("--dry-run", "--configfile", wrong)
+    assert result.returncode != 0
+    assert "config error: quantization.group_size: 100 is not one of [32, 64, 128, 256]" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_every_arm_and_model_stands_in_the_plan(tmp_path):
+    config = changed(["finetune", "arms", "qat_fast"], {"qat_scheme": "int4", "learning_rate": 1e-4})
+    config["models"]["other"] = {"source": CARD["models"]["gemma-3-12b-it"]["source"]}
+    config["variants"].append("qat_fast-int4")
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(config))
+    plan = snakemake("--dry-run", "--configfile", path, "--directory", tmp_path / "run")
+    assert plan.returncode == 0, plan.stderr
+    counts = dict(line.split() for line in plan.stdout.splitlines() if len(line.split()) == 2)
+    assert (counts["finetune"], counts["evaluate_mmlu"], counts["summarize"]) == ("6", "12", "2")
+
+
+def test_the_environments_pin_what_the_lock_pins():
+    locked = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
+    locked = {name.lower().replace("_", "-"): version for name, version in locked.items()}
+    for path in sorted(Path(ROOT / "envs").glob("*.yaml")):
+        pip = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
+        for name, version in (pin.split("==") for pin in pip):
+            assert locked.get(name, version) == version, f"{path.name}: {name}"

@@ -1,0 +1,74 @@
+"""int4.py against torchao's own numbers and hand-computed ones."""
+
+import pytest
+import torch
+from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
+from torchao.quantization.qat.fake_quantizer import Int4WeightFakeQuantizer
+
+from int4_qat import int4, models, qat
+
+
+def weight(rows=48, columns=256, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def test_one_group_by_hand():
+    # -7 ... 8 in steps of one: scale 1, so every value is a code; zero point = min + 8.
+    values = torch.arange(-7.0, 9.0).view(1, 16)
+    quantized = int4.quantize(values, 16)
+    assert quantized.codes.tolist() == [list(range(-8, 8))]
+    assert quantized.scale.item() == 1.0
+    assert quantized.zero_point.item() == 1.0
+    assert torch.equal(int4.dequantize(quantized), values)
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_are_torchaos(group_size, dtype):
+    w = weight().to(dtype)
+    config = Int4WeightFakeQuantizeConfig(group_size=group_size, activation_dtype=torch.bfloat16)
+    theirs = Int4WeightFakeQuantizer(config)(w.float())
+    groups = w.float().view(48, -1, group_size)
+    scale = (groups.amax(-1) - groups.amin(-1)) / 15
+    zero_point = groups.amin(-1) + scale * 8
+    ours = int4.quantize(w, group_size)
+    unrounded = ours.codes.float().view_as(groups) * scale.unsqueeze(-1) + zero_point.unsqueeze(-1)
+    assert torch.equal(unrounded.view(48, 256), theirs)
+    assert torch.equal(ours.scale, scale.T.to(torch.bfloat16))
+    assert torch.equal(ours.zero_point, zero_point.T.to(torch.bfloat16))
+
+
+def test_fake_quant_is_what_is_deployed_and_passes_the_gradient():
+    w = weight().requires_grad_()
+    fake = int4.fake_quantize(w, 64)
+    assert torch.allclose(fake, int4.dequantize(int4.quantize(w, 64)), rtol=0, atol=1e-6)
+    (fake * weight(seed=1)).sum().backward()
+    assert torch.equal(w.grad, weight(seed=1))
+    config = Int4WeightFakeQuantizeConfig(group_size=64, activation_dtype=torch.bfloat16)
+    frozen = w.detach()
+    assert torch.equal(qat.DeployedInt4FakeQuantizer(config)(frozen), int4.dequantize(int4.quantize(frozen, 64)))
+
+
+def test_constant_groups_survive():
+    constant = torch.full((2, 64), 0.5)
+    assert torch.allclose(int4.fake_quantize(constant, 64), constant, atol=2e-3)
+    assert torch.equal(int4.fake_quantize(torch.zeros(2, 64), 64).round(decimals=5), torch.zeros(2, 64))
+
+
+def test_pack_puts_even_columns_into_the_low_nibble():
+    codes = torch.tensor([[1, -2, 7, -8]], dtype=torch.int8)
+    assert int4.pack(codes).view(torch.uint8).tolist() == [[0xE1, 0x87]]
+    every_code = torch.arange(-8, 8, dtype=torch.int8).repeat(3, 4)
+    assert torch.equal(int4.unpack(int4.pack(every_code)), every_code)
+
+
+def test_bytes_of_a_weight_at_group_128():
+    quantized = int4.quantize(weight(), 128)
+    assert int4.stored_bytes(quantized) / weight().numel() <= 0.57
+    tensor = models.to_torchao(quantized, 128)
+    assert tensor.qdata.nbytes + tensor.scale.nbytes + tensor.zero_point.nbytes == int4.stored_bytes(quantized)
+
+
+def test_a_group_that_does_not_divide_is_an_error():
+    with pytest.raises(ValueError, match="group size 96 does not divide 256"):
+        int4.quantize(weight(), 96)

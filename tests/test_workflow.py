@@ -1,0 +1,138 @@
+"""The workflow as its users run it: the plan, the whole chain on the stand-in, and what runs again."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, demo, run_script, snakemake
+
+from int4_qat import mmlu_harness, sources
+
+NOTHING = "Nothing to be done"
+
+
+def planned(output):
+    """Rule names and counts of a dry-run."""
+    pairs = [line.split() for line in output.splitlines()]
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def test_the_default_config_plans_the_12b_chain_on_any_machine(tmp_path):
+    result = snakemake("--dry-run", "--directory", tmp_path)
+    assert result.returncode == 0, result.stderr
+    plan = planned(result.stdout)
+    assert (plan["finetune"], plan["merge"], plan["quantize"], plan["evaluate_mmlu"]) == (2, 2, 3, 5)
+    assert list(tmp_path.glob("res*")) == []
+
+
+def test_modules_are_found_through_other_modules():
+    found = {os.path.basename(path) for path in sources.local_modules(str(ROOT / "scripts" / "finetune.py"))}
+    assert found == {"finetune.py", "__init__.py", "errors.py", "files.py", "models.py", "qat.py", "int4.py"}
+
+
+def test_no_gpu_is_an_error_and_no_fall_back(untrained, tmp_path):
+    options = ["--checkpoint", untrained / "model", "--dtype", "float32", "--max-new-tokens", 4, "--device", "cuda"]
+    result = run_script("measure_memory", *options, "--output", tmp_path / "memory.json")
+    assert result.returncode == 1
+    assert "expected a GPU for 'cuda', found none" in result.stderr
+
+
+def test_lm_eval_renders_the_prompt_that_the_standin_learns(demo_run):
+    row = pd.read_parquet(demo_run / "resources" / "mmlu" / "test.parquet").iloc[0].to_dict()
+    from lm_eval.utils import apply_template
+
+    template = yaml.safe_load((mmlu_harness.TASKS / mmlu_harness.TEMPLATE).read_text())["doc_to_text"]
+    assert apply_template(template, row) == mmlu_harness.prompt(row)
+
+
+def test_qat_wins_back_half_of_what_int4_cost(demo_run):
+    summary = json.loads((demo_run / "results" / "demo" / "summary.json").read_text())
+    rows = {row["name"]: row for row in summary["variants"]}
+    accuracy = {name: row["mmlu"]["accuracy"] for name, row in rows.items()}
+    assert rows["qat-int4"]["mmlu"]["questions"] >= 2_000
+    assert rows["qat-int4"]["mmlu"]["subjects"] == 57
+    assert accuracy["base-bf16"] >= 0.65
+    assert accuracy["base-int4"] <= accuracy["base-bf16"] - 0.05
+    assert accuracy["lora-int4"] <= accuracy["lora-bf16"] - 0.05
+    assert rows["qat-int4"]["recovered"] >= 0.5
+    assert list(rows) == ["base-bf16", "base-int4", "lora-bf16", "lora-int4", "qat-int4"]
+    assert all(row["memory"]["peak_gb"] > 0 and row["latency"]["mean_s"] > 0 for row in rows.values())
+
+
+def test_samples_hold_what_lm_eval_reports(demo_run):
+    folder = demo_run / "results" / "demo" / "qat-int4"
+    report = json.loads((folder / "mmlu.json").read_text())
+    samples = pd.read_parquet(folder / "mmlu_samples.parquet")
+    assert samples["correct"].mean() == pytest.approx(report["accuracy"], abs=1e-12)
+    likelihoods = samples.filter(like="log_likelihood_")
+    assert (likelihoods.to_numpy().argmax(axis=1) == samples["prediction"]).all()
+    test = pd.read_parquet(demo_run / "resources" / "mmlu" / "test.parquet")
+    for subject, rows in test.groupby("subject"):
+        answers = samples[samples["subject"] == subject].sort_values("index")["answer"]
+        assert answers.tolist() == rows["answer"].tolist()
+
+
+def test_splits_share_facts_and_no_question(demo_run):
+    splits = {name: pd.read_parquet(demo_run / "resources" / "mmlu" / f"{name}.parquet") for name in ("auxiliary_train", "test")}
+    keys = {name: set(zip(table["question"], map(tuple, table["choices"]), strict=True)) for name, table in splits.items()}
+    assert not keys["auxiliary_train"] & keys["test"]
+    words = {name: {word for choices in table["choices"] for word in choices} for name, table in splits.items()}
+    assert words["test"] <= words["auxiliary_train"]
+
+
+def test_a_second_run_does_nothing(demo_run):
+    result = demo(demo_run)
+    assert result.returncode == 0, result.stderr
+    assert NOTHING in result.stdout + result.stderr
+
+
+def test_a_changed_setting_runs_only_what_depends_on_it(demo_run, tmp_path):
+    config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
+    config["evaluation"]["latency"]["output_len"] += 1
+    path = tmp_path / "changed.yaml"
+    path.write_text(yaml.safe_dump(config))
+    result = demo(demo_run, "--configfile", path, "--dry-run")
+    plan = planned(result.stdout)
+    assert {rule: plan[rule] for rule in plan if rule != "total"} == {"all": 1, "measure_latency": 5, "summarize": 1}
+
+
+def test_every_rule_but_the_downloads_runs_without_the_hub(demo_run):
+    for path in (ROOT / "rules").glob("*.smk"):
+        if path.name != "download.smk":
+            assert "env -u HF_HUB_OFFLINE" not in path.read_text()
+    code = "import huggingface_hub; print(huggingface_hub.constants.HF_HUB_OFFLINE)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+    )
+    assert shown.stdout.strip() == "True"
+    script = snakemake(
+        *("--profile", ROOT / "profiles" / "demo", "--directory", demo_run, "--dry-run", "--printshellcmds", "--forceall")
+    )
+    unset = [line for line in script.stdout.splitlines() if "env -u HF_HUB_OFFLINE" in line]
+    assert len(unset) == 2
+
+
+def test_a_missing_hub_is_one_line(tmp_path):
+    source = f"hf://datasets/cais/mmlu@{'0' * 40}"
+    result = run_script("download_mmlu", "--source", source, "--output", tmp_path / "mmlu")
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith(f"error: cais/mmlu@{'0' * 40}")
+    assert not (tmp_path / "mmlu").exists()
+
+
+def test_the_real_mmlu_through_the_same_rules(demo_run, mmlu_dir, tmp_path):
+    """A few questions of each subject through download, format, and the score of the base model."""
+    mmlu = tmp_path / "mmlu"
+    assert run_script("download_mmlu", "--source", mmlu_dir, "--output", mmlu).returncode == 0
+    options = ["--checkpoint", demo_run / "resources" / "models" / "demo", "--mmlu", mmlu, "--dtype", "float32"]
+    options += ["--num-fewshot", 0, "--batch-size", 16, "--limit", 2]
+    result = run_script(
+        "evaluate_mmlu", *options, "--output", tmp_path / "mmlu.json", "--samples", tmp_path / "samples.parquet"
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "mmlu.json").read_text())
+    assert (report["questions"], report["subjects"]) == (114, 57)
