@@ -9,15 +9,15 @@ rule make_standin:
     output:
         mmlu=directory("resources/standin/mmlu"),
         model=directory("resources/standin/model"),
-    params:
-        seed=lambda wildcards: config["standin"]["seed"],
-        outlier_factor=lambda wildcards: config["standin"]["outlier_factor"],
     log:
         "logs/make_standin.log",
     benchmark:
         "benchmarks/make_standin.tsv"
     conda:
         "../envs/lm_eval.yaml"
+    params:
+        seed=lambda wildcards: config["standin"]["seed"],
+        outlier_factor=lambda wildcards: config["standin"]["outlier_factor"],
     shell:
         "python {input.code[0]:q}"
         " --output resources/standin"
@@ -33,14 +33,14 @@ rule download_mmlu:
     output:
         splits=expand("resources/mmlu/{split}.parquet", split=SPLITS),
         report="resources/mmlu/report.json",
-    params:
-        source=source_path(config["data"]["source"], "resources/standin/mmlu"),
     log:
         "logs/download_mmlu.log",
     benchmark:
         "benchmarks/download_mmlu.tsv"
     conda:
         "../envs/data.yaml"
+    params:
+        source=source_path(config["data"]["source"], "resources/standin/mmlu"),
     shell:
         "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
         " --source {params.source:q}"
@@ -54,14 +54,14 @@ rule download_model:
         raw=lambda wildcards: source_input(config["models"][wildcards.model]["source"], "resources/standin/model"),
     output:
         directory("resources/models/{model}"),
-    params:
-        source=lambda wildcards: source_path(config["models"][wildcards.model]["source"], "resources/standin/model"),
     log:
         "logs/{model}/download_model.log",
     benchmark:
         "benchmarks/{model}/download_model.tsv"
     conda:
         "../envs/data.yaml"
+    params:
+        source=lambda wildcards: source_path(config["models"][wildcards.model]["source"], "resources/standin/model"),
     shell:
         "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
         " --source {params.source:q}"

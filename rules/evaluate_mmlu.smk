@@ -11,18 +11,18 @@ rule evaluate_mmlu:
     output:
         report="results/{model}/{variant}/mmlu.json",
         samples="results/{model}/{variant}/mmlu_samples.parquet",
-    params:
-        settings=config["evaluation"]["mmlu"],
-        limit=[f"--limit={n}" for n in [config["evaluation"]["mmlu"]["limit"]] if n is not None],
-        device=device,
-    resources:
-        gpu=1,
     log:
         "logs/{model}/evaluate_mmlu_{variant}.log",
     benchmark:
         "benchmarks/{model}/evaluate_mmlu_{variant}.tsv"
     conda:
         "../envs/lm_eval.yaml"
+    resources:
+        gpu=1,
+    params:
+        settings=config["evaluation"]["mmlu"],
+        limit=[f"--limit={n}" for n in [config["evaluation"]["mmlu"]["limit"]] if n is not None],
+        device=device,
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"

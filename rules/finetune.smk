@@ -11,20 +11,20 @@ rule finetune:
     output:
         adapter=directory("results/{model}/{arm}/adapter"),
         table="results/{model}/{arm}/training.csv",
-    params:
-        recipe=recipe,
-        group_size=config["quantization"]["group_size"],
-        # Not an output, since Snakemake deletes the outputs of a job that fails.
-        checkpoints="results/{model}/{arm}/checkpoints",
-        device=device,
-    resources:
-        gpu=1,
     log:
         "logs/{model}/finetune_{arm}.log",
     benchmark:
         "benchmarks/{model}/finetune_{arm}.tsv"
     conda:
         "../envs/finetune.yaml"
+    resources:
+        gpu=1,
+    params:
+        recipe=recipe,
+        group_size=config["quantization"]["group_size"],
+        # Not an output, since Snakemake deletes the outputs of a job that fails.
+        checkpoints="results/{model}/{arm}/checkpoints",
+        device=device,
     shell:
         "python {input.code[0]:q}"
         " --model {input.model:q}"

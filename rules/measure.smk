@@ -9,17 +9,17 @@ rule measure_memory:
         checkpoint="results/{model}/{variant}/checkpoint",
     output:
         "results/{model}/{variant}/memory.json",
-    params:
-        settings=config["evaluation"]["memory"],
-        device=device,
-    resources:
-        gpu=1,
     log:
         "logs/{model}/measure_memory_{variant}.log",
     benchmark:
         "benchmarks/{model}/measure_memory_{variant}.tsv"
     conda:
         "../envs/quantize.yaml"
+    resources:
+        gpu=1,
+    params:
+        settings=config["evaluation"]["memory"],
+        device=device,
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
@@ -36,17 +36,17 @@ rule measure_latency:
         checkpoint="results/{model}/{variant}/checkpoint",
     output:
         "results/{model}/{variant}/latency.json",
-    params:
-        settings=config["evaluation"]["latency"],
-        device=device,
-    resources:
-        gpu=1,
     log:
         "logs/{model}/measure_latency_{variant}.log",
     benchmark:
         "benchmarks/{model}/measure_latency_{variant}.tsv"
     conda:
         "../envs/quantize.yaml"
+    resources:
+        gpu=1,
+    params:
+        settings=config["evaluation"]["latency"],
+        device=device,
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"

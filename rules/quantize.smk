@@ -9,15 +9,15 @@ rule quantize:
         checkpoint="results/{model}/{weights}-bf16/checkpoint",
     output:
         directory("results/{model}/{weights}-int4/checkpoint"),
-    params:
-        group_size=config["quantization"]["group_size"],
-        skip=config["quantization"]["skip"],
     log:
         "logs/{model}/quantize_{weights}.log",
     benchmark:
         "benchmarks/{model}/quantize_{weights}.tsv"
     conda:
         "../envs/quantize.yaml"
+    params:
+        group_size=config["quantization"]["group_size"],
+        skip=config["quantization"]["skip"],
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"

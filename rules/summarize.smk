@@ -15,15 +15,15 @@ rule summarize:
     output:
         json="results/{model}/summary.json",
         csv="results/{model}/summary.csv",
-    params:
-        variants=config["variants"],
-        results="results/{model}",
     log:
         "logs/{model}/summarize.log",
     benchmark:
         "benchmarks/{model}/summarize.tsv"
     conda:
         "../envs/data.yaml"
+    params:
+        variants=config["variants"],
+        results="results/{model}",
     shell:
         "python {input.code[0]:q}"
         " --model {wildcards.model}"

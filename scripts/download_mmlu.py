@@ -108,8 +108,9 @@ def csv_rows(path: Path) -> Iterator[Row]:
                 question, *choices, letter = fields
                 if letter not in mmlu.LETTERS:
                     raise InputError(f"{where}: expected an answer A-D, found '{letter}'")
-                yield where, dict(
-                    question=question, subject=subject, choices=choices, answer=mmlu.LETTERS.index(letter)
+                yield (
+                    where,
+                    dict(question=question, subject=subject, choices=choices, answer=mmlu.LETTERS.index(letter)),
                 )
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, after row {number}: not UTF-8 ({error.reason})") from None

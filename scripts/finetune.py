@@ -139,9 +139,7 @@ def add_adapters(folder: Path, recipe: Recipe, group_size: int, device: str) -> 
     return model
 
 
-def tokenize(
-    texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, cache: str
-) -> datasets.Dataset:
+def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, cache: str) -> datasets.Dataset:
     """input_ids and labels of every text; InputError names a row in which nothing would be learned.
 
     The tokens are the recipe's: bos, the text as rendered, no eos. The labels leave out everything up to and
@@ -270,7 +268,7 @@ class WholeCheckpoints(TrainerCallback):
 
 
 class GradientCheck(TrainerCallback):
-    """Every trainable parameter must get a gradient; lora_A's is zero until B has moved, in the warm-up's second step."""
+    """Every trainable parameter must get a gradient; lora_A's is zero until warm-up has moved B."""
 
     def __init__(self):
         self.silent: set[str] | None = None

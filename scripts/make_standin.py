@@ -109,7 +109,12 @@ def make_model(known_tokens: int) -> Gemma3ForConditionalGeneration:
         bos_token_id=2,
     )
     vision = SiglipVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=IMAGE_SIDE, patch_size=14
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=IMAGE_SIDE,
+        patch_size=14,
     )
     token = {name: index for index, name in enumerate(standin.SPECIAL_TOKENS)}
     config = Gemma3Config(

@@ -68,7 +68,9 @@ def summarize(measured: dict[str, dict]) -> list[dict]:
                 "recovered": finite(1 + normalized),
                 "recovered_ci95": interval,
                 "memory": {
-                    **{key: memory[key] for key in ("peak_gb", "checkpoint_gb", "weights_gb", "dequantized", "measure")},
+                    **{
+                        key: memory[key] for key in ("peak_gb", "checkpoint_gb", "weights_gb", "dequantized", "measure")
+                    },
                     "reduction": 1 - memory["peak_gb"] / baseline["memory"]["peak_gb"],
                     "checkpoint_reduction": 1 - memory["checkpoint_gb"] / baseline["memory"]["checkpoint_gb"],
                 },

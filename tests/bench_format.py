@@ -38,7 +38,10 @@ def main() -> None:
             cards.append(seconds(lambda: card_format(source, tokenizer, folder)))
         same = pq.read_table(output)["text"].to_pylist() == card_format(source, tokenizer, folder)["text"][:]
     ours, cards = statistics.median(ours), statistics.median(cards)
-    print(f"{ROWS} rows: format_mmlu {ours:.2f} s, the card's code {cards:.2f} s, {cards / ours:.1f} x; same texts: {same}")
+    print(
+        f"{ROWS} rows: format_mmlu {ours:.2f} s, the card's code {cards:.2f} s, ratio {cards / ours:.1f}; "
+        f"same texts: {same}"
+    )
     sys.exit(not same)
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_script
 
-GOOD = ["What, is\n\"this\"? é", "one", "two", "three", "four", "C"]
+GOOD = ['What, is\n"this"? é', "one", "two", "three", "four", "C"]
 FOLDERS = ["auxiliary_train", "dev", "val", "test"]
 
 

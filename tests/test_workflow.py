@@ -77,8 +77,13 @@ def test_samples_hold_what_lm_eval_reports(demo_run):
 
 
 def test_splits_share_facts_and_no_question(demo_run):
-    splits = {name: pd.read_parquet(demo_run / "resources" / "mmlu" / f"{name}.parquet") for name in ("auxiliary_train", "test")}
-    keys = {name: set(zip(table["question"], map(tuple, table["choices"]), strict=True)) for name, table in splits.items()}
+    splits = {
+        name: pd.read_parquet(demo_run / "resources" / "mmlu" / f"{name}.parquet")
+        for name in ("auxiliary_train", "test")
+    }
+    keys = {
+        name: set(zip(table["question"], map(tuple, table["choices"]), strict=True)) for name, table in splits.items()
+    }
     assert not keys["auxiliary_train"] & keys["test"]
     words = {name: {word for choices in table["choices"] for word in choices} for name, table in splits.items()}
     assert words["test"] <= words["auxiliary_train"]
@@ -110,7 +115,15 @@ def test_every_rule_but_the_downloads_runs_without_the_hub(demo_run):
     )
     assert shown.stdout.strip() == "True"
     script = snakemake(
-        *("--profile", ROOT / "profiles" / "demo", "--directory", demo_run, "--dry-run", "--printshellcmds", "--forceall")
+        *(
+            "--profile",
+            ROOT / "profiles" / "demo",
+            "--directory",
+            demo_run,
+            "--dry-run",
+            "--printshellcmds",
+            "--forceall",
+        )
     )
     unset = [line for line in script.stdout.splitlines() if "env -u HF_HUB_OFFLINE" in line]
     assert len(unset) == 2

@@ -77,7 +77,9 @@ def invent_families(families: int, words: int, generator: random.Random) -> dict
     return {names[i]: names[families + i * words : families + (i + 1) * words] for i in range(families)}
 
 
-def ask(facts: dict[str, list[str]], subjects: list[str], sizes: dict[str, int], seed: int) -> dict[str, list[Question]]:
+def ask(
+    facts: dict[str, list[str]], subjects: list[str], sizes: dict[str, int], seed: int
+) -> dict[str, list[Question]]:
     """Questions for each split, `sizes[split]` of them, spread evenly over subjects; none stands in two splits."""
     generator = random.Random(seed)
     asked: set[tuple] = set()

@@ -21,8 +21,15 @@ def check(config: dict, schema: str) -> None:
 def problems(config: dict, schema: dict) -> list[str]:
     """What is wrong, a line each; the schema comes first, since the rest relies on it."""
     validator = jsonschema.Draft202012Validator(schema)
-    lines = [_line(error) for error in sorted(validator.iter_errors(config), key=lambda error: error.json_path)]
+    errors = sorted(validator.iter_errors(config), key=lambda error: error.json_path)
+    lines = [_line(error) for error in errors if not _follows_from_another(error, errors)]
     return lines or [*_missing_sources(config), *_unknown_variants(config)]
+
+
+def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonschema.ValidationError]) -> bool:
+    """A wrong value also makes the keys around it `unevaluated`; only the value is worth a line."""
+    deeper = [other for other in errors if other.json_path.startswith(f"{error.json_path}.")]
+    return error.validator == "unevaluatedProperties" and bool(deeper)
 
 
 def _line(error: jsonschema.ValidationError) -> str:
