@@ -39,10 +39,10 @@ def device(wildcards, resources):
 
 
 def source_path(source, standin):
-    """What a download rule is told: the source itself, or where the stand-in is made."""
+    """The source itself, or where the stand-in is made."""
     return standin if source == workflow_config.STANDIN else source
 
 
 def source_input(source, standin):
-    """What a download rule waits for: the stand-in, or a local folder's files, whose content then counts."""
+    """The stand-in, or a local folder's files: their content counts."""
     return standin if source == workflow_config.STANDIN else sources.local_files(source)

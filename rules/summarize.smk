@@ -23,7 +23,7 @@ rule summarize:
         "../envs/data.yaml"
     params:
         variants=config["variants"],
-        results="results/{model}",
+        results=lambda wildcards, output: os.path.dirname(output.json),
     shell:
         "python {input.code[0]:q}"
         " --model {wildcards.model}"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from tqdm import tqdm
 
 from int4_qat import errors, files, models
 
@@ -23,11 +25,21 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder of the merged model")
     arguments = parser.parse_args()
     base = models.load_model(arguments.model, torch.bfloat16, "cpu")
-    merged = PeftModel.from_pretrained(base, arguments.adapter).merge_and_unload(progressbar=True, safe_merge=True)
+    merged = merge_rounding_once(PeftModel.from_pretrained(base, arguments.adapter))
     with files.whole(arguments.output) as folder:
         merged.save_pretrained(folder)
         models.copy_companions(arguments.model, folder)
         models.load_model(folder, torch.bfloat16, "cpu")
+
+
+@torch.no_grad()
+def merge_rounding_once(model: PeftModel) -> torch.nn.Module:
+    """W + s·BA in fp32, then bf16; peft's own merge rounds s·BA to bf16 before it adds it."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in tqdm(layers, desc="merge", unit=" layers", mininterval=1):
+        weight = layer.base_layer.weight
+        weight.copy_(weight.float() + layer.get_delta_weight(model.active_adapter).float())
+    return model.unload()
 
 
 if __name__ == "__main__":
