@@ -4,6 +4,9 @@ import os
 import random
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -43,7 +46,8 @@ RECIPE = {
 def run_script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
     """A program of scripts/, as a rule runs it."""
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, **options)
+    options.setdefault("env", os.environ | {"HF_HUB_OFFLINE": "1"})
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def snakemake(*arguments: object, **options) -> subprocess.CompletedProcess:
@@ -52,9 +56,9 @@ def snakemake(*arguments: object, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
 
 
-def demo(directory: Path, *arguments: object) -> subprocess.CompletedProcess:
+def demo(directory: Path, *arguments: object, **options) -> subprocess.CompletedProcess:
     """The demo's profile in another folder."""
-    return snakemake("--profile", ROOT / "profiles" / "demo", "--directory", directory, *arguments)
+    return snakemake("--profile", ROOT / "profiles" / "demo", "--directory", directory, *arguments, **options)
 
 
 @pytest.fixture(scope="session")
@@ -72,11 +76,38 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole demo run; its name has a space, as a user's may."""
+def hub() -> Iterator[tuple[str, list[str]]]:
+    """A Hub on loopback that knows gated repositories only: its address, and the requests that came."""
+    requests: list[str] = []
+
+    class Gated(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_response(401)
+            self.send_header("X-Error-Code", "GatedRepo")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gated)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", requests
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory, hub: tuple[str, list[str]]) -> Path:
+    """The folder of a whole demo run; its name has a space, as a user's may, and the Hub is one that counts."""
     folder = tmp_path_factory.mktemp("whole demo")
-    result = demo(folder)
+    address, requests = hub
+    requests.clear()
+    result = demo(folder, env=os.environ | {"HF_ENDPOINT": address})
     assert result.returncode == 0, result.stderr[-5000:]
+    assert requests == []
     return folder
 
 
