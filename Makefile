@@ -18,7 +18,8 @@ demo: setup ## the whole chain on the stand-in
 
 demo-mmlu: setup ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
 	@test -d "$(MMLU_DIR)" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$(MMLU_DIR)'" >&2; exit 1; }
-	@$(DEMO) --directory runs/mmlu --config data='{source: "$(abspath $(MMLU_DIR))"}'
+	@# Real questions are long: smaller batches keep two evaluations within a laptop's memory.
+	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath "$(MMLU_DIR)")'}" "evaluation={mmlu: {batch_size: 16}}"
 
 test: setup ## unit, workflow and chain tests
 	@python -m pytest

@@ -30,7 +30,12 @@ def code_of(script):
 def recipe(wildcards):
     """The fine-tuning settings of one arm as JSON."""
     shared = {key: value for key, value in config["finetune"].items() if key != "arms"}
-    return json.dumps(shared | config["finetune"]["arms"][wildcards.arm])
+    return json.dumps(shared | config["finetune"]["arms"][wildcards.arm], sort_keys=True)
+
+
+def evaluation(task):
+    """The settings of one evaluation, sorted: another order of the keys is no change."""
+    return dict(sorted(config["evaluation"][task].items()))
 
 
 def device(wildcards, resources):

@@ -20,7 +20,7 @@ rule evaluate_mmlu:
     resources:
         gpu=1,
     params:
-        settings=config["evaluation"]["mmlu"],
+        settings=evaluation("mmlu"),
         limit=[f"--limit={n}" for n in [config["evaluation"]["mmlu"]["limit"]] if n is not None],
         device=device,
     shell:

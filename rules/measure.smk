@@ -18,7 +18,7 @@ rule measure_memory:
     resources:
         gpu=1,
     params:
-        settings=config["evaluation"]["memory"],
+        settings=evaluation("memory"),
         device=device,
     shell:
         "python {input.code[0]:q}"
@@ -45,7 +45,7 @@ rule measure_latency:
     resources:
         gpu=1,
     params:
-        settings=config["evaluation"]["latency"],
+        settings=evaluation("latency"),
         device=device,
     shell:
         "python {input.code[0]:q}"

@@ -16,7 +16,7 @@ NOTHING = "Nothing to be done"
 def planned(output):
     """Rule names and counts of a dry-run."""
     pairs = [line.split() for line in output.splitlines()]
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0].isidentifier() and pair[1].isdigit()}
 
 
 def test_the_default_config_plans_the_12b_chain_on_any_machine(tmp_path):
