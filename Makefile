@@ -18,8 +18,7 @@ demo: setup ## the whole chain on the stand-in
 
 demo-mmlu: setup ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
 	@test -d "$(MMLU_DIR)" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$(MMLU_DIR)'" >&2; exit 1; }
-	@# Real questions are long: smaller batches keep two evaluations within a laptop's memory.
-	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath "$(MMLU_DIR)")'}" "evaluation={mmlu: {batch_size: 16}}"
+	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath "$(MMLU_DIR)")'}"
 
 test: setup ## unit, workflow and chain tests
 	@python -m pytest
