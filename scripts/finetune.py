@@ -225,7 +225,7 @@ def make_trainer(
 
 
 class AnyDeviceSFTTrainer(SFTTrainer):
-    """trl computes the loss in a Triton kernel that no CPU has; there it is the model's own, the same number."""
+    """trl computes the loss in a Triton kernel that no CPU has; there it is the model's own cross-entropy."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         trainer_class = super() if inputs["input_ids"].is_cuda else super(SFTTrainer, self)
