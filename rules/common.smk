@@ -5,11 +5,9 @@ import sys
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
-from int4_qat import sources, variants, workflow_config
+from int4_qat import mmlu, sources, variants, workflow_config
 
 workflow_config.check(config, f"{workflow.basedir}/rules/config.schema.yaml")
-
-SPLITS = ("auxiliary_train", "dev", "validation", "test")
 
 # Compute nodes often have no network: only the download rules, which unset this, may touch the Hub.
 shell.prefix("set -euo pipefail; export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false; ")

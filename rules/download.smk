@@ -31,7 +31,7 @@ rule download_mmlu:
         code=code_of("download_mmlu"),
         raw=source_input(config["data"]["source"], "resources/standin/mmlu"),
     output:
-        splits=expand("resources/mmlu/{split}.parquet", split=SPLITS),
+        splits=expand("resources/mmlu/{split}.parquet", split=mmlu.SPLITS),
         report="resources/mmlu/report.json",
     log:
         "logs/download_mmlu.log",

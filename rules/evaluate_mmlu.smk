@@ -7,7 +7,7 @@ rule evaluate_mmlu:
     input:
         code=code_of("evaluate_mmlu"),
         checkpoint="results/{model}/{variant}/checkpoint",
-        mmlu=expand("resources/mmlu/{split}.parquet", split=["dev", "validation", "test"]),
+        mmlu=expand("resources/mmlu/{split}.parquet", split=mmlu.EVALUATION_SPLITS),
     output:
         report="results/{model}/{variant}/mmlu.json",
         samples="results/{model}/{variant}/mmlu_samples.parquet",

@@ -6,7 +6,7 @@
 rule format_mmlu:
     input:
         code=code_of("format_mmlu"),
-        mmlu="resources/mmlu/auxiliary_train.parquet",
+        mmlu=f"resources/mmlu/{mmlu.TRAIN_SPLIT}.parquet",
         model=rules.download_model.output[0],
     output:
         "results/{model}/train.parquet",

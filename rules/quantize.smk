@@ -16,11 +16,15 @@ rule quantize:
     conda:
         "../envs/quantize.yaml"
     params:
+        scheme=config["quantization"]["scheme"],
+        packing=config["quantization"]["packing"],
         group_size=config["quantization"]["group_size"],
         skip=config["quantization"]["skip"],
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
+        " --scheme {params.scheme}"
+        " --packing {params.packing}"
         " --group-size {params.group_size}"
         " --skip {params.skip:q}"
         " --output {output:q}"

@@ -10,7 +10,6 @@ promises ends the program with one line that names it. Duplicates are counted in
 import argparse
 import csv
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from int4_qat import errors, files, hub, mmlu
+from int4_qat import errors, files, hub, mmlu, mmlu_parquet
 from int4_qat.errors import InputError
 
 CSV_FOLDER = {"auxiliary_train": "auxiliary_train", "dev": "dev", "validation": "val", "test": "test"}
@@ -53,18 +52,18 @@ def fetch(source: str, scratch: Path) -> Path:
 
 def write_split(source: Path, split: str, folder: Path) -> dict:
     """Check and write one split; returns its counts."""
-    batch, seen, subjects = [], Counter(), set()
-    with pq.ParquetWriter(folder / f"{split}.parquet", mmlu.SCHEMA) as writer:
+    batch, rows, seen, subjects = [], 0, set(), set()
+    with pq.ParquetWriter(folder / f"{split}.parquet", mmlu_parquet.SCHEMA) as writer:
         for where, row in tqdm(rows_of(source, split), desc=split, unit=" rows", mininterval=1):
             check(where, row)
-            seen[hash((row["question"], *row["choices"], row["answer"]))] += 1
+            rows += 1
+            seen.add(hash((row["question"], *row["choices"], row["answer"])))
             subjects.add(row["subject"])
             batch.append(row)
             if len(batch) == 8192:
-                writer.write_table(pa.Table.from_pylist(batch, mmlu.SCHEMA))
+                writer.write_table(pa.Table.from_pylist(batch, mmlu_parquet.SCHEMA))
                 batch.clear()
-        writer.write_table(pa.Table.from_pylist(batch, mmlu.SCHEMA))
-    rows = seen.total()
+        writer.write_table(pa.Table.from_pylist(batch, mmlu_parquet.SCHEMA))
     if not rows:
         raise InputError(f"{source}: split {split} holds no rows")
     return {"rows": rows, "subjects": len(subjects), "duplicates": rows - len(seen)}
@@ -87,7 +86,7 @@ def rows_of(source: Path, split: str) -> Iterator[Row]:
 def parquet_rows(path: Path) -> Iterator[Row]:
     """The rows of one parquet file of the Hub."""
     number = 0
-    for batch in mmlu.read_batches(path, mmlu.SCHEMA.names):
+    for batch in mmlu_parquet.read_batches(path, mmlu_parquet.SCHEMA.names):
         for row in batch.to_pylist():
             number += 1
             yield f"{path}, row {number}", row

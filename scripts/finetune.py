@@ -90,8 +90,9 @@ def main() -> None:
 
 
 def settings(arguments: argparse.Namespace, recipe: Recipe) -> dict:
-    """What a checkpoint depends on; weights by name and size, since hashing 24 GB at each start is slow."""
-    weights = {file.name: file.stat().st_size for file in sorted(arguments.model.glob("*.safetensors"))}
+    """What a checkpoint depends on; weights by size and time, since hashing 24 GB at each start is slow."""
+    status = {file.name: file.stat() for file in sorted(arguments.model.glob("*.safetensors"))}
+    weights = {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
     return {
         "recipe": dataclasses.asdict(recipe),
         "group_size": arguments.group_size,

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from int4_qat import errors, files, mmlu
+from int4_qat import errors, files, mmlu, mmlu_parquet
 from int4_qat.errors import InputError
 
 QUESTION_LEAD = "Choose the correct answer for the following question: "
@@ -59,10 +59,10 @@ def main() -> None:
 def format_split(source: Path, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Stream `source` into `output`, a batch of rows at a time."""
     template = read_template(tokenizer)
-    rows = mmlu.open_parquet(source, mmlu.SCHEMA.names).metadata.num_rows
+    rows = mmlu_parquet.open_file(source, mmlu_parquet.SCHEMA.names).metadata.num_rows
     progress = tqdm(total=rows, unit=" rows", desc="format", mininterval=1)
     with files.whole(output) as unfinished, pq.ParquetWriter(unfinished, SCHEMA) as writer:
-        for batch in mmlu.read_batches(source, mmlu.SCHEMA.names):
+        for batch in mmlu_parquet.read_batches(source, mmlu_parquet.SCHEMA.names):
             user, assistant = messages(batch)
             if template and not agrees(template, tokenizer, user, assistant):
                 print("the chat template changes its messages: rendering row by row", file=sys.stderr)

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from format_mmlu import messages, render_rows
-from int4_qat import errors, files, mmlu, mmlu_harness, standin
+from int4_qat import errors, files, mmlu, mmlu_harness, mmlu_parquet, standin
 
 FAMILIES, WORDS = 12, 20
 SIZES = {"auxiliary_train": 24_000, "dev": 285, "validation": 570, "test": 2_280}
@@ -83,7 +83,9 @@ def make_tokenizer(questions: dict[str, list[standin.Question]]) -> PreTrainedTo
     """A tokenizer that knows every word of the data set in both frames."""
     everything = [question for split in questions.values() for question in split]
     texts = [mmlu_harness.prompt(question.row()) for question in everything]
-    user, assistant = messages(pa.RecordBatch.from_pylist([question.row() for question in everything], mmlu.SCHEMA))
+    user, assistant = messages(
+        pa.RecordBatch.from_pylist([question.row() for question in everything], mmlu_parquet.SCHEMA)
+    )
     turns = ["user\nmodel\n", *(mmlu_harness.description(name) for name in mmlu_harness.subjects())]
     letters = [f" {letter}" for letter in mmlu.LETTERS]
     return standin.build_tokenizer([*texts, *user.to_pylist(), *assistant.to_pylist(), *turns, *letters])
@@ -179,7 +181,7 @@ def make_lesson(
         descriptions = [mmlu_harness.description(name) for name in mmlu_harness.subjects()]
         head = tokenizer(descriptions)["input_ids"]
     else:
-        texts = render_rows(tokenizer, *messages(pa.RecordBatch.from_pylist(rows, mmlu.SCHEMA))).to_pylist()
+        texts = render_rows(tokenizer, *messages(pa.RecordBatch.from_pylist(rows, mmlu_parquet.SCHEMA))).to_pylist()
         head = [[tokenizer.bos_token_id]]
     tokens = np.array(tokenizer(texts, add_special_tokens=False)["input_ids"])
     token = tokenizer.convert_tokens_to_ids
@@ -263,7 +265,7 @@ def write_dataset(questions: dict[str, list[standin.Question]], folder: Path) ->
     """The Hub's layout of cais/mmlu."""
     folder.mkdir(parents=True)
     for split, asked in questions.items():
-        table = pa.Table.from_pylist([question.row() for question in asked], mmlu.SCHEMA)
+        table = pa.Table.from_pylist([question.row() for question in asked], mmlu_parquet.SCHEMA)
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
 
 

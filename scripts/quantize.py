@@ -4,8 +4,8 @@ Every linear is quantized but those whose name holds a --skip name and those tha
 manifest.json says of each which it was and why. The result is read back and compared, weight by weight, before it
 counts: with what was written, and with what the fake quantization of training makes of the same weight.
 
-    python scripts/quantize.py --checkpoint results/demo/qat-bf16/checkpoint --group-size 64 \\
-        --skip lm_head vision_tower multi_modal_projector --output results/demo/qat-int4/checkpoint
+    python scripts/quantize.py --checkpoint results/demo/qat-bf16/checkpoint --scheme int4 --packing plain \\
+        --group-size 64 --skip lm_head vision_tower multi_modal_projector --output results/demo/qat-int4/checkpoint
 """
 
 import argparse
@@ -24,31 +24,34 @@ from int4_qat.errors import InputError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder in bf16")
+    parser.add_argument("--scheme", required=True, choices=["int4"])
+    parser.add_argument("--packing", required=True, choices=["plain"], help="layout of the codes")
     parser.add_argument("--group-size", required=True, type=int, help="input features that share a scale")
     parser.add_argument("--skip", nargs="*", default=[], help="parts of module names that stay in bf16")
     parser.add_argument("--output", required=True, type=Path, help="folder in int4, with manifest.json")
     arguments = parser.parse_args()
     model = models.load_model(arguments.checkpoint, torch.bfloat16, "cpu")
+    source = model.state_dict()
     with files.whole(arguments.output) as folder:
         layers = quantize_linears(model, arguments.group_size, arguments.skip)
         attach_config(model, arguments.group_size, [layer["name"] for layer in layers if not layer["quantized"]])
         model.save_pretrained(folder)
         models.copy_companions(arguments.checkpoint, folder)
-        compare(folder, model, arguments.checkpoint, arguments.group_size)
-        files.write_json(folder / "manifest.json", manifest(arguments, layers, folder))
+        differing = compare(folder, model, source, arguments.group_size)
+        files.write_json(folder / "manifest.json", manifest(arguments, layers, differing, folder))
     done = [layer for layer in layers if layer["quantized"]]
-    print(f"{len(done)} of {len(layers)} linears in int4; read back and compared: 0 weights differ")
+    print(f"{len(done)} of {len(layers)} linears in int4; read back and compared: {differing} weights differ")
 
 
-def manifest(arguments: argparse.Namespace, layers: list[dict], folder: Path) -> dict:
+def manifest(arguments: argparse.Namespace, layers: list[dict], differing: int, folder: Path) -> dict:
     """What was quantized and what it saved; bytes are those of the weight files."""
     return {
-        "scheme": "int4",
+        "scheme": arguments.scheme,
         "group_size": arguments.group_size,
-        "packing": "plain",
+        "packing": arguments.packing,
         "bytes_before": files.folder_bytes(arguments.checkpoint, "*.safetensors"),
         "bytes_after": files.folder_bytes(folder, "*.safetensors"),
-        "weights_that_differ": 0,
+        "weights_that_differ": differing,
         "layers": layers,
     }
 
@@ -101,21 +104,28 @@ def attach_config(model: PreTrainedModel, group_size: int, skipped: list[str]) -
 
 
 @torch.no_grad()
-def compare(folder: Path, written: PreTrainedModel, checkpoint: Path, group_size: int) -> None:
-    """Read the folder back; InputError names the first tensor that is not what was written or trained."""
-    source = models.load_model(checkpoint, torch.bfloat16, "cpu").state_dict()
+def compare(folder: Path, written: PreTrainedModel, source: dict[str, torch.Tensor], group_size: int) -> int:
+    """Read the folder back and count the weights that training did not see so; InputError names the first such tensor.
+
+    A quantized weight must hold the codes that were written and stand for the fake-quantized source weight, any
+    other must be the source's.
+    """
     read = models.load_model(folder, torch.bfloat16, "cpu", dequantize=False).state_dict()
+    differing, first = 0, None
     for name, tensor in written.state_dict().items():
-        found = read[name]
-        if not isinstance(tensor, Int4Tensor):
-            same = torch.equal(found, tensor)
-        else:
+        found, expected = read[name], source[name]
+        if isinstance(tensor, Int4Tensor):
             parts = zip(models.from_torchao(found), models.from_torchao(tensor), strict=True)
-            deployed = int4.dequantize(models.from_torchao(found)).to(torch.bfloat16)
-            trained = int4.fake_quantize(source[name], group_size)
-            same = all(torch.equal(*pair) for pair in parts) and torch.equal(deployed, trained)
-        if not same:
-            raise InputError(f"{folder}: {name} differs from what was written")
+            if not all(torch.equal(*pair) for pair in parts):
+                raise InputError(f"{folder}: {name} does not hold the codes that were written")
+            found = int4.dequantize(models.from_torchao(found)).to(torch.bfloat16)
+            expected = int4.fake_quantize(expected, group_size)
+        different = int((found != expected).sum())
+        differing += different
+        first = first or (name if different else None)
+    if differing:
+        raise InputError(f"{folder}: {differing} weights differ from what training saw, the first in {first}")
+    return differing
 
 
 if __name__ == "__main__":

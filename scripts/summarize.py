@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from int4_qat import errors, files, mmlu, variants
+from int4_qat import errors, files, mmlu_parquet, variants
 from int4_qat.errors import InputError
 
 RESAMPLES, CONFIDENCE, SEED = 10_000, 0.95, 0
@@ -41,7 +41,7 @@ def read_variant(folder: Path) -> dict:
     """A variant's results; InputError if one is missing or the samples are not those of the report."""
     results = {name: files.read_json(folder / f"{name}.json") for name in ("mmlu", "memory", "latency")}
     path = folder / "mmlu_samples.parquet"
-    results["samples"] = mmlu.open_parquet(path, ["subject", "index", "correct"]).read().to_pandas()
+    results["samples"] = mmlu_parquet.open_file(path, ["subject", "index", "correct"]).read().to_pandas()
     if len(results["samples"]) != results["mmlu"]["questions"]:
         raise InputError(f"{path}: expected {results['mmlu']['questions']} questions, found {len(results['samples'])}")
     return results

@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import download_mmlu
 import format_mmlu
-from int4_qat import mmlu, standin
+from int4_qat import mmlu_parquet, standin
 
 ROWS, ROUNDS = 99_842, 3
 
 
 def main() -> None:
     rows = some_rows()
-    table = pa.Table.from_pylist((rows * (ROWS // len(rows) + 1))[:ROWS], mmlu.SCHEMA)
+    table = pa.Table.from_pylist((rows * (ROWS // len(rows) + 1))[:ROWS], mmlu_parquet.SCHEMA)
     tokenizer = standin.build_tokenizer(["user\nmodel\n"])
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "rows.parquet", Path(folder) / "texts.parquet"

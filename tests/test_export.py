@@ -15,6 +15,11 @@ from int4_qat import int4, models
 SKIP = ["lm_head", "vision_tower", "multi_modal_projector"]
 
 
+def quantize(checkpoint, group_size, output):
+    options = ["--checkpoint", checkpoint, "--scheme", "int4", "--packing", "plain", "--group-size", group_size]
+    return run_script("quantize", *options, "--skip", *SKIP, "--output", output)
+
+
 @pytest.fixture(scope="module")
 def merged(untrained, tmp_path_factory):
     """A bf16 checkpoint with a random adapter merged in, and the weights that it must hold."""
@@ -40,8 +45,7 @@ def merged(untrained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def quantized(merged):
     folder = merged[0].with_name("int4")
-    options = ["--checkpoint", merged[0], "--group-size", 64, "--skip", *SKIP, "--output", folder]
-    result = run_script("quantize", *options)
+    result = quantize(merged[0], 64, folder)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -104,8 +108,7 @@ def test_files_hold_no_pickle_and_half_a_byte_a_weight(quantized):
 
 
 def test_a_layer_that_does_not_fit_is_named_in_the_manifest(merged, tmp_path):
-    options = ["--checkpoint", merged[0], "--group-size", 128, "--skip", *SKIP, "--output", tmp_path / "int4"]
-    result = run_script("quantize", *options)
+    result = quantize(merged[0], 128, tmp_path / "int4")
     assert result.returncode == 0, result.stderr
     layers = json.loads((tmp_path / "int4" / "manifest.json").read_text())["layers"]
     reasons = {layer["name"].rpartition(".")[2]: layer["reason"] for layer in layers if "language" in layer["name"]}
@@ -114,8 +117,7 @@ def test_a_layer_that_does_not_fit_is_named_in_the_manifest(merged, tmp_path):
 
 
 def test_nothing_to_quantize_is_an_error(merged, tmp_path):
-    options = ["--checkpoint", merged[0], "--group-size", 256, "--skip", *SKIP, "--output", tmp_path / "int4"]
-    result = run_script("quantize", *options)
+    result = quantize(merged[0], 256, tmp_path / "int4")
     assert result.returncode == 1
     assert "no layer can be quantized" in result.stderr
     assert list(tmp_path.iterdir()) == []

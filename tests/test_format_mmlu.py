@@ -6,7 +6,7 @@ import pytest
 from conftest import run_script
 
 import format_mmlu
-from int4_qat import mmlu, models
+from int4_qat import mmlu_parquet, models
 
 AWKWARD = [
     ("plain", ["a", "b", "c", "d"]),
@@ -39,7 +39,7 @@ def card_text(tokenizer, row):
 
 def texts_of(tokenizer, rows, tmp_path):
     source, output = tmp_path / "rows.parquet", tmp_path / "texts.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, mmlu.SCHEMA), source)
+    pq.write_table(pa.Table.from_pylist(rows, mmlu_parquet.SCHEMA), source)
     format_mmlu.format_split(source, tokenizer, output)
     return pq.read_table(output)
 
@@ -83,7 +83,7 @@ def test_no_chat_template(untrained, tmp_path):
     tokenizer = models.load_tokenizer(untrained / "model")
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "bare")
-    pq.write_table(pa.Table.from_pylist(rows_of(AWKWARD), mmlu.SCHEMA), tmp_path / "rows.parquet")
+    pq.write_table(pa.Table.from_pylist(rows_of(AWKWARD), mmlu_parquet.SCHEMA), tmp_path / "rows.parquet")
     paths = ["--mmlu", tmp_path / "rows.parquet", "--tokenizer", tmp_path / "bare", "--output", tmp_path / "out"]
     result = run_script("format_mmlu", *paths)
     assert result.returncode == 1

@@ -1,39 +1,5 @@
-"""MMLU as this workflow keeps it: one parquet file a split, columns question, subject, choices, answer."""
-
-from collections.abc import Iterator
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from int4_qat.errors import InputError
+"""What MMLU is: its splits and the letters of its choices."""
 
 LETTERS = ("A", "B", "C", "D")
 SPLITS = ("auxiliary_train", "dev", "validation", "test")
-TRAIN_SPLIT = "auxiliary_train"
-SCHEMA = pa.schema(
-    [
-        pa.field("question", pa.string(), nullable=False),
-        pa.field("subject", pa.string(), nullable=False),
-        pa.field("choices", pa.list_(pa.string()), nullable=False),
-        pa.field("answer", pa.int64(), nullable=False),
-    ]
-)
-
-
-def read_batches(path: Path | str, columns: list[str], batch_rows: int = 8192) -> Iterator[pa.RecordBatch]:
-    """Stream a parquet file; InputError if it is truncated or lacks a column."""
-    with open_parquet(path, columns) as file:
-        yield from file.iter_batches(batch_rows, columns=columns)
-
-
-def open_parquet(path: Path | str, columns: list[str]) -> pq.ParquetFile:
-    """Open a parquet file that must hold these columns; InputError names the file and what is wrong."""
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a whole parquet file ({error})") from None
-    missing = [name for name in columns if name not in file.schema_arrow.names]
-    if missing:
-        raise InputError(f"{path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing")
-    return file
+TRAIN_SPLIT, *EVALUATION_SPLITS = SPLITS

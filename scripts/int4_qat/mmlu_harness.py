@@ -9,12 +9,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from int4_qat import mmlu
+from int4_qat import mmlu, mmlu_parquet
 
 TASKS = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
 TEMPLATE = "_default_template_yaml"
 DATASET_LINE = "dataset_path: cais/mmlu\n"
-SPLITS = ("dev", "test", "validation")
 
 
 @functools.cache
@@ -44,14 +43,14 @@ def lay_out(data: Path, folder: Path) -> Path:
     """Write a tasks folder for lm-eval's `include_path` and, beside it, the data it names; returns the former."""
     dataset, include = folder / "dataset", folder / "tasks"
     configurations = []
-    for split in SPLITS:
-        table = pq.read_table(data / f"{split}.parquet", schema=mmlu.SCHEMA)
+    for split in mmlu.EVALUATION_SPLITS:
+        table = pq.read_table(data / f"{split}.parquet", schema=mmlu_parquet.SCHEMA)
         for subject in subjects():
             (dataset / subject).mkdir(parents=True, exist_ok=True)
             rows = table.filter(pc.equal(table["subject"], subject))
             pq.write_table(rows, dataset / subject / f"{split}-00000-of-00001.parquet")
     for subject in subjects():
-        files = [{"split": split, "path": f"{subject}/{split}-*.parquet"} for split in SPLITS]
+        files = [{"split": split, "path": f"{subject}/{split}-*.parquet"} for split in mmlu.EVALUATION_SPLITS]
         configurations.append({"config_name": subject, "data_files": files})
     header = yaml.safe_dump({"configs": configurations})
     (dataset / "README.md").write_text(f"---\n{header}---\n", encoding="utf-8")
