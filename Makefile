@@ -13,7 +13,6 @@ DEMO := $(SNAKEMAKE) --profile profiles/demo
 
 demo: setup ## the whole chain on the stand-in
 	@$(DEMO)
-	@python -c "import pandas; print(pandas.read_csv('results/demo/summary.csv').round(4).to_string(index=False))"
 	@echo "table: results/demo/summary.csv, summary.json; the int4 model: results/demo/qat-int4/checkpoint/"
 
 demo-mmlu: setup ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
