@@ -8,33 +8,43 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONNOUSERSITE := 1
 SNAKEMAKE := python -m snakemake
 DEMO := $(SNAKEMAKE) --profile profiles/demo
+PROFILE ?= profiles/demo
 
-.PHONY: demo demo-mmlu test lint dag bench setup lock clean
+.PHONY: demo demo-mmlu test lint dag why bench setup lock clean
 
-demo: setup ## the whole chain on the stand-in
+demo: .venv/installed ## the whole chain on the stand-in
 	@$(DEMO)
 	@echo "table: results/demo/summary.csv, summary.json; the int4 model: results/demo/qat-int4/checkpoint/"
 
-demo-mmlu: setup ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
+demo-mmlu: .venv/installed ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
 	@test -d "$(MMLU_DIR)" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$(MMLU_DIR)'" >&2; exit 1; }
 	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath "$(MMLU_DIR)")'}"
 
-test: setup ## unit, workflow and chain tests
+test: .venv/installed ## unit, workflow and chain tests
 	@python -m pytest
 
-lint: setup ## formats, style and the workflow's own lint
+lint: .venv/installed ## formats, style and the workflow's own lint
 	@ruff format --check .
 	@ruff check .
 	@snakefmt --check Snakefile rules
 	@$(SNAKEMAKE) --lint
 
-dag: setup ## the rule graph as mermaid text
+dag: .venv/installed ## the rule graph as mermaid text
 	@$(SNAKEMAKE) --rulegraph mermaid-js
 
-bench: setup ## format_mmlu against the card's own code, as a ratio
+bench: .venv/installed ## format_mmlu against the card's own code, as a ratio
 	@python tests/bench_format.py
 
-setup: .venv/installed ## the environment alone
+why: .venv/installed ## what would run, and why: make why PROFILE=slurm
+	@$(SNAKEMAKE) --profile $(PROFILE) --dry-run | grep -E '^(local)?rule |^    reason:|^Nothing' || true
+
+setup: .venv/installed ## the environment, and profiles/slurm by its name
+	@link="$${XDG_CONFIG_HOME:-$$HOME/.config}/snakemake/slurm"; mkdir -p "$$(dirname "$$link")"; \
+	if [ -e "$$link" ] && ! [ "$$link" -ef profiles/slurm ]; then \
+		echo "$$link is another profile: left alone; use --profile profiles/slurm"; \
+	else \
+		ln -sfn "$(CURDIR)/profiles/slurm" "$$link"; \
+	fi
 
 .venv/installed: requirements.lock
 	@echo "installing the pinned packages into .venv (about 2 minutes) ..."

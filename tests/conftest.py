@@ -180,6 +180,20 @@ def small_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Slurm on loopback, gone afterwards; where it cannot be had the test is skipped, or fails if CI requires it."""
+    folder = ROOT / "tests" / "slurm"
+    state = tmp_path_factory.mktemp("slurm")
+    missing = [name for name in ("slurmctld", "slurmd", "munged") if not shutil.which(name, path="/usr/sbin:/sbin")]
+    if missing or os.geteuid() != 0:
+        reason = f"needs root and `apt-get install slurm-wlm munge` (missing: {', '.join(missing) or 'root'})"
+        pytest.fail(reason) if os.environ.get("REQUIRE_SLURM") else pytest.skip(reason)
+    subprocess.run([folder / "up.sh", state], check=True)
+    yield
+    subprocess.run([folder / "down.sh", state], check=True)
+
+
 @pytest.fixture
 def mmlu_dir() -> Path:
     """The real MMLU."""
