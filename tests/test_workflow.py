@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pandas as pd
 import pytest
@@ -132,3 +133,12 @@ def test_the_real_mmlu_through_the_same_rules(demo_run, mmlu_dir, tmp_path):
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "0.json").read_text())
     assert [scores["questions"] for scores in report["by_subject"].values()] == [2] * 57
+
+
+@pytest.mark.parametrize("profile", ["demo", "gpu", "slurm"])
+def test_a_profile_plans_on_a_machine_with_nothing(profile, tmp_path):
+    """No Slurm, conda, GPU or data: PATH holds Python alone."""
+    environment = {"PATH": os.path.dirname(sys.executable), "HOME": str(tmp_path)}
+    options = ["--profile", f"profiles/{profile}", "--directory", tmp_path, "--dry-run"]
+    plan = planned(snakemake(*options, env=environment))
+    assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (2, 5, 1)
