@@ -44,7 +44,8 @@ setup: .venv/installed ## the environment alone
 	@python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@touch "$@"
 
-lock: ## renew requirements.lock from pyproject.toml
+lock: $(if $(UPGRADE),setup) ## renew envs/ and requirements.lock from pyproject.toml; UPGRADE=1 first raises its pins
+	@"$(PYTHON)" envs/lock.py $(if $(UPGRADE),--upgrade)
 	@rm -rf .venv && "$(PYTHON)" -m venv .venv
 	@python -m pip install --quiet --disable-pip-version-check ".[dev]"
 	@{ echo "# Made by 'make lock' from pyproject.toml."; python -m pip freeze --exclude int4-qat-workflow | sed 's/+cpu$$//'; } > requirements.lock
