@@ -29,8 +29,8 @@ lint: setup ## formats, style and the workflow's own lint
 	@snakefmt --check Snakefile rules
 	@$(SNAKEMAKE) --lint
 
-dag: setup ## the rule graph as mermaid text
-	@$(SNAKEMAKE) --rulegraph mermaid-js
+dag: setup ## draw the rule graph, in docs/rulegraph.svg and README.md (needs graphviz)
+	@python docs/rulegraph.py
 
 bench: setup ## format_mmlu against the card's own code, as a ratio
 	@python tests/bench_format.py
