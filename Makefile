@@ -32,8 +32,9 @@ lint: setup ## formats, style and the workflow's own lint
 dag: setup ## draw the rule graph, in docs/rulegraph.svg and README.md (needs graphviz)
 	@python docs/rulegraph.py
 
-bench: setup ## format_mmlu against the card's own code, as a ratio
+bench: setup ## format_mmlu against the card's own code, as a ratio; dry-runs of more and more jobs
 	@python tests/bench_format.py
+	@python tests/bench_dry_run.py
 
 setup: .venv/installed ## the environment alone
 

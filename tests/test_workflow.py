@@ -27,6 +27,29 @@ def test_the_default_config_plans_the_12b_chain_on_any_machine(tmp_path):
     assert list(tmp_path.glob("res*")) == []
 
 
+def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    (source,) = config["models"].values()
+    config["models"] = {"small": source, "large": source}
+    arms = {
+        "lora": {"qat_scheme": None},
+        "qat": {"qat_scheme": "int4"},
+        "wide": {"qat_scheme": "int4", "r": 16},
+        "fast": {"qat_scheme": "int4", "learning_rate": 1e-4},
+    }
+    arms = {f"{name}_{seed}": arm | {"seed": seed} for name, arm in arms.items() for seed in (1, 2, 3)}
+    config["finetune"]["arms"] = arms
+    config["variants"] = [f"{weights}-{precision}" for weights in ["base", *arms] for precision in ["bf16", "int4"]]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    result = snakemake("--dry-run", "--directory", tmp_path, "--configfile", path)
+    assert result.returncode == 0, result.stderr
+    expected = {"all": 1, "download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2, "summarize": 2}
+    expected |= {"finetune": 24, "merge": 24, "quantize": 26}
+    expected |= {"evaluate_mmlu": 52, "measure_memory": 52, "measure_latency": 52}
+    assert planned(result.stdout) == expected | {"total": 240}
+
+
 def test_modules_are_found_through_other_modules():
     found = {os.path.basename(path) for path in sources.local_modules(str(ROOT / "scripts" / "finetune.py"))}
     assert found == {"finetune.py", "__init__.py", "errors.py", "files.py", "models.py", "qat.py", "int4.py"}
