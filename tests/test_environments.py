@@ -73,7 +73,8 @@ def test_pip_section_resolves_for_linux_with_the_versions_of_the_demo(path):
     conda, pip = dependencies(path)
     python = next(spec.removeprefix("python=") for spec in conda if spec.startswith("python="))
     command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--no-header", "--no-annotate", "--constraint", LOCK]
-    command += ["--python-platform", "linux", "--python-version", python]
+    # What the index says now, not what uv remembers: without the index this fails.
+    command += ["--python-platform", "linux", "--python-version", python, "--refresh"]
     result = subprocess.run(command, input="\n".join(pip), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert pins(pip).items() <= pins(result.stdout.splitlines()).items()
