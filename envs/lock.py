@@ -42,7 +42,11 @@ def upgrade(pyproject: str) -> str:
     command += ["--python-version", pins["python"]["version"]]
     resolved = subprocess.run(command, input="\n".join(wanted), stdout=subprocess.PIPE, text=True, check=True).stdout
     newest = dict(line.split("==") for line in resolved.splitlines())
-    return PIN.sub(lambda pin: pin[0].replace(pin["version"], newest.get(pin["name"], pin["version"])), pyproject)
+
+    def raised(pin: re.Match) -> str:
+        return pin[0].replace(f"=={pin['version']}", f"=={newest.get(pin['name'])}")
+
+    return PIN.sub(raised, pyproject)
 
 
 if __name__ == "__main__":
