@@ -8,35 +8,44 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONNOUSERSITE := 1
 SNAKEMAKE := python -m snakemake
 DEMO := $(SNAKEMAKE) --profile profiles/demo
+PROFILE ?= profiles/demo
 
-.PHONY: demo demo-mmlu test lint dag bench setup lock clean
+.PHONY: demo demo-mmlu test lint dag why bench setup lock clean
 
-demo: setup ## the whole chain on the stand-in
+demo: .venv/installed ## the whole chain on the stand-in
 	@$(DEMO)
-	@python -c "import pandas; print(pandas.read_csv('results/demo/summary.csv').round(4).to_string(index=False))"
 	@echo "table: results/demo/summary.csv, summary.json; the int4 model: results/demo/qat-int4/checkpoint/"
 
-demo-mmlu: setup ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
+demo-mmlu: .venv/installed ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
 	@test -d "$(MMLU_DIR)" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$(MMLU_DIR)'" >&2; exit 1; }
 	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath "$(MMLU_DIR)")'}"
 
-test: setup ## unit, workflow and chain tests
+test: .venv/installed ## unit, workflow and chain tests
 	@python -m pytest
 
-lint: setup ## formats, style and the workflow's own lint
+lint: .venv/installed ## formats, style and the workflow's own lint
 	@ruff format --check .
 	@ruff check .
 	@snakefmt --check Snakefile rules
 	@$(SNAKEMAKE) --lint
 
-dag: setup ## draw the rule graph, in docs/rulegraph.svg and README.md (needs graphviz)
+dag: .venv/installed ## draw the rule graph, in docs/rulegraph.svg and README.md (needs graphviz)
 	@python docs/rulegraph.py
 
-bench: setup ## format_mmlu against the card's own code, as a ratio; dry-runs of more and more jobs
+bench: .venv/installed ## format_mmlu against the card's own code, as a ratio; dry-runs of more and more jobs
 	@python tests/bench_format.py
 	@python tests/bench_dry_run.py
 
-setup: .venv/installed ## the environment alone
+why: .venv/installed ## what would run, and why: make why PROFILE=slurm
+	@$(SNAKEMAKE) --profile $(PROFILE) --dry-run | grep -E '^(local)?rule |^    reason:|^Nothing' || true
+
+setup: .venv/installed ## the environment, and profiles/slurm by its name
+	@link="$${XDG_CONFIG_HOME:-$$HOME/.config}/snakemake/slurm"; mkdir -p "$$(dirname "$$link")"; \
+	if [ -e "$$link" ] && ! [ "$$link" -ef profiles/slurm ]; then \
+		echo "$$link is another profile: left alone; use --profile profiles/slurm"; \
+	else \
+		ln -sfn "$(CURDIR)/profiles/slurm" "$$link"; \
+	fi
 
 .venv/installed: requirements.lock
 	@echo "installing the pinned packages into .venv (about 2 minutes) ..."
@@ -45,7 +54,7 @@ setup: .venv/installed ## the environment alone
 	@python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@touch "$@"
 
-lock: $(if $(UPGRADE),setup) ## renew envs/ and requirements.lock from pyproject.toml; UPGRADE=1 first raises its pins
+lock: $(if $(UPGRADE),.venv/installed) ## renew envs/ and requirements.lock from pyproject.toml; UPGRADE=1 first raises its pins
 	@"$(PYTHON)" envs/lock.py $(if $(UPGRADE),--upgrade)
 	@rm -rf .venv && "$(PYTHON)" -m venv .venv
 	@python -m pip install --quiet --disable-pip-version-check ".[dev]"

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -16,6 +18,7 @@ include: "rules/merge.smk"
 include: "rules/quantize.smk"
 include: "rules/evaluate_mmlu.smk"
 include: "rules/measure.smk"
+include: "rules/report_costs.smk"
 include: "rules/summarize.smk"
 
 
@@ -23,3 +26,9 @@ rule all:
     default_target: True
     input:
         expand("results/{model}/summary.json", model=config["models"]),
+
+
+onsuccess:
+    for model in config["models"]:
+        for name in ("summarize", "report_costs"):
+            print(Path(f"logs/{model}/{name}.log").read_text())

@@ -10,7 +10,13 @@ from int4_qat import mmlu, sources, variants, workflow_config
 workflow_config.check(config, f"{workflow.basedir}/rules/config.schema.yaml")
 
 # Compute nodes often have no network: only the download rules, which unset this, may touch the Hub.
-shell.prefix("set -euo pipefail; export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false; ")
+# SIGTERM comes ahead of preemption: bash and the log wait for the program, which has its last words to save.
+shell.prefix(
+    "set -euo pipefail; trap : TERM; export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false; "
+    "show() {{ (trap '' TERM; exec tee \"$1\"); }}; "
+)
+
+shards = range(config["evaluation"]["mmlu"]["shards"])
 
 
 wildcard_constraints:
@@ -18,6 +24,7 @@ wildcard_constraints:
     arm="|".join(config["finetune"]["arms"]) or "none",
     variant="|".join(config["variants"]),
     weights="|".join([variants.BASE, *config["finetune"]["arms"]]),
+    shard=r"\d+",
 
 
 def code_of(script):
@@ -26,9 +33,10 @@ def code_of(script):
 
 
 def recipe(wildcards):
-    """The fine-tuning settings of one arm as JSON."""
-    shared = {key: value for key, value in config["finetune"].items() if key != "arms"}
-    return json.dumps(shared | config["finetune"]["arms"][wildcards.arm], sort_keys=True)
+    """The fine-tuning settings of one arm as JSON; the group size is one of them if it sees int4."""
+    settings = config["finetune"] | config["finetune"]["arms"][wildcards.arm]
+    settings["group_size"] = config["quantization"]["group_size"] if settings["qat_scheme"] else None
+    return json.dumps({key: value for key, value in settings.items() if key != "arms"}, sort_keys=True)
 
 
 def evaluation(task):
@@ -36,9 +44,10 @@ def evaluation(task):
     return dict(sorted(config["evaluation"][task].items()))
 
 
-def device(wildcards, resources):
-    """The profile says which rules have a GPU."""
-    return "cuda" if resources.gpu else "cpu"
+def gpu_stages(wildcards):
+    """The rules that hold a GPU."""
+    held = [rule.name for rule in workflow.rules if "gpu" in rule.resources]
+    return sorted(held) if config["device"] == "cuda" else []
 
 
 def source_path(source, standin):

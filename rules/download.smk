@@ -12,7 +12,7 @@ rule make_standin:
     log:
         "logs/make_standin.log",
     benchmark:
-        "benchmarks/make_standin.tsv"
+        "benchmarks/make_standin/standin.tsv"
     conda:
         "../envs/lm_eval.yaml"
     params:
@@ -23,7 +23,7 @@ rule make_standin:
         " --output resources/standin"
         " --seed {params.seed}"
         " --outlier-factor {params.outlier_factor}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | show {log:q}"
 
 
 rule download_mmlu:
@@ -36,7 +36,7 @@ rule download_mmlu:
     log:
         "logs/download_mmlu.log",
     benchmark:
-        "benchmarks/download_mmlu.tsv"
+        "benchmarks/download_mmlu/mmlu.tsv"
     conda:
         "../envs/data.yaml"
     params:
@@ -57,7 +57,7 @@ rule download_model:
     log:
         "logs/{model}/download_model.log",
     benchmark:
-        "benchmarks/{model}/download_model.tsv"
+        "benchmarks/download_model/{model}.tsv"
     conda:
         "../envs/data.yaml"
     params:

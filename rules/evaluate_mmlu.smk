@@ -1,4 +1,4 @@
-# lm-eval's mmlu, the same settings for every variant.
+# lm-eval's mmlu, the same settings for every variant; its subjects may be spread over several jobs.
 #   in:  results/<model>/<variant>/checkpoint/, resources/mmlu/{dev,validation,test}.parquet
 #   out: results/<model>/<variant>/mmlu.json, mmlu_samples.parquet
 
@@ -9,12 +9,12 @@ rule evaluate_mmlu:
         checkpoint="results/{model}/{variant}/checkpoint",
         mmlu=expand("resources/mmlu/{split}.parquet", split=mmlu.EVALUATION_SPLITS),
     output:
-        report="results/{model}/{variant}/mmlu.json",
-        samples="results/{model}/{variant}/mmlu_samples.parquet",
+        report="results/{model}/{variant}/mmlu_shards/{shard}.json",
+        samples="results/{model}/{variant}/mmlu_shards/{shard}.parquet",
     log:
-        "logs/{model}/evaluate_mmlu_{variant}.log",
+        "logs/{model}/evaluate_mmlu_{variant}_{shard}.log",
     benchmark:
-        "benchmarks/{model}/evaluate_mmlu_{variant}.tsv"
+        "benchmarks/evaluate_mmlu/{model}_{variant}_{shard}.tsv"
     conda:
         "../envs/lm_eval.yaml"
     resources:
@@ -22,16 +22,45 @@ rule evaluate_mmlu:
     params:
         settings=evaluation("mmlu"),
         limit=[f"--limit={n}" for n in [config["evaluation"]["mmlu"]["limit"]] if n is not None],
-        device=device,
+        device=config["device"],
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
         " --mmlu resources/mmlu"
+        " --shard {wildcards.shard}"
+        " --shards {params.settings[shards]}"
         " --num-fewshot {params.settings[num_fewshot]}"
         " {params.limit:q}"
         " --batch-size {params.settings[batch_size]}"
         " --dtype {params.settings[dtype]}"
         " --device {params.device}"
+        " --output {output.report:q}"
+        " --samples {output.samples:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+
+
+localrules:
+    gather_mmlu,
+
+
+rule gather_mmlu:
+    input:
+        code=code_of("gather_mmlu"),
+        reports=expand(rules.evaluate_mmlu.output.report, shard=shards, allow_missing=True),
+        samples=expand(rules.evaluate_mmlu.output.samples, shard=shards, allow_missing=True),
+    output:
+        report="results/{model}/{variant}/mmlu.json",
+        samples="results/{model}/{variant}/mmlu_samples.parquet",
+    log:
+        "logs/{model}/gather_mmlu_{variant}.log",
+    benchmark:
+        "benchmarks/gather_mmlu/{model}_{variant}.tsv"
+    conda:
+        "../envs/data.yaml"
+    shell:
+        "python {input.code[0]:q}"
+        " --shard-reports {input.reports:q}"
+        " --shard-samples {input.samples:q}"
         " --output {output.report:q}"
         " --samples {output.samples:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -14,25 +14,23 @@ rule finetune:
     log:
         "logs/{model}/finetune_{arm}.log",
     benchmark:
-        "benchmarks/{model}/finetune_{arm}.tsv"
+        "benchmarks/finetune/{model}_{arm}.tsv"
     conda:
         "../envs/finetune.yaml"
     resources:
         gpu=1,
     params:
         recipe=recipe,
-        group_size=config["quantization"]["group_size"],
         # Not an output, since Snakemake deletes the outputs of a job that fails.
         checkpoints="results/{model}/{arm}/checkpoints",
-        device=device,
+        device=config["device"],
     shell:
         "python {input.code[0]:q}"
         " --model {input.model:q}"
         " --texts {input.texts:q}"
         " --recipe {params.recipe:q}"
-        " --group-size {params.group_size}"
         " --device {params.device}"
         " --checkpoints {params.checkpoints:q}"
         " --adapter {output.adapter:q}"
         " --log-table {output.table:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | show {log:q}"

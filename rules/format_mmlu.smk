@@ -13,7 +13,7 @@ rule format_mmlu:
     log:
         "logs/{model}/format_mmlu.log",
     benchmark:
-        "benchmarks/{model}/format_mmlu.tsv"
+        "benchmarks/format_mmlu/{model}.tsv"
     conda:
         "../envs/data.yaml"
     shell:

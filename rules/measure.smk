@@ -12,14 +12,14 @@ rule measure_memory:
     log:
         "logs/{model}/measure_memory_{variant}.log",
     benchmark:
-        "benchmarks/{model}/measure_memory_{variant}.tsv"
+        "benchmarks/measure_memory/{model}_{variant}.tsv"
     conda:
         "../envs/quantize.yaml"
     resources:
         gpu=1,
     params:
         settings=evaluation("memory"),
-        device=device,
+        device=config["device"],
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
@@ -39,14 +39,14 @@ rule measure_latency:
     log:
         "logs/{model}/measure_latency_{variant}.log",
     benchmark:
-        "benchmarks/{model}/measure_latency_{variant}.tsv"
+        "benchmarks/measure_latency/{model}_{variant}.tsv"
     conda:
         "../envs/quantize.yaml"
     resources:
         gpu=1,
     params:
         settings=evaluation("latency"),
-        device=device,
+        device=config["device"],
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"

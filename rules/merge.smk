@@ -3,6 +3,10 @@
 #   out: results/<model>/<weights>-bf16/checkpoint/
 
 
+localrules:
+    link_base,
+
+
 rule link_base:
     input:
         code=code_of("download_model"),
@@ -12,7 +16,7 @@ rule link_base:
     log:
         "logs/{model}/link_base.log",
     benchmark:
-        "benchmarks/{model}/link_base.tsv"
+        "benchmarks/link_base/{model}.tsv"
     conda:
         "../envs/data.yaml"
     shell:
@@ -32,7 +36,7 @@ rule merge:
     log:
         "logs/{model}/merge_{arm}.log",
     benchmark:
-        "benchmarks/{model}/merge_{arm}.tsv"
+        "benchmarks/merge/{model}_{arm}.tsv"
     conda:
         "../envs/finetune.yaml"
     shell:

@@ -12,7 +12,7 @@ rule quantize:
     log:
         "logs/{model}/quantize_{weights}.log",
     benchmark:
-        "benchmarks/{model}/quantize_{weights}.tsv"
+        "benchmarks/quantize/{model}_{weights}.tsv"
     conda:
         "../envs/quantize.yaml"
     params:

@@ -1,5 +1,5 @@
 # One table of all variants.
-#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet
+#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, results/<model>/costs.json
 #   out: results/<model>/summary.json, summary.csv
 
 
@@ -7,6 +7,7 @@ rule summarize:
     input:
         code=code_of("summarize"),
         data=rules.download_mmlu.output.report,
+        costs=rules.report_costs.output.json,
         results=expand(
             "results/{{model}}/{variant}/{result}",
             variant=config["variants"],
@@ -18,7 +19,7 @@ rule summarize:
     log:
         "logs/{model}/summarize.log",
     benchmark:
-        "benchmarks/{model}/summarize.tsv"
+        "benchmarks/summarize/{model}.tsv"
     conda:
         "../envs/data.yaml"
     params:
@@ -30,6 +31,7 @@ rule summarize:
         " --variants {params.variants:q}"
         " --results {params.results:q}"
         " --data-report {input.data:q}"
+        " --costs {input.costs:q}"
         " --json {output.json:q}"
         " --csv {output.csv:q}"
-        " 2>&1 | tee {log:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

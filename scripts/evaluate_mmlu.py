@@ -1,14 +1,16 @@
-"""Score a checkpoint with lm-eval's own `mmlu` task group, offline, on the data that was downloaded.
+"""Score a checkpoint with lm-eval's own `mmlu` tasks, offline, on the data that was downloaded.
 
-Writes mmlu.json (what lm-eval reports, settings, versions) and a table with a row for each question: its four
-log-likelihoods, prediction and answer. The accuracy of the table must be lm-eval's.
+A shard is some of the subjects, so that several jobs can share one checkpoint. Writes what lm-eval reports of each
+subject, with settings and versions, and a table with a row for each question: its four log-likelihoods, prediction
+and answer. The accuracies of the table must be lm-eval's. gather_mmlu puts the shards together.
 
     python scripts/evaluate_mmlu.py --checkpoint results/demo/qat-int4/checkpoint --mmlu resources/mmlu \\
-        --num-fewshot 0 --batch-size 64 --dtype float32 --device cpu \\
-        --output results/demo/qat-int4/mmlu.json --samples results/demo/qat-int4/mmlu_samples.parquet
+        --num-fewshot 0 --batch-size 64 --dtype float32 --device cpu --shard 0 --shards 1 \\
+        --output results/demo/qat-int4/mmlu_shards/0.json --samples results/demo/qat-int4/mmlu_shards/0.parquet
 """
 
 import argparse
+import itertools
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +19,12 @@ import lm_eval
 import numpy as np
 import pandas as pd
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tqdm import tqdm
 
-from int4_qat import errors, files, mmlu, mmlu_harness, models
+from int4_qat import devices, errors, files, mmlu, mmlu_harness, models
 from int4_qat.errors import InputError
 
 SEED = 1234
@@ -31,27 +35,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
     parser.add_argument("--mmlu", required=True, type=Path, help="folder with dev, validation, test .parquet")
+    parser.add_argument("--shard", type=int, default=0, help="which of the shards, from 0")
+    parser.add_argument("--shards", type=int, default=1, help="into how many the subjects are divided")
     parser.add_argument("--num-fewshot", required=True, type=int, help="examples ahead of each question")
     parser.add_argument("--limit", type=int, help="questions of each subject; all if left out")
     parser.add_argument("--batch-size", required=True, type=int)
     parser.add_argument("--dtype", required=True, choices=list(models.DTYPES))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--output", required=True, type=Path, help="mmlu.json")
+    parser.add_argument("--output", required=True, type=Path, help="JSON with what lm-eval reports")
     parser.add_argument("--samples", required=True, type=Path, help="parquet with a row a question")
     arguments = parser.parse_args()
+    devices.claim(arguments.device)
+    subjects = mmlu_harness.shard_subjects(arguments.mmlu, arguments.shard, arguments.shards)
     with tempfile.TemporaryDirectory() as scratch:
-        results = evaluate(arguments, mmlu_harness.lay_out(arguments.mmlu, Path(scratch)))
+        results = evaluate(arguments, subjects, mmlu_harness.lay_out(arguments.mmlu, Path(scratch)))
     samples = sample_table(results["samples"])
-    report = make_report(arguments, results, samples)
+    report = make_report(arguments, subjects, results, samples)
     with files.whole(arguments.samples) as unfinished:
         samples.to_parquet(unfinished, index=False)
     files.write_json(arguments.output, report)
-    print(f"accuracy {report['accuracy']:.4f} +- {report['stderr']:.4f} on {report['questions']} questions")
+    print(f"accuracy {samples['correct'].mean():.4f} on {len(samples)} questions of {len(subjects)} subjects")
 
 
-def evaluate(arguments: argparse.Namespace, include_path: Path) -> dict:
+class SubjectBatches(HFLM):
+    """Batches of one subject each, so that no score depends on which other subjects are in the shard."""
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        scores = []
+        with tqdm(total=len(requests), desc="score", unit=" choices", mininterval=1, disable=disable_tqdm) as progress:
+            for _, group in itertools.groupby(requests, key=lambda request: request.task_name):
+                subject = list(group)
+                scores += super().loglikelihood(subject, disable_tqdm=True)
+                progress.update(len(subject))
+        return scores
+
+
+def evaluate(arguments: argparse.Namespace, subjects: list[str], include_path: Path) -> dict:
     """lm-eval's results and samples."""
-    language_model = HFLM(
+    language_model = SubjectBatches(
         pretrained=models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device),
         tokenizer=models.load_tokenizer(arguments.checkpoint),
         batch_size=arguments.batch_size,
@@ -59,7 +80,7 @@ def evaluate(arguments: argparse.Namespace, include_path: Path) -> dict:
     )
     return lm_eval.simple_evaluate(
         language_model,
-        tasks=["mmlu"],
+        tasks=[mmlu_harness.task_name(subject) for subject in subjects],
         num_fewshot=arguments.num_fewshot,
         limit=arguments.limit,
         task_manager=TaskManager(include_path=str(include_path), include_defaults=False),
@@ -73,14 +94,14 @@ def evaluate(arguments: argparse.Namespace, include_path: Path) -> dict:
 def sample_table(samples: dict[str, list[dict]]) -> pd.DataFrame:
     """A row a question: subject, index in the subject, log-likelihoods, prediction, answer, correct."""
     rows = []
-    for task, questions in sorted(samples.items()):
+    for task, questions in samples.items():
         for question in questions:
             likelihoods = [float(response[0]) for response in question["filtered_resps"]]
             prediction = int(np.argmax(likelihoods))
             answer = int(question["target"])
             rows.append(
                 {
-                    "subject": task.removeprefix("mmlu_"),
+                    "subject": task.removeprefix(mmlu_harness.TASK_PREFIX),
                     "index": question["doc_id"],
                     **dict(zip(LOG_LIKELIHOODS, likelihoods, strict=True)),
                     "prediction": prediction,
@@ -91,22 +112,23 @@ def sample_table(samples: dict[str, list[dict]]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["subject", "index"], ignore_index=True)
 
 
-def make_report(arguments: argparse.Namespace, results: dict, samples: pd.DataFrame) -> dict:
-    """What is written to mmlu.json; InputError if the table's accuracy is not lm-eval's."""
-    total = results["results"]["mmlu"]
-    accuracy, recomputed = total["acc,none"], samples["correct"].mean().item()
-    if abs(accuracy - recomputed) > 1e-9:
-        raise InputError(f"evaluate_mmlu: lm-eval reports {accuracy}, its samples give {recomputed}")
+def make_report(arguments: argparse.Namespace, subjects: list[str], results: dict, samples: pd.DataFrame) -> dict:
+    """What lm-eval reports of each subject; InputError if the table's accuracy is not lm-eval's."""
+    by_subject = {}
+    for subject in subjects:
+        task = mmlu_harness.task_name(subject)
+        scores, correct = results["results"][task], samples["correct"][samples["subject"] == subject]
+        if abs(scores["acc,none"] - correct.mean()) > 1e-9:
+            raise InputError(f"{task}: lm-eval reports {scores['acc,none']}, its samples give {correct.mean()}")
+        by_subject[subject] = {
+            "accuracy": scores["acc,none"],
+            "stderr": scores["acc_stderr,none"],
+            "questions": len(correct),
+            "category": mmlu_harness.category(subject),
+            "task_version": results["versions"][task],
+        }
     return {
-        "accuracy": accuracy,
-        "stderr": total["acc_stderr,none"],
-        "questions": len(samples),
-        "subjects": samples["subject"].nunique(),
-        "by_task": {
-            task: {"accuracy": scores["acc,none"], "stderr": scores["acc_stderr,none"]}
-            for task, scores in results["results"].items()
-        },
-        "task_versions": results["versions"],
+        "by_subject": by_subject,
         "settings": {
             "task": "mmlu",
             "num_fewshot": arguments.num_fewshot,

@@ -1,10 +1,11 @@
 """Fine-tune LoRA adapters on the formatted texts, with fake quantization (QAT) or without.
 
 Only the answers count in the loss. Killed at any moment and started again, it goes on from its last whole checkpoint
-in --checkpoints, if recipe, texts and model are still the same. Writes a peft adapter and a table of each step.
+in --checkpoints, if recipe, texts and model are still the same; SIGTERM makes it write one first. Writes a peft
+adapter and a table of each step.
 
     python scripts/finetune.py --model resources/models/demo --texts results/demo/train.parquet \\
-        --recipe '{"r": 8, ...}' --group-size 64 --checkpoints /tmp/checkpoints \\
+        --recipe '{"r": 8, ...}' --checkpoints /tmp/checkpoints \\
         --adapter results/demo/qat/adapter --log-table results/demo/qat/training.csv
 """
 
@@ -12,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import resource
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from int4_qat import errors, files, models, qat
+from int4_qat import devices, errors, files, models, qat
 from int4_qat.errors import InputError
 
 IGNORED = -100
@@ -39,6 +41,7 @@ class Recipe:
 
     backend: str
     qat_scheme: str | None
+    group_size: int | None  # of the fake quantization, if there is a scheme
     r: int
     lora_alpha: int
     lora_dropout: float
@@ -67,20 +70,26 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="folder of the base model")
     parser.add_argument("--texts", required=True, type=Path, help="parquet with the column text")
     parser.add_argument("--recipe", required=True, help="JSON: an arm of `finetune` in the config")
-    parser.add_argument("--group-size", required=True, type=int, help="of the fake quantization")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder to resume from")
     parser.add_argument("--adapter", required=True, type=Path, help="folder for the peft adapter")
     parser.add_argument("--log-table", required=True, type=Path, help="CSV of each logged step")
     arguments = parser.parse_args()
+    devices.claim(arguments.device)
     recipe = Recipe(**json.loads(arguments.recipe))
     prepare_checkpoints(arguments.checkpoints, settings(arguments, recipe))
     tokenizer = models.load_tokenizer(arguments.model)
-    model = add_adapters(arguments.model, recipe, arguments.group_size, arguments.device)
+    model = add_adapters(arguments.model, recipe, arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
         data = tokenize(arguments.texts, tokenizer, recipe, scratch)
         trainer = make_trainer(model, tokenizer, data, recipe, arguments)
-        trainer.train(resume_from_checkpoint=last_whole(arguments.checkpoints))
+        preemption = PreemptionCheckpoint()
+        trainer.add_callback(preemption)
+        checkpoint = last_whole(arguments.checkpoints)
+        print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if preemption.requested:
+        raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
     with files.whole(arguments.log_table) as unfinished:
         rows = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
         rows[TABLE_COLUMNS].to_csv(unfinished, index=False)
@@ -95,7 +104,6 @@ def settings(arguments: argparse.Namespace, recipe: Recipe) -> dict:
     weights = {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
     return {
         "recipe": dataclasses.asdict(recipe),
-        "group_size": arguments.group_size,
         "texts": files.digest(arguments.texts),
         "model": files.digest(arguments.model / "config.json"),
         "weights": weights,
@@ -106,7 +114,7 @@ def prepare_checkpoints(folder: Path, wanted: dict) -> None:
     """Keep whole checkpoints of the same settings; all others are of no use and go."""
     record = folder / "settings.json"
     if folder.exists() and not (record.exists() and files.read_json(record) == wanted):
-        print(f"{folder}: of other settings; starting from the first step")
+        print(f"{folder}: of other settings, of no use now")
         files.remove(folder)
     files.write_json(record, wanted)
     for checkpoint in folder.glob("checkpoint-*"):
@@ -120,7 +128,7 @@ def last_whole(folder: Path) -> str | None:
     return str(checkpoints[-1]) if checkpoints else None
 
 
-def add_adapters(folder: Path, recipe: Recipe, group_size: int, device: str) -> PreTrainedModel:
+def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
     """The base model with LoRA on its linears and, for QAT, fake quant on the linears below them."""
     torch.manual_seed(recipe.seed)
     model = models.load_model(folder, models.DTYPES[recipe.dtype], device)
@@ -135,8 +143,8 @@ def add_adapters(folder: Path, recipe: Recipe, group_size: int, device: str) -> 
     model = get_peft_model(model, lora)
     model.print_trainable_parameters()
     if recipe.qat_scheme is not None:
-        placed = qat.fake_quantize_base_linears(model, group_size)
-        print(f"fake quantization ({recipe.qat_scheme}, group size {group_size}) on {len(placed)} linears")
+        placed = qat.fake_quantize_base_linears(model, recipe.group_size)
+        print(f"fake quantization ({recipe.qat_scheme}, group size {recipe.group_size}) on {len(placed)} linears")
     return model
 
 
@@ -266,6 +274,24 @@ class WholeCheckpoints(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+
+class PreemptionCheckpoint(TrainerCallback):
+    """SIGTERM, as Slurm sends it ahead of preemption, ends the training after the step under way, with a checkpoint.
+
+    transformers' own enable_jit_checkpoint waits 3 seconds first, and then returns as if all steps had been done.
+    """
+
+    def __init__(self):
+        self.requested = False
+        signal.signal(signal.SIGTERM, self.request)
+
+    def request(self, *_) -> None:
+        self.requested = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.requested:
+            control.should_save = control.should_training_stop = True
 
 
 class GradientCheck(TrainerCallback):

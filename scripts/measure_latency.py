@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from int4_qat import errors, files, models
+from int4_qat import devices, errors, files, models
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 SMALLEST_TOKEN, TOKENS = 100, 10_000
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", required=True, type=Path, help="latency.json")
     arguments = parser.parse_args()
+    devices.claim(arguments.device)
     model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
     latencies = measure(model, arguments)
     files.write_json(

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from int4_qat import errors, files, models
+from int4_qat import devices, errors, files, models
 
 PROMPT = "Hey, are you conscious? Can you talk to me?"
 
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", required=True, type=Path, help="memory.json")
     arguments = parser.parse_args()
+    devices.claim(arguments.device)
     with PeakResidentMemory() as resident:
         model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
         tokens = generate(model, arguments)

@@ -3,7 +3,8 @@
 normalized degradation of x = -(base-bf16 - x) / (base-bf16 - base-int4); recovered = 1 + that.
 
     python scripts/summarize.py --model demo --variants base-bf16 base-int4 qat-int4 --results results/demo \\
-        --data-report resources/mmlu/report.json --json results/demo/summary.json --csv results/demo/summary.csv
+        --data-report resources/mmlu/report.json --costs results/demo/costs.json \\
+        --json results/demo/summary.json --csv results/demo/summary.csv
 """
 
 import argparse
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--variants", required=True, nargs="+")
     parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant")
     parser.add_argument("--data-report", required=True, type=Path, help="report.json of download_mmlu")
+    parser.add_argument("--costs", required=True, type=Path, help="costs.json of report_costs")
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--csv", required=True, type=Path)
     arguments = parser.parse_args()
@@ -33,7 +35,8 @@ def main() -> None:
     table = flat_table(rows)
     with files.whole(arguments.csv) as unfinished:
         table.to_csv(unfinished, index=False)
-    files.write_json(arguments.json, {"model": arguments.model, "data": data, "variants": rows})
+    costs = files.read_json(arguments.costs)
+    files.write_json(arguments.json, {"model": arguments.model, "data": data, "variants": rows, "costs": costs})
     print(table.to_string(index=False, float_format="{:.4f}".format))
 
 

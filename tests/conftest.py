@@ -2,15 +2,18 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
 
 import make_standin
 from int4_qat import mmlu_harness, standin
@@ -19,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = {
     "backend": "transformers",
     "qat_scheme": None,
+    "group_size": 64,
     "r": 8,
     "lora_alpha": 8,
     "lora_dropout": 0,
@@ -50,15 +54,55 @@ def run_script(name: str, *arguments: object, **options) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
-def snakemake(*arguments: object, **options) -> subprocess.CompletedProcess:
-    """Snakemake on this repository's workflow."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+def command(workflow: Path, *arguments: object) -> list[str]:
+    """Snakemake's command line for the workflow in a folder."""
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile"), *map(str, arguments)]
+
+
+def snakemake(*arguments: object, workflow: Path = ROOT, **options) -> subprocess.CompletedProcess:
+    """Run Snakemake from the workflow's folder, as its users do."""
+    return subprocess.run(command(workflow, *arguments), capture_output=True, text=True, cwd=workflow, **options)
 
 
 def demo(directory: Path, *arguments: object, **options) -> subprocess.CompletedProcess:
     """The demo's profile in another folder."""
-    return snakemake("--profile", ROOT / "profiles" / "demo", "--directory", directory, *arguments, **options)
+    return snakemake("--profile", "profiles/demo", "--directory", directory, *arguments, **options)
+
+
+def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
+    """Jobs by rule of a dry-run."""
+    assert result.returncode == 0, result.stderr[-3000:]
+    pairs = [line.split() for line in result.stdout.splitlines()]
+    counts = {
+        pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0].isidentifier() and pair[1].isdigit()
+    }
+    return {name: count for name, count in counts.items() if name not in ("all", "total")}
+
+
+def copy_workflow(folder: Path) -> Path:
+    """The files that make up the workflow, to be edited."""
+    folder.mkdir()
+    shutil.copy(ROOT / "Snakefile", folder)
+    shutil.copy(ROOT / "config.yaml", folder)
+    for name in ("rules", "scripts", "envs", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def small_config(standin: Path) -> dict:
+    """The demo's config with the untrained stand-in as local folders, and little work."""
+    config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
+    config["models"]["demo"]["source"] = str(standin / "model")
+    config["data"]["source"] = str(standin / "mmlu")
+    config["finetune"] |= {"max_steps": 12, "save_steps": 4, "warmup_steps": 2, "per_device_train_batch_size": 8}
+    config["evaluation"]["memory"] |= {"max_new_tokens": 4}
+    config["evaluation"]["latency"] |= {"input_len": 8, "output_len": 4, "warmup": 1, "iterations": 2}
+    return config
+
+
+def write_config(config: dict, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +153,45 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory, hub: tuple[str, list[str]
     assert result.returncode == 0, result.stderr[-5000:]
     assert requests == []
     return folder
+
+
+class Run(NamedTuple):
+    """A finished run: a copy of the workflow, of the stand-in and of the config, and where it ran."""
+
+    workflow: Path
+    standin: Path
+    config: Path
+    directory: Path
+
+    def snakemake(self, *arguments: object) -> subprocess.CompletedProcess:
+        options = ["--profile", "profiles/demo", "--configfile", self.config, "--directory", self.directory]
+        return snakemake(*options, *arguments, workflow=self.workflow)
+
+
+@pytest.fixture(scope="session")
+def small_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The whole chain, small, with everything in copies that a test may edit."""
+    folder = tmp_path_factory.mktemp("small run")
+    standin = shutil.copytree(untrained, folder / "standin")
+    config = write_config(small_config(standin), folder / "config.yaml")
+    run = Run(copy_workflow(folder / "workflow"), standin, config, folder / "directory")
+    result = run.snakemake()
+    assert result.returncode == 0, result.stderr[-5000:]
+    return run
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Slurm on loopback, gone afterwards; where it cannot be had the test is skipped, or fails if CI requires it."""
+    folder = ROOT / "tests" / "slurm"
+    state = tmp_path_factory.mktemp("slurm")
+    missing = [name for name in ("slurmctld", "slurmd", "munged") if not shutil.which(name, path="/usr/sbin:/sbin")]
+    if missing or os.geteuid() != 0:
+        reason = f"needs root and `apt-get install slurm-wlm munge` (missing: {', '.join(missing) or 'root'})"
+        pytest.fail(reason) if os.environ.get("REQUIRE_SLURM") else pytest.skip(reason)
+    subprocess.run([folder / "up.sh", state], check=True)
+    yield
+    subprocess.run([folder / "down.sh", state], check=True)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import ast
 import importlib.metadata
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import rattler
 import yaml
-from conftest import ROOT, snakemake
+from conftest import ROOT, copy_workflow, small_config, snakemake, write_config
 from packaging.utils import canonicalize_name
 
 from int4_qat import sources
@@ -102,8 +101,8 @@ def imports(script: str) -> set[str]:
 def with_conda(folder: Path, *arguments: str) -> str:
     """Run or plan, in a copy of the workflow, all that the data environment does before a fine-tuning."""
     path = f"{ROOT}/tests/conda-shim/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    options = ["--snakefile", folder / "Snakefile", "--directory", folder / "run", "--sdm", "conda", "--cores", 1]
-    result = snakemake(*options, *arguments, "results/demo/train.parquet", env=os.environ | {"PATH": path})
+    options = ["--directory", folder / "run", "--sdm", "conda", "--cores", 1, *arguments, "results/demo/train.parquet"]
+    result = snakemake(*options, workflow=folder, env=os.environ | {"PATH": path})
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 
@@ -111,15 +110,9 @@ def with_conda(folder: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def conda_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the workflow in which every program says its python, after a run with `--sdm conda` in run/."""
-    folder = tmp_path_factory.mktemp("conda")
-    for name in ("rules", "scripts", "envs"):
-        shutil.copytree(ROOT / name, folder / name)
-    shutil.copy(ROOT / "Snakefile", folder)
+    folder = copy_workflow(tmp_path_factory.mktemp("conda") / "copy")
     (folder / "scripts" / "int4_qat" / "__init__.py").write_text("import sys\n\nprint(f'python of {sys.prefix}')\n")
-    config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
-    config["data"]["source"] = str(untrained / "mmlu")
-    config["models"]["demo"]["source"] = str(untrained / "model")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    write_config(small_config(untrained), folder / "config.yaml")
     with_conda(folder)
     return folder
 

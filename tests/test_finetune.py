@@ -34,7 +34,7 @@ def texts(untrained, tmp_path_factory):
 def arguments(untrained, texts, folder, **changes):
     return [
         *("--model", untrained / "model", "--texts", texts, "--recipe", json.dumps(RECIPE | changes)),
-        *("--group-size", 64, "--checkpoints", folder / "checkpoints"),
+        *("--checkpoints", folder / "checkpoints"),
         *("--adapter", folder / "adapter", "--log-table", folder / "training.csv"),
     ]
 

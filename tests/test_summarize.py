@@ -47,6 +47,7 @@ def results(tmp_path):
         for key, content in {"mmlu": mmlu, "memory": memory, "latency": latency}.items():
             (folder / f"{key}.json").write_text(json.dumps(content))
     (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "costs.json").write_text("{}")
     return tmp_path
 
 
@@ -54,6 +55,7 @@ def run(results):
     return run_script(
         "summarize",
         *("--model", "m", "--variants", *VARIANTS, "--results", results, "--data-report", results / "report.json"),
+        *("--costs", results / "costs.json"),
         *("--json", results / "summary.json", "--csv", results / "summary.csv"),
     )
 

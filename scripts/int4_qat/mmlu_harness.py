@@ -12,6 +12,7 @@ import yaml
 from int4_qat import mmlu, mmlu_parquet
 
 TASKS = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
+TASK_PREFIX = "mmlu_"
 TEMPLATE = "_default_template_yaml"
 DATASET_LINE = "dataset_path: cais/mmlu\n"
 
@@ -26,6 +27,28 @@ def tasks() -> dict[str, dict]:
 def subjects() -> list[str]:
     """MMLU's 57 subjects."""
     return sorted(tasks())
+
+
+def task_name(subject: str) -> str:
+    """lm-eval's name of a subject's task."""
+    return TASK_PREFIX + subject
+
+
+def category(subject: str) -> str:
+    """stem, humanities, social_sciences or other."""
+    return tasks()[subject]["tag"].removeprefix(TASK_PREFIX).removesuffix("_tasks")
+
+
+def shard_subjects(data: Path, shard: int, shards: int) -> list[str]:
+    """The subjects of one shard; shards are about equally long, counted in characters of the test questions."""
+    test = pq.read_table(data / "test.parquet", columns=["subject", "question"])
+    lengths = test.append_column("length", pc.utf8_length(test["question"]))
+    by_subject = lengths.group_by("subject").aggregate([("length", "sum")])
+    totals = dict(zip(by_subject["subject"].to_pylist(), by_subject["length_sum"].to_pylist(), strict=True))
+    loads: list[list[str]] = [[] for _ in range(shards)]
+    for subject in sorted(subjects(), key=lambda subject: (-totals.get(subject, 0), subject)):
+        min(loads, key=lambda load: sum(totals.get(other, 0) for other in load)).append(subject)
+    return sorted(loads[shard])
 
 
 def description(subject: str) -> str:

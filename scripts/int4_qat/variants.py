@@ -12,3 +12,10 @@ def split(variant: str) -> tuple[str, str]:
     if not weights or precision not in PRECISIONS:
         raise ValueError(f"'{variant}' is not <base or arm>-<{' or '.join(PRECISIONS)}>")
     return weights, precision
+
+
+def weights_of(names: list[str], precision: str | None = None) -> list[str]:
+    """The weights among some variants, the base first; only those in one precision if it is given."""
+    pairs = [split(name) for name in names]
+    found = {weights for weights, stored in pairs if precision in (None, stored)}
+    return sorted(found, key=lambda weights: (weights != BASE, weights))

@@ -1,0 +1,52 @@
+# What each stage took: from the benchmark record of each job.
+#   in:  benchmarks/<rule>/*.tsv
+#   out: results/<model>/costs.json, costs.csv
+
+
+localrules:
+    report_costs,
+
+
+rule report_costs:
+    input:
+        code=code_of("report_costs"),
+        shared=rules.download_mmlu.benchmark,
+        model=[
+            rules.download_model.benchmark,
+            rules.format_mmlu.benchmark,
+        ],
+        arms=expand(
+            [rules.finetune.benchmark, rules.merge.benchmark],
+            arm=variants.weights_of(config["variants"])[1:],
+            allow_missing=True,
+        ),
+        quantize=expand(
+            rules.quantize.benchmark,
+            weights=variants.weights_of(config["variants"], precision="int4"),
+            allow_missing=True,
+        ),
+        variants=expand(
+            [rules.gather_mmlu.benchmark, rules.measure_memory.benchmark, rules.measure_latency.benchmark],
+            variant=config["variants"],
+            allow_missing=True,
+        ),
+        shards=expand(rules.evaluate_mmlu.benchmark, variant=config["variants"], shard=shards, allow_missing=True),
+    output:
+        json="results/{model}/costs.json",
+        csv="results/{model}/costs.csv",
+    log:
+        "logs/{model}/report_costs.log",
+    benchmark:
+        "benchmarks/report_costs/{model}.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        records=lambda wildcards, input: [path for path in input if path.endswith(".tsv")],
+        gpu_stages=gpu_stages,
+    shell:
+        "python {input.code[0]:q}"
+        " --records {params.records:q}"
+        " --gpu-stages {params.gpu_stages}"
+        " --json {output.json:q}"
+        " --csv {output.csv:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

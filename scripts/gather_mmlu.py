@@ -1,0 +1,77 @@
+"""Put the shards of one variant's MMLU together: accuracy of each subject, of each category and of all, as lm-eval's.
+
+lm-eval weighs subjects by their size, and pools their variances:
+stderr² = sum((n - 1) · n · stderr_n²) / (sum(n) - subjects) / sum(n) (lm_eval.api.metrics.pooled_sample_stderr).
+
+    python scripts/gather_mmlu.py --shard-reports results/demo/qat-int4/mmlu_shards/*.json \\
+        --shard-samples results/demo/qat-int4/mmlu_shards/*.parquet \\
+        --output results/demo/qat-int4/mmlu.json --samples results/demo/qat-int4/mmlu_samples.parquet
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from int4_qat import errors, files, mmlu_parquet
+from int4_qat.errors import InputError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shard-reports", required=True, nargs="+", type=Path, help="JSON of each shard")
+    parser.add_argument("--shard-samples", required=True, nargs="+", type=Path, help="parquet of each shard")
+    parser.add_argument("--output", required=True, type=Path, help="mmlu.json")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet with a row a question")
+    arguments = parser.parse_args()
+    reports = {path: files.read_json(path) for path in arguments.shard_reports}
+    tables = [mmlu_parquet.open_file(path, ["subject", "index"]).read() for path in arguments.shard_samples]
+    samples = pd.concat([table.to_pandas() for table in tables]).sort_values(["subject", "index"], ignore_index=True)
+    report = gather(reports, samples)
+    with files.whole(arguments.samples) as unfinished:
+        samples.to_parquet(unfinished, index=False)
+    files.write_json(arguments.output, report)
+    print(f"accuracy {report['accuracy']:.4f} +- {report['stderr']:.4f} on {report['questions']} questions")
+
+
+def gather(reports: dict[Path, dict], samples: pd.DataFrame) -> dict:
+    """mmlu.json; InputError if shards differ in settings or versions, share subjects, or do not fit the samples."""
+    first = next(iter(reports.values()))
+    by_subject: dict[str, dict] = {}
+    for path, report in reports.items():
+        for key in ("settings", "versions"):
+            if report[key] != first[key]:
+                raise InputError(f"{path}: {key} differ from those of the first shard")
+        if shared := sorted(by_subject.keys() & report["by_subject"].keys()):
+            raise InputError(f"{path}: {shared[0]} is in another shard too")
+        by_subject |= report["by_subject"]
+    counted = samples["subject"].value_counts().to_dict()
+    if counted != {subject: scores["questions"] for subject, scores in by_subject.items()}:
+        raise InputError("gather_mmlu: the samples are not those of the reports")
+    subjects = pd.DataFrame.from_dict(by_subject, orient="index").sort_index()
+    categories = {name: pool(group) for name, group in sorted(subjects.groupby("category"))}
+    return {
+        **pool(subjects),
+        "subjects": len(subjects),
+        "by_category": categories,
+        "by_subject": subjects.to_dict(orient="index"),
+        "settings": first["settings"],
+        "versions": first["versions"],
+    }
+
+
+def pool(subjects: pd.DataFrame) -> dict:
+    """Accuracy, standard error and number of questions over several subjects, as lm-eval pools them."""
+    sizes = subjects["questions"].to_numpy()
+    total = sizes.sum()
+    variance = ((sizes - 1) * sizes * subjects["stderr"].to_numpy() ** 2).sum() / (total - len(sizes))
+    return {
+        "accuracy": float((sizes * subjects["accuracy"].to_numpy()).sum() / total),
+        "stderr": float(np.sqrt(variance / total)),
+        "questions": int(total),
+    }
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,40 @@
+"""One job to a GPU: a cluster hands GPUs out, on one box the jobs take them by lock."""
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from int4_qat.errors import InputError
+
+_held = []  # lock files, open as long as this process lives
+
+
+def claim(device: str) -> None:
+    """Show this process one GPU that no other job of this user holds; nothing to do on a CPU.
+
+    Call it before CUDA is used. InputError if there is no GPU, or if each is taken.
+    """
+    if device != "cuda" or "SLURM_JOB_ID" in os.environ:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    if not visible:
+        raise InputError("device: expected a GPU for 'cuda', found none")
+    for name in visible.split(","):
+        if _lock(name):
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+            return
+    raise InputError(f"device: each GPU ({visible}) is held by another job; run with --resources gpu=<number of GPUs>")
+
+
+def _lock(name: str) -> bool:
+    lock = (Path(tempfile.gettempdir()) / f"int4-qat-{os.getuid()}-gpu-{name}.lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return False
+    _held.append(lock)
+    return True

@@ -1,0 +1,223 @@
+"""profiles/slurm on a real Slurm (one box, H100s that are /dev/null): what is asked for, and what survives."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import defaultdict
+
+import psutil
+import pytest
+import yaml
+from conftest import Run, command, copy_workflow, small_config, snakemake, write_config
+
+GPU_RULES = {"finetune", "evaluate_mmlu", "measure_memory", "measure_latency"}
+CPU_RULES = {"download_mmlu", "download_model", "format_mmlu", "merge", "quantize", "summarize"}
+LOCAL_RULES = {"link_base", "gather_mmlu", "report_costs"}
+# Two cores in place of a cluster, and a queue that answers at once.
+SIZES = ["--jobs", 2, "--set-threads", *(f"{rule}=1" for rule in sorted(GPU_RULES | {"merge", "quantize"}))]
+POLLING = ["--slurm-init-seconds-before-status-checks", 1, "--seconds-between-status-checks", 1, "--latency-wait", 5]
+pytestmark = pytest.mark.usefixtures("slurm")
+
+
+class Cluster(Run):
+    """A run that goes through Slurm; the profile is found by its name alone, as after `make setup`."""
+
+    def arguments(self, *arguments):
+        return [
+            "--profile",
+            "slurm",
+            *SIZES,
+            *POLLING,
+            "--configfile",
+            self.config,
+            "--directory",
+            self.directory,
+            *arguments,
+        ]
+
+    @property
+    def environment(self):
+        home = self.config.parent / "settings"
+        home.mkdir(exist_ok=True)
+        if not (home / "snakemake").exists():
+            (home / "snakemake").symlink_to(self.workflow / "profiles")
+        return os.environ | {"XDG_CONFIG_HOME": str(home)}
+
+    def snakemake(self, *arguments):
+        return snakemake(*self.arguments(*arguments), workflow=self.workflow, env=self.environment)
+
+    def start(self, *arguments):
+        line = command(self.workflow, *self.arguments(*arguments))
+        return subprocess.Popen(
+            line, cwd=self.workflow, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+
+def new_cluster(folder, standin, **finetune):
+    folder.mkdir(exist_ok=True)
+    config = small_config(standin)
+    config["finetune"] |= finetune
+    path = write_config(config, folder / "config.yaml")
+    return Cluster(copy_workflow(folder / "workflow"), standin, path, folder / "directory")
+
+
+def jobs():
+    """Every job that Slurm knows of, by rule: fields of scontrol."""
+    shown = subprocess.run(["scontrol", "show", "job", "--oneliner"], capture_output=True, text=True, check=True).stdout
+    by_rule = defaultdict(list)
+    for line in shown.splitlines():
+        fields = dict(part.partition("=")[::2] for part in line.split() if "=" in part)
+        if match := re.match(r"rule_([a-z_]+?)(_wildcards|$)", fields.get("Comment", "")):
+            by_rule[match[1]].append(fields)
+    return by_rule
+
+
+def new_jobs(before):
+    known = {job["JobId"] for found in before.values() for job in found}
+    return {
+        rule: fresh for rule, found in jobs().items() if (fresh := [job for job in found if job["JobId"] not in known])
+    }
+
+
+def adapter(run, arm="qat"):
+    return hashlib.sha256(
+        (run.directory / f"results/demo/{arm}/adapter/adapter_model.safetensors").read_bytes()
+    ).hexdigest()
+
+
+def wait_for(condition, process=None, seconds=180):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        if process is not None and process.poll() is not None:
+            pytest.fail(process.stdout.read().decode()[-3000:])
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+@pytest.fixture(scope="module")
+def cluster_run(untrained, tmp_path_factory):
+    """The whole small chain through Slurm, and the jobs that it took."""
+    run = new_cluster(tmp_path_factory.mktemp("cluster"), untrained)
+    before = jobs()
+    result = run.snakemake()
+    assert result.returncode == 0, result.stderr[-5000:]
+    return run, new_jobs(before)
+
+
+def test_gpu_jobs_get_one_h100_and_cpu_jobs_none(cluster_run):
+    found = cluster_run[1]
+    assert found.keys() == GPU_RULES | CPU_RULES
+    for rule, rule_jobs in found.items():
+        for job in rule_jobs:
+            assert job["JobState"] == "COMPLETED"
+            assert job["Partition"] == ("h100" if rule in GPU_RULES else "cpu")
+            assert job.get("TresPerJob", "").count("h100:1") == (rule in GPU_RULES), job
+            assert ("gres/gpu" in job["TRES"]) == (rule in GPU_RULES)
+
+
+def test_memory_and_time_are_the_profiles(cluster_run):
+    run, found = cluster_run
+    profile = yaml.safe_load((run.workflow / "profiles" / "slurm" / "config.yaml").read_text())
+    for rule, rule_jobs in found.items():
+        asked = profile["default-resources"] | profile["set-resources"].get(rule, {})
+        for job in rule_jobs:
+            megabytes, minutes = (int(asked[key].removesuffix(" * attempt")) for key in ("mem_mb", "runtime"))
+            assert re.search(rf"mem={megabytes}M,", job["TRES"]) or f"mem={megabytes / 1000:g}G" in job["TRES"], job
+            hours, rest = divmod(minutes, 60)
+            assert job["TimeLimit"] == f"{hours:02}:{rest:02}:00"
+            assert job["Account"] == asked["slurm_account"]
+
+
+def test_the_cluster_gives_what_one_machine_gives(cluster_run, small_run):
+    def results(run):
+        summary = json.loads((run.directory / "results/demo/summary.json").read_text())
+        return [{key: row[key] for key in row if key not in ("memory", "latency")} for row in summary["variants"]]
+
+    assert results(cluster_run[0]) == results(small_run)
+    assert adapter(cluster_run[0]) == adapter(small_run)
+
+
+@pytest.fixture(scope="module")
+def long_training(untrained, tmp_path_factory):
+    """A config whose training can be interrupted, and the adapter of a run that was not."""
+    run = new_cluster(tmp_path_factory.mktemp("long"), untrained, max_steps=80, save_steps=1000)
+    target = "results/demo/qat/adapter"
+    result = Run.snakemake(run, target)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return run, target, adapter(run)
+
+
+def training_steps(run):
+    log = run.directory / "logs/demo/finetune_qat.log"
+    steps = re.findall(r"(\d+)/80 \[", log.read_text()) if log.exists() else []
+    return int(steps[-1]) if steps else 0
+
+
+@pytest.mark.parametrize(
+    "interruption",
+    [
+        ["scancel"],
+        ["scontrol", "requeue"],
+    ],
+    ids=lambda words: words[-1],
+)
+def test_a_preempted_training_saves_at_once_and_goes_on(long_training, tmp_path, interruption):
+    uninterrupted, target, expected = long_training
+    run = uninterrupted._replace(directory=tmp_path / "directory")
+    before = jobs()
+    process = run.start(target)
+    wait_for(lambda: training_steps(run) > 5, process)
+    (job,) = [job for job in new_jobs(before)["finetune"] if job["JobState"] == "RUNNING"]
+    subprocess.run([*interruption, job["JobId"]], check=True)
+    checkpoints = run.directory / "results/demo/qat/checkpoints"
+    wait_for(lambda: list(checkpoints.glob("checkpoint-*/whole")), process)
+    output = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 0, output[-3000:]
+    assert "going on from " in (run.directory / "logs/demo/finetune_qat.log").read_text()
+    assert adapter(run) == expected
+    assert not checkpoints.exists()
+
+
+def test_a_training_that_is_killed_goes_on_from_its_checkpoint(long_training, tmp_path):
+    uninterrupted, target, expected = long_training
+    config = yaml.safe_load(uninterrupted.config.read_text())
+    config["finetune"]["save_steps"] = 10
+    path = write_config(config, tmp_path / "config.yaml")
+    run = uninterrupted._replace(directory=tmp_path / "directory", config=path)
+    process = run.start(target)
+    checkpoints = run.directory / "results/demo/qat/checkpoints"
+    wait_for(lambda: list(checkpoints.glob("checkpoint-*/whole")), process)
+    for found in psutil.process_iter(["cmdline"]):
+        if found.info["cmdline"][1:2] == [str(run.workflow / "scripts" / "finetune.py")]:
+            found.kill()
+    output = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 0, output[-3000:]
+    assert "going on from " in (run.directory / "logs/demo/finetune_qat.log").read_text()
+    assert adapter(run) == expected
+
+
+def test_a_job_over_its_memory_is_given_more(untrained, tmp_path):
+    run = new_cluster(tmp_path / "run", untrained)
+    before = jobs()
+    result = run.snakemake("results/demo/base-int4/checkpoint", "--set-resources", "quantize:mem_mb=150*attempt**5")
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = sorted(new_jobs(before)["quantize"], key=lambda job: int(job["JobId"]))
+    assert (first["JobState"], second["JobState"]) == ("OUT_OF_MEMORY", "COMPLETED")
+    assert "mem=150M" in first["TRES"]
+
+
+def test_ctrl_c_cancels_the_jobs(long_training, tmp_path):
+    run = long_training[0]._replace(directory=tmp_path / "directory")
+    before = jobs()
+    process = run.start(long_training[1])
+    wait_for(lambda: training_steps(run) > 0, process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    wait_for(lambda: new_jobs(before)["finetune"][0]["JobState"] == "CANCELLED")
