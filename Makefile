@@ -29,11 +29,12 @@ lint: .venv/installed ## formats, style and the workflow's own lint
 	@snakefmt --check Snakefile rules
 	@$(SNAKEMAKE) --lint
 
-dag: .venv/installed ## the rule graph as mermaid text
-	@$(SNAKEMAKE) --rulegraph mermaid-js
+dag: .venv/installed ## draw the rule graph, in docs/rulegraph.svg and README.md (needs graphviz)
+	@python docs/rulegraph.py
 
-bench: .venv/installed ## format_mmlu against the card's own code, as a ratio
+bench: .venv/installed ## format_mmlu against the card's own code, as a ratio; dry-runs of more and more jobs
 	@python tests/bench_format.py
+	@python tests/bench_dry_run.py
 
 why: .venv/installed ## what would run, and why: make why PROFILE=slurm
 	@$(SNAKEMAKE) --profile $(PROFILE) --dry-run | grep -E '^(local)?rule |^    reason:|^Nothing' || true
@@ -53,7 +54,8 @@ setup: .venv/installed ## the environment, and profiles/slurm by its name
 	@python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@touch "$@"
 
-lock: ## renew requirements.lock from pyproject.toml
+lock: $(if $(UPGRADE),.venv/installed) ## renew envs/ and requirements.lock from pyproject.toml; UPGRADE=1 first raises its pins
+	@"$(PYTHON)" envs/lock.py $(if $(UPGRADE),--upgrade)
 	@rm -rf .venv && "$(PYTHON)" -m venv .venv
 	@python -m pip install --quiet --disable-pip-version-check ".[dev]"
 	@{ echo "# Made by 'make lock' from pyproject.toml."; python -m pip freeze --exclude int4-qat-workflow | sed 's/+cpu$$//'; } > requirements.lock

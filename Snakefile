@@ -30,5 +30,6 @@ rule all:
 
 onsuccess:
     for model in config["models"]:
-        for name in ("summarize", "report_costs"):
-            print(Path(f"logs/{model}/{name}.log").read_text())
+        for log in (Path(f"logs/{model}/{name}.log") for name in ("summarize", "report_costs")):
+            if log.exists():
+                print(log.read_text())

@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, demo, planned, run_script, snakemake
+from conftest import ROOT, demo, planned, run_script, snakemake, write_config
 
 from int4_qat import mmlu_harness, sources
 
@@ -19,6 +19,27 @@ def test_the_default_config_plans_the_12b_chain_on_any_machine(tmp_path):
     plan = planned(result)
     assert (plan["finetune"], plan["merge"], plan["quantize"], plan["evaluate_mmlu"]) == (2, 2, 3, 5)
     assert list(tmp_path.glob("res*")) == []
+
+
+def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    (source,) = config["models"].values()
+    config["models"] = {"small": source, "large": source}
+    arms = {
+        "lora": {"qat_scheme": None},
+        "qat": {"qat_scheme": "int4"},
+        "wide": {"qat_scheme": "int4", "r": 16},
+        "fast": {"qat_scheme": "int4", "learning_rate": 1e-4},
+    }
+    arms = {f"{name}_{seed}": arm | {"seed": seed} for name, arm in arms.items() for seed in (1, 2, 3)}
+    config["finetune"]["arms"] = arms
+    config["variants"] = [f"{weights}-{precision}" for weights in ["base", *arms] for precision in ["bf16", "int4"]]
+    path = write_config(config, tmp_path / "config.yaml")
+    expected = {"download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
+    expected |= {"finetune": 24, "merge": 24, "quantize": 26}
+    expected |= {"evaluate_mmlu": 52, "gather_mmlu": 52, "measure_memory": 52, "measure_latency": 52}
+    expected |= {"report_costs": 2, "summarize": 2}
+    assert planned(snakemake("--dry-run", "--directory", tmp_path, "--configfile", path)) == expected
 
 
 def test_modules_are_found_through_other_modules():
