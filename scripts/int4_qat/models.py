@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torchao.quantization import Int4Tensor
 from transformers import (
     AutoConfig,
@@ -35,15 +36,18 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
         raise InputError("device: expected a GPU for 'cuda', found none")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     auto_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-    model, report = auto_class.from_pretrained(
-        folder,
-        dtype=dtype,
-        device_map=device,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    try:
+        model, report = auto_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map=device,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder}: the weights cannot be read ({str(error).splitlines()[0]})") from None
     problems = {name: keys for name, keys in report.items() if keys}
     if problems:
         raise InputError(f"{folder}: the weights do not fit the config: {problems}")
