@@ -1,5 +1,6 @@
 """One loader for bf16 and int4 checkpoints, on any device; nothing is fetched and no code of a checkpoint is run."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import (
 from int4_qat import int4
 from int4_qat.errors import InputError
 
+IMAGE_PARTS = ("vision_tower", "multi_modal_projector")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -68,6 +70,25 @@ def dequantize_weights(model: torch.nn.Module, dtype: torch.dtype) -> int:
         model.is_quantized = False
         model.to(dtype)
     return len(quantized)
+
+
+def is_dequantized(folder: Path, device: str) -> bool:
+    """Whether a checkpoint's weights run as floats on this device though they are stored as int4."""
+    return device == "cpu" and (folder / "manifest.json").exists()
+
+
+def text_bytes(folder: Path) -> int:
+    """Bytes of the stored weights that every generated token needs: all but those that see images."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        header.pop("__metadata__", None)
+        offsets = [
+            tensor["data_offsets"] for name, tensor in header.items() if not set(IMAGE_PARTS) & {*name.split(".")}
+        ]
+        total += sum(end - start for start, end in offsets)
+    return total
 
 
 def to_torchao(quantized: int4.Int4Weight, group_size: int) -> Int4Tensor:
