@@ -18,6 +18,7 @@ include: "rules/merge.smk"
 include: "rules/quantize.smk"
 include: "rules/evaluate_mmlu.smk"
 include: "rules/measure.smk"
+include: "rules/check_serving.smk"
 include: "rules/report_costs.smk"
 include: "rules/summarize.smk"
 
@@ -26,6 +27,7 @@ rule all:
     default_target: True
     input:
         expand("results/{model}/summary.json", model=config["models"]),
+        expand("results/{model}/{variant}/serving.json", model=config["models"], variant=served),
 
 
 onsuccess:
