@@ -176,6 +176,10 @@ def test_a_preempted_training_saves_at_once_and_goes_on(long_training, tmp_path,
     subprocess.run([*interruption, job["JobId"]], check=True)
     checkpoints = run.directory / "results/demo/qat/checkpoints"
     wait_for(lambda: list(checkpoints.glob("checkpoint-*/whole")), process)
+    if "requeue" in interruption:
+        # Slurm holds a requeued job back for two minutes
+        wait_for(lambda: new_jobs(before)["finetune"][0]["JobState"] == "PENDING", process)
+        subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "StartTime=now"], check=True)
     output = process.communicate(timeout=300)[0].decode()
     assert process.returncode == 0, output[-3000:]
     assert "going on from " in (run.directory / "logs/demo/finetune_qat.log").read_text()
@@ -204,11 +208,13 @@ def test_a_training_that_is_killed_goes_on_from_its_checkpoint(long_training, tm
 def test_a_job_over_its_memory_is_given_more(untrained, tmp_path):
     run = new_cluster(tmp_path / "run", untrained)
     before = jobs()
-    result = run.snakemake("results/demo/base-int4/checkpoint", "--set-resources", "quantize:mem_mb=150*attempt**5")
+    result = run.snakemake("results/demo/base-int4/checkpoint", "--set-resources", "quantize:mem_mb=400*attempt**3")
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = sorted(new_jobs(before)["quantize"], key=lambda job: int(job["JobId"]))
-    assert (first["JobState"], second["JobState"]) == ("OUT_OF_MEMORY", "COMPLETED")
-    assert "mem=150M" in first["TRES"]
+    assert (first["JobState"], second["JobState"]) == ("FAILED", "COMPLETED")
+    assert ("mem=400M," in first["TRES"], "mem=3200M," in second["TRES"]) == (True, True)
+    log = run.directory / ".snakemake/slurm_logs/rule_quantize/demo_base" / f"{first['JobId']}.log"
+    assert "Exceeded job memory limit" in log.read_text()
 
 
 def test_ctrl_c_cancels_the_jobs(long_training, tmp_path):
