@@ -17,6 +17,8 @@ import pandas as pd
 import torch
 from transformers import Gemma3ForConditionalGeneration
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
 import make_standin
 from int4_qat import mmlu_harness, standin
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_script
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from conftest import run_script
 from int4_qat import mmlu_harness, models
 
 LIMIT = 3

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RECIPE, ROOT, run_script
 from peft import LoraConfig, get_peft_model
 from torchao.quantization.qat import FakeQuantizedLinear
 
 import finetune
+from conftest import RECIPE, ROOT, run_script
 from int4_qat import int4, models, qat
 from int4_qat.errors import InputError
 

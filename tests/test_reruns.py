@@ -4,6 +4,7 @@ import os
 
 import pytest
 import yaml
+
 from conftest import planned, write_config
 
 SUMMARY = {"report_costs": 1, "summarize": 1}

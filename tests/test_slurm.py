@@ -12,6 +12,7 @@ from collections import defaultdict
 import psutil
 import pytest
 import yaml
+
 from conftest import Run, command, copy_workflow, small_config, snakemake, write_config
 
 GPU_RULES = {"finetune", "evaluate_mmlu", "measure_memory", "measure_latency"}

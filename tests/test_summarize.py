@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_script
 
 import summarize
+from conftest import run_script
 
 CARD = {
     # variant: MMLU accuracy, the card's normalized degradation, as printed

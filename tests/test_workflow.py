@@ -7,8 +7,8 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, demo, planned, run_script, snakemake, write_config
 
+from conftest import ROOT, demo, planned, run_script, snakemake, write_config
 from int4_qat import mmlu_harness, sources
 
 NOTHING = "Nothing to be done"
