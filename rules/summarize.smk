@@ -24,11 +24,13 @@ rule summarize:
         "../envs/data.yaml"
     params:
         variants=config["variants"],
+        arms=json.dumps({arm: settings_of(arm) for arm in arms}, sort_keys=True),
         results=lambda wildcards, output: os.path.dirname(output.json),
     shell:
         "python {input.code[0]:q}"
         " --model {wildcards.model}"
         " --variants {params.variants:q}"
+        " --arms {params.arms:q}"
         " --results {params.results:q}"
         " --data-report {input.data:q}"
         " --costs {input.costs:q}"
