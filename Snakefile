@@ -18,6 +18,7 @@ include: "rules/merge.smk"
 include: "rules/quantize.smk"
 include: "rules/evaluate_mmlu.smk"
 include: "rules/measure.smk"
+include: "rules/check_contamination.smk"
 include: "rules/report_costs.smk"
 include: "rules/summarize.smk"
 
