@@ -19,6 +19,7 @@ include: "rules/quantize.smk"
 include: "rules/evaluate_mmlu.smk"
 include: "rules/measure.smk"
 include: "rules/check_serving.smk"
+include: "rules/check_contamination.smk"
 include: "rules/report_costs.smk"
 include: "rules/summarize.smk"
 

@@ -18,6 +18,7 @@ shell.prefix(
 
 served = [name for name in config["variants"] if config["evaluation"]["serving"] and variants.split(name)[1] == "int4"]
 shards = range(config["evaluation"]["mmlu"]["shards"])
+arms = variants.weights_of(config["variants"])[1:]
 
 
 wildcard_constraints:
@@ -33,11 +34,16 @@ def code_of(script):
     return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py")
 
 
-def recipe(wildcards):
-    """The fine-tuning settings of one arm as JSON; the group size is one of them if it sees int4."""
-    settings = config["finetune"] | config["finetune"]["arms"][wildcards.arm]
+def settings_of(arm):
+    """The fine-tuning settings of one arm; the group size is one of them if it sees int4."""
+    settings = config["finetune"] | config["finetune"]["arms"][arm]
     settings["group_size"] = config["quantization"]["group_size"] if settings["qat_scheme"] else None
-    return json.dumps({key: value for key, value in settings.items() if key != "arms"}, sort_keys=True)
+    return {key: value for key, value in settings.items() if key != "arms"}
+
+
+def recipe(wildcards):
+    """The fine-tuning settings of one arm as JSON."""
+    return json.dumps(settings_of(wildcards.arm), sort_keys=True)
 
 
 def evaluation(task):

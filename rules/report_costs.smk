@@ -17,7 +17,7 @@ rule report_costs:
         ],
         arms=expand(
             [rules.finetune.benchmark, rules.merge.benchmark],
-            arm=variants.weights_of(config["variants"])[1:],
+            arm=arms,
             allow_missing=True,
         ),
         quantize=expand(

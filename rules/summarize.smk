@@ -7,6 +7,7 @@ rule summarize:
     input:
         code=code_of("summarize"),
         data=rules.download_mmlu.output.report,
+        contamination=rules.check_contamination.output[0],
         costs=rules.report_costs.output.json,
         results=expand(
             "results/{{model}}/{variant}/{result}",
@@ -24,13 +25,16 @@ rule summarize:
         "../envs/data.yaml"
     params:
         variants=config["variants"],
+        arms=json.dumps({arm: settings_of(arm) for arm in arms}, sort_keys=True),
         results=lambda wildcards, output: os.path.dirname(output.json),
     shell:
         "python {input.code[0]:q}"
         " --model {wildcards.model}"
         " --variants {params.variants:q}"
+        " --arms {params.arms:q}"
         " --results {params.results:q}"
         " --data-report {input.data:q}"
+        " --contamination {input.contamination:q}"
         " --costs {input.costs:q}"
         " --json {output.json:q}"
         " --csv {output.csv:q}"

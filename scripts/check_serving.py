@@ -44,10 +44,12 @@ def main() -> None:
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     dtype = models.DTYPES[arguments.dtype]
-    with vllm_process.readable(arguments.checkpoint, dtype, arguments.device) as folder:
-        with served(folder, arguments) as (client, startup_seconds):
-            answer = check_answer(client, arguments)
-            load = [measure(client, requests, arguments) for requests in arguments.concurrency]
+    with (
+        vllm_process.readable(arguments.checkpoint, dtype, arguments.device) as folder,
+        served(folder, arguments) as (client, startup_seconds),
+    ):
+        answer = check_answer(client, arguments)
+        load = [measure(client, requests, arguments) for requests in arguments.concurrency]
     files.write_json(
         arguments.output,
         {

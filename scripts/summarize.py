@@ -1,75 +1,114 @@
-"""Put the results of all variants into one table, with the columns of the card's three tables.
+"""Put the results of all variants into one table, the columns of the card's three tables, and say what they settle.
 
-normalized degradation of x = -(base-bf16 - x) / (base-bf16 - base-int4); recovered = 1 + that.
+normalized degradation of x = -(base-bf16 - x) / (base-bf16 - base-int4); recovered = 1 + that. Intervals are of 95%.
 
-    python scripts/summarize.py --model demo --variants base-bf16 base-int4 qat-int4 --results results/demo \\
-        --data-report resources/mmlu/report.json --costs results/demo/costs.json \\
-        --json results/demo/summary.json --csv results/demo/summary.csv
+    python scripts/summarize.py --model demo --variants base-bf16 base-int4 qat-int4 \\
+        --arms '{"qat": {"qat_scheme": "int4", "seed": 3407}}' --results results/demo \\
+        --data-report resources/mmlu/report.json --contamination resources/contamination.json \\
+        --costs results/demo/costs.json --json results/demo/summary.json --csv results/demo/summary.csv
 """
 
 import argparse
+import json
+import math
+from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from int4_qat import errors, files, mmlu_parquet, variants
+from int4_qat import errors, files, mmlu, mmlu_parquet, statistics, variants
 from int4_qat.errors import InputError
 
-RESAMPLES, CONFIDENCE, SEED = 10_000, 0.95, 0
+KEY = ["subject", "index"]
+ANSWERS = ["correct", "answer", *(f"log_likelihood_{letter}" for letter in mmlu.LETTERS)]
+NOT_RESOLVED = "not resolved"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="key of the model in the config")
     parser.add_argument("--variants", required=True, nargs="+")
+    parser.add_argument("--arms", required=True, type=json.loads, help="JSON: the recipe of each arm, by its name")
     parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant")
     parser.add_argument("--data-report", required=True, type=Path, help="report.json of download_mmlu")
+    parser.add_argument("--contamination", required=True, type=Path, help="JSON of check_contamination")
     parser.add_argument("--costs", required=True, type=Path, help="costs.json of report_costs")
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--csv", required=True, type=Path)
     arguments = parser.parse_args()
     measured = {name: read_variant(arguments.results / name) for name in arguments.variants}
-    data = files.read_json(arguments.data_report)
-    rows = summarize(measured)
-    table = flat_table(rows)
+    correct = correct_by_question(measured)
+    right = statistics.resample(correct)
+    resampled = statistics.pool(right, correct)
+    rows = summarize(measured, correct, right)
+    compared = comparisons(measured, pairs(arguments.variants, arguments.arms), resampled)
+    summary = {
+        "model": arguments.model,
+        "data": files.read_json(arguments.data_report),
+        "contamination": files.read_json(arguments.contamination),
+        "variants": rows,
+        "comparisons": compared,
+        "seeds": seeds(rows, compared, resampled, arguments.arms),
+        "costs": files.read_json(arguments.costs),
+    }
     with files.whole(arguments.csv) as unfinished:
-        table.to_csv(unfinished, index=False)
-    costs = files.read_json(arguments.costs)
-    files.write_json(arguments.json, {"model": arguments.model, "data": data, "variants": rows, "costs": costs})
-    print(table.to_string(index=False, float_format="{:.4f}".format))
+        flat_table(rows).to_csv(unfinished, index=False)
+    files.write_json(arguments.json, summary)
+    for title, table in printed(summary).items():
+        print(f"{title}\n{table.to_string(index=False, float_format='{:.4f}'.format)}\n")
 
 
 def read_variant(folder: Path) -> dict:
     """A variant's results; InputError if one is missing or the samples are not those of the report."""
     results = {name: files.read_json(folder / f"{name}.json") for name in ("mmlu", "memory", "latency")}
     path = folder / "mmlu_samples.parquet"
-    results["samples"] = mmlu_parquet.open_file(path, ["subject", "index", "correct"]).read().to_pandas()
-    if len(results["samples"]) != results["mmlu"]["questions"]:
-        raise InputError(f"{path}: expected {results['mmlu']['questions']} questions, found {len(results['samples'])}")
+    columns = [*KEY, *ANSWERS]
+    results["answers"] = mmlu_parquet.open_file(path, columns).read(columns).to_pandas().set_index(KEY)
+    if len(results["answers"]) != results["mmlu"]["questions"]:
+        raise InputError(f"{path}: expected {results['mmlu']['questions']} questions, found {len(results['answers'])}")
     return results
 
 
-def summarize(measured: dict[str, dict]) -> list[dict]:
+def correct_by_question(measured: dict[str, dict]) -> pd.DataFrame:
+    """A column a variant, a row a question; InputError if the variants were not asked the same questions."""
+    columns = {name: results["answers"]["correct"] for name, results in measured.items()}
+    for name, column in columns.items():
+        if not column.index.equals(columns[variants.BASELINE].index):
+            raise InputError(f"{name}: asked other questions than {variants.BASELINE}")
+    return pd.DataFrame(columns)
+
+
+def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> list[dict]:
     """One entry a variant, in the order given."""
-    correct = correct_by_question(measured)
-    bf16, int4 = variants.BASELINE, variants.QUANTIZED_BASELINE
-    resampled = resample(correct)
+    baseline = measured[variants.BASELINE]
+    by_subject = baseline["mmlu"]["by_subject"]
+    category = correct.index.get_level_values("subject").map(lambda subject: by_subject[subject]["category"])
+    groups = {None: correct} | dict(iter(correct.groupby(category)))
+    accuracies = {group: table.mean() for group, table in groups.items()}
+    resampled = {group: statistics.pool(right, table) for group, table in groups.items()}
     rows = []
     for name, results in measured.items():
         score, memory, latency = results["mmlu"], results["memory"], results["latency"]
-        normalized = degradation(correct[name].mean(), correct[bf16].mean(), correct[int4].mean())
-        recovered = 1 + degradation(resampled[name], resampled[bf16], resampled[int4])
-        tail = (1 - CONFIDENCE) / 2
-        interval = np.quantile(recovered, [tail, 1 - tail]).tolist() if np.isfinite(recovered).all() else None
-        baseline = measured[bf16]
+        batches = [
+            compare_latency(batch, plain)
+            for batch, plain in zip(latency["batches"], baseline["latency"]["batches"], strict=True)
+        ]
+        recovery = {
+            group: statistics.recovery(
+                name, accuracies[group], resampled[group], variants.BASELINE, variants.QUANTIZED_BASELINE
+            )
+            for group in groups
+        }
         rows.append(
             {
                 "name": name,
-                "mmlu": {key: score[key] for key in ("accuracy", "stderr", "questions", "subjects")},
-                "normalized_degradation": finite(normalized),
-                "recovered": finite(1 + normalized),
-                "recovered_ci95": interval,
+                "mmlu": {key: score[key] for key in ("accuracy", "stderr", "questions", "subjects")}
+                | {"accuracy_ci95": statistics.wilson(correct[name].sum(), len(correct))},
+                **recovery.pop(None),
+                "by_category": {
+                    group: {"accuracy": float(accuracies[group][name]), "questions": len(groups[group])} | recovered
+                    for group, recovered in recovery.items()
+                },
                 "memory": {
                     **{
                         key: memory[key] for key in ("peak_gb", "checkpoint_gb", "weights_gb", "dequantized", "measure")
@@ -78,62 +117,168 @@ def summarize(measured: dict[str, dict]) -> list[dict]:
                     "checkpoint_reduction": 1 - memory["checkpoint_gb"] / baseline["memory"]["checkpoint_gb"],
                 },
                 "latency": {
-                    **{key: latency[key] for key in ("mean_s", "engine", "batch_size", "dequantized")},
-                    "speedup": baseline["latency"]["mean_s"] / latency["mean_s"],
+                    **{key: latency[key] for key in ("engine", "output_len", "dequantized")},
+                    **batches[0],
+                    "batches": batches,
                 },
             }
         )
     return rows
 
 
-def correct_by_question(measured: dict[str, dict]) -> pd.DataFrame:
-    """A column a variant, a row a question; InputError if the variants were not asked the same questions."""
-    columns = {}
-    for name, results in measured.items():
-        columns[name] = results["samples"].set_index(["subject", "index"])["correct"].astype(float)
-        if not columns[name].index.equals(columns[variants.BASELINE].index):
-            raise InputError(f"{name}: asked other questions than {variants.BASELINE}")
-    return pd.DataFrame(columns)
+def compare_latency(batch: dict, baseline: dict) -> dict:
+    """Latency of one batch size, and the speedup; the spreads of both measurements add up to the speedup's."""
+    speedup = baseline["mean_s"] / batch["mean_s"]
+    spreads = [None if each["std_s"] is None else each["std_s"] / each["mean_s"] for each in (batch, baseline)]
+    return {
+        **{key: batch[key] for key in ("batch_size", "mean_s", "std_s", "percentiles_s", "bandwidth_limit_percent")},
+        "speedup": speedup,
+        "speedup_std": None if None in spreads else speedup * math.hypot(*spreads),
+    }
 
 
-def resample(correct: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Accuracies of each variant over bootstrap resamples of the questions, the same for all variants."""
-    generator = np.random.default_rng(SEED)
-    patterns, counts = np.unique(correct.to_numpy(), axis=0, return_counts=True)
-    draws = generator.multinomial(len(correct), counts / len(correct), size=RESAMPLES)
-    accuracies = draws @ patterns / len(correct)
-    return dict(zip(correct.columns, accuracies.T, strict=True))
+def pairs(names: list[str], arms: dict[str, dict]) -> list[tuple[str, str]]:
+    """What an int4 variant is compared with: the int4 and bf16 base, its own bf16, and, with QAT, arms without it."""
+    found = []
+    for name in names:
+        weights, precision = variants.split(name)
+        if precision == "int4":
+            own = [variants.QUANTIZED_BASELINE, variants.BASELINE, f"{weights}-bf16"]
+            plain = [f"{arm}-int4" for arm in arms if is_counterpart(arm, weights, arms)]
+            found += [(name, other) for other in dict.fromkeys([*own, *plain]) if other in names and other != name]
+    return found
 
 
-def degradation(score, bf16, int4):
-    """The card's normalized degradation; infinite or NaN where int4 cost nothing."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return -np.divide(bf16 - score, bf16 - int4)
+def is_counterpart(arm: str, weights: str, arms: dict[str, dict]) -> bool:
+    """Whether one arm is trained without QAT, another with it, and both from the same seed."""
+    if weights not in arms or arms[arm]["qat_scheme"] or not arms[weights]["qat_scheme"]:
+        return False
+    return arms[arm]["seed"] == arms[weights]["seed"]
 
 
-def finite(value: float) -> float | None:
-    """None stands for a ratio that does not exist: int4 cost nothing."""
-    return float(value) if np.isfinite(value) else None
+def comparisons(measured: dict[str, dict], compared: list[tuple[str, str]], resampled: pd.DataFrame) -> list[dict]:
+    """One entry a pair."""
+    answers = {name: results["answers"] for name, results in measured.items()}
+    return [
+        {"variant": name, "reference": reference}
+        | statistics.compare(answers[name], answers[reference], (resampled[name] - resampled[reference]).to_numpy())
+        for name, reference in compared
+    ]
+
+
+def seeds(rows: list[dict], compared: list[dict], resampled: pd.DataFrame, arms: dict[str, dict]) -> dict:
+    """Accuracies, and differences of pairs, of arms that differ in their seed only."""
+    accuracy, difference = defaultdict(list), defaultdict(list)
+    for row in rows:
+        accuracy[unseeded(row["name"], arms)].append(row)
+    for pair in compared:
+        difference[unseeded(pair["variant"], arms), unseeded(pair["reference"], arms)].append(pair)
+    return {
+        "accuracy": [
+            {"variants": [row["name"] for row in group]}
+            | statistics.over_seeds(
+                [row["mmlu"]["accuracy"] for row in group], resampled[[row["name"] for row in group]].to_numpy()
+            )
+            for group in accuracy.values()
+            if len(group) > 1
+        ],
+        "difference": [
+            {"variants": [pair["variant"] for pair in group], "references": [pair["reference"] for pair in group]}
+            | statistics.over_seeds(
+                [pair["difference"] for pair in group],
+                resampled[[pair["variant"] for pair in group]].to_numpy()
+                - resampled[[pair["reference"] for pair in group]].to_numpy(),
+            )
+            for group in difference.values()
+            if len(group) > 1
+        ],
+    }
+
+
+def unseeded(variant: str, arms: dict[str, dict]) -> str:
+    """What variants share whose recipes differ in the seed only."""
+    weights, precision = variants.split(variant)
+    recipe = arms.get(weights, {})
+    return json.dumps([precision, {key: value for key, value in recipe.items() if key != "seed"}], sort_keys=True)
 
 
 def flat_table(rows: list[dict]) -> pd.DataFrame:
-    """The columns of the card's tables."""
+    """The columns of the card's tables; a ratio that is not resolved is empty."""
+    unbounded = [None, None]
     return pd.DataFrame(
         {
             "variant": row["name"],
             "accuracy": row["mmlu"]["accuracy"],
             "stderr": row["mmlu"]["stderr"],
+            "accuracy_low": row["mmlu"]["accuracy_ci95"][0],
+            "accuracy_high": row["mmlu"]["accuracy_ci95"][1],
             "normalized_degradation": row["normalized_degradation"],
             "recovered": row["recovered"],
+            "recovered_low": (row["recovered_ci95"] or unbounded)[0],
+            "recovered_high": (row["recovered_ci95"] or unbounded)[1],
             "peak_gb": row["memory"]["peak_gb"],
             "peak_reduction": row["memory"]["reduction"],
             "checkpoint_gb": row["memory"]["checkpoint_gb"],
             "checkpoint_reduction": row["memory"]["checkpoint_reduction"],
             "latency_s": row["latency"]["mean_s"],
             "speedup": row["latency"]["speedup"],
+            "speedup_std": row["latency"]["speedup_std"],
+            "bandwidth_limit_percent": row["latency"]["bandwidth_limit_percent"],
+            **{f"speedup_batch_{batch['batch_size']}": batch["speedup"] for batch in row["latency"]["batches"][1:]},
         }
         for row in rows
     )
+
+
+def printed(summary: dict) -> dict[str, pd.DataFrame]:
+    """What a reader of the log looks for, by title."""
+    rows, compared = summary["variants"], summary["comparisons"]
+    tables = {
+        "variants": pd.DataFrame(
+            {
+                "variant": row["name"],
+                "accuracy": between(row["mmlu"]["accuracy"], row["mmlu"]["accuracy_ci95"], "{:.2%}"),
+                "recovered": between(row["recovered"], row["recovered_ci95"], "{:.0%}"),
+                "peak_gb": row["memory"]["peak_gb"],
+                "checkpoint_gb": row["memory"]["checkpoint_gb"],
+                "latency_s": row["latency"]["mean_s"],
+            }
+            for row in rows
+        ),
+        "accuracy differences, and what they hide": pd.DataFrame(
+            {
+                "variant": pair["variant"],
+                "against": pair["reference"],
+                "difference": between(pair["difference"], pair["difference_ci95"], "{:+.2%}"),
+                "settled": "yes" if pair["resolved"] else NOT_RESOLVED,
+                "mcnemar_p": f"{pair['mcnemar_p']:.2g}",
+                "wrong_to_right": f"{pair['wrong_to_right']:.2%}",
+                "right_to_wrong": f"{pair['right_to_wrong']:.2%}",
+                "log_likelihood": between(**pair["log_likelihood_change"], form="{:+.3f}"),
+                "kl_divergence": between(**pair["kl_divergence"], form="{:.4f}"),
+            }
+            for pair in compared
+        ),
+    }
+    over_seeds = pd.DataFrame(
+        {
+            "variants": " ".join(group["variants"]),
+            "against": " ".join(group.get("references", [])),
+            "mean": between(group["mean"], group["ci95"], "{:+.2%}"),
+            "sd_between_seeds": group["sd_between_seeds"],
+            "stderr_within_questions": group["stderr_within_questions"],
+        }
+        for groups in summary["seeds"].values()
+        for group in groups
+    )
+    return tables | ({} if over_seeds.empty else {"over training seeds": over_seeds})
+
+
+def between(mean: float | None, ci95: list[float] | None, form: str) -> str:
+    """A value with its interval."""
+    if mean is None or ci95 is None:
+        return NOT_RESOLVED
+    return f"{form.format(mean)} [{form.format(ci95[0])}, {form.format(ci95[1])}]"
 
 
 if __name__ == "__main__":

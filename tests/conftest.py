@@ -111,7 +111,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("standin")
     torch.manual_seed(0)
     facts = standin.invent_families(4, 10, random.Random(0))
-    sizes = {"auxiliary_train": 200, "dev": 57, "validation": 57, "test": 114}
+    sizes = {"auxiliary_train": 200, "dev": 5 * 57, "validation": 57, "test": 114}
     questions = standin.ask(facts, mmlu_harness.subjects(), sizes, seed=1)
     tokenizer = make_standin.make_tokenizer(questions)
     make_standin.write_model(make_standin.make_model(len(tokenizer)), tokenizer, folder / "model")

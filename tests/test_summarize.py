@@ -1,13 +1,15 @@
 """The card's own table comes out of the card's own numbers; missing or foreign results are errors."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_script
 
 import summarize
+from conftest import run_script
+from int4_qat import statistics
 
 CARD = {
     # variant: MMLU accuracy, the card's normalized degradation, as printed
@@ -18,15 +20,16 @@ CARD = {
     "qat-int4": (70.18, -0.655),
 }
 VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
+ARMS = {
+    f"{name}_{seed}": {"qat_scheme": scheme, "seed": seed, "r": 8}
+    for name, scheme in {"lora": None, "qat": "int4"}.items()
+    for seed in (1, 2, 3)
+}
 
 
 def test_the_cards_normalized_degradation():
     for accuracy, printed in CARD.values():
-        assert summarize.degradation(accuracy, 71.51, 69.48) == pytest.approx(printed, abs=0.002)
-
-
-def test_no_loss_is_no_ratio():
-    assert summarize.finite(summarize.degradation(70.0, 70.0, 70.0)) is None
+        assert statistics.degradation(accuracy, 71.51, 69.48) == pytest.approx(printed, abs=0.002)
 
 
 @pytest.fixture
@@ -37,25 +40,42 @@ def results(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         correct = generator.permutation(np.arange(1000) < 1000 * right[name])
-        table = pd.DataFrame({"subject": "anatomy", "index": range(1000), "correct": correct})
+        table = pd.DataFrame({"subject": "anatomy", "index": range(1000), "correct": correct, "answer": 0})
+        table[[f"log_likelihood_{letter}" for letter in "ABCD"]] = generator.normal(size=(1000, 4))
         table.to_parquet(folder / "mmlu_samples.parquet")
         mmlu = {"accuracy": right[name], "stderr": 0.01, "questions": 1000, "subjects": 1}
+        mmlu["by_subject"] = {"anatomy": {"category": "stem"}}
         memory = {"peak_gb": 24.5 if name == "base-bf16" else 8.34, "checkpoint_gb": 1, "weights_gb": 1}
         memory |= {"dequantized": False, "measure": "max_memory_reserved"}
-        latency = {"mean_s": 3.73 if name == "base-bf16" else 2.16, "engine": "vllm", "batch_size": 1}
-        latency |= {"dequantized": False}
+        batch = {"mean_s": 3.73 if name == "base-bf16" else 2.16, "batch_size": 1, "std_s": 0.1}
+        batch |= {"percentiles_s": {"10": 2, "90": 4}, "bandwidth_limit_percent": 50.0}
+        batches = [batch, batch | {"batch_size": 256, "mean_s": 16.0, "std_s": None}]
+        latency = {**batch, "batches": batches, "engine": "vllm", "dequantized": False, "output_len": 256}
         for key, content in {"mmlu": mmlu, "memory": memory, "latency": latency}.items():
             (folder / f"{key}.json").write_text(json.dumps(content))
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "costs.json").write_text("{}")
+    (tmp_path / "contamination.json").write_text("{}")
     return tmp_path
 
 
 def run(results):
+    arms = {"qat": {"qat_scheme": "int4", "seed": 1}}
     return run_script(
         "summarize",
-        *("--model", "m", "--variants", *VARIANTS, "--results", results, "--data-report", results / "report.json"),
-        *("--costs", results / "costs.json"),
+        *(
+            "--model",
+            "m",
+            "--variants",
+            *VARIANTS,
+            "--arms",
+            json.dumps(arms),
+            "--results",
+            results,
+            "--data-report",
+            results / "report.json",
+        ),
+        *("--contamination", results / "contamination.json", "--costs", results / "costs.json"),
         *("--json", results / "summary.json", "--csv", results / "summary.csv"),
     )
 
@@ -69,7 +89,67 @@ def test_columns_of_the_three_tables(results):
     assert low < 0.5 < high
     assert qat["memory"]["reduction"] == pytest.approx(0.66, abs=0.005)  # the card: 66%
     assert qat["latency"]["speedup"] == pytest.approx(1.73, abs=0.005)  # the card: 1.73x
-    assert pd.read_csv(results / "summary.csv")["variant"].tolist() == VARIANTS
+    assert qat["latency"]["speedup_std"] == pytest.approx(3.73 / 2.16 * np.hypot(0.1 / 3.73, 0.1 / 2.16))
+    assert [batch["speedup_std"] is None for batch in qat["latency"]["batches"]] == [False, True]
+    table = pd.read_csv(results / "summary.csv")
+    assert table["variant"].tolist() == VARIANTS
+    assert (table["bandwidth_limit_percent"].iloc[2], table["speedup_batch_256"].iloc[2]) == (50.0, 1.0)
+    assert qat["by_category"]["stem"]["recovered_ci95"] == [low, high]
+
+
+def test_pairs_are_settled_or_said_not_to_be(results):
+    path = results / "qat-int4" / "mmlu_samples.parquet"
+    base = pd.read_parquet(results / "base-int4" / "mmlu_samples.parquet")
+    base.assign(correct=base["correct"] ^ (base["index"] < 2)).to_parquet(path)
+    result = run(results)
+    pairs = json.loads((results / "summary.json").read_text())["comparisons"]
+    assert {(pair["variant"], pair["reference"]): pair["resolved"] for pair in pairs} == {
+        ("base-int4", "base-bf16"): True,
+        ("qat-int4", "base-int4"): False,
+        ("qat-int4", "base-bf16"): True,
+    }
+    assert "not resolved" in next(line for line in result.stdout.splitlines() if "qat-int4 base-int4" in line)
+
+
+def test_int4_that_costs_nothing_has_no_ratio(results):
+    for name in VARIANTS[1:]:
+        shutil.copy(results / "base-bf16" / "mmlu_samples.parquet", results / name)
+    result = run(results)
+    qat = json.loads((results / "summary.json").read_text())["variants"][-1]
+    assert (qat["recovered"], qat["recovered_ci95"], qat["recovered_resolved"]) == (None, None, False)
+    assert pd.read_csv(results / "summary.csv")["recovered"].isna().all()
+    assert "not resolved" in next(line for line in result.stdout.splitlines() if "qat-int4" in line)
+
+
+def test_pairs_of_interest():
+    names = ["base-bf16", "base-int4", "lora_1-bf16", "lora_1-int4", "lora_2-int4", "qat_1-int4"]
+    assert summarize.pairs(names, ARMS) == [
+        ("base-int4", "base-bf16"),
+        ("lora_1-int4", "base-int4"),
+        ("lora_1-int4", "base-bf16"),
+        ("lora_1-int4", "lora_1-bf16"),
+        ("lora_2-int4", "base-int4"),
+        ("lora_2-int4", "base-bf16"),
+        ("qat_1-int4", "base-int4"),
+        ("qat_1-int4", "base-bf16"),
+        ("qat_1-int4", "lora_1-int4"),
+    ]
+
+
+def test_arms_that_differ_in_their_seed_are_one_group():
+    names = ["base-bf16", "base-int4", *(f"{arm}-int4" for arm in ARMS)]
+    rows = [{"name": name, "mmlu": {"accuracy": 0.5 + 0.01 * index}} for index, name in enumerate(names)]
+    compared = [
+        {"variant": name, "reference": reference, "difference": 0.01}
+        for name, reference in summarize.pairs(names, ARMS)
+    ]
+    resampled = pd.DataFrame(np.random.default_rng(0).normal(0.5, 0.01, (100, len(names))), columns=names)
+    found = summarize.seeds(rows, compared, resampled, ARMS)
+    lora, qat = ([f"{name}_{seed}-int4" for seed in (1, 2, 3)] for name in ("lora", "qat"))
+    assert [group["variants"] for group in found["accuracy"]] == [lora, qat]
+    assert found["accuracy"][0]["sd_between_seeds"] == pytest.approx(0.01)
+    assert (qat, lora) in [(group["variants"], group["references"]) for group in found["difference"]]
+    assert len(found["difference"]) == 5
 
 
 @pytest.mark.parametrize("name", ["mmlu.json", "mmlu_samples.parquet", "memory.json", "latency.json"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -77,18 +78,20 @@ def is_dequantized(folder: Path, device: str) -> bool:
     return device == "cpu" and (folder / "manifest.json").exists()
 
 
-def text_bytes(folder: Path) -> int:
-    """Bytes of the stored weights that every generated token needs: all but those that see images."""
-    total = 0
+def stored_tensors(folder: Path) -> Iterator[tuple[str, str, int]]:
+    """Name, dtype and bytes of each tensor in a folder's weight files."""
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         header.pop("__metadata__", None)
-        offsets = [
-            tensor["data_offsets"] for name, tensor in header.items() if not set(IMAGE_PARTS) & {*name.split(".")}
-        ]
-        total += sum(end - start for start, end in offsets)
-    return total
+        for name, tensor in header.items():
+            begin, end = tensor["data_offsets"]
+            yield name, tensor["dtype"], end - begin
+
+
+def text_bytes(folder: Path) -> int:
+    """Bytes of the stored weights that every generated token needs: all but those that see images."""
+    return sum(size for name, _, size in stored_tensors(folder) if not set(name.split(".")) & set(IMAGE_PARTS))
 
 
 def to_torchao(quantized: int4.Int4Weight, group_size: int) -> Int4Tensor:
