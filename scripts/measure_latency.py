@@ -72,8 +72,7 @@ def batch_report(size: int, repeats: list[list[float]], arguments: argparse.Name
     means = [np.mean(latencies).item() for latencies in repeats]
     latencies = [seconds for repeat in repeats for seconds in repeat]
     mean = np.mean(means).item()
-    bandwidth = devices.BANDWIDTHS.get(devices.name(arguments.device))
-    bytes_read = models.text_bytes(arguments.checkpoint) * arguments.output_len
+    weights = models.text_bytes(arguments.checkpoint)
     return {
         "batch_size": size,
         "mean_s": mean,
@@ -82,8 +81,16 @@ def batch_report(size: int, repeats: list[list[float]], arguments: argparse.Name
         "percentiles_s": {str(p): np.percentile(latencies, p).item() for p in PERCENTILES},
         "latencies_s": latencies,
         "tokens_per_s": size * arguments.output_len / mean,
-        "bandwidth_limit_percent": bandwidth and 100 * bytes_read / bandwidth / mean,
+        "bandwidth_limit_percent": bandwidth_limit_percent(
+            weights, arguments.output_len, mean, devices.name(arguments.device)
+        ),
     }
+
+
+def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: str) -> float | None:
+    """The least time in which a device can read some bytes of weights for each token, in percent of the time taken."""
+    bandwidth = devices.BANDWIDTHS.get(device)
+    return bandwidth and 100 * weights * tokens / bandwidth / seconds
 
 
 def with_vllm(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:

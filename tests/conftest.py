@@ -163,9 +163,9 @@ class Run(NamedTuple):
     config: Path
     directory: Path
 
-    def snakemake(self, *arguments: object) -> subprocess.CompletedProcess:
-        options = ["--profile", "profiles/demo", "--configfile", self.config, "--directory", self.directory]
-        return snakemake(*options, *arguments, workflow=self.workflow)
+    def snakemake(self, *arguments: object, **options) -> subprocess.CompletedProcess:
+        profile = ["--profile", "profiles/demo", "--configfile", self.config, "--directory", self.directory]
+        return snakemake(*profile, *arguments, workflow=self.workflow, **options)
 
 
 @pytest.fixture(scope="session")
