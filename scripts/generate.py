@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     devices.claim(arguments.device)
-    tokenizer = models.load_tokenizer(arguments.checkpoint)
     model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
+    tokenizer = models.load_tokenizer(arguments.checkpoint)
     messages = [{"role": "user", "content": arguments.prompt}]
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -37,6 +37,8 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
+    if not (Path(folder) / "config.json").exists():
+        raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     auto_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     try:
