@@ -41,7 +41,7 @@ def run(words: list, log: Path, time_limit: float) -> None:
         try:
             code = process.wait(time_limit)
         except subprocess.TimeoutExpired:
-            raise InputError(f"vllm {words[0]} took more than {time_limit} s; {last_lines(log)}") from None
+            raise InputError(f"vllm {words[0]} took more than {time_limit:g} s; {last_lines(log)}") from None
     if code:
         raise InputError(f"vllm {words[0]} ended with exit code {code}; {last_lines(log)}")
 
