@@ -19,10 +19,12 @@ import make_standin
 from int4_qat import mmlu_harness, standin
 
 ROOT = Path(__file__).parents[1]
+SKIP = ["lm_head", "vision_tower", "multi_modal_projector"]
 RECIPE = {
     "backend": "transformers",
     "qat_scheme": None,
     "group_size": 64,
+    "qat_target": "base",
     "r": 8,
     "lora_alpha": 8,
     "lora_dropout": 0,
