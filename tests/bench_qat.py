@@ -1,7 +1,7 @@
 """Measure a training step of LoRA, of both QAT targets, and of torchao's own fake quantization, side by side.
 
-An untrained Gemma 3 text model of 111 million parameters in its linears, 1,024 tokens a step; every model takes one step in turn.
-Peak memory is that of a process of its own.
+An untrained Gemma 3 text model of 111 million parameters in its linears, 1,024 tokens a step, one step of each in
+turn. Peak memory is that of a process of its own.
 
     python tests/bench_qat.py
 """
