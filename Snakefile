@@ -20,12 +20,14 @@ include: "rules/evaluate_mmlu.smk"
 include: "rules/measure.smk"
 include: "rules/report_costs.smk"
 include: "rules/summarize.smk"
+include: "rules/plot_results.smk"
 
 
 rule all:
     default_target: True
     input:
         expand("results/{model}/summary.json", model=config["models"]),
+        expand(rules.plot_results.output, model=config["models"]),
 
 
 onsuccess:
