@@ -6,6 +6,8 @@ BIN := .venv/bin
 # A conda or virtual environment of the caller must not leak into the rules: they find `python` here.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONNOUSERSITE := 1
+# uv knows the certificates of the machine only if it is told to look.
+export UV_SYSTEM_CERTS := 1
 SNAKEMAKE := python -m snakemake
 DEMO := $(SNAKEMAKE) --profile profiles/demo
 PROFILE ?= profiles/demo

@@ -29,6 +29,7 @@ rule evaluate_mmlu:
         " --mmlu resources/mmlu"
         " --shard {wildcards.shard}"
         " --shards {params.settings[shards]}"
+        " --engine {params.settings[engine]}"
         " --num-fewshot {params.settings[num_fewshot]}"
         " {params.limit:q}"
         " --batch-size {params.settings[batch_size]}"

@@ -7,6 +7,7 @@ rule summarize:
     input:
         code=code_of("summarize"),
         data=rules.download_mmlu.output.report,
+        contamination=rules.check_contamination.output[0],
         costs=rules.report_costs.output.json,
         results=expand(
             "results/{{model}}/{variant}/{result}",
@@ -33,6 +34,7 @@ rule summarize:
         " --arms {params.arms:q}"
         " --results {params.results:q}"
         " --data-report {input.data:q}"
+        " --contamination {input.contamination:q}"
         " --costs {input.costs:q}"
         " --json {output.json:q}"
         " --csv {output.csv:q}"

@@ -10,7 +10,6 @@ and answer. The accuracies of the table must be lm-eval's. gather_mmlu puts the 
 """
 
 import argparse
-import itertools
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +18,9 @@ import lm_eval
 import numpy as np
 import pandas as pd
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from tqdm import tqdm
 
-from int4_qat import devices, errors, files, mmlu, mmlu_harness, models
+from int4_qat import devices, errors, files, mmlu, mmlu_harness, models, scoring
 from int4_qat.errors import InputError
 
 SEED = 1234
@@ -37,6 +33,7 @@ def main() -> None:
     parser.add_argument("--mmlu", required=True, type=Path, help="folder with dev, validation, test .parquet")
     parser.add_argument("--shard", type=int, default=0, help="which of the shards, from 0")
     parser.add_argument("--shards", type=int, default=1, help="into how many the subjects are divided")
+    parser.add_argument("--engine", default="stock", choices=list(scoring.ENGINES), help="stock is lm-eval's own")
     parser.add_argument("--num-fewshot", required=True, type=int, help="examples ahead of each question")
     parser.add_argument("--limit", type=int, help="questions of each subject; all if left out")
     parser.add_argument("--batch-size", required=True, type=int)
@@ -57,22 +54,9 @@ def main() -> None:
     print(f"accuracy {samples['correct'].mean():.4f} on {len(samples)} questions of {len(subjects)} subjects")
 
 
-class SubjectBatches(HFLM):
-    """Batches of one subject each, so that no score depends on which other subjects are in the shard."""
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        scores = []
-        with tqdm(total=len(requests), desc="score", unit=" choices", mininterval=1, disable=disable_tqdm) as progress:
-            for _, group in itertools.groupby(requests, key=lambda request: request.task_name):
-                subject = list(group)
-                scores += super().loglikelihood(subject, disable_tqdm=True)
-                progress.update(len(subject))
-        return scores
-
-
 def evaluate(arguments: argparse.Namespace, subjects: list[str], include_path: Path) -> dict:
     """lm-eval's results and samples."""
-    language_model = SubjectBatches(
+    language_model = scoring.ENGINES[arguments.engine](
         pretrained=models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device),
         tokenizer=models.load_tokenizer(arguments.checkpoint),
         batch_size=arguments.batch_size,
@@ -131,6 +115,7 @@ def make_report(arguments: argparse.Namespace, subjects: list[str], results: dic
         "by_subject": by_subject,
         "settings": {
             "task": "mmlu",
+            "engine": arguments.engine,
             "num_fewshot": arguments.num_fewshot,
             "limit": arguments.limit,
             "batch_size": arguments.batch_size,

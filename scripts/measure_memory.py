@@ -9,12 +9,15 @@ resident memory of the process above what it held before the model was loaded. A
 """
 
 import argparse
+import json
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import torch
+from transformers import AutoConfig, PretrainedConfig
 
 from int4_qat import devices, errors, files, models
 
@@ -56,7 +59,7 @@ def main() -> None:
     devices.claim(arguments.device)
     with PeakResidentMemory() as resident:
         model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
-        tokens = generate(model, arguments)
+        prompt, generated = generate(model, arguments)
     on_gpu = arguments.device == "cuda"
     files.write_json(
         arguments.output,
@@ -65,16 +68,45 @@ def main() -> None:
             "measure": "max_memory_reserved" if on_gpu else "resident memory above the start",
             "weights_gb": models.weight_bytes(model) / 1e9,
             "checkpoint_gb": files.folder_bytes(arguments.checkpoint, "*.safetensors") / 1e9,
+            "predicted": predict(arguments.checkpoint, prompt + generated, models.DTYPES[arguments.dtype]),
             "dequantized": (arguments.checkpoint / "manifest.json").exists() and not on_gpu,
-            "generated_tokens": tokens,
+            "generated_tokens": generated,
             "dtype": arguments.dtype,
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         },
     )
 
 
-def generate(model: torch.nn.Module, arguments: argparse.Namespace) -> int:
-    """Generate from the card's prompt; the number of new tokens."""
+def predict(checkpoint: Path, tokens: int, dtype: torch.dtype) -> dict:
+    """Gigabytes that the checkpoint's own numbers ask for: its weights as stored, and the cache of `tokens`."""
+    weights: Counter[str] = Counter()
+    for file in checkpoint.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                begin, end = tensor["data_offsets"]
+                weights[tensor["dtype"]] += end - begin
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+    cache = cache_bytes(config.get_text_config(), tokens, dtype)
+    return {
+        "weights_gb": {name: size / 1e9 for name, size in sorted(weights.items())},
+        "cache_gb": cache / 1e9,
+        "total_gb": (weights.total() + cache) / 1e9,
+    }
+
+
+def cache_bytes(config: PretrainedConfig, tokens: int, dtype: torch.dtype) -> int:
+    """Keys and values of every layer; a layer with a sliding window keeps no more than that."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    window = getattr(config, "sliding_window", None) or tokens
+    kept = sum(min(tokens, window) if kind == "sliding_attention" else tokens for kind in kinds)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * kept * config.num_key_value_heads * head * dtype.itemsize
+
+
+def generate(model: torch.nn.Module, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Generate from the card's prompt; how many tokens that has, and how many are new."""
     tokenizer = models.load_tokenizer(arguments.checkpoint)
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": PROMPT}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -83,7 +115,8 @@ def generate(model: torch.nn.Module, arguments: argparse.Namespace) -> int:
         torch.cuda.reset_peak_memory_stats()
     length = arguments.max_new_tokens
     output = model.generate(**inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False)
-    return output.shape[1] - inputs["input_ids"].shape[1]
+    prompt = inputs["input_ids"].shape[1]
+    return prompt, output.shape[1] - prompt
 
 
 if __name__ == "__main__":

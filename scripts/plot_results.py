@@ -35,6 +35,7 @@ STYLE = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
 }
 SMOOTHING = 10
+SHADES = {"weights": 1.0, "cache, predicted": 0.6, "activations and the rest": 0.3}
 
 
 def main() -> None:
@@ -213,23 +214,31 @@ def plot_training_loss(losses: dict[str, pd.Series], colours: dict[str, str]) ->
 
 
 def plot_memory(rows: list[dict], colours: dict[str, str]) -> Figure:
-    """Peak memory of each variant as its weights and the rest."""
+    """Peak memory of each variant, part on part."""
     memories = [row["memory"] for row in rows]
     scale, unit = (1, "GB") if max(memory["peak_gb"] for memory in memories) >= 1 else (1e3, "MB")
     figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)))
     figure.suptitle("peak memory while generating" + note_dequantized(memories))
     axes = figure.add_subplot()
     for place, (row, memory) in enumerate(zip(rows, memories, strict=True)):
-        colour, peak = colours[variants.split(row["name"])[0]], memory["peak_gb"] * scale
-        weights = min(memory["weights_gb"] * scale, peak)
-        axes.barh(place, weights, color=colour, height=0.6)
-        axes.barh(place, peak - weights, left=weights, color=colour, alpha=0.35, height=0.6)
-        axes.text(peak, place, f" {peak:.3g}", va="center")
+        left = 0
+        for part, alpha in zip(parts_of(memory), SHADES.values(), strict=True):
+            axes.barh(
+                place, scale * part, left=left, color=colours[variants.split(row["name"])[0]], alpha=alpha, height=0.6
+            )
+            left += scale * part
+        axes.text(left, place, f" {scale * memory['peak_gb']:.3g}", va="center")
     name_rows(axes, [row["name"] for row in rows])
     axes.set_xlabel(f"peak memory ({unit})")
-    parts = [Patch(color=GREY, label="weights"), Patch(color=GREY, alpha=0.35, label="activations, cache, the rest")]
-    figure.legend(handles=parts, loc="outside lower center", ncols=2)
+    handles = [Patch(color=GREY, alpha=alpha, label=part) for part, alpha in SHADES.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(SHADES))
     return figure
+
+
+def parts_of(memory: dict) -> list[float]:
+    """Gigabytes of weights, of the cache as predicted, and of what else there is at the peak."""
+    weights, cache = memory["weights_gb"], memory["predicted"]["cache_gb"]
+    return [weights, cache, max(memory["peak_gb"] - weights - cache, 0)]
 
 
 def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:

@@ -4,8 +4,8 @@ normalized degradation of x = -(base-bf16 - x) / (base-bf16 - base-int4); recove
 
     python scripts/summarize.py --model demo --variants base-bf16 base-int4 qat-int4 \\
         --arms '{"qat": {"qat_scheme": "int4", "seed": 3407}}' --results results/demo \\
-        --data-report resources/mmlu/report.json --costs results/demo/costs.json \\
-        --json results/demo/summary.json --csv results/demo/summary.csv
+        --data-report resources/mmlu/report.json --contamination resources/contamination.json \\
+        --costs results/demo/costs.json --json results/demo/summary.json --csv results/demo/summary.csv
 """
 
 import argparse
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--arms", required=True, type=json.loads, help="JSON: the recipe of each arm, by its name")
     parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant")
     parser.add_argument("--data-report", required=True, type=Path, help="report.json of download_mmlu")
+    parser.add_argument("--contamination", required=True, type=Path, help="JSON of check_contamination")
     parser.add_argument("--costs", required=True, type=Path, help="costs.json of report_costs")
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--csv", required=True, type=Path)
@@ -43,6 +44,7 @@ def main() -> None:
     summary = {
         "model": arguments.model,
         "data": files.read_json(arguments.data_report),
+        "contamination": files.read_json(arguments.contamination),
         "variants": rows,
         "comparisons": compared,
         "seeds": seeds(rows, compared, resampled, arguments.arms),
@@ -104,7 +106,8 @@ def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> 
                 },
                 "memory": {
                     **{
-                        key: memory[key] for key in ("peak_gb", "checkpoint_gb", "weights_gb", "dequantized", "measure")
+                        key: memory[key]
+                        for key in ("peak_gb", "checkpoint_gb", "weights_gb", "predicted", "dequantized", "measure")
                     },
                     "reduction": 1 - memory["peak_gb"] / baseline["memory"]["peak_gb"],
                     "checkpoint_reduction": 1 - memory["checkpoint_gb"] / baseline["memory"]["checkpoint_gb"],

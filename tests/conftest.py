@@ -115,7 +115,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("standin")
     torch.manual_seed(0)
     facts = standin.invent_families(4, 10, random.Random(0))
-    sizes = {"auxiliary_train": 200, "dev": 57, "validation": 57, "test": 114}
+    sizes = {"auxiliary_train": 200, "dev": 5 * 57, "validation": 57, "test": 114}
     questions = standin.ask(facts, mmlu_harness.subjects(), sizes, seed=1)
     tokenizer = make_standin.make_tokenizer(questions)
     make_standin.write_model(make_standin.make_model(len(tokenizer)), tokenizer, folder / "model")
@@ -213,13 +213,14 @@ def results(tmp_path: Path) -> Path:
         mmlu = {"accuracy": right[name], "stderr": 0.01, "questions": 1000, "subjects": 1}
         mmlu["by_subject"] = {"anatomy": {"category": "stem"}}
         memory = {"peak_gb": 24.5 if name == "base-bf16" else 8.34, "checkpoint_gb": 1, "weights_gb": 1}
-        memory |= {"dequantized": False, "measure": "max_memory_reserved"}
+        memory |= {"dequantized": False, "measure": "max_memory_reserved", "predicted": {"cache_gb": 0.1}}
         latency = {"mean_s": 3.73 if name == "base-bf16" else 2.16, "engine": "vllm", "batch_size": 1}
         latency |= {"dequantized": False, "percentiles_s": {"10": 2, "90": 4}, "output_len": 256}
         for key, content in {"mmlu": mmlu, "memory": memory, "latency": latency}.items():
             (folder / f"{key}.json").write_text(json.dumps(content))
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "costs.json").write_text("{}")
+    (tmp_path / "contamination.json").write_text("{}")
     return tmp_path
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, snakemake
 
+from conftest import ROOT, snakemake
 from int4_qat import workflow_config
 
 SCHEMA = yaml.safe_load((ROOT / "rules" / "config.schema.yaml").read_text())

@@ -7,6 +7,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from conftest import run_script
 
 GOOD = ['What, is\n"this"? é', "one", "two", "three", "four", "C"]

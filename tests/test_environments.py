@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import rattler
 import yaml
-from conftest import ROOT, copy_workflow, small_config, snakemake, write_config
 from packaging.utils import canonicalize_name
 
+from conftest import ROOT, copy_workflow, small_config, snakemake, write_config
 from int4_qat import sources
 
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))

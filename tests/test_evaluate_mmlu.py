@@ -3,12 +3,14 @@
 import json
 
 import lm_eval
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import run_script
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from conftest import run_script
 from int4_qat import mmlu_harness, models
 
 LIMIT = 3
@@ -22,14 +24,14 @@ def mmlu_folder(untrained, tmp_path_factory):
     return folder
 
 
-def evaluate(model, mmlu, folder, shards):
+def evaluate(model, mmlu, folder, shards, engine="stock", fewshot=1):
     """mmlu.json and mmlu_samples.parquet by way of some shards."""
-    options = ["--checkpoint", model, "--mmlu", mmlu, "--num-fewshot", 1, "--limit", LIMIT, "--batch-size", 4]
+    options = ["--checkpoint", model, "--mmlu", mmlu, "--num-fewshot", fewshot, "--limit", LIMIT, "--batch-size", 4]
     reports = [folder / f"{shard}.json" for shard in range(shards)]
     samples = [folder / f"{shard}.parquet" for shard in range(shards)]
     for shard in range(shards):
         paths = ["--output", reports[shard], "--samples", samples[shard]]
-        shard_options = ["--shard", shard, "--shards", shards, "--dtype", "float32"]
+        shard_options = ["--shard", shard, "--shards", shards, "--dtype", "float32", "--engine", engine]
         result = run_script("evaluate_mmlu", *options, *shard_options, *paths)
         assert result.returncode == 0, result.stderr
     outputs = ["--output", folder / "mmlu.json", "--samples", folder / "mmlu_samples.parquet"]
@@ -92,3 +94,19 @@ def test_a_shard_of_other_settings_is_refused(whole, tmp_path):
     assert result.returncode == 1
     assert "settings differ from those of the first shard" in result.stderr
     assert not (tmp_path / "mmlu.json").exists()
+
+
+@pytest.mark.parametrize("fewshot", [0, 5])
+def test_the_last_position_alone_gives_the_same_scores(untrained, mmlu_folder, tmp_path, fewshot):
+    tables = {}
+    for engine in ("stock", "last_position"):
+        (tmp_path / engine).mkdir()
+        evaluate(untrained / "model", mmlu_folder, tmp_path / engine, 1, engine, fewshot)
+        tables[engine] = pd.read_parquet(tmp_path / engine / "mmlu_samples.parquet")
+    stock, ours = tables["stock"], tables["last_position"]
+    assert (stock.drop(columns=scores_of(stock)) == ours.drop(columns=scores_of(ours))).all().all()
+    np.testing.assert_allclose(ours[scores_of(ours)], stock[scores_of(stock)], rtol=1e-5)
+
+
+def scores_of(table):
+    return [name for name in table.columns if name.startswith("log_likelihood_")]

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from conftest import run_script
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from torchao.quantization import Int4Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from conftest import run_script
 from int4_qat import int4, models
 
 SKIP = ["lm_head", "vision_tower", "multi_modal_projector"]

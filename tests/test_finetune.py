@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RECIPE, ROOT, run_script
 from peft import LoraConfig, get_peft_model
 from torchao.quantization.qat import FakeQuantizedLinear
 
 import finetune
+from conftest import RECIPE, ROOT, run_script
 from int4_qat import int4, models, qat
 from int4_qat.errors import InputError
 
@@ -79,7 +79,7 @@ def test_a_row_without_an_answer_is_named(untrained, texts, tmp_path):
 
 def test_qat_rounds_the_frozen_linears_as_the_export_does(untrained):
     recipe = dataclasses.replace(finetune.Recipe(**RECIPE), qat_scheme="int4")
-    model = finetune.add_adapters(untrained / "model", recipe, 64, "cpu")
+    model = finetune.add_adapters(untrained / "model", recipe, "cpu")
     placed = {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantizedLinear)}
     assert len(placed) == 3 * 7
     assert all(name.endswith(".base_layer") and "language_model" in name for name in placed)
@@ -102,7 +102,7 @@ def test_qat_without_a_layer_is_refused(untrained):
 
 def test_a_parameter_without_gradient_is_an_error(untrained, texts, tmp_path, monkeypatch):
     recipe = finetune.Recipe(**RECIPE)
-    model = finetune.add_adapters(untrained / "model", recipe, 64, "cpu")
+    model = finetune.add_adapters(untrained / "model", recipe, "cpu")
     unused = torch.nn.Parameter(torch.ones(3))
     model.register_parameter("unused", unused)
     tokenizer = models.load_tokenizer(untrained / "model")

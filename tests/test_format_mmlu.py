@@ -3,9 +3,9 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_script
 
 import format_mmlu
+from conftest import run_script
 from int4_qat import mmlu_parquet, models
 
 AWKWARD = [

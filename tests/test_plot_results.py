@@ -7,11 +7,11 @@ import matplotlib.image
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, VARIANTS, run_script
 from matplotlib.colors import to_rgb
-from test_summarize import run
 
 import plot_results
+from conftest import ROOT, VARIANTS, run_script
+from test_summarize import run
 
 PLOTS = ["accuracy", "recovery_by_group", "recovery_by_subject", "training_loss", "memory", "latency"]
 FILES = sorted(f"{plot}.{form}" for plot in PLOTS for form in plot_results.FORMATS)

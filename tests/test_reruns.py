@@ -4,6 +4,7 @@ import os
 
 import pytest
 import yaml
+
 from conftest import planned, write_config
 
 SUMMARY = {"report_costs": 1, "summarize": 1, "plot_results": 1}
@@ -16,7 +17,7 @@ FORMATTED = {"format_mmlu": 1} | TRAINED
 ONE_ARM = {"finetune": 1, "merge": 1, "quantize": 1}
 ONE_VARIANT = {"evaluate_mmlu": 1, "gather_mmlu": 1, "measure_memory": 1, "measure_latency": 1} | SUMMARY
 FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | TRAINED | MEASURED | {"quantize": 3}
-FROM_DATA = {"download_mmlu": 1} | FORMATTED | {"evaluate_mmlu": 5, "gather_mmlu": 5}
+FROM_DATA = {"download_mmlu": 1, "check_contamination": 1} | FORMATTED | {"evaluate_mmlu": 5, "gather_mmlu": 5}
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ def test_nothing_changed(small_run):
         ("scripts/gather_mmlu.py", {"gather_mmlu": 5} | SUMMARY),
         ("scripts/measure_memory.py", {"measure_memory": 5} | SUMMARY),
         ("scripts/measure_latency.py", {"measure_latency": 5} | SUMMARY),
+        ("scripts/check_contamination.py", {"check_contamination": 1, "summarize": 1, "plot_results": 1}),
         ("scripts/report_costs.py", SUMMARY),
         ("scripts/summarize.py", {"summarize": 1, "plot_results": 1}),
         ("scripts/plot_results.py", {"plot_results": 1}),
@@ -62,6 +64,7 @@ def test_nothing_changed(small_run):
         ("scripts/int4_qat/int4.py", TRAINED | MEASURED | {"quantize": 3}),
         ("scripts/int4_qat/qat.py", TRAINED),
         ("scripts/int4_qat/mmlu_harness.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
+        ("scripts/int4_qat/scoring.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("scripts/int4_qat/workflow_config.py", {}),
         ("envs/finetune.yaml", {}),  # with --sdm conda: test_environments.py
         ("Snakefile", {}),
@@ -88,6 +91,7 @@ def test_an_edited_file(small_run, edit, path, expected):
         ("quantization.group_size", 32, {"finetune": 1, "merge": 1, "quantize": 3} | INT4),
         ("quantization.skip", ["lm_head"], QUANTIZED),
         ("evaluation.mmlu.num_fewshot", 1, {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
+        ("evaluation.mmlu.engine", "stock", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.mmlu.shards", 2, {"evaluate_mmlu": 10, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.memory.max_new_tokens", 5, {"measure_memory": 5} | SUMMARY),
         ("evaluation.latency.batch_size", 2, {"measure_latency": 5} | SUMMARY),

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import VARIANTS, run_script
 
 import summarize
+from conftest import VARIANTS, run_script
 from int4_qat import statistics
 
 CARD = {
@@ -37,6 +37,7 @@ def run(results, names=VARIANTS):
         "summarize",
         *("--model", "m", "--variants", *names, "--arms", arms, "--results", results),
         *("--data-report", results / "report.json", "--costs", results / "costs.json"),
+        *("--contamination", results / "contamination.json"),
         *("--json", results / "summary.json", "--csv", results / "summary.csv"),
     )
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import yaml
+
 from conftest import ROOT, command, planned, run_script, write_config
 
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import sys
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, demo, planned, run_script, snakemake, write_config
 
+from conftest import ROOT, demo, planned, run_script, snakemake, write_config
 from int4_qat import mmlu_harness, sources
 
 NOTHING = "Nothing to be done"
@@ -38,7 +39,7 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
     expected = {"download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
     expected |= {"finetune": 24, "merge": 24, "quantize": 26}
     expected |= {"evaluate_mmlu": 52, "gather_mmlu": 52, "measure_memory": 52, "measure_latency": 52}
-    expected |= {"report_costs": 2, "summarize": 2, "plot_results": 2}
+    expected |= {"check_contamination": 1, "report_costs": 2, "summarize": 2, "plot_results": 2}
     assert planned(snakemake("--dry-run", "--directory", tmp_path, "--configfile", path)) == expected
 
 
@@ -122,7 +123,7 @@ def test_only_the_downloads_switch_the_hub_on(tmp_path):
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
     online = [line for line in commands if "env -u HF_HUB_OFFLINE" in line]
-    assert len(commands) == 34
+    assert len(commands) == 35
     assert sorted(line.split("/scripts/")[1].split(".py")[0] for line in online) == ["download_mmlu", "download_model"]
 
 
@@ -158,8 +159,10 @@ def test_the_real_mmlu_through_the_same_rules(demo_run, mmlu_dir, tmp_path):
 
 @pytest.mark.parametrize("profile", ["demo", "gpu", "slurm"])
 def test_a_profile_plans_on_a_machine_with_nothing(profile, tmp_path):
-    """No Slurm, conda, GPU or data: PATH holds Python alone."""
-    environment = {"PATH": os.path.dirname(sys.executable), "HOME": str(tmp_path)}
+    """No Slurm, conda, GPU or data: PATH holds Python and a shell alone."""
+    for name in ("bash", "which"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    environment = {"PATH": f"{os.path.dirname(sys.executable)}:{tmp_path}", "HOME": str(tmp_path)}
     options = ["--profile", f"profiles/{profile}", "--directory", tmp_path, "--dry-run"]
     plan = planned(snakemake(*options, env=environment))
     assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (2, 5, 1)

@@ -3,6 +3,7 @@
 #   up.sh STATE_FOLDER
 # The config is linked to /etc/slurm, since the Slurm plugin drops SLURM_CONF from the environment of a job's step.
 set -euo pipefail
+export PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "$0")" && pwd)
 state=${1:?usage: up.sh STATE_FOLDER}
 mkdir -p "$state"/{state,spool,log,run,dev} /etc/slurm
