@@ -48,8 +48,8 @@ def main() -> None:
     arguments = parser.parse_args()
     summary = files.read_json(arguments.summary)
     rows = summary["variants"]
-    nameless = [name for name in variants.weights_of([row["name"] for row in rows]) if name not in arguments.colours]
-    colours = arguments.colours | dict(zip(nameless, itertools.cycle(OTHERS), strict=False))
+    groups = [[variants.split(name)[0] for name in group["variants"]] for group in summary["seeds"]["accuracy"]]
+    colours = assign_colours(variants.weights_of([row["name"] for row in rows]), groups, arguments.colours)
     matplotlib.rcParams.update(STYLE)
     figures = {
         "accuracy": plot_accuracy(rows, colours),
@@ -67,6 +67,19 @@ def main() -> None:
             with files.whole(arguments.output / f"{name}.{form}") as unfinished:
                 # A date would make the same plot another file.
                 figure.savefig(unfinished, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+
+
+def assign_colours(names: list[str], groups: list[list[str]], given: dict[str, str]) -> dict[str, str]:
+    """A colour for each name: its own, or that of the arms from which it differs in its seed only."""
+    first = {name: group[0] for group in groups for name in group}
+    others = itertools.cycle(OTHERS)
+    colours = dict(given)
+    for name in names:
+        leader = first.get(name, name)
+        if leader not in colours:
+            colours[leader] = next(others)
+        colours.setdefault(name, colours[leader])
+    return colours
 
 
 def read_accuracies(results: Path, rows: list[dict]) -> pd.DataFrame:
@@ -176,7 +189,7 @@ def plot_recovery_by_group(rows: list[dict], colours: dict[str, str]) -> Figure:
                 axes.plot([], [], **style, label=label)
     name_rows(axes, [group.replace("_", " ") for group in groups])
     axes.set_xlabel("recovered (%), 95% intervals")
-    figure.legend(loc="outside lower center", ncols=max(len(shipped), 1))
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
@@ -242,27 +255,28 @@ def parts_of(memory: dict) -> list[float]:
 
 
 def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:
-    """Seconds of one request by batch size, a bar a variant, from the 10th to the 90th percentile."""
-    latencies = [row["latency"] for row in rows]
-    batch_sizes = sorted({latency["batch_size"] for latency in latencies})
-    figure = Figure(figsize=(8, 3.6))
-    figure.suptitle(f"latency of {latencies[0]['output_len']} tokens" + note_dequantized(latencies))
-    axes = figure.add_subplot()
-    width = 0.8 / len(rows)
-    for index, (row, latency) in enumerate(zip(rows, latencies, strict=True)):
-        weights, precision = variants.split(row["name"])
-        place = batch_sizes.index(latency["batch_size"]) + (index - (len(rows) - 1) / 2) * width
-        mean, percentiles = latency["mean_s"], latency["percentiles_s"]
-        whisker = [[max(mean - percentiles["10"], 0)], [max(percentiles["90"] - mean, 0)]]
-        colour = colours[weights]
-        face = (colour, 0.5) if precision == "int4" else "none"
-        axes.bar(place, mean, 0.85 * width, facecolor=face, edgecolor=colour, linewidth=1.5, label=row["name"])
-        axes.errorbar(place, mean, whisker, color=colour, capsize=3)
-    axes.set_xticks(range(len(batch_sizes)), batch_sizes)
-    axes.set_xlabel("batch size")
-    axes.set_ylabel("mean (s), 10th to 90th percentile")
-    figure.legend(loc="outside right center")
+    """Seconds of one request, a panel a batch size, with the 10th to the 90th percentile."""
+    latencies = {row["name"]: row["latency"] for row in rows}
+    batch_sizes = sorted({latency["batch_size"] for latency in latencies.values()})
+    figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)))
+    output_len = latencies[variants.BASELINE]["output_len"]
+    figure.suptitle(f"latency of {output_len} tokens" + note_dequantized(list(latencies.values())))
+    panels = figure.subplots(1, len(batch_sizes), sharey=True, squeeze=False)[0]
+    for axes, batch_size in zip(panels, batch_sizes, strict=True):
+        for place, (name, latency) in enumerate(latencies.items()):
+            if latency["batch_size"] == batch_size:
+                draw_latency(axes, place, latency, colours[variants.split(name)[0]])
+        name_rows(axes, list(latencies))
+        axes.set_xlabel(f"mean (s), 10th to 90th percentile\nbatch size {batch_size}")
     return figure
+
+
+def draw_latency(axes, place: int, latency: dict, colour: str) -> None:
+    """A bar and its whisker, which is to be seen on it."""
+    mean, percentiles = latency["mean_s"], latency["percentiles_s"]
+    whisker = [[max(mean - percentiles["10"], 0)], [max(percentiles["90"] - mean, 0)]]
+    axes.barh(place, mean, 0.6, facecolor=(colour, 0.5), edgecolor=colour)
+    axes.errorbar(mean, place, xerr=whisker, color=colour, capsize=3)
 
 
 def note_dequantized(measured: list[dict]) -> str:

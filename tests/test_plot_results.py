@@ -72,6 +72,12 @@ def test_a_missing_log_is_one_line(summarized):
     )
 
 
+def test_arms_that_differ_in_their_seed_share_a_colour():
+    colours = plot_results.assign_colours(["base", "a_1", "a_2", "b"], [["a_1", "a_2"]], {"base": "#000000"})
+    assert colours["a_1"] == colours["a_2"]
+    assert len({colours["base"], colours["a_1"], colours["b"]}) == 3
+
+
 def luminance(colour):
     """Relative luminance (WCAG 2.2)."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
