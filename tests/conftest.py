@@ -23,10 +23,12 @@ from int4_qat import mmlu_harness, standin
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
+SKIP = ["lm_head", "vision_tower", "multi_modal_projector"]
 RECIPE = {
     "backend": "transformers",
     "qat_scheme": None,
     "group_size": 64,
+    "qat_target": "base",
     "r": 8,
     "lora_alpha": 8,
     "lora_dropout": 0,
