@@ -21,12 +21,14 @@ include: "rules/measure.smk"
 include: "rules/check_contamination.smk"
 include: "rules/report_costs.smk"
 include: "rules/summarize.smk"
+include: "rules/plot_results.smk"
 
 
 rule all:
     default_target: True
     input:
         expand("results/{model}/summary.json", model=config["models"]),
+        expand(rules.plot_results.output, model=config["models"]),
 
 
 onsuccess:
