@@ -22,6 +22,7 @@ include: "rules/check_serving.smk"
 include: "rules/check_contamination.smk"
 include: "rules/report_costs.smk"
 include: "rules/summarize.smk"
+include: "rules/plot_results.smk"
 
 
 rule all:
@@ -29,6 +30,7 @@ rule all:
     input:
         expand("results/{model}/summary.json", model=config["models"]),
         expand("results/{model}/{variant}/serving.json", model=config["models"], variant=served),
+        expand(rules.plot_results.output, model=config["models"]),
 
 
 onsuccess:

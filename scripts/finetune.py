@@ -22,6 +22,7 @@ import datasets
 import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
@@ -41,6 +42,7 @@ class Recipe:
 
     backend: str
     qat_scheme: str | None
+    qat_target: str  # what is seen in int4: the frozen base, or the merged weight
     group_size: int | None  # of the fake quantization, if there is a scheme
     r: int
     lora_alpha: int
@@ -95,7 +97,17 @@ def main() -> None:
         rows[TABLE_COLUMNS].to_csv(unfinished, index=False)
     with files.whole(arguments.adapter) as folder:
         trainer.model.save_pretrained(folder)
+        check_saved(folder / "adapter_model.safetensors", trainer.model)
     files.remove(arguments.checkpoints)
+
+
+def check_saved(adapter: Path, model: PreTrainedModel) -> None:
+    """What was trained must be in the file: peft saves only the layers that it knows as its own."""
+    trained = sum(parameter.requires_grad for parameter in model.parameters())
+    with safe_open(adapter, "pt") as tensors:
+        saved = len(tensors.keys())
+    if saved != trained:
+        raise InputError(f"finetune: {trained} tensors were trained, the adapter holds {saved}")
 
 
 def settings(arguments: argparse.Namespace, recipe: Recipe) -> dict:
@@ -143,8 +155,9 @@ def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
     model = get_peft_model(model, lora)
     model.print_trainable_parameters()
     if recipe.qat_scheme is not None:
-        placed = qat.fake_quantize_base_linears(model, recipe.group_size)
-        print(f"fake quantization ({recipe.qat_scheme}, group size {recipe.group_size}) on {len(placed)} linears")
+        placed = qat.fake_quantize_linears(model, recipe.qat_target, recipe.group_size)
+        kind = f"{recipe.qat_scheme} of {recipe.qat_target}, group size {recipe.group_size}"
+        print(f"fake quantization ({kind}) on {len(placed)} linears")
     return model
 
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from tqdm import tqdm
 
-from int4_qat import errors, files, models
+from int4_qat import errors, files, int4, models
 
 
 def main() -> None:
@@ -37,8 +37,9 @@ def merge_rounding_once(model: PeftModel) -> torch.nn.Module:
     """W + s·BA in fp32, then bf16; peft's own merge rounds s·BA to bf16 before it adds it."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in tqdm(layers, desc="merge", unit=" layers", mininterval=1):
-        weight = layer.base_layer.weight
-        weight.copy_(weight.float() + layer.get_delta_weight(model.active_adapter).float())
+        weight, name = layer.base_layer.weight, model.active_adapter
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        weight.copy_(int4.merge(weight, a, b, layer.scaling[name]))
     return model.unload()
 
 

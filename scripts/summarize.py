@@ -111,7 +111,8 @@ def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> 
                 },
                 "memory": {
                     **{
-                        key: memory[key] for key in ("peak_gb", "checkpoint_gb", "weights_gb", "dequantized", "measure")
+                        key: memory[key]
+                        for key in ("peak_gb", "checkpoint_gb", "weights_gb", "predicted", "dequantized", "measure")
                     },
                     "reduction": 1 - memory["peak_gb"] / baseline["memory"]["peak_gb"],
                     "checkpoint_reduction": 1 - memory["checkpoint_gb"] / baseline["memory"]["checkpoint_gb"],
@@ -167,32 +168,36 @@ def comparisons(measured: dict[str, dict], compared: list[tuple[str, str]], resa
 
 
 def seeds(rows: list[dict], compared: list[dict], resampled: pd.DataFrame, arms: dict[str, dict]) -> dict:
-    """Accuracies, and differences of pairs, of arms that differ in their seed only."""
-    accuracy, difference = defaultdict(list), defaultdict(list)
-    for row in rows:
-        accuracy[unseeded(row["name"], arms)].append(row)
+    """Accuracies, recovery and differences of pairs, over the arms that differ in their seed only."""
+    accuracies = {row["name"]: row["mmlu"]["accuracy"] for row in rows}
+    groups, pairs_of_groups = defaultdict(list), defaultdict(list)
+    for name in accuracies:
+        groups[unseeded(name, arms)].append(name)
     for pair in compared:
-        difference[unseeded(pair["variant"], arms), unseeded(pair["reference"], arms)].append(pair)
+        pairs_of_groups[unseeded(pair["variant"], arms), unseeded(pair["reference"], arms)].append(pair)
     return {
-        "accuracy": [
-            {"variants": [row["name"] for row in group]}
-            | statistics.over_seeds(
-                [row["mmlu"]["accuracy"] for row in group], resampled[[row["name"] for row in group]].to_numpy()
-            )
-            for group in accuracy.values()
-            if len(group) > 1
-        ],
-        "difference": [
-            {"variants": [pair["variant"] for pair in group], "references": [pair["reference"] for pair in group]}
-            | statistics.over_seeds(
-                [pair["difference"] for pair in group],
-                resampled[[pair["variant"] for pair in group]].to_numpy()
-                - resampled[[pair["reference"] for pair in group]].to_numpy(),
-            )
-            for group in difference.values()
-            if len(group) > 1
-        ],
+        "accuracy": [seeds_of_variant(names, accuracies, resampled) for names in groups.values() if len(names) > 1],
+        "difference": [seeds_of_pair(pairs, resampled) for pairs in pairs_of_groups.values() if len(pairs) > 1],
     }
+
+
+def seeds_of_variant(names: list[str], accuracies: dict[str, float], resampled: pd.DataFrame) -> dict:
+    """Accuracy over seeds, and recovery of its mean."""
+    values, of_seeds = [accuracies[name] for name in names], resampled[names].to_numpy()
+    found = statistics.over_seeds(values, of_seeds)
+    with_mean = resampled.assign(mean=statistics.resample_seeds(values, of_seeds))
+    recovery = statistics.recovery(
+        "mean", accuracies | {"mean": found["mean"]}, with_mean, variants.BASELINE, variants.QUANTIZED_BASELINE
+    )
+    return {"variants": names} | found | recovery
+
+
+def seeds_of_pair(pairs: list[dict], resampled: pd.DataFrame) -> dict:
+    """Difference over seeds."""
+    names, references = ([pair[key] for pair in pairs] for key in ("variant", "reference"))
+    differences = resampled[names].to_numpy() - resampled[references].to_numpy()
+    found = statistics.over_seeds([pair["difference"] for pair in pairs], differences)
+    return {"variants": names, "references": references} | found
 
 
 def unseeded(variant: str, arms: dict[str, dict]) -> str:
@@ -238,6 +243,7 @@ def printed(summary: dict) -> dict[str, pd.DataFrame]:
             {
                 "variant": row["name"],
                 "accuracy": between(row["mmlu"]["accuracy"], row["mmlu"]["accuracy_ci95"], "{:.2%}"),
+                "normalized_degradation": between(row["normalized_degradation"], None, "{:+.1%}"),
                 "recovered": between(row["recovered"], row["recovered_ci95"], "{:.0%}"),
                 "peak_gb": row["memory"]["peak_gb"],
                 "checkpoint_gb": row["memory"]["checkpoint_gb"],
@@ -265,6 +271,7 @@ def printed(summary: dict) -> dict[str, pd.DataFrame]:
             "variants": " ".join(group["variants"]),
             "against": " ".join(group.get("references", [])),
             "mean": between(group["mean"], group["ci95"], "{:+.2%}"),
+            "recovered": between(group["recovered"], group["recovered_ci95"], "{:.0%}") if "recovered" in group else "",
             "sd_between_seeds": group["sd_between_seeds"],
             "stderr_within_questions": group["stderr_within_questions"],
         }
@@ -275,10 +282,10 @@ def printed(summary: dict) -> dict[str, pd.DataFrame]:
 
 
 def between(mean: float | None, ci95: list[float] | None, form: str) -> str:
-    """A value with its interval."""
-    if mean is None or ci95 is None:
+    """A value with its interval, if it has one."""
+    if mean is None:
         return NOT_RESOLVED
-    return f"{form.format(mean)} [{form.format(ci95[0])}, {form.format(ci95[1])}]"
+    return form.format(mean) + (f" [{form.format(ci95[0])}, {form.format(ci95[1])}]" if ci95 else "")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the tests share: a stand-in that was never trained, and a run of the whole demo."""
 
+import json
 import os
 import random
 import shutil
@@ -11,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -19,10 +22,13 @@ import make_standin
 from int4_qat import mmlu_harness, standin
 
 ROOT = Path(__file__).parents[1]
+VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
+SKIP = ["lm_head", "vision_tower", "multi_modal_projector"]
 RECIPE = {
     "backend": "transformers",
     "qat_scheme": None,
     "group_size": 64,
+    "qat_target": "base",
     "r": 8,
     "lora_alpha": 8,
     "lora_dropout": 0,
@@ -192,6 +198,34 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     subprocess.run([folder / "up.sh", state], check=True)
     yield
     subprocess.run([folder / "down.sh", state], check=True)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """What summarize reads: three variants on a thousand questions, with the card's memory and latency."""
+    generator = np.random.default_rng(0)
+    right = {"base-bf16": 0.9, "base-int4": 0.7, "qat-int4": 0.8}
+    for name in VARIANTS:
+        folder = tmp_path / name
+        folder.mkdir()
+        correct = generator.permutation(np.arange(1000) < 1000 * right[name])
+        table = pd.DataFrame({"subject": "anatomy", "index": range(1000), "correct": correct, "answer": 0})
+        table[[f"log_likelihood_{letter}" for letter in "ABCD"]] = generator.normal(size=(1000, 4))
+        table.to_parquet(folder / "mmlu_samples.parquet")
+        mmlu = {"accuracy": right[name], "stderr": 0.01, "questions": 1000, "subjects": 1}
+        mmlu["by_subject"] = {"anatomy": {"category": "stem"}}
+        memory = {"peak_gb": 24.5 if name == "base-bf16" else 8.34, "checkpoint_gb": 1, "weights_gb": 1}
+        memory |= {"dequantized": False, "measure": "max_memory_reserved", "predicted": {"cache_gb": 0.1}}
+        batch = {"mean_s": 3.73 if name == "base-bf16" else 2.16, "batch_size": 1, "std_s": 0.1}
+        batch |= {"percentiles_s": {"10": 2, "90": 4}, "bandwidth_limit_percent": 50.0}
+        batches = [batch, batch | {"batch_size": 256, "mean_s": 16.0, "std_s": None}]
+        latency = {**batch, "batches": batches, "engine": "vllm", "dequantized": False, "output_len": 256}
+        for key, content in {"mmlu": mmlu, "memory": memory, "latency": latency}.items():
+            (folder / f"{key}.json").write_text(json.dumps(content))
+    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "costs.json").write_text("{}")
+    (tmp_path / "contamination.json").write_text("{}")
+    return tmp_path
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def test_the_shipped_configs_are_right(config):
         (["evaluation", "latency", "batch_sizes"], [], "evaluation.latency.batch_sizes: []"),
         (["evaluation", "latency", "engine"], "tgi", "evaluation.latency.engine: 'tgi' is not one of"),
         (["evaluation", "serving", "concurrency"], [0], "evaluation.serving.concurrency[0]: 0 is less than"),
+        (["plots", "colours", "qat"], "blue", "plots.colours.qat: 'blue' does not match"),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
     ],
 )

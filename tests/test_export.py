@@ -9,10 +9,8 @@ from safetensors import safe_open
 from torchao.quantization import Int4Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from conftest import run_script
+from conftest import SKIP, run_script
 from int4_qat import int4, models
-
-SKIP = ["lm_head", "vision_tower", "multi_modal_projector"]
 
 
 def quantize(checkpoint, group_size, output):

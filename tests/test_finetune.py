@@ -1,6 +1,5 @@
 """What is learned, what is refused, and that a killed training ends with the same bytes."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -14,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torchao.quantization.qat import FakeQuantizedLinear
+from torchao.quantization import quantize_
+from torchao.quantization.qat import FakeQuantizedLinear, QATConfig
+from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
 
 import finetune
-from conftest import RECIPE, ROOT, run_script
+from conftest import RECIPE, ROOT, SKIP, run_script
 from int4_qat import int4, models, qat
 from int4_qat.errors import InputError
 
@@ -77,27 +78,84 @@ def test_a_row_without_an_answer_is_named(untrained, texts, tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
-def test_qat_rounds_the_frozen_linears_as_the_export_does(untrained):
-    recipe = dataclasses.replace(finetune.Recipe(**RECIPE), qat_scheme="int4")
-    model = finetune.add_adapters(untrained / "model", recipe, "cpu")
-    placed = {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantizedLinear)}
-    assert len(placed) == 3 * 7
-    assert all(name.endswith(".base_layer") and "language_model" in name for name in placed)
-    for module in placed.values():
-        used = module.weight_fake_quantizer(module.weight)
-        assert torch.equal(used, int4.dequantize(int4.quantize(module.weight, 64)))
+def adapted_model(untrained, **changes):
+    """A model as it trains, with adapters that are not zero."""
+    model = finetune.add_adapters(untrained / "model", finetune.Recipe(**RECIPE | changes), "cpu")
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def layers_of(model, name):
+    return [module for path, module in model.named_modules() if path.endswith(name)]
+
+
+INPUT = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_base_sees_the_frozen_weight_as_torchaos_fake_quantizer_does(untrained):
+    plain, model = adapted_model(untrained), adapted_model(untrained, qat_scheme="int4")
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trainable
     assert all("lora_" in name and "language_model" in name for name in trainable)
+    config = Int4WeightFakeQuantizeConfig(group_size=64, activation_dtype=torch.bfloat16)
+    for ours, theirs in zip(layers_of(model, "gate_proj"), layers_of(plain, "gate_proj"), strict=True):
+        quantize_(theirs, QATConfig(weight_config=config, step="prepare"), lambda m, n: n == "base_layer")
+        assert isinstance(theirs.base_layer, FakeQuantizedLinear)
+        # torchao keeps scale and zero point in fp32, a checkpoint has them in bfloat16
+        torch.testing.assert_close(ours(INPUT), theirs(INPUT), rtol=0.02, atol=0.02)
+        deployed = int4.dequantize(int4.quantize(theirs.base_layer.weight, 64))
+        assert torch.equal(ours.base_layer.weight, deployed)
 
 
-def test_qat_without_a_layer_is_refused(untrained):
+def test_merged_computes_with_what_is_deployed(untrained, tmp_path):
+    model = adapted_model(untrained, qat_scheme="int4", qat_target="merged")
+    model.save_pretrained(tmp_path / "adapter")
+    paths = ["--model", untrained / "model", "--adapter", tmp_path / "adapter", "--output", tmp_path / "bf16"]
+    assert run_script("merge", *paths).returncode == 0
+    options = ["--scheme", "int4", "--packing", "plain", "--group-size", 64, "--skip", *SKIP]
+    assert (
+        run_script("quantize", "--checkpoint", tmp_path / "bf16", *options, "--output", tmp_path / "int4").returncode
+        == 0
+    )
+    deployed = models.load_model(tmp_path / "int4", torch.float32, "cpu")
+    tokens = torch.randint(10, 200, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=tokens).logits, deployed(input_ids=tokens).logits)
+        base = adapted_model(untrained, qat_scheme="int4")
+        assert not torch.allclose(base(input_ids=tokens).logits, deployed(input_ids=tokens).logits, rtol=1e-3)
+
+
+def test_the_gradient_of_merged_is_autograds(untrained):
+    """Against the plain formula, with the rounding passed straight through, differentiated by autograd."""
+    (layer, *_) = layers_of(adapted_model(untrained, qat_scheme="int4", qat_target="merged"), "gate_proj")
+    a, b, weight = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.base_layer.weight
+    x = INPUT.clone().requires_grad_()
+    merged = weight + layer.scaling["default"] * b @ a
+    straight_through = (
+        merged + (int4.fake_quantize_merged(weight, a, b, layer.scaling["default"], 64) - merged).detach()
+    )
+    loss = torch.sin(x @ straight_through.T).sum()
+    expected = torch.autograd.grad(loss, [x, a, b])
+    found = torch.autograd.grad(torch.sin(layer(x)).sum(), [x, a, b])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("target", qat.TARGETS)
+def test_qat_without_a_layer_is_refused(untrained, target):
     model = models.load_model(untrained / "model", torch.float32, "cpu")
     with pytest.raises(InputError, match="no layer could be fake-quantized"):
-        qat.fake_quantize_base_linears(model, 64)
+        qat.fake_quantize_linears(model, target, 64)
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], exclude_modules=finetune.VISION_MODULES))
     with pytest.raises(InputError, match=r"group_size: 128 does not divide the 64 inputs of .*q_proj"):
-        qat.fake_quantize_base_linears(model, 128)
+        qat.fake_quantize_linears(model, target, 128)
+
+
+def test_merged_refuses_dropout(untrained):
+    with pytest.raises(InputError, match="lora_dropout: expected 0"):
+        adapted_model(untrained, qat_scheme="int4", qat_target="merged", lora_dropout=0.1)
 
 
 def test_a_parameter_without_gradient_is_an_error(untrained, texts, tmp_path, monkeypatch):
@@ -112,16 +170,17 @@ def test_a_parameter_without_gradient_is_an_error(untrained, texts, tmp_path, mo
         finetune.make_trainer(model, tokenizer, data, recipe, options).train()
 
 
-def test_killed_and_resumed_gives_the_same_bytes(untrained, texts, tmp_path):
+@pytest.mark.parametrize("target", qat.TARGETS)
+def test_killed_and_resumed_gives_the_same_bytes(untrained, texts, tmp_path, target):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    result = run_script("finetune", *arguments(untrained, texts, whole, qat_scheme="int4"))
+    result = run_script("finetune", *arguments(untrained, texts, whole, qat_scheme="int4", qat_target=target))
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(whole / "training.csv")
     assert table["step"].tolist() == list(range(1, 13))
     assert not (whole / "checkpoints").exists()
 
     command = [sys.executable, str(ROOT / "scripts" / "finetune.py")]
-    command += map(str, arguments(untrained, texts, killed, qat_scheme="int4"))
+    command += map(str, arguments(untrained, texts, killed, qat_scheme="int4", qat_target=target))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list((killed / "checkpoints").glob("checkpoint-*/whole")) and process.poll() is None:
         time.sleep(0.02)
@@ -131,7 +190,7 @@ def test_killed_and_resumed_gives_the_same_bytes(untrained, texts, tmp_path):
     (checkpoint, *_) = sorted((killed / "checkpoints").glob("checkpoint-*"))
     (killed / "checkpoints" / "checkpoint-11").mkdir()  # cut off while it was being written
 
-    result = run_script("finetune", *arguments(untrained, texts, killed, qat_scheme="int4"))
+    result = run_script("finetune", *arguments(untrained, texts, killed, qat_scheme="int4", qat_target=target))
     assert result.returncode == 0, result.stderr
     assert int(checkpoint.name.rpartition("-")[2]) < 12
     assert adapter_bytes(killed) == adapter_bytes(whole)

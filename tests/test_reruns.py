@@ -7,7 +7,7 @@ import yaml
 
 from conftest import planned, write_config
 
-SUMMARY = {"report_costs": 1, "summarize": 1}
+SUMMARY = {"report_costs": 1, "summarize": 1, "plot_results": 1}
 MEASURED = {"evaluate_mmlu": 5, "gather_mmlu": 5, "measure_memory": 5, "measure_latency": 5} | SUMMARY
 INT4 = {"evaluate_mmlu": 3, "gather_mmlu": 3, "measure_memory": 3, "measure_latency": 3} | SUMMARY
 QUANTIZED = {"quantize": 3} | INT4
@@ -56,9 +56,11 @@ def test_nothing_changed(small_run):
         ("scripts/gather_mmlu.py", {"gather_mmlu": 5} | SUMMARY),
         ("scripts/measure_memory.py", {"measure_memory": 5} | SUMMARY),
         ("scripts/measure_latency.py", {"measure_latency": 5} | SUMMARY),
-        ("scripts/check_contamination.py", {"check_contamination": 1, "summarize": 1}),
+        ("scripts/check_contamination.py", {"check_contamination": 1, "summarize": 1, "plot_results": 1}),
         ("scripts/report_costs.py", SUMMARY),
-        ("scripts/summarize.py", {"summarize": 1}),
+        ("scripts/summarize.py", {"summarize": 1, "plot_results": 1}),
+        ("scripts/plot_results.py", {"plot_results": 1}),
+        ("scripts/int4_qat/statistics.py", {"summarize": 1, "plot_results": 1}),
         ("scripts/int4_qat/int4.py", TRAINED | MEASURED | {"quantize": 3}),
         ("scripts/int4_qat/qat.py", TRAINED),
         ("scripts/int4_qat/mmlu_harness.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
@@ -95,6 +97,7 @@ def test_an_edited_file(small_run, edit, path, expected):
         ("evaluation.memory.max_new_tokens", 5, {"measure_memory": 5} | SUMMARY),
         ("evaluation.latency.batch_sizes", [1, 2], {"measure_latency": 5} | SUMMARY),
         ("evaluation.latency.repeats", 3, {"measure_latency": 5} | SUMMARY),
+        ("plots.colours.qat", "#009E73", {"plot_results": 1}),
         ("variants", ["base-bf16", "base-int4"], SUMMARY),
     ],
 )

@@ -17,6 +17,7 @@ from conftest import Run, command, copy_workflow, small_config, snakemake, write
 
 GPU_RULES = {"finetune", "evaluate_mmlu", "measure_memory", "measure_latency"}
 CPU_RULES = {"check_contamination", "download_mmlu", "download_model", "format_mmlu", "merge", "quantize", "summarize"}
+CPU_RULES |= {"plot_results"}
 LOCAL_RULES = {"link_base", "gather_mmlu", "report_costs"}
 # Two cores in place of a cluster, and a queue that answers at once.
 SIZES = ["--jobs", 2, "--set-threads", *(f"{rule}=1" for rule in sorted(GPU_RULES | {"merge", "quantize"}))]

@@ -151,7 +151,7 @@ def test_seeds_and_questions_both_widen_the_interval():
         rights = 0.6 + 0.03 * generator.standard_normal((1, 3))
         correct = draw(rights, 500, generator)
         resampled = statistics.pool(statistics.resample(correct, 500), correct).to_numpy()
-        found = statistics.over_seeds(correct.mean().to_numpy(), resampled)
+        found = statistics.over_seeds(correct.mean().tolist(), resampled)
         covered.append(found["ci95"][0] <= 0.6 <= found["ci95"][1])
     assert 0.93 <= np.mean(covered) <= 0.995
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import summarize
-from conftest import run_script
+from conftest import VARIANTS, run_script
 from int4_qat import statistics
 
 CARD = {
@@ -19,7 +19,6 @@ CARD = {
     "lora-int4": (69.58, -0.95),
     "qat-int4": (70.18, -0.655),
 }
-VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
 ARMS = {
     f"{name}_{seed}": {"qat_scheme": scheme, "seed": seed, "r": 8}
     for name, scheme in {"lora": None, "qat": "int4"}.items()
@@ -32,50 +31,13 @@ def test_the_cards_normalized_degradation():
         assert statistics.degradation(accuracy, 71.51, 69.48) == pytest.approx(printed, abs=0.002)
 
 
-@pytest.fixture
-def results(tmp_path):
-    generator = np.random.default_rng(0)
-    right = {"base-bf16": 0.9, "base-int4": 0.7, "qat-int4": 0.8}
-    for name in VARIANTS:
-        folder = tmp_path / name
-        folder.mkdir()
-        correct = generator.permutation(np.arange(1000) < 1000 * right[name])
-        table = pd.DataFrame({"subject": "anatomy", "index": range(1000), "correct": correct, "answer": 0})
-        table[[f"log_likelihood_{letter}" for letter in "ABCD"]] = generator.normal(size=(1000, 4))
-        table.to_parquet(folder / "mmlu_samples.parquet")
-        mmlu = {"accuracy": right[name], "stderr": 0.01, "questions": 1000, "subjects": 1}
-        mmlu["by_subject"] = {"anatomy": {"category": "stem"}}
-        memory = {"peak_gb": 24.5 if name == "base-bf16" else 8.34, "checkpoint_gb": 1, "weights_gb": 1}
-        memory |= {"dequantized": False, "measure": "max_memory_reserved"}
-        batch = {"mean_s": 3.73 if name == "base-bf16" else 2.16, "batch_size": 1, "std_s": 0.1}
-        batch |= {"percentiles_s": {"10": 2, "90": 4}, "bandwidth_limit_percent": 50.0}
-        batches = [batch, batch | {"batch_size": 256, "mean_s": 16.0, "std_s": None}]
-        latency = {**batch, "batches": batches, "engine": "vllm", "dequantized": False, "output_len": 256}
-        for key, content in {"mmlu": mmlu, "memory": memory, "latency": latency}.items():
-            (folder / f"{key}.json").write_text(json.dumps(content))
-    (tmp_path / "report.json").write_text("{}")
-    (tmp_path / "costs.json").write_text("{}")
-    (tmp_path / "contamination.json").write_text("{}")
-    return tmp_path
-
-
-def run(results):
-    arms = {"qat": {"qat_scheme": "int4", "seed": 1}}
+def run(results, names=VARIANTS):
+    arms = json.dumps({"qat": {"qat_scheme": "int4", "seed": 1}})
     return run_script(
         "summarize",
-        *(
-            "--model",
-            "m",
-            "--variants",
-            *VARIANTS,
-            "--arms",
-            json.dumps(arms),
-            "--results",
-            results,
-            "--data-report",
-            results / "report.json",
-        ),
-        *("--contamination", results / "contamination.json", "--costs", results / "costs.json"),
+        *("--model", "m", "--variants", *names, "--arms", arms, "--results", results),
+        *("--data-report", results / "report.json", "--costs", results / "costs.json"),
+        *("--contamination", results / "contamination.json"),
         *("--json", results / "summary.json", "--csv", results / "summary.csv"),
     )
 
@@ -138,16 +100,20 @@ def test_pairs_of_interest():
 
 def test_arms_that_differ_in_their_seed_are_one_group():
     names = ["base-bf16", "base-int4", *(f"{arm}-int4" for arm in ARMS)]
-    rows = [{"name": name, "mmlu": {"accuracy": 0.5 + 0.01 * index}} for index, name in enumerate(names)]
+    accuracies = [0.7, 0.5, 0.51, 0.52, 0.53, 0.61, 0.62, 0.63]
+    rows = [{"name": name, "mmlu": {"accuracy": value}} for name, value in zip(names, accuracies, strict=True)]
     compared = [
         {"variant": name, "reference": reference, "difference": 0.01}
         for name, reference in summarize.pairs(names, ARMS)
     ]
-    resampled = pd.DataFrame(np.random.default_rng(0).normal(0.5, 0.01, (100, len(names))), columns=names)
+    resampled = pd.DataFrame(np.random.default_rng(0).normal(accuracies, 0.004, (1000, 8)), columns=names)
     found = summarize.seeds(rows, compared, resampled, ARMS)
     lora, qat = ([f"{name}_{seed}-int4" for seed in (1, 2, 3)] for name in ("lora", "qat"))
     assert [group["variants"] for group in found["accuracy"]] == [lora, qat]
     assert found["accuracy"][0]["sd_between_seeds"] == pytest.approx(0.01)
+    assert found["accuracy"][0]["recovered"] == pytest.approx(0.1)
+    low, high = found["accuracy"][1]["recovered_ci95"]
+    assert low < 0.48 < 0.72 < high  # Student's t of three seeds alone: 0.6 +- 0.12
     assert (qat, lora) in [(group["variants"], group["references"]) for group in found["difference"]]
     assert len(found["difference"]) == 5
 

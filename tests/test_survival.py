@@ -33,7 +33,7 @@ def test_a_variant_that_fails_leaves_the_others_running(copied_run, tmp_path):
     config["finetune"]["arms"]["broken"] = {"qat_scheme": None}
     result = copied_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
     chain = ["finetune", "merge", "quantize", "evaluate_mmlu", "gather_mmlu", "measure_memory", "measure_latency"]
-    assert planned(result) == dict.fromkeys([*chain, "report_costs", "summarize"], 1)
+    assert planned(result) == dict.fromkeys([*chain, "report_costs", "summarize", "plot_results"], 1)
 
 
 def test_two_runs_in_one_folder_are_refused(copied_run):

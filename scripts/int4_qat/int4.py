@@ -12,6 +12,7 @@ kernels' quantizer. A checkpoint stores scale and zero point in bfloat16; torcha
 that rounding. `fake_quantize` here includes it, so that training sees the weight that is deployed.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ LEVELS = 2**BITS - 1
 OFFSET = 2 ** (BITS - 1)
 SMALLEST_RANGE = 1e-6
 STORAGE_DTYPE = torch.bfloat16
+CACHED_WEIGHTS = 2**16  # as fp32 with what is computed from them, about a core's cache
 
 
 class Int4Weight(NamedTuple):
@@ -53,9 +55,31 @@ def dequantize(quantized: Int4Weight) -> torch.Tensor:
 
 
 def fake_quantize(weight: torch.Tensor, group_size: int) -> torch.Tensor:
-    """What a weight becomes by export and load, in its own dtype; the gradient passes straight through."""
-    rounded = dequantize(quantize(weight, group_size)).to(weight.dtype)
-    return weight + (rounded - weight).detach() if weight.requires_grad else rounded
+    """What a weight becomes by export and load, in its own dtype."""
+    return dequantize(quantize(weight, group_size)).to(weight.dtype)
+
+
+def merge(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    """W + s·BA as a checkpoint stores it: added up in fp32, rounded to bfloat16 once.
+
+    weight (rows, columns), a (r, columns), b (rows, r).
+    """
+    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scaling).to(STORAGE_DTYPE)
+
+
+def fake_quantize_merged(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, group_size: int
+) -> torch.Tensor:
+    """The deployed weight Q(W + s·BA), in the weight's dtype; on a CPU in blocks of rows that fit its cache."""
+    rows, columns = weight.shape
+    if weight.is_cuda:
+        return _compiled()(weight, a, b, scaling, group_size)
+    deployed = torch.empty_like(weight)
+    step = max(1, CACHED_WEIGHTS // columns)
+    for start in range(0, rows, step):
+        block = slice(start, start + step)
+        deployed[block] = _fake_quantize_merged(weight[block], a, b[block], scaling, group_size)
+    return deployed
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
@@ -74,6 +98,16 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
 def stored_bytes(quantized: Int4Weight) -> int:
     """Bytes of a packed weight with its scales and zero points."""
     return quantized.codes.numel() * BITS // 8 + quantized.scale.nbytes + quantized.zero_point.nbytes
+
+
+def _fake_quantize_merged(weight, a, b, scaling, group_size):
+    return dequantize(quantize(merge(weight, a, b, scaling), group_size)).to(weight.dtype)
+
+
+@functools.cache
+def _compiled():
+    """One kernel in place of a chain of passes over the weight."""
+    return torch.compile(_fake_quantize_merged, dynamic=False)
 
 
 def _store(values: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 A table of answers has a row a question, its index (subject, index). Subjects are strata: their sizes are fixed.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from scipy import special, stats
@@ -46,7 +48,7 @@ def degradation(score, bf16, int4):
     return -(bf16 - score) / (bf16 - int4)
 
 
-def recovery(name: str, accuracy: pd.Series, resampled: pd.DataFrame, bf16: str, int4: str) -> dict:
+def recovery(name: str, accuracy: Mapping[str, float], resampled: pd.DataFrame, bf16: str, int4: str) -> dict:
     """A variant's normalized degradation, recovered = 1 + that, and its interval; None if int4's cost is not resolved.
 
     A resample in which int4 cost nothing bounds the ratio on neither side. If there are more of them than a tail of
@@ -112,20 +114,22 @@ def kl_divergence(reference: pd.DataFrame, x: pd.DataFrame) -> pd.Series:
     return pd.Series((np.exp(p) * (p - q)).sum(axis=1), reference.index)
 
 
-def over_seeds(values: np.ndarray, resampled: np.ndarray) -> dict:
-    """Mean over training seeds; `resampled` is resamples x seeds.
-
-    Its variance is that between seeds plus that within questions, with Satterthwaite's (1946) degrees of freedom.
-    What seeds and questions do together counts in both, so the interval is rather too wide than too narrow.
-    """
-    seeds, mean = len(values), np.mean(values)
-    between, within = np.var(values, ddof=1) / seeds, np.var(np.mean(resampled, axis=1), ddof=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = np.float64(seeds - 1) * (between + within) ** 2 / between**2
-    width = stats.t.ppf(1 - TAIL, freedom if between > 0 else np.inf) * np.sqrt(between + within)
+def over_seeds(values: list[float], resampled: np.ndarray) -> dict:
+    """Mean over training seeds with both sources of its variation; `resampled` is resamples x seeds."""
     return {
-        "mean": float(mean),
-        "ci95": [float(mean - width), float(mean + width)],
+        "mean": float(np.mean(values)),
+        "ci95": interval(resample_seeds(values, resampled)),
         "sd_between_seeds": float(np.std(values, ddof=1)),
-        "stderr_within_questions": float(np.sqrt(within)),
+        "stderr_within_questions": float(np.std(resampled.mean(axis=1), ddof=1)),
     }
+
+
+def resample_seeds(values: list[float], resampled: np.ndarray) -> np.ndarray:
+    """Resampled means over seeds that vary with the questions and, as Student's t of a few seeds, with the seeds.
+
+    That is the sum of Behrens & Fisher (Fisher 1935). What seeds and questions do together counts in both sources, so
+    an interval is rather too wide than too narrow.
+    """
+    resamples, seeds = resampled.shape
+    between = np.std(values, ddof=1) / np.sqrt(seeds)
+    return resampled.mean(axis=1) + between * np.random.default_rng(SEED).standard_t(seeds - 1, resamples)

@@ -1,0 +1,287 @@
+"""Draw the results of a model, each plot as SVG and PNG: accuracy, recovery, training loss, memory, latency.
+
+The background is transparent and the text grey, so that a plot reads on a light and on a dark page; the same results
+give the same bytes.
+
+    python scripts/plot_results.py --summary results/demo/summary.json --results results/demo --arms lora qat \\
+        --colours '{"base": "#7a7a7a", "lora": "#D55E00", "qat": "#0072B2"}' --output results/demo/plots
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from int4_qat import errors, files, mmlu_parquet, variants
+from int4_qat.errors import InputError
+
+FORMATS = ("svg", "png")
+GREY = "#7a7a7a"
+# What an arm without a colour gets: what is left of Okabe & Ito's (2008) that has contrast on white and on black.
+OTHERS = ("#009E73", "#CC79A7", "#D55E00", "#0072B2")
+STYLE = {
+    "font.size": 10,
+    "svg.hashsalt": "int4_qat",
+    "savefig.transparent": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+}
+SMOOTHING = 10
+SHADES = {"weights": 1.0, "cache, predicted": 0.6, "activations and the rest": 0.3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--summary", required=True, type=Path, help="summary.json of summarize")
+    parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant and arm")
+    parser.add_argument("--arms", nargs="*", default=[], help="arms whose training loss is drawn")
+    parser.add_argument("--colours", required=True, type=json.loads, help="JSON: #rrggbb of base and of arms")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the plots")
+    arguments = parser.parse_args()
+    summary = files.read_json(arguments.summary)
+    rows = summary["variants"]
+    groups = [[variants.split(name)[0] for name in group["variants"]] for group in summary["seeds"]["accuracy"]]
+    colours = assign_colours(variants.weights_of([row["name"] for row in rows]), groups, arguments.colours)
+    matplotlib.rcParams.update(STYLE)
+    figures = {
+        "accuracy": plot_accuracy(rows, colours),
+        "recovery_by_group": plot_recovery_by_group(rows, colours),
+        "recovery_by_subject": plot_recovery_by_subject(read_accuracies(arguments.results, rows), colours),
+        "training_loss": plot_training_loss(
+            {arm: read_loss(arguments.results / arm) for arm in arguments.arms}, colours
+        ),
+        "memory": plot_memory(rows, colours),
+        "latency": plot_latency(rows, colours),
+    }
+    for name, figure in figures.items():
+        figure.suptitle(f"{summary['model']}: {figure.get_suptitle()}")
+        for form in FORMATS:
+            with files.whole(arguments.output / f"{name}.{form}") as unfinished:
+                # A date would make the same plot another file.
+                figure.savefig(unfinished, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+
+
+def assign_colours(names: list[str], groups: list[list[str]], given: dict[str, str]) -> dict[str, str]:
+    """A colour for each name: its own, or that of the arms from which it differs in its seed only."""
+    first = {name: group[0] for group in groups for name in group}
+    others = itertools.cycle(OTHERS)
+    colours = dict(given)
+    for name in names:
+        leader = first.get(name, name)
+        if leader not in colours:
+            colours[leader] = next(others)
+        colours.setdefault(name, colours[leader])
+    return colours
+
+
+def read_accuracies(results: Path, rows: list[dict]) -> pd.DataFrame:
+    """In percent: a row a subject, a column a variant."""
+    columns = {}
+    for row in rows:
+        path = results / row["name"] / "mmlu_samples.parquet"
+        samples = mmlu_parquet.open_file(path, ["subject", "correct"]).read(["subject", "correct"]).to_pandas()
+        columns[row["name"]] = 100 * samples.groupby("subject")["correct"].mean()
+    return pd.DataFrame(columns)
+
+
+def read_loss(folder: Path) -> pd.Series:
+    """Training loss by step; InputError if the table is not finetune's."""
+    try:
+        return pd.read_csv(folder / "training.csv", index_col="step")["loss"]
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{folder / 'training.csv'}: expected a table with step and loss ({error})") from None
+
+
+def mark(variant: str, colours: dict[str, str]) -> dict:
+    """A marker in the colour of the weights: filled for int4, hollow for bf16."""
+    weights, precision = variants.split(variant)
+    filled = precision == "int4"
+    return {
+        "marker": "o" if filled else "s",
+        "color": colours[weights],
+        "markerfacecolor": colours[weights] if filled else "none",
+        "linestyle": "none",
+    }
+
+
+def spread(value: float, ci95: list[float]) -> dict:
+    """An interval as matplotlib's errorbar takes it, in percent."""
+    return {"xerr": [[max(100 * (value - ci95[0]), 0)], [max(100 * (ci95[1] - value), 0)]], "capsize": 3}
+
+
+def is_shipped(name: str) -> bool:
+    """An int4 variant other than the base: what recovery is about."""
+    return variants.split(name)[1] == "int4" and name != variants.QUANTIZED_BASELINE
+
+
+def draw_baselines(axes, bf16: float, int4: float) -> None:
+    """The two lines between which 'recovered' is measured."""
+    axes.axvspan(min(bf16, int4), max(bf16, int4), color=GREY, alpha=0.12, linewidth=0)
+    above = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
+    for value, name, side in ((int4, variants.QUANTIZED_BASELINE, "right"), (bf16, variants.BASELINE, "left")):
+        axes.axvline(value, color=GREY, linestyle="--", linewidth=1)
+        axes.text(value, 1.01, f" {name} ", ha=side, **above)
+
+
+def name_rows(axes, names: list[str], **options) -> None:
+    """A name a row, the first at the top."""
+    axes.set_yticks(range(len(names)), names, **options)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def plot_accuracy(rows: list[dict], colours: dict[str, str]) -> Figure:
+    """Accuracy of each variant with its interval, between the lines of the base in bf16 and in int4."""
+    figure = Figure(figsize=(8, 1.2 + 0.45 * len(rows)))
+    figure.suptitle("MMLU accuracy, and how much of int4's cost was recovered")
+    axes = figure.add_subplot()
+    scores = {row["name"]: row["mmlu"] for row in rows}
+    draw_baselines(axes, *(100 * scores[name]["accuracy"] for name in (variants.BASELINE, variants.QUANTIZED_BASELINE)))
+    for place, row in enumerate(rows):
+        score = row["mmlu"]
+        axes.errorbar(
+            100 * score["accuracy"],
+            place,
+            **spread(score["accuracy"], score["accuracy_ci95"]),
+            **mark(row["name"], colours),
+        )
+        if row["name"] not in (variants.BASELINE, variants.QUANTIZED_BASELINE):
+            axes.text(1.05, place, describe_recovery(row), transform=axes.get_yaxis_transform(), va="center")
+    name_rows(axes, list(scores))
+    axes.set_xlabel("accuracy (%), 95% intervals")
+    return figure
+
+
+def describe_recovery(row: dict) -> str:
+    """'65% recovered [58, 71]'."""
+    if not row["recovered_resolved"]:
+        return "not resolved"
+    low, high = row["recovered_ci95"]
+    return f"{row['recovered']:.0%} recovered [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def plot_recovery_by_group(rows: list[dict], colours: dict[str, str]) -> Figure:
+    """What each int4 variant won back in all subjects and in each group of them."""
+    shipped = [row for row in rows if is_shipped(row["name"])]
+    groups = ["all", *rows[0]["by_category"]]
+    figure = Figure(figsize=(8, 1.6 + 0.28 * len(groups) * max(len(shipped), 1)))
+    figure.suptitle("recovered of int4's cost, by subject group")
+    axes = figure.add_subplot()
+    draw_baselines(axes, 100, 0)
+    for index, row in enumerate(shipped):
+        for place, group in enumerate(groups):
+            at = place + (index - (len(shipped) - 1) / 2) * 0.7 / len(shipped)
+            recovery = row if group == "all" else row["by_category"][group]
+            label = row["name"] if group == "all" else None
+            style = mark(row["name"], colours)
+            if recovery["recovered_resolved"]:
+                value = recovery["recovered"]
+                axes.errorbar(100 * value, at, **spread(value, recovery["recovered_ci95"]), **style, label=label)
+            else:
+                axes.text(2, at, "not resolved", va="center", color=style["color"])
+                axes.plot([], [], **style, label=label)
+    name_rows(axes, [group.replace("_", " ") for group in groups])
+    axes.set_xlabel("recovered (%), 95% intervals")
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def plot_recovery_by_subject(accuracies: pd.DataFrame, colours: dict[str, str]) -> Figure:
+    """Where each int4 variant lies between the base in int4 and in bf16; where int4 cost most comes first."""
+    bf16, int4 = accuracies[variants.BASELINE], accuracies[variants.QUANTIZED_BASELINE]
+    accuracies = accuracies.loc[(int4 - bf16).sort_values(kind="stable").index]
+    places = range(len(accuracies))
+    figure = Figure(figsize=(8, 1.8 + 0.2 * len(accuracies)))
+    figure.suptitle("accuracy by subject, where int4 cost most first")
+    axes = figure.add_subplot()
+    ends = [accuracies[name] for name in (variants.QUANTIZED_BASELINE, variants.BASELINE)]
+    axes.hlines(places, *ends, color=GREY, linewidth=1)
+    for name in (variants.QUANTIZED_BASELINE, variants.BASELINE, *filter(is_shipped, accuracies)):
+        axes.plot(accuracies[name], places, **mark(name, colours), markersize=5, alpha=0.9, label=name)
+    name_rows(axes, list(accuracies.index.str.replace("_", " ")), fontsize=8)
+    axes.set_xlabel("accuracy (%); a subject alone has too few questions to settle anything")
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def plot_training_loss(losses: dict[str, pd.Series], colours: dict[str, str]) -> Figure:
+    """Loss of each arm by step, with its running median."""
+    figure = Figure(figsize=(8, 3.6))
+    figure.suptitle(f"training loss, and its median over {SMOOTHING} steps")
+    axes = figure.add_subplot()
+    for arm, loss in losses.items():
+        axes.plot(loss, color=colours[arm], alpha=0.5, linewidth=1)
+        axes.plot(loss.rolling(SMOOTHING, min_periods=1).median(), color=colours[arm], linewidth=2, label=arm)
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def plot_memory(rows: list[dict], colours: dict[str, str]) -> Figure:
+    """Peak memory of each variant, part on part."""
+    memories = [row["memory"] for row in rows]
+    scale, unit = (1, "GB") if max(memory["peak_gb"] for memory in memories) >= 1 else (1e3, "MB")
+    figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)))
+    figure.suptitle("peak memory while generating" + note_dequantized(memories))
+    axes = figure.add_subplot()
+    for place, (row, memory) in enumerate(zip(rows, memories, strict=True)):
+        left = 0
+        for part, alpha in zip(parts_of(memory), SHADES.values(), strict=True):
+            axes.barh(
+                place, scale * part, left=left, color=colours[variants.split(row["name"])[0]], alpha=alpha, height=0.6
+            )
+            left += scale * part
+        axes.text(left, place, f" {scale * memory['peak_gb']:.3g}", va="center")
+    name_rows(axes, [row["name"] for row in rows])
+    axes.set_xlabel(f"peak memory ({unit})")
+    handles = [Patch(color=GREY, alpha=alpha, label=part) for part, alpha in SHADES.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(SHADES))
+    return figure
+
+
+def parts_of(memory: dict) -> list[float]:
+    """Gigabytes of weights, of the cache as predicted, and of what else there is at the peak."""
+    weights, cache = memory["weights_gb"], memory["predicted"]["cache_gb"]
+    return [weights, cache, max(memory["peak_gb"] - weights - cache, 0)]
+
+
+def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:
+    """Seconds of one request, a panel a batch size, with the 10th to the 90th percentile."""
+    latencies = {row["name"]: row["latency"] for row in rows}
+    batch_sizes = [batch["batch_size"] for batch in latencies[variants.BASELINE]["batches"]]
+    figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)))
+    output_len = latencies[variants.BASELINE]["output_len"]
+    figure.suptitle(f"latency of {output_len} tokens" + note_dequantized(list(latencies.values())))
+    panels = figure.subplots(1, len(batch_sizes), sharey=True, squeeze=False)[0]
+    for index, (axes, batch_size) in enumerate(zip(panels, batch_sizes, strict=True)):
+        for place, (name, latency) in enumerate(latencies.items()):
+            draw_latency(axes, place, latency["batches"][index], colours[variants.split(name)[0]])
+        name_rows(axes, list(latencies))
+        axes.set_xlabel(f"mean (s), 10th to 90th percentile\nbatch size {batch_size}")
+    return figure
+
+
+def draw_latency(axes, place: int, latency: dict, colour: str) -> None:
+    """A bar and its whisker, which is to be seen on it."""
+    mean, percentiles = latency["mean_s"], latency["percentiles_s"]
+    whisker = [[max(mean - percentiles["10"], 0)], [max(percentiles["90"] - mean, 0)]]
+    axes.barh(place, mean, 0.6, facecolor=(colour, 0.5), edgecolor=colour)
+    axes.errorbar(mean, place, xerr=whisker, color=colour, capsize=3)
+
+
+def note_dequantized(measured: list[dict]) -> str:
+    """What a CPU's numbers are worth."""
+    return "\n(int4 run as floats: not worth comparing)" if any(one["dequantized"] for one in measured) else ""
+
+
+if __name__ == "__main__":
+    errors.run(main)
