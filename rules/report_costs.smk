@@ -30,6 +30,7 @@ rule report_costs:
             variant=config["variants"],
             allow_missing=True,
         ),
+        served=expand(rules.check_serving.benchmark, variant=served, allow_missing=True),
         shards=expand(rules.evaluate_mmlu.benchmark, variant=config["variants"], shard=shards, allow_missing=True),
     output:
         json="results/{model}/costs.json",

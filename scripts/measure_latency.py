@@ -1,8 +1,13 @@
-"""Measure how long one request takes: generate a fixed number of tokens, many times over.
+"""Measure how long a batch of requests takes: generate a fixed number of tokens, many times over.
+
+Engine `vllm` runs `vllm bench latency`, as the card does, and keeps its JSON and its log of every run in --vllm-runs;
+what stands after `--` goes to it. Engine `transformers` does the same with model.generate. Where the GPU's memory
+bandwidth is known, `bandwidth_limit_percent` is the least time in which the weights can be read once for each
+generated token, as a share of the time that it took.
 
     python scripts/measure_latency.py --checkpoint results/demo/qat-int4/checkpoint --dtype float32 \\
-        --engine transformers --input-len 256 --output-len 256 --batch-size 1 --warmup 10 --iterations 30 \\
-        --output results/demo/qat-int4/latency.json
+        --engine transformers --input-len 256 --output-len 256 --batch-sizes 1 8 --warmup 10 --iterations 30 \\
+        --repeats 3 --output results/demo/qat-int4/latency.json
 """
 
 import argparse
@@ -14,7 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from int4_qat import devices, errors, files, models
+from int4_qat import devices, errors, files, models, vllm_process
+from int4_qat.errors import InputError
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 SMALLEST_TOKEN, TOKENS = 100, 10_000
@@ -24,45 +30,125 @@ SEED = 0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
-    parser.add_argument("--engine", required=True, choices=["transformers"])
+    parser.add_argument("--engine", required=True, choices=["transformers", "vllm"])
     parser.add_argument("--dtype", required=True, choices=list(models.DTYPES))
     parser.add_argument("--input-len", required=True, type=int, help="tokens of the prompt")
     parser.add_argument("--output-len", required=True, type=int, help="tokens to generate")
-    parser.add_argument("--batch-size", required=True, type=int)
+    parser.add_argument("--batch-sizes", required=True, type=int, nargs="+", help="requests at once")
     parser.add_argument("--warmup", required=True, type=int, help="iterations that do not count")
     parser.add_argument("--iterations", required=True, type=int)
+    parser.add_argument("--repeats", default=1, type=int, help="measurements of each batch size, for the spread")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--vllm-runs", default=Path("vllm"), type=Path, help="folder for vLLM's JSON and logs")
+    parser.add_argument("--vllm-time-limit", default=3600, type=float, help="seconds for one run of vLLM")
     parser.add_argument("--output", required=True, type=Path, help="latency.json")
+    parser.add_argument("vllm_arguments", nargs="*", help="after `--`: more arguments for vLLM")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
-    model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
-    latencies = measure(model, arguments)
+    measure = {"transformers": with_transformers, "vllm": with_vllm}[arguments.engine]
+    batches = [batch_report(size, repeats, arguments) for size, repeats in measure(arguments).items()]
     files.write_json(
         arguments.output,
         {
-            "mean_s": np.mean(latencies).item(),
-            "percentiles_s": {str(p): np.percentile(latencies, p).item() for p in PERCENTILES},
-            "latencies_s": latencies,
+            **batches[0],
+            "batches": batches,
             "engine": arguments.engine,
             "engine_version": version(arguments.engine),
+            "vllm_arguments": arguments.vllm_arguments,
             "input_len": arguments.input_len,
             "output_len": arguments.output_len,
-            "batch_size": arguments.batch_size,
             "warmup": arguments.warmup,
             "iterations": arguments.iterations,
+            "repeats": arguments.repeats,
             "dtype": arguments.dtype,
-            "dequantized": (arguments.checkpoint / "manifest.json").exists() and arguments.device == "cpu",
-            "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
+            "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
+            "device": devices.name(arguments.device),
         },
     )
 
 
-def measure(model: torch.nn.Module, arguments: argparse.Namespace) -> list[float]:
+def batch_report(size: int, repeats: list[list[float]], arguments: argparse.Namespace) -> dict:
+    """The figures of one batch size, from the seconds of each iteration of each repeat."""
+    means = [np.mean(latencies).item() for latencies in repeats]
+    latencies = [seconds for repeat in repeats for seconds in repeat]
+    mean = np.mean(means).item()
+    weights = models.text_bytes(arguments.checkpoint)
+    return {
+        "batch_size": size,
+        "mean_s": mean,
+        "repeat_means_s": means,
+        "std_s": np.std(means, ddof=1).item() if len(means) > 1 else None,
+        "percentiles_s": {str(p): np.percentile(latencies, p).item() for p in PERCENTILES},
+        "latencies_s": latencies,
+        "tokens_per_s": size * arguments.output_len / mean,
+        "bandwidth_limit_percent": bandwidth_limit_percent(
+            weights, arguments.output_len, mean, devices.name(arguments.device)
+        ),
+    }
+
+
+def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: str) -> float | None:
+    """The least time in which a device can read some bytes of weights for each token, in percent of the time taken."""
+    bandwidth = devices.BANDWIDTHS.get(device)
+    return bandwidth and 100 * weights * tokens / bandwidth / seconds
+
+
+def with_vllm(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
+    """Seconds of each iteration of each repeat, by batch size."""
+    with vllm_process.readable(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device) as folder:
+        return {
+            size: [bench_latency(folder, size, repeat, arguments) for repeat in range(arguments.repeats)]
+            for size in arguments.batch_sizes
+        }
+
+
+def bench_latency(folder: Path, size: int, repeat: int, arguments: argparse.Namespace) -> list[float]:
+    """One run of `vllm bench latency`."""
+    report = arguments.vllm_runs / f"latency_batch{size}_repeat{repeat}.json"
+    log = report.with_suffix(".log")
+    report.unlink(missing_ok=True)
+    options = {
+        "--model": folder,
+        "--dtype": arguments.dtype,
+        "--input-len": arguments.input_len,
+        "--output-len": arguments.output_len,
+        "--batch-size": size,
+        "--num-iters-warmup": arguments.warmup,
+        "--num-iters": arguments.iterations,
+        "--output-json": report,
+    }
+    words = ["bench", "latency", *(word for pair in options.items() for word in pair), *arguments.vllm_arguments]
+    print(f"vllm bench latency, batch size {size}, repeat {repeat + 1} of {arguments.repeats}: {log}", flush=True)
+    vllm_process.run(words, log, arguments.vllm_time_limit)
+    return read_latencies(report, log, arguments.iterations)
+
+
+def read_latencies(report: Path, log: Path, iterations: int) -> list[float]:
+    """The latencies in vLLM's JSON; InputError with its last log lines if it is missing, cut short or incomplete."""
+    try:
+        latencies = files.read_json(report).get("latencies", [])
+    except InputError as error:
+        raise InputError(f"{error}; {vllm_process.last_lines(log)}") from None
+    if len(latencies) != iterations:
+        found = f"expected {iterations} latencies, found {len(latencies)}"
+        raise InputError(f"{report}: {found}; {vllm_process.last_lines(log)}")
+    return latencies
+
+
+def with_transformers(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
+    """Seconds of each iteration of each repeat, by batch size."""
+    model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
+    return {
+        size: [generate(model, size, arguments) for _ in range(arguments.repeats)] for size in arguments.batch_sizes
+    }
+
+
+def generate(model: torch.nn.Module, size: int, arguments: argparse.Namespace) -> list[float]:
     """Seconds of each iteration, on random tokens."""
     generator = torch.Generator().manual_seed(SEED)
-    shape = (arguments.batch_size, arguments.input_len)
     highest = min(TOKENS, model.config.get_text_config().vocab_size)
-    tokens = torch.randint(SMALLEST_TOKEN, highest, shape, generator=generator).to(arguments.device)
+    tokens = torch.randint(SMALLEST_TOKEN, highest, (size, arguments.input_len), generator=generator)
+    tokens = tokens.to(arguments.device)
     options = dict(max_new_tokens=arguments.output_len, min_new_tokens=arguments.output_len, do_sample=False)
     latencies = []
     for iteration in tqdm(range(arguments.warmup + arguments.iterations), desc="latency", mininterval=1):

@@ -9,7 +9,6 @@ resident memory of the process above what it held before the model was loaded. A
 """
 
 import argparse
-import json
 import threading
 import time
 from collections import Counter
@@ -69,10 +68,10 @@ def main() -> None:
             "weights_gb": models.weight_bytes(model) / 1e9,
             "checkpoint_gb": files.folder_bytes(arguments.checkpoint, "*.safetensors") / 1e9,
             "predicted": predict(arguments.checkpoint, prompt + generated, models.DTYPES[arguments.dtype]),
-            "dequantized": (arguments.checkpoint / "manifest.json").exists() and not on_gpu,
+            "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
             "generated_tokens": generated,
             "dtype": arguments.dtype,
-            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            "device": devices.name(arguments.device),
         },
     )
 
@@ -80,13 +79,8 @@ def main() -> None:
 def predict(checkpoint: Path, tokens: int, dtype: torch.dtype) -> dict:
     """Gigabytes that the checkpoint's own numbers ask for: its weights as stored, and the cache of `tokens`."""
     weights: Counter[str] = Counter()
-    for file in checkpoint.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                begin, end = tensor["data_offsets"]
-                weights[tensor["dtype"]] += end - begin
+    for _, stored_dtype, size in models.stored_tensors(checkpoint):
+        weights[stored_dtype] += size
     config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     cache = cache_bytes(config.get_text_config(), tokens, dtype)
     return {

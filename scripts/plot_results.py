@@ -257,15 +257,14 @@ def parts_of(memory: dict) -> list[float]:
 def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:
     """Seconds of one request, a panel a batch size, with the 10th to the 90th percentile."""
     latencies = {row["name"]: row["latency"] for row in rows}
-    batch_sizes = sorted({latency["batch_size"] for latency in latencies.values()})
+    batch_sizes = [batch["batch_size"] for batch in latencies[variants.BASELINE]["batches"]]
     figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)))
     output_len = latencies[variants.BASELINE]["output_len"]
     figure.suptitle(f"latency of {output_len} tokens" + note_dequantized(list(latencies.values())))
     panels = figure.subplots(1, len(batch_sizes), sharey=True, squeeze=False)[0]
-    for axes, batch_size in zip(panels, batch_sizes, strict=True):
+    for number, (axes, batch_size) in enumerate(zip(panels, batch_sizes, strict=True)):
         for place, (name, latency) in enumerate(latencies.items()):
-            if latency["batch_size"] == batch_size:
-                draw_latency(axes, place, latency, colours[variants.split(name)[0]])
+            draw_latency(axes, place, latency["batches"][number], colours[variants.split(name)[0]])
         name_rows(axes, list(latencies))
         axes.set_xlabel(f"mean (s), 10th to 90th percentile\nbatch size {batch_size}")
     return figure

@@ -10,6 +10,7 @@ normalized degradation of x = -(base-bf16 - x) / (base-bf16 - base-int4); recove
 
 import argparse
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -88,6 +89,10 @@ def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> 
     rows = []
     for name, results in measured.items():
         score, memory, latency = results["mmlu"], results["memory"], results["latency"]
+        batches = [
+            compare_latency(batch, plain)
+            for batch, plain in zip(latency["batches"], baseline["latency"]["batches"], strict=True)
+        ]
         recovery = {
             group: statistics.recovery(
                 name, accuracies[group], resampled[group], variants.BASELINE, variants.QUANTIZED_BASELINE
@@ -113,15 +118,24 @@ def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> 
                     "checkpoint_reduction": 1 - memory["checkpoint_gb"] / baseline["memory"]["checkpoint_gb"],
                 },
                 "latency": {
-                    **{
-                        key: latency[key]
-                        for key in ("mean_s", "percentiles_s", "engine", "batch_size", "output_len", "dequantized")
-                    },
-                    "speedup": baseline["latency"]["mean_s"] / latency["mean_s"],
+                    **{key: latency[key] for key in ("engine", "output_len", "dequantized")},
+                    **batches[0],
+                    "batches": batches,
                 },
             }
         )
     return rows
+
+
+def compare_latency(batch: dict, baseline: dict) -> dict:
+    """Latency of one batch size, and the speedup; the spreads of both measurements add up to the speedup's."""
+    speedup = baseline["mean_s"] / batch["mean_s"]
+    spreads = [None if each["std_s"] is None else each["std_s"] / each["mean_s"] for each in (batch, baseline)]
+    return {
+        **{key: batch[key] for key in ("batch_size", "mean_s", "std_s", "percentiles_s", "bandwidth_limit_percent")},
+        "speedup": speedup,
+        "speedup_std": None if None in spreads else speedup * math.hypot(*spreads),
+    }
 
 
 def pairs(names: list[str], arms: dict[str, dict]) -> list[tuple[str, str]]:
@@ -213,6 +227,9 @@ def flat_table(rows: list[dict]) -> pd.DataFrame:
             "checkpoint_reduction": row["memory"]["checkpoint_reduction"],
             "latency_s": row["latency"]["mean_s"],
             "speedup": row["latency"]["speedup"],
+            "speedup_std": row["latency"]["speedup_std"],
+            "bandwidth_limit_percent": row["latency"]["bandwidth_limit_percent"],
+            **{f"speedup_batch_{batch['batch_size']}": batch["speedup"] for batch in row["latency"]["batches"][1:]},
         }
         for row in rows
     )

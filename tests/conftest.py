@@ -169,9 +169,9 @@ class Run(NamedTuple):
     config: Path
     directory: Path
 
-    def snakemake(self, *arguments: object) -> subprocess.CompletedProcess:
-        options = ["--profile", "profiles/demo", "--configfile", self.config, "--directory", self.directory]
-        return snakemake(*options, *arguments, workflow=self.workflow)
+    def snakemake(self, *arguments: object, **options) -> subprocess.CompletedProcess:
+        profile = ["--profile", "profiles/demo", "--configfile", self.config, "--directory", self.directory]
+        return snakemake(*profile, *arguments, workflow=self.workflow, **options)
 
 
 @pytest.fixture(scope="session")
@@ -216,8 +216,10 @@ def results(tmp_path: Path) -> Path:
         mmlu["by_subject"] = {"anatomy": {"category": "stem"}}
         memory = {"peak_gb": 24.5 if name == "base-bf16" else 8.34, "checkpoint_gb": 1, "weights_gb": 1}
         memory |= {"dequantized": False, "measure": "max_memory_reserved", "predicted": {"cache_gb": 0.1}}
-        latency = {"mean_s": 3.73 if name == "base-bf16" else 2.16, "engine": "vllm", "batch_size": 1}
-        latency |= {"dequantized": False, "percentiles_s": {"10": 2, "90": 4}, "output_len": 256}
+        batch = {"mean_s": 3.73 if name == "base-bf16" else 2.16, "batch_size": 1, "std_s": 0.1}
+        batch |= {"percentiles_s": {"10": 2, "90": 4}, "bandwidth_limit_percent": 50.0}
+        batches = [batch, batch | {"batch_size": 256, "mean_s": 16.0, "std_s": None}]
+        latency = {**batch, "batches": batches, "engine": "vllm", "dequantized": False, "output_len": 256}
         for key, content in {"mmlu": mmlu, "memory": memory, "latency": latency}.items():
             (folder / f"{key}.json").write_text(json.dumps(content))
     (tmp_path / "report.json").write_text("{}")

@@ -51,7 +51,11 @@ def test_columns_of_the_three_tables(results):
     assert low < 0.5 < high
     assert qat["memory"]["reduction"] == pytest.approx(0.66, abs=0.005)  # the card: 66%
     assert qat["latency"]["speedup"] == pytest.approx(1.73, abs=0.005)  # the card: 1.73x
-    assert pd.read_csv(results / "summary.csv")["variant"].tolist() == VARIANTS
+    assert qat["latency"]["speedup_std"] == pytest.approx(3.73 / 2.16 * np.hypot(0.1 / 3.73, 0.1 / 2.16))
+    assert [batch["speedup_std"] is None for batch in qat["latency"]["batches"]] == [False, True]
+    table = pd.read_csv(results / "summary.csv")
+    assert table["variant"].tolist() == VARIANTS
+    assert (table["bandwidth_limit_percent"].iloc[2], table["speedup_batch_256"].iloc[2]) == (50.0, 1.0)
     assert qat["by_category"]["stem"]["recovered_ci95"] == [low, high]
 
 

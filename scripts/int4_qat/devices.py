@@ -9,6 +9,14 @@ import torch
 
 from int4_qat.errors import InputError
 
+# Bytes per second between a GPU and its memory, as NVIDIA's data sheets say, by the name that CUDA gives.
+BANDWIDTHS = {
+    "NVIDIA A100-SXM4-80GB": 2.039e12,
+    "NVIDIA H100 80GB HBM3": 3.35e12,
+    "NVIDIA H100 PCIe": 2.0e12,
+    "NVIDIA H200": 4.8e12,
+}
+
 _held = []  # lock files, open as long as this process lives
 
 
@@ -27,6 +35,11 @@ def claim(device: str) -> None:
             os.environ["CUDA_VISIBLE_DEVICES"] = name
             return
     raise InputError(f"device: each GPU ({visible}) is held by another job; run with --resources gpu=<number of GPUs>")
+
+
+def name(device: str) -> str:
+    """The GPU's name, or cpu."""
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
 def _lock(name: str) -> bool:

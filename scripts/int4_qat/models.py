@@ -1,6 +1,8 @@
 """One loader for bf16 and int4 checkpoints, on any device; nothing is fetched and no code of a checkpoint is run."""
 
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from transformers import (
 from int4_qat import int4
 from int4_qat.errors import InputError
 
+IMAGE_PARTS = ("vision_tower", "multi_modal_projector")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -34,6 +37,8 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
+    if not (Path(folder) / "config.json").exists():
+        raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     auto_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     try:
@@ -68,6 +73,27 @@ def dequantize_weights(model: torch.nn.Module, dtype: torch.dtype) -> int:
         model.is_quantized = False
         model.to(dtype)
     return len(quantized)
+
+
+def is_dequantized(folder: Path, device: str) -> bool:
+    """Whether a checkpoint's weights run as floats on this device though they are stored as int4."""
+    return device == "cpu" and (folder / "manifest.json").exists()
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, str, int]]:
+    """Name, dtype and bytes of each tensor in a folder's weight files."""
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        header.pop("__metadata__", None)
+        for name, tensor in header.items():
+            begin, end = tensor["data_offsets"]
+            yield name, tensor["dtype"], end - begin
+
+
+def text_bytes(folder: Path) -> int:
+    """Bytes of the stored weights that every generated token needs: all but those that see images."""
+    return sum(size for name, _, size in stored_tensors(folder) if not set(name.split(".")) & set(IMAGE_PARTS))
 
 
 def to_torchao(quantized: int4.Int4Weight, group_size: int) -> Int4Tensor:

@@ -1,0 +1,36 @@
+# vLLM's server on an int4 checkpoint: does it answer, and how fast.
+#   in:  results/<model>/<variant>/checkpoint/
+#   out: results/<model>/<variant>/serving.json; the server's log in vllm/
+
+
+rule check_serving:
+    input:
+        code=code_of("check_serving"),
+        checkpoint="results/{model}/{variant}/checkpoint",
+    output:
+        "results/{model}/{variant}/serving.json",
+    log:
+        "logs/{model}/check_serving_{variant}.log",
+    benchmark:
+        "benchmarks/check_serving/{model}_{variant}.tsv"
+    conda:
+        "../envs/vllm.yaml"
+    resources:
+        gpu=1,
+    params:
+        settings=lambda wildcards: evaluation("serving"),
+        vllm_log="results/{model}/{variant}/vllm/serve.log",
+        vllm_arguments=lambda wildcards: config["evaluation"]["serving"]["vllm_arguments"],
+        device=config["device"],
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --dtype {params.settings[dtype]}"
+        " --concurrency {params.settings[concurrency]}"
+        " --max-tokens {params.settings[max_tokens]}"
+        " --time-limit {params.settings[time_limit]}"
+        " --device {params.device}"
+        " --vllm-log {params.vllm_log:q}"
+        " --output {output:q}"
+        " -- {params.vllm_arguments:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -1,0 +1,35 @@
+"""Answer a prompt with a checkpoint, as the card does with transformers: load the folder, apply its chat template.
+
+    python scripts/generate.py --checkpoint results/demo/qat-int4/checkpoint --dtype float32 \\
+        --prompt "Give me a short introduction to large language models." --max-new-tokens 64
+"""
+
+import argparse
+from pathlib import Path
+
+from int4_qat import devices, errors, models
+
+PROMPT = "Give me a short introduction to large language models."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
+    parser.add_argument("--dtype", default="bfloat16", choices=list(models.DTYPES))
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--max-new-tokens", default=32768, type=int)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    arguments = parser.parse_args()
+    devices.claim(arguments.device)
+    model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
+    tokenizer = models.load_tokenizer(arguments.checkpoint)
+    messages = [{"role": "user", "content": arguments.prompt}]
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    ).to(arguments.device)
+    generated = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens)
+    print(tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+
+
+if __name__ == "__main__":
+    errors.run(main)
