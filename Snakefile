@@ -29,8 +29,8 @@ rule all:
     default_target: True
     input:
         expand("results/{model}/summary.json", model=config["models"]),
-        expand("results/{model}/{variant}/serving.json", model=config["models"], variant=served),
         expand(rules.plot_results.output, model=config["models"]),
+        expand("results/{model}/{variant}/serving.json", model=config["models"], variant=served),
 
 
 onsuccess:

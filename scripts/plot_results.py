@@ -262,9 +262,9 @@ def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:
     output_len = latencies[variants.BASELINE]["output_len"]
     figure.suptitle(f"latency of {output_len} tokens" + note_dequantized(list(latencies.values())))
     panels = figure.subplots(1, len(batch_sizes), sharey=True, squeeze=False)[0]
-    for index, (axes, batch_size) in enumerate(zip(panels, batch_sizes, strict=True)):
+    for number, (axes, batch_size) in enumerate(zip(panels, batch_sizes, strict=True)):
         for place, (name, latency) in enumerate(latencies.items()):
-            draw_latency(axes, place, latency["batches"][index], colours[variants.split(name)[0]])
+            draw_latency(axes, place, latency["batches"][number], colours[variants.split(name)[0]])
         name_rows(axes, list(latencies))
         axes.set_xlabel(f"mean (s), 10th to 90th percentile\nbatch size {batch_size}")
     return figure

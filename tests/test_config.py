@@ -45,10 +45,10 @@ def test_the_shipped_configs_are_right(config):
         (["data", "source"], "standin", "data.source: is 'standin', but the config has no section 'standin'"),
         (["variants"], ["base-bf16", "base-int4", "dpo-int4"], "variants[2]: nothing produces 'dpo-int4'"),
         (["variants"], ["base-bf16", "qat-int4"], "variants: 'base-int4' is missing"),
+        (["plots", "colours", "qat"], "blue", "plots.colours.qat: 'blue' does not match"),
         (["evaluation", "latency", "batch_sizes"], [], "evaluation.latency.batch_sizes: []"),
         (["evaluation", "latency", "engine"], "tgi", "evaluation.latency.engine: 'tgi' is not one of"),
         (["evaluation", "serving", "concurrency"], [0], "evaluation.serving.concurrency[0]: 0 is less than"),
-        (["plots", "colours", "qat"], "blue", "plots.colours.qat: 'blue' does not match"),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
     ],
 )

@@ -95,9 +95,9 @@ def test_an_edited_file(small_run, edit, path, expected):
         ("evaluation.mmlu.engine", "stock", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.mmlu.shards", 2, {"evaluate_mmlu": 10, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.memory.max_new_tokens", 5, {"measure_memory": 5} | SUMMARY),
+        ("plots.colours.qat", "#009E73", {"plot_results": 1}),
         ("evaluation.latency.batch_sizes", [1, 2], {"measure_latency": 5} | SUMMARY),
         ("evaluation.latency.repeats", 3, {"measure_latency": 5} | SUMMARY),
-        ("plots.colours.qat", "#009E73", {"plot_results": 1}),
         ("variants", ["base-bf16", "base-int4"], SUMMARY),
     ],
 )
