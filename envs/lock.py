@@ -15,6 +15,7 @@ ENVIRONMENTS = Path(__file__).parent
 PYPROJECT = ENVIRONMENTS.parent / "pyproject.toml"
 PIN = re.compile(r'^ +"(?P<name>[\w.-]+)(?P<equals>==?)(?P<version>[^"]+)", *# (?P<reason>.+)$', re.MULTILINE)
 PACKAGE = re.compile(r"^( +- )([\w.-]+)(?:[ =].*)?$", re.MULTILINE)
+APART = ["vllm", "openai"]  # these do not resolve together with the rest
 HELD = ["torch"]  # the GPU tools, and the wheels for CPUs, are made for one version of it
 
 
@@ -37,13 +38,19 @@ def fill(environment: str, pins: dict[str, re.Match]) -> str:
 def upgrade(pyproject: str) -> str:
     """pyproject.toml with the newest versions from the index; those that conda installs stay."""
     pins = {pin["name"]: pin for pin in PIN.finditer(pyproject)}
-    wanted = [name + f"=={pin['version']}" * (name in HELD) for name, pin in pins.items() if pin["equals"] == "=="]
+    wanted = [
+        name + f"=={pin['version']}" * (name in HELD)
+        for name, pin in pins.items()
+        if pin["equals"] == "==" and name not in APART
+    ]
     command = ["uv", "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", "--python-platform", "linux"]
     command += ["--python-version", pins["python"]["version"]]
     resolved = subprocess.run(command, input="\n".join(wanted), stdout=subprocess.PIPE, text=True, check=True).stdout
     newest = dict(line.split("==") for line in resolved.splitlines())
 
     def raised(pin: re.Match) -> str:
+        if pin["name"] in APART:
+            return pin[0]
         return pin[0].replace(f"=={pin['version']}", f"=={newest.get(pin['name'])}")
 
     return PIN.sub(raised, pyproject)

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 
-import numpy as np
 import openai
 
 from int4_qat import devices, errors, files, models, vllm_process
@@ -143,7 +143,7 @@ def measure(client: openai.OpenAI, requests: int, arguments: argparse.Namespace)
     return {
         "requests": requests,
         "seconds": seconds,
-        "time_to_first_token_s": {"mean": np.mean(first_token).item(), "most": max(first_token)},
+        "time_to_first_token_s": {"mean": fmean(first_token), "most": max(first_token)},
         "tokens": sum(tokens),
         "tokens_per_s": sum(tokens) / seconds,
     }

@@ -14,8 +14,8 @@ import argparse
 import time
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean, stdev
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -69,17 +69,17 @@ def main() -> None:
 
 def batch_report(size: int, repeats: list[list[float]], arguments: argparse.Namespace) -> dict:
     """The figures of one batch size, from the seconds of each iteration of each repeat."""
-    means = [np.mean(latencies).item() for latencies in repeats]
-    latencies = [seconds for repeat in repeats for seconds in repeat]
-    mean = np.mean(means).item()
+    means = [fmean(latencies) for latencies in repeats]
+    latencies = torch.tensor(repeats, dtype=torch.float64).flatten()
+    mean = fmean(means)
     weights = models.text_bytes(arguments.checkpoint)
     return {
         "batch_size": size,
         "mean_s": mean,
         "repeat_means_s": means,
-        "std_s": np.std(means, ddof=1).item() if len(means) > 1 else None,
-        "percentiles_s": {str(p): np.percentile(latencies, p).item() for p in PERCENTILES},
-        "latencies_s": latencies,
+        "std_s": stdev(means) if len(means) > 1 else None,
+        "percentiles_s": {str(p): latencies.quantile(p / 100).item() for p in PERCENTILES},
+        "latencies_s": latencies.tolist(),
         "tokens_per_s": size * arguments.output_len / mean,
         "bandwidth_limit_percent": bandwidth_limit_percent(
             weights, arguments.output_len, mean, devices.name(arguments.device)

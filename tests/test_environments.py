@@ -68,10 +68,15 @@ def test_conda_reads_every_spec(path):
 
 
 @each_environment
-def test_pip_section_resolves_for_linux_with_the_versions_of_the_demo(path):
+def test_pip_section_resolves_for_linux_with_the_versions_of_the_demo(path, tmp_path):
     conda, pip = dependencies(path)
     python = next(spec.removeprefix("python=") for spec in conda if spec.startswith("python="))
-    command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--no-header", "--no-annotate", "--constraint", LOCK]
+    constraints = tmp_path / "constraints.txt"
+    # vLLM wants numpy < 2.4, Slurm's plugin, which the lock holds, >= 2.4.5.
+    apart = "numpy" if path.stem == "vllm" else None
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in locked().items() if name != apart))
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--no-header", "--no-annotate"]
+    command += ["--constraint", constraints]
     # What the index says now, not what uv remembers: without the index this fails.
     command += ["--python-platform", "linux", "--python-version", python, "--refresh"]
     result = subprocess.run(command, input="\n".join(pip), capture_output=True, text=True)
