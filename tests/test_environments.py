@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -105,7 +106,7 @@ def imports(script: str) -> set[str]:
 
 def with_conda(folder: Path, *arguments: str) -> str:
     """Run or plan, in a copy of the workflow, all that the data environment does before a fine-tuning."""
-    path = f"{ROOT}/tests/conda-shim/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{folder.parent}/conda-shim/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
     options = ["--directory", folder / "run", "--sdm", "conda", "--cores", 1, *arguments, "results/demo/train.parquet"]
     result = snakemake(*options, workflow=folder, env=os.environ | {"PATH": path})
     assert result.returncode == 0, result.stdout + result.stderr
@@ -116,6 +117,8 @@ def with_conda(folder: Path, *arguments: str) -> str:
 def conda_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the workflow in which every program says its python, after a run with `--sdm conda` in run/."""
     folder = copy_workflow(tmp_path_factory.mktemp("conda") / "copy")
+    # Snakemake does not quote the path of `activate`, and a clone's may hold a space
+    shutil.copytree(ROOT / "tests" / "conda-shim", folder.parent / "conda-shim")
     (folder / "scripts" / "int4_qat" / "__init__.py").write_text("import sys\n\nprint(f'python of {sys.prefix}')\n")
     write_config(small_config(untrained), folder / "config.yaml")
     with_conda(folder)
