@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections import defaultdict
 
@@ -13,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from conftest import Run, command, copy_workflow, small_config, snakemake, write_config
+from conftest import Run, command, copy_workflow, small_config, write_config
 
 GPU_RULES = {"finetune", "evaluate_mmlu", "measure_memory", "measure_latency"}
 CPU_RULES = {"check_contamination", "download_mmlu", "download_model", "format_mmlu", "merge", "quantize", "summarize"}
@@ -49,14 +50,21 @@ class Cluster(Run):
             (home / "snakemake").symlink_to(self.workflow / "profiles")
         return os.environ | {"XDG_CONFIG_HOME": str(home)}
 
+    def command(self, *arguments):
+        # Slurm's plugin does not quote the path of Python, and a clone's may hold a space
+        environment = self.config.parent / "environment"
+        if not environment.exists():
+            environment.symlink_to(sys.prefix)
+        return [str(environment / "bin" / "python"), *command(self.workflow, *self.arguments(*arguments))[1:]]
+
     def snakemake(self, *arguments):
-        return snakemake(*self.arguments(*arguments), workflow=self.workflow, env=self.environment)
+        options = {"cwd": self.workflow, "env": self.environment, "capture_output": True, "text": True}
+        return subprocess.run(self.command(*arguments), **options)
 
     def start(self, *arguments):
-        line = command(self.workflow, *self.arguments(*arguments))
-        return subprocess.Popen(
-            line, cwd=self.workflow, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        options = {"cwd": self.workflow, "env": self.environment}
+        line = self.command(*arguments)
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
 
 def new_cluster(folder, standin, **finetune):
