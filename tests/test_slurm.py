@@ -1,5 +1,6 @@
 """profiles/slurm on a real Slurm (one box, H100s that are /dev/null): what is asked for, and what survives."""
 
+import functools
 import hashlib
 import json
 import os
@@ -62,7 +63,9 @@ class Cluster(Run):
         return subprocess.run(self.command(*arguments), **options)
 
     def start(self, *arguments):
-        options = {"cwd": self.workflow, "env": self.environment}
+        # a shell's background job, as pytest may be one, would leave it deaf to Ctrl-C
+        hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        options = {"cwd": self.workflow, "env": self.environment, "preexec_fn": hear}
         line = self.command(*arguments)
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
