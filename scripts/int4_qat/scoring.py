@@ -40,6 +40,7 @@ class LastPosition(SubjectBatches):
     def score_subject(self, requests: list[Instance]) -> Scores:
         pairs = [self._encode_pair(*request.args) for request in requests]
         if any(len(choice) != 1 for _, choice in pairs):
+            print(f"{requests[0].task_name}: a choice has several tokens, scored by lm-eval's own code", flush=True)
             return super().score_subject(requests)
         choices: dict[tuple, list[int]] = {}
         for context, (choice,) in pairs:
