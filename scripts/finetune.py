@@ -12,10 +12,7 @@ adapter and a table of each step.
 import argparse
 import dataclasses
 import json
-import resource
-import signal
 import tempfile
-import time
 from pathlib import Path
 
 import datasets
@@ -23,16 +20,14 @@ import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from int4_qat import devices, errors, files, models, qat
+from int4_qat import devices, errors, files, models, qat, training_callbacks
 from int4_qat.errors import InputError
 
 IGNORED = -100
-WHOLE = "whole"  # a file that stands in every checkpoint that was written to its end
-TABLE_COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_gb"]
 VISION_MODULES = r".*(vision_tower|multi_modal_projector).*"
 
 
@@ -85,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = tokenize(arguments.texts, tokenizer, recipe, scratch)
         trainer = make_trainer(model, tokenizer, data, recipe, arguments)
-        preemption = PreemptionCheckpoint()
+        preemption = training_callbacks.PreemptionCheckpoint()
         trainer.add_callback(preemption)
         checkpoint = last_whole(arguments.checkpoints)
         print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
@@ -94,7 +89,7 @@ def main() -> None:
         raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
     with files.whole(arguments.log_table) as unfinished:
         rows = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
-        rows[TABLE_COLUMNS].to_csv(unfinished, index=False)
+        rows[training_callbacks.TABLE_COLUMNS].to_csv(unfinished, index=False)
     with files.whole(arguments.adapter) as folder:
         trainer.model.save_pretrained(folder)
         check_saved(folder / "adapter_model.safetensors", trainer.model)
@@ -130,7 +125,7 @@ def prepare_checkpoints(folder: Path, wanted: dict) -> None:
         files.remove(folder)
     files.write_json(record, wanted)
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / WHOLE).exists():
+        if not (checkpoint / training_callbacks.WHOLE).exists():
             files.remove(checkpoint)
 
 
@@ -241,7 +236,12 @@ def make_trainer(
     )
     trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.pop_callback(ProgressCallback)
-    for callback in (StepTable(on_gpu), WholeCheckpoints(), GradientCheck(), ProgressWithLoss()):
+    for callback in (
+        training_callbacks.StepTable(on_gpu),
+        training_callbacks.WholeCheckpoints(),
+        training_callbacks.GradientCheck(),
+        training_callbacks.ProgressWithLoss(),
+    ):
         trainer.add_callback(callback)
     return trainer
 
@@ -252,83 +252,6 @@ class AnyDeviceSFTTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         trainer_class = super() if inputs["input_ids"].is_cuda else super(SFTTrainer, self)
         return trainer_class.compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-
-class StepTable(TrainerCallback):
-    """Adds tokens per second and peak memory to each logged step."""
-
-    def __init__(self, on_gpu: bool):
-        self.on_gpu = on_gpu
-        self.tokens, self.time = 0, time.perf_counter()
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.tokens = state.num_input_tokens_seen
-        self.time = time.perf_counter()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        row = state.log_history[-1]
-        if "loss" not in row:
-            return
-        now = time.perf_counter()
-        row["tokens_per_second"] = round((state.num_input_tokens_seen - self.tokens) / (now - self.time), 1)
-        row["peak_memory_gb"] = peak_memory_bytes(self.on_gpu) / 1e9
-        self.tokens, self.time = state.num_input_tokens_seen, now
-
-
-def peak_memory_bytes(on_gpu: bool) -> int:
-    """The most memory so far: reserved on the GPU, or resident in this process."""
-    if on_gpu:
-        return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint once it is on the disk: a kill can come while one is being written."""
-
-    def on_save(self, args, state, control, **kwargs):
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
-
-
-class PreemptionCheckpoint(TrainerCallback):
-    """SIGTERM, as Slurm sends it ahead of preemption, ends the training after the step under way, with a checkpoint.
-
-    transformers' own enable_jit_checkpoint waits 3 seconds first, and then returns as if all steps had been done.
-    """
-
-    def __init__(self):
-        self.requested = False
-        signal.signal(signal.SIGTERM, self.request)
-
-    def request(self, *_) -> None:
-        self.requested = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.requested:
-            control.should_save = control.should_training_stop = True
-
-
-class GradientCheck(TrainerCallback):
-    """Every trainable parameter must get a gradient; lora_A's is zero until warm-up has moved B."""
-
-    def __init__(self):
-        self.silent: set[str] | None = None
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        if self.silent is None:
-            self.silent = set(trainable)
-        gradients = {name: trainable[name].grad for name in self.silent}
-        self.silent -= {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
-        if state.global_step == min(args.warmup_steps + 2, args.max_steps - 1) and self.silent:
-            raise InputError(f"finetune: {min(self.silent)} is trainable and got no gradient")
-
-
-class ProgressWithLoss(ProgressCallback):
-    """A bar with steps, loss and time left, in place of a line for each step."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is not None and "loss" in (logs or {}):
-            self.training_bar.set_postfix(loss=logs["loss"])
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def test_nothing_changed(small_run):
         ("scripts/int4_qat/statistics.py", {"summarize": 1, "plot_results": 1}),
         ("scripts/int4_qat/int4.py", TRAINED | MEASURED | {"quantize": 3}),
         ("scripts/int4_qat/qat.py", TRAINED),
+        ("scripts/int4_qat/training_callbacks.py", TRAINED),
         ("scripts/int4_qat/mmlu_harness.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("scripts/int4_qat/scoring.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("scripts/int4_qat/vllm_process.py", {"measure_latency": 5} | SUMMARY),
