@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name
 from conftest import ROOT, copy_workflow, small_config, snakemake, write_config
 from int4_qat import sources
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 PYPROJECT = ROOT / "pyproject.toml"
 LOCK = ROOT / "requirements.lock"
