@@ -13,6 +13,7 @@ that rounding. `fake_quantize` here includes it, so that training sees the weigh
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,14 @@ def quantize(weight: torch.Tensor, group_size: int) -> Int4Weight:
     return Int4Weight(codes.view(rows, columns).to(torch.int8), _store(scale), _store(zero_point))
 
 
+def empty(weight: torch.Tensor, group_size: int) -> Int4Weight:
+    """What `quantize` returns, without values: on the meta device, for its shapes."""
+    rows, columns = weight.shape
+    codes = torch.empty(rows, columns, dtype=torch.int8, device="meta")
+    of_groups = torch.empty(columns // group_size, rows, dtype=STORAGE_DTYPE, device="meta")
+    return Int4Weight(codes, of_groups, of_groups)
+
+
 def dequantize(quantized: Int4Weight) -> torch.Tensor:
     """The fp32 (rows, columns) weight that the codes stand for, with scale and zero point as stored."""
     codes, scale, zero_point = quantized
@@ -71,21 +80,25 @@ def fake_quantize_merged(
     weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, group_size: int
 ) -> torch.Tensor:
     """The deployed weight Q(W + s·BA), in the weight's dtype; on a CPU in blocks of rows that fit its cache."""
-    rows, columns = weight.shape
     if weight.is_cuda:
         return _compiled()(weight, a, b, scaling, group_size)
     deployed = torch.empty_like(weight)
-    step = max(1, CACHED_WEIGHTS // columns)
-    for start in range(0, rows, step):
-        block = slice(start, start + step)
+    for block in row_blocks(*weight.shape):
         deployed[block] = _fake_quantize_merged(weight[block], a, b[block], scaling, group_size)
     return deployed
 
 
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Rows of a weight in blocks that fit a core's cache; group by group they are what the whole weight gives."""
+    step = max(1, CACHED_WEIGHTS // columns)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
 def pack(codes: torch.Tensor) -> torch.Tensor:
     """int8 (rows, columns) codes as uint4 pairs in int8 (rows, columns / 2): even columns in the low nibble."""
-    nibbles = codes.to(torch.uint8) & 0xF
-    return (nibbles[:, ::2] | (nibbles[:, 1::2] << BITS)).view(torch.int8)
+    pairs = codes.contiguous().view(torch.int16)  # little-endian: the even column is the low byte
+    return ((pairs & 0xF) | ((pairs >> BITS) & 0xF0)).to(torch.uint8).view(torch.int8)
 
 
 def unpack(packed: torch.Tensor) -> torch.Tensor:

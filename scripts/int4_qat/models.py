@@ -1,8 +1,6 @@
 """One loader for bf16 and int4 checkpoints, on any device; nothing is fetched and no code of a checkpoint is run."""
 
-import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,11 +11,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from int4_qat import int4
+from int4_qat import int4, weight_files
 from int4_qat.errors import InputError
 
 IMAGE_PARTS = ("vision_tower", "multi_modal_projector")
@@ -37,12 +38,8 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
-    if not (Path(folder) / "config.json").exists():
-        raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    auto_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     try:
-        model, report = auto_class.from_pretrained(
+        model, report = auto_class(read_config(folder)).from_pretrained(
             folder,
             dtype=dtype,
             device_map=device,
@@ -59,6 +56,58 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
     if device == "cpu" and dequantize:
         dequantize_weights(model, dtype)
     return model.eval()
+
+
+def read_config(folder: Path | str) -> PretrainedConfig:
+    """The config of a local folder; InputError if there is none."""
+    if not (Path(folder) / "config.json").exists():
+        raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def auto_class(config: PretrainedConfig) -> type:
+    """The class of transformers that makes the model of a config."""
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
+def without_weights(folder: Path) -> PreTrainedModel:
+    """The architecture of a local folder in bf16, on the meta device: modules, names and shapes, and no memory."""
+    config = read_config(folder)
+    with torch.device("meta"):
+        return auto_class(config).from_config(config, dtype=torch.bfloat16)
+
+
+def parameter_names(
+    model: PreTrainedModel, stored: dict[str, weight_files.StoredTensor], folder: Path
+) -> dict[str, str]:
+    """What transformers, which renames at loading, calls each stored tensor; InputError unless all fit the model."""
+    state = model.state_dict()
+    transforms = get_model_conversion_mapping(model)
+    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+    names = {}
+    for key, tensor in stored.items():
+        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        if name not in state:
+            name = key
+        if converted or name not in state or state[name].shape != tensor.shape:
+            raise InputError(f"{folder}: {key} {list(tensor.shape)} is no parameter of {type(model).__name__}")
+        names[key] = name
+    missing = sorted(state.keys() - set(names.values()) - model.all_tied_weights_keys.keys())
+    if missing:
+        raise InputError(f"{folder}: the weights hold no {missing[0]}")
+    return names
+
+
+def stored_as(stored: dict[str, weight_files.StoredTensor]) -> dict[str, torch.Tensor]:
+    """The tensors of an export in bf16, on the meta device: floats as a checkpoint stores them, the rest as it is."""
+    dtypes = {name: weight_files.DTYPES[tensor.dtype] for name, tensor in stored.items()}
+    return {
+        name: torch.empty(
+            tensor.shape, dtype=int4.STORAGE_DTYPE if dtypes[name].is_floating_point else dtypes[name], device="meta"
+        )
+        for name, tensor in stored.items()
+    }
 
 
 @torch.no_grad()
@@ -80,20 +129,10 @@ def is_dequantized(folder: Path, device: str) -> bool:
     return device == "cpu" and (folder / "manifest.json").exists()
 
 
-def stored_tensors(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """Name, dtype and bytes of each tensor in a folder's weight files."""
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        header.pop("__metadata__", None)
-        for name, tensor in header.items():
-            begin, end = tensor["data_offsets"]
-            yield name, tensor["dtype"], end - begin
-
-
 def text_bytes(folder: Path) -> int:
     """Bytes of the stored weights that every generated token needs: all but those that see images."""
-    return sum(size for name, _, size in stored_tensors(folder) if not set(name.split(".")) & set(IMAGE_PARTS))
+    tensors = weight_files.stored_tensors(folder)
+    return sum(tensor.nbytes for name, tensor in tensors.items() if not set(name.split(".")) & set(IMAGE_PARTS))
 
 
 def to_torchao(quantized: int4.Int4Weight, group_size: int) -> Int4Tensor:
