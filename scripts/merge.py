@@ -11,7 +11,7 @@ model's, file by file.
 import argparse
 from pathlib import Path
 
-from int4_qat import adapters, errors, files, models, weight_files
+from int4_qat import adapters, errors, files, models, parity, weight_files
 from int4_qat.errors import InputError
 
 
@@ -37,18 +37,16 @@ def main() -> None:
             weight_files.copy(sources[key], targets[key])
 
     def compare(key: str) -> int:
-        if names[key] not in pairs:
-            return weight_files.differing(sources[key], targets[key])
-        return sum(
-            weight_files.count_different(values, targets[key].read_rows(rows))
-            for rows, values in adapters.merged_blocks(sources[key], pairs[names[key]])
-        )
+        if names[key] in pairs:
+            return adapters.differing(sources[key], pairs[names[key]], targets[key])
+        return weight_files.differing(sources[key], targets[key])
 
     with files.whole(arguments.output) as folder:
         targets = weight_files.create(folder, models.stored_as(sources), {"format": "pt"})
         weight_files.in_parallel(write, sources, "merge")
         weight_files.refuse_differences(folder, weight_files.in_parallel(compare, sources, "compare"))
         config.save_pretrained(folder)
+        parity.copy_record(arguments.adapter, folder)
         models.copy_companions(arguments.model, folder)
     print(f"{len(pairs)} adapters merged into {len(sources)} tensors; read back and compared: 0 weights differ")
 

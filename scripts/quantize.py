@@ -17,7 +17,7 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 from torchao.quantization import Int4WeightOnlyConfig
 from transformers import PreTrainedModel, TorchAoConfig
 
-from int4_qat import errors, files, int4, int4_files, models, weight_files
+from int4_qat import errors, files, int4, int4_files, models, parity, weight_files
 from int4_qat.errors import InputError
 
 
@@ -35,6 +35,8 @@ def main() -> None:
     model = models.without_weights(arguments.checkpoint)
     names = models.parameter_names(model, sources, arguments.checkpoint)
     layers = choose_linears(model, set(names.values()), group_size, arguments.skip)
+    chosen = {"scheme": arguments.scheme, "group_size": group_size, "layers": layers}
+    parity.refuse_mismatch(arguments.checkpoint, chosen)
     quantized = {f"{layer['name']}.weight" for layer in layers if layer["quantized"]}
     plan, metadata = lay_out(models.stored_as(sources), names, quantized, group_size)
 
@@ -57,20 +59,18 @@ def main() -> None:
         attach_config(model, group_size, [layer["name"] for layer in layers if not layer["quantized"]])
         model.config.save_pretrained(folder)
         models.copy_companions(arguments.checkpoint, folder)
-        files.write_json(folder / "manifest.json", manifest(arguments, layers, folder))
+        files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder))
     print(f"{len(quantized)} of {len(layers)} linears in int4; read back and compared: 0 weights differ")
 
 
-def manifest(arguments: argparse.Namespace, layers: list[dict], folder: Path) -> dict:
+def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path) -> dict:
     """What was quantized and what it saved; bytes are those of the weight files."""
     return {
-        "scheme": arguments.scheme,
-        "group_size": arguments.group_size,
+        **chosen,
         "packing": arguments.packing,
         "bytes_before": files.folder_bytes(arguments.checkpoint, "*.safetensors"),
         "bytes_after": files.folder_bytes(folder, "*.safetensors"),
         "weights_that_differ": 0,  # or there would be no folder
-        "layers": layers,
     }
 
 

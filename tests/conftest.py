@@ -29,6 +29,8 @@ RECIPE = {
     "qat_scheme": None,
     "group_size": 64,
     "qat_target": "base",
+    "skip": ["lm_head", "vision_tower", "multi_modal_projector"],
+    "distillation_weight": 0,
     "r": 8,
     "lora_alpha": 8,
     "lora_dropout": 0,
@@ -222,6 +224,8 @@ def results(tmp_path: Path) -> Path:
         latency = {**batch, "batches": batches, "engine": "vllm", "dequantized": False, "output_len": 256}
         for key, content in {"mmlu": mmlu, "memory": memory, "latency": latency}.items():
             (folder / f"{key}.json").write_text(json.dumps(content))
+    parity = {"weights_that_differ": 0, "relative_logit_difference": 0.02, "target": "base"}
+    (tmp_path / "qat-int4" / "parity.json").write_text(json.dumps(parity))
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "costs.json").write_text("{}")
     (tmp_path / "contamination.json").write_text("{}")

@@ -56,3 +56,9 @@ def merged_blocks(source: StoredTensor, adapter: Adapter) -> Iterator[tuple[slic
     """
     for rows in int4.row_blocks(*source.shape):
         yield rows, int4.merge(source.read_rows(rows), adapter.a, adapter.b[rows], adapter.scaling)
+
+
+def differing(source: StoredTensor, adapter: Adapter, target: StoredTensor) -> int:
+    """How many stored weights are not W + s·BA."""
+    blocks = merged_blocks(source, adapter)
+    return sum(weight_files.count_different(values, target.read_rows(rows)) for rows, values in blocks)

@@ -42,7 +42,10 @@ def differing(blocks: Iterable[Block], stored: list[StoredTensor], group_size: i
     scale, zero_point = (tensor.read().view(tensor.shape) for tensor in of_groups)
     count = 0
     for rows, values in blocks:
-        codes = int4.unpack(qdata.read_rows(rows))
-        found = int4.dequantize(int4.Int4Weight(codes, scale[:, rows], zero_point[:, rows])).to(values.dtype)
-        count += weight_files.count_different(int4.fake_quantize(values, group_size), found)
+        expected = int4.quantize(values, group_size)
+        packed, *found = qdata.read_rows(rows), scale[:, rows], zero_point[:, rows]
+        same_groups = all(torch.equal(*pair) for pair in zip(expected[1:], found, strict=True))
+        if not (same_groups and torch.equal(int4.pack(expected.codes), packed)):
+            weights = [int4.dequantize(each) for each in (expected, int4.Int4Weight(int4.unpack(packed), *found))]
+            count += weight_files.count_different(*(weight.to(values.dtype) for weight in weights))
     return count
