@@ -52,7 +52,7 @@ def main() -> None:
             "scheme": training["scheme"],
             "target": training["target"],
             "texts": len(batch),
-            "tokens": sum(map(len, batch)),
+            "tokens": sum(text.numel() for text in batch),
             "dtype": training["dtype"],
             "device": devices.name(arguments.device),
         },

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,12 @@ def run_script(name: str, *arguments: object, **options) -> subprocess.Completed
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
     options.setdefault("env", os.environ | {"HF_HUB_OFFLINE": "1"})
     return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def run_in_process(program: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """A program of scripts/ without the seconds that its imports take; an InputError comes as it is."""
+    monkeypatch.setattr("sys.argv", [program.__name__, *map(str, arguments)])
+    program.main()
 
 
 def command(workflow: Path, *arguments: object) -> list[str]:
