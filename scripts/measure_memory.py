@@ -69,6 +69,7 @@ def main() -> None:
             "checkpoint_gb": files.folder_bytes(arguments.checkpoint, "*.safetensors") / 1e9,
             "predicted": predict(arguments.checkpoint, prompt + generated, models.DTYPES[arguments.dtype]),
             "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
+            "int4_path": models.int4_path(arguments.checkpoint, arguments.device),
             "generated_tokens": generated,
             "dtype": arguments.dtype,
             "device": devices.name(arguments.device),

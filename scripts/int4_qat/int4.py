@@ -23,6 +23,7 @@ LEVELS = 2**BITS - 1
 OFFSET = 2 ** (BITS - 1)
 SMALLEST_RANGE = 1e-6
 STORAGE_DTYPE = torch.bfloat16
+TILE_ROWS, TILE_COLUMNS = 8, 1024  # what torchao pads to for the tinygemm kernel
 CACHED_WEIGHTS = 2**16  # as fp32 with what is computed from them, about a core's cache
 
 
@@ -106,6 +107,22 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     low = (packed << BITS) >> BITS
     high = packed >> BITS
     return torch.stack([low, high], dim=-1).flatten(-2)
+
+
+def pack_for_tinygemm(quantized: Int4Weight) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same weight for `aten._weight_int4pack_mm`, padded as torchao's tile_packed_to_4d pads it.
+
+    uint8 (rows, columns / 2) codes 0 ... 15 with even columns in the high nibble, for
+    `aten._convert_weight_to_int4pack`, and bfloat16 (groups, rows, 2) scales and zero points. Rows are padded to a
+    multiple of 8, columns to one of 1024; the kernel computes with (code - 8) * scale + zero_point.
+    """
+    rows, columns = quantized.codes.shape
+    more_rows, more_columns = -rows % TILE_ROWS, -columns % TILE_COLUMNS
+    more_groups = more_columns * quantized.scale.shape[0] // columns
+    codes = torch.nn.functional.pad(quantized.codes + OFFSET, (0, more_columns, 0, more_rows)).to(torch.uint8)
+    of_groups = torch.stack([quantized.scale, quantized.zero_point], dim=-1)
+    padded = torch.nn.functional.pad(of_groups, (0, 0, 0, more_rows, 0, more_groups))
+    return codes[:, ::2] << BITS | codes[:, 1::2], padded.contiguous()
 
 
 def stored_bytes(quantized: Int4Weight) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torchao.quantization import Int4Tensor
+from torchao.quantization import Int4Tensor, Int4TilePackedTo4dTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +21,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from int4_qat import int4, weight_files
 from int4_qat.errors import InputError
 
+DEQUANTIZED, MSLK, TILE_PACKED = "dequantized", "mslk", "tile_packed"
+INNER_K_TILES = 8  # of the tinygemm kernel, as torchao packs
 IMAGE_PARTS = ("vision_tower", "multi_modal_projector")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -33,8 +35,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
 def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: bool = True) -> PreTrainedModel:
     """A local checkpoint in evaluation mode; InputError on a missing, unexpected or mismatched key.
 
-    int4 weights run in torchao's kernels on a GPU. A CPU has none for them: there they are dequantized to `dtype`
-    at loading, with the arithmetic of `int4`, so memory and speed are those of unquantized weights.
+    int4 weights take the path that `int4_path` names, unless `dequantize` is False.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
@@ -53,9 +54,37 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
     problems = {name: keys for name, keys in report.items() if keys}
     if problems:
         raise InputError(f"{folder}: the weights do not fit the config: {problems}")
-    if device == "cpu" and dequantize:
+    path = int4_path(folder, device)
+    if path == DEQUANTIZED and dequantize:
         dequantize_weights(model, dtype)
+    elif path == TILE_PACKED:
+        tile_pack_weights(model)
     return model.eval()
+
+
+def is_int4(folder: Path) -> bool:
+    """Whether a checkpoint is one of quantize."""
+    return hasattr(read_config(folder), "quantization_config")
+
+
+def int4_path(folder: Path, device: str) -> str | None:
+    """How a checkpoint's int4 weights are computed with on a device; None if it has none.
+
+    dequantized  a CPU: made floats at loading, so memory and speed are those of unquantized weights
+    mslk         a GPU with the kernels that torchao's plain tensor calls
+    tile_packed  a GPU without them: packed anew in memory, for the tinygemm kernel of PyTorch itself
+
+    InputError if a GPU has neither kernel.
+    """
+    if not is_int4(folder):
+        return None
+    if device == "cpu":
+        return DEQUANTIZED
+    if hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
+        return MSLK
+    if torch.cuda.get_device_capability() < (8, 0):
+        raise InputError(f"device: int4 needs compute capability 8.0 or mslk, {torch.cuda.get_device_name()} has less")
+    return TILE_PACKED
 
 
 def read_config(folder: Path | str) -> PretrainedConfig:
@@ -124,9 +153,25 @@ def dequantize_weights(model: torch.nn.Module, dtype: torch.dtype) -> int:
     return len(quantized)
 
 
+@torch.no_grad()
+def tile_pack_weights(model: torch.nn.Module) -> None:
+    """Replace every plain int4 weight, on a GPU, by the same one as torchao lays it out for the tinygemm kernel."""
+    for module in model.modules():
+        if isinstance(getattr(module, "weight", None), Int4Tensor):
+            weight = module.weight
+            codes, scale_and_zero = int4.pack_for_tinygemm(from_torchao(weight))
+            tensor = Int4TilePackedTo4dTensor(
+                qdata=torch.ops.aten._convert_weight_to_int4pack(codes, INNER_K_TILES),
+                scale_and_zero=scale_and_zero,
+                block_size=weight.block_size,
+                shape=weight.shape,
+            )
+            module.weight = torch.nn.Parameter(tensor, requires_grad=False)
+
+
 def is_dequantized(folder: Path, device: str) -> bool:
     """Whether a checkpoint's weights run as floats on this device though they are stored as int4."""
-    return device == "cpu" and (folder / "manifest.json").exists()
+    return int4_path(folder, device) == DEQUANTIZED
 
 
 def text_bytes(folder: Path) -> int:
@@ -155,7 +200,7 @@ def weight_bytes(model: torch.nn.Module) -> int:
     """Bytes of a model's parameters and buffers in memory, tied ones once, int4 ones as packed."""
     tensors: dict[int, torch.Tensor] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
-        parts = (tensor.qdata, tensor.scale, tensor.zero_point) if isinstance(tensor, Int4Tensor) else (tensor,)
+        parts = [getattr(tensor, name) for name in getattr(tensor, "tensor_data_names", ())] or [tensor]
         tensors.update({part.data_ptr(): part for part in parts})
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
