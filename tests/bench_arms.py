@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from int4_qat import errors, files, statistics, variants
 
+ROOT = Path(__file__).parents[1]
 KINDS = {
     "lora": {"qat_scheme": None},
     "base": {"qat_scheme": "int4", "qat_target": "base"},
