@@ -19,6 +19,7 @@ shell.prefix(
 served = [name for name in config["variants"] if config["evaluation"]["serving"] and variants.split(name)[1] == "int4"]
 shards = range(config["evaluation"]["mmlu"]["shards"])
 arms = variants.weights_of(config["variants"])[1:]
+arms_in_int4 = [name for name in variants.weights_of(config["variants"], "int4") if name != variants.BASE]
 
 
 wildcard_constraints:
@@ -35,9 +36,9 @@ def code_of(script):
 
 
 def settings_of(arm):
-    """The fine-tuning settings of one arm; the group size is one of them if it sees int4."""
+    """The fine-tuning settings of one arm; group size and skipped layers are among them if it sees int4."""
     settings = config["finetune"] | config["finetune"]["arms"][arm]
-    settings["group_size"] = config["quantization"]["group_size"] if settings["qat_scheme"] else None
+    settings |= {key: config["quantization"][key] if settings["qat_scheme"] else None for key in ("group_size", "skip")}
     return {key: value for key, value in settings.items() if key != "arms"}
 
 

@@ -25,6 +25,7 @@ rule report_costs:
             weights=variants.weights_of(config["variants"], precision="int4"),
             allow_missing=True,
         ),
+        parity=expand(rules.check_parity.benchmark, arm=arms_in_int4, allow_missing=True),
         variants=expand(
             [rules.gather_mmlu.benchmark, rules.measure_memory.benchmark, rules.measure_latency.benchmark],
             variant=config["variants"],

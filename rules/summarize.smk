@@ -1,5 +1,6 @@
 # One table of all variants.
-#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, results/<model>/costs.json
+#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, results/<model>/costs.json,
+#        results/<model>/<arm>-int4/parity.json
 #   out: results/<model>/summary.json, summary.csv
 
 
@@ -14,6 +15,7 @@ rule summarize:
             variant=config["variants"],
             result=["mmlu.json", "mmlu_samples.parquet", "memory.json", "latency.json"],
         ),
+        parity=expand(rules.check_parity.output, arm=arms_in_int4, allow_missing=True),
     output:
         json="results/{model}/summary.json",
         csv="results/{model}/summary.csv",

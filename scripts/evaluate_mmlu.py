@@ -122,6 +122,7 @@ def make_report(arguments: argparse.Namespace, subjects: list[str], results: dic
             "dtype": arguments.dtype,
             "softmax_dtype": "float32",
             "device": arguments.device,
+            "int4_path": models.int4_path(arguments.checkpoint, arguments.device),
             "seed": SEED,
         },
         "versions": {name: version(name) for name in ("lm-eval", "transformers", "torch", "torchao")},

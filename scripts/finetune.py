@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from int4_qat import devices, errors, files, models, qat, training_callbacks
+from int4_qat import devices, errors, files, models, parity, qat, training_callbacks
 from int4_qat.errors import InputError
 
 IGNORED = -100
@@ -37,8 +37,10 @@ class Recipe:
 
     backend: str
     qat_scheme: str | None
-    qat_target: str  # what is seen in int4: the frozen base, or the merged weight
+    qat_target: str  # what is seen in int4: one of qat.TARGETS
     group_size: int | None  # of the fake quantization, if there is a scheme
+    skip: list[str] | None  # parts of module names that are not fake-quantized, if there is a scheme
+    distillation_weight: float  # of the divergence from the base model, the cross-entropy has the rest
     r: int
     lora_alpha: int
     lora_dropout: float
@@ -93,6 +95,7 @@ def main() -> None:
     with files.whole(arguments.adapter) as folder:
         trainer.model.save_pretrained(folder)
         check_saved(folder / "adapter_model.safetensors", trainer.model)
+        files.write_json(folder / parity.RECORD, qat.record(trainer.model, recipe))
     files.remove(arguments.checkpoints)
 
 
@@ -150,7 +153,8 @@ def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
     model = get_peft_model(model, lora)
     model.print_trainable_parameters()
     if recipe.qat_scheme is not None:
-        placed = qat.fake_quantize_linears(model, recipe.qat_target, recipe.group_size)
+        keep_frozen = recipe.distillation_weight > 0
+        placed = qat.fake_quantize_linears(model, recipe.qat_target, recipe.group_size, recipe.skip, keep_frozen)
         kind = f"{recipe.qat_scheme} of {recipe.qat_target}, group size {recipe.group_size}"
         print(f"fake quantization ({kind}) on {len(placed)} linears")
     return model
@@ -235,6 +239,7 @@ def make_trainer(
         report_to="none",
     )
     trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+    trainer.distillation_weight = recipe.distillation_weight
     trainer.pop_callback(ProgressCallback)
     for callback in (
         training_callbacks.StepTable(on_gpu),
@@ -247,11 +252,41 @@ def make_trainer(
 
 
 class AnyDeviceSFTTrainer(SFTTrainer):
-    """trl computes the loss in a Triton kernel that no CPU has; there it is the model's own cross-entropy."""
+    """trl computes the loss in a Triton kernel that no CPU has; there it is the model's own cross-entropy.
+
+    Distillation needs the logits, which that kernel does not build: it takes the model's own everywhere.
+    """
+
+    distillation_weight = 0.0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.distillation_weight > 0:
+            teacher = self.teacher_logits(model, inputs)
+            cross_entropy, student = super(SFTTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
+            divergence = distillation_loss(teacher, student.logits, inputs["labels"], num_items_in_batch)
+            loss = (1 - self.distillation_weight) * cross_entropy + self.distillation_weight * divergence
+            return (loss, student) if return_outputs else loss
         trainer_class = super() if inputs["input_ids"].is_cuda else super(SFTTrainer, self)
         return trainer_class.compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def teacher_logits(self, model: torch.nn.Module, inputs: dict) -> torch.Tensor:
+        """What the frozen base says to the same batch."""
+        with torch.no_grad(), qat.frozen_base(self.accelerator.unwrap_model(model)):
+            return model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+
+
+def distillation_loss(
+    teacher: torch.Tensor, student: torch.Tensor, labels: torch.Tensor, tokens: torch.Tensor | int | None
+) -> torch.Tensor:
+    """KL(teacher || student) over the vocabulary, at the positions that predict a label, averaged over `tokens`.
+
+    teacher and student (batch, length, vocabulary) logits of any float dtype, labels (batch, length). tokens is the
+    number of labels of all batches that make up a step, as the cross-entropy is averaged; this batch's by default.
+    """
+    predicts = labels[:, 1:] != IGNORED
+    expected, found = (logits[:, :-1][predicts].float().log_softmax(-1) for logits in (teacher, student))
+    divergence = torch.nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
+    return divergence / (predicts.sum() if tokens is None else tokens)
 
 
 if __name__ == "__main__":

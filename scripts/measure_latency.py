@@ -63,9 +63,17 @@ def main() -> None:
             "repeats": arguments.repeats,
             "dtype": arguments.dtype,
             "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
+            "int4_path": int4_path(arguments),
             "device": devices.name(arguments.device),
         },
     )
+
+
+def int4_path(arguments: argparse.Namespace) -> str | None:
+    """How int4 weights were computed with; on a GPU vLLM has its own way."""
+    if arguments.engine == "vllm" and arguments.device == "cuda":
+        return "vllm" if models.is_int4(arguments.checkpoint) else None
+    return models.int4_path(arguments.checkpoint, arguments.device)
 
 
 def batch_report(size: int, repeats: list[list[float]], arguments: argparse.Namespace) -> dict:

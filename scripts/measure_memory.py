@@ -18,7 +18,7 @@ import psutil
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from int4_qat import devices, errors, files, models
+from int4_qat import devices, errors, files, models, weight_files
 
 PROMPT = "Hey, are you conscious? Can you talk to me?"
 
@@ -69,6 +69,7 @@ def main() -> None:
             "checkpoint_gb": files.folder_bytes(arguments.checkpoint, "*.safetensors") / 1e9,
             "predicted": predict(arguments.checkpoint, prompt + generated, models.DTYPES[arguments.dtype]),
             "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
+            "int4_path": models.int4_path(arguments.checkpoint, arguments.device),
             "generated_tokens": generated,
             "dtype": arguments.dtype,
             "device": devices.name(arguments.device),
@@ -79,8 +80,8 @@ def main() -> None:
 def predict(checkpoint: Path, tokens: int, dtype: torch.dtype) -> dict:
     """Gigabytes that the checkpoint's own numbers ask for: its weights as stored, and the cache of `tokens`."""
     weights: Counter[str] = Counter()
-    for _, stored_dtype, size in models.stored_tensors(checkpoint):
-        weights[stored_dtype] += size
+    for tensor in weight_files.stored_tensors(checkpoint).values():
+        weights[tensor.dtype] += tensor.nbytes
     config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     cache = cache_bytes(config.get_text_config(), tokens, dtype)
     return {

@@ -1,7 +1,8 @@
 """Merge an adapter into its base model: a standard Hugging Face folder in bf16 safetensors.
 
-Everything that is not weights (tokenizer, processor, chat template, generation config) is the base model's, file by
-file. The result is loaded again before it counts.
+Goes through the weight files block by block, so it needs the memory of its libraries and not the model's; then reads
+back and compares. Everything that is not weights (tokenizer, processor, chat template, generation config) is the base
+model's, file by file.
 
     python scripts/merge.py --model resources/models/demo --adapter results/demo/qat/adapter \\
         --output results/demo/qat-bf16/checkpoint
@@ -10,12 +11,8 @@ file. The result is loaded again before it counts.
 import argparse
 from pathlib import Path
 
-import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from tqdm import tqdm
-
-from int4_qat import errors, files, int4, models
+from int4_qat import adapters, errors, files, models, parity, weight_files
+from int4_qat.errors import InputError
 
 
 def main() -> None:
@@ -24,23 +21,34 @@ def main() -> None:
     parser.add_argument("--adapter", required=True, type=Path, help="folder of the peft adapter")
     parser.add_argument("--output", required=True, type=Path, help="folder of the merged model")
     arguments = parser.parse_args()
-    base = models.load_model(arguments.model, torch.bfloat16, "cpu")
-    merged = merge_rounding_once(PeftModel.from_pretrained(base, arguments.adapter))
+    sources = weight_files.stored_tensors(arguments.model)
+    model = models.without_weights(arguments.model)
+    config, names = model.config, models.parameter_names(model, sources, arguments.model)
+    pairs = adapters.read(model, arguments.adapter)
+    unstored = sorted(pairs.keys() - set(names.values()))
+    if unstored:
+        raise InputError(f"{arguments.adapter}: {unstored[0]} is not among the weights of {arguments.model}")
+
+    def write(key: str) -> None:
+        if names[key] in pairs:
+            for rows, values in adapters.merged_blocks(sources[key], pairs[names[key]]):
+                targets[key].write_rows(rows, values)
+        else:
+            weight_files.copy(sources[key], targets[key])
+
+    def compare(key: str) -> int:
+        if names[key] in pairs:
+            return adapters.differing(sources[key], pairs[names[key]], targets[key])
+        return weight_files.differing(sources[key], targets[key])
+
     with files.whole(arguments.output) as folder:
-        merged.save_pretrained(folder)
+        targets = weight_files.create(folder, models.stored_as(sources), {"format": "pt"})
+        weight_files.in_parallel(write, sources, "merge")
+        weight_files.refuse_differences(folder, weight_files.in_parallel(compare, sources, "compare"))
+        config.save_pretrained(folder)
+        parity.copy_record(arguments.adapter, folder)
         models.copy_companions(arguments.model, folder)
-        models.load_model(folder, torch.bfloat16, "cpu")
-
-
-@torch.no_grad()
-def merge_rounding_once(model: PeftModel) -> torch.nn.Module:
-    """W + s·BA in fp32, then bf16; peft's own merge rounds s·BA to bf16 before it adds it."""
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    for layer in tqdm(layers, desc="merge", unit=" layers", mininterval=1):
-        weight, name = layer.base_layer.weight, model.active_adapter
-        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        weight.copy_(int4.merge(weight, a, b, layer.scaling[name]))
-    return model.unload()
+    print(f"{len(pairs)} adapters merged into {len(sources)} tensors; read back and compared: 0 weights differ")
 
 
 if __name__ == "__main__":

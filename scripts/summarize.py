@@ -63,6 +63,9 @@ def read_variant(folder: Path) -> dict:
     results = {name: files.read_json(folder / f"{name}.json") for name in ("mmlu", "memory", "latency")}
     path = folder / "mmlu_samples.parquet"
     columns = [*KEY, *ANSWERS]
+    weights, precision = variants.split(folder.name)
+    trained_and_quantized = precision == "int4" and weights != variants.BASE
+    results["parity"] = files.read_json(folder / "parity.json") if trained_and_quantized else None
     results["answers"] = mmlu_parquet.open_file(path, columns).read(columns).to_pandas().set_index(KEY)
     if len(results["answers"]) != results["mmlu"]["questions"]:
         raise InputError(f"{path}: expected {results['mmlu']['questions']} questions, found {len(results['answers'])}")
@@ -122,6 +125,8 @@ def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> 
                     **batches[0],
                     "batches": batches,
                 },
+                "parity": results["parity"]
+                and {key: results["parity"][key] for key in ("weights_that_differ", "relative_logit_difference")},
             }
         )
     return rows
@@ -229,6 +234,7 @@ def flat_table(rows: list[dict]) -> pd.DataFrame:
             "speedup": row["latency"]["speedup"],
             "speedup_std": row["latency"]["speedup_std"],
             "bandwidth_limit_percent": row["latency"]["bandwidth_limit_percent"],
+            "relative_logit_difference": row["parity"] and row["parity"]["relative_logit_difference"],
             **{f"speedup_batch_{batch['batch_size']}": batch["speedup"] for batch in row["latency"]["batches"][1:]},
         }
         for row in rows
@@ -248,6 +254,7 @@ def printed(summary: dict) -> dict[str, pd.DataFrame]:
                 "peak_gb": row["memory"]["peak_gb"],
                 "checkpoint_gb": row["memory"]["checkpoint_gb"],
                 "latency_s": row["latency"]["mean_s"],
+                "training_differs_by": f"{row['parity']['relative_logit_difference']:.1e}" if row["parity"] else "",
             }
             for row in rows
         ),

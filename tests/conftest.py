@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,8 @@ RECIPE = {
     "qat_scheme": None,
     "group_size": 64,
     "qat_target": "base",
+    "skip": ["lm_head", "vision_tower", "multi_modal_projector"],
+    "distillation_weight": 0,
     "r": 8,
     "lora_alpha": 8,
     "lora_dropout": 0,
@@ -58,6 +61,12 @@ def run_script(name: str, *arguments: object, **options) -> subprocess.Completed
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
     options.setdefault("env", os.environ | {"HF_HUB_OFFLINE": "1"})
     return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def run_in_process(program: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """A program of scripts/ without the seconds that its imports take; an InputError comes as it is."""
+    monkeypatch.setattr("sys.argv", [program.__name__, *map(str, arguments)])
+    program.main()
 
 
 def command(workflow: Path, *arguments: object) -> list[str]:
@@ -222,6 +231,8 @@ def results(tmp_path: Path) -> Path:
         latency = {**batch, "batches": batches, "engine": "vllm", "dequantized": False, "output_len": 256}
         for key, content in {"mmlu": mmlu, "memory": memory, "latency": latency}.items():
             (folder / f"{key}.json").write_text(json.dumps(content))
+    parity = {"weights_that_differ": 0, "relative_logit_difference": 0.02, "target": "base"}
+    (tmp_path / "qat-int4" / "parity.json").write_text(json.dumps(parity))
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "costs.json").write_text("{}")
     (tmp_path / "contamination.json").write_text("{}")

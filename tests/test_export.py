@@ -1,16 +1,22 @@
 """Merged and quantized folders are what transformers loads, and hold no pickle."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torchao.quantization import Int4Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from conftest import SKIP, run_script
-from int4_qat import int4, models
+import in_memory
+import merge
+import quantize as quantize_program
+from conftest import SKIP, run_in_process, run_script
+from int4_qat import int4, int4_files, models, weight_files
+from int4_qat.errors import InputError
 
 
 def quantize(checkpoint, group_size, output):
@@ -55,6 +61,136 @@ def test_merge_is_w_plus_s_b_a(merged):
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == torch.bfloat16
         assert torch.allclose(tensor.float(), expected[name], rtol=2**-8, atol=1e-6), name
+
+
+def exact_numbers(shape):
+    """Small multiples of 1/16: products and sums of a few are exact in fp32, in any order."""
+    return torch.randint(-4, 5, shape) / 16
+
+
+@pytest.fixture(scope="module")
+def sharded(untrained, tmp_path_factory):
+    """The base model in shards, and an adapter whose arithmetic is exact."""
+    folder = tmp_path_factory.mktemp("sharded")
+    torch.manual_seed(2)
+    model = AutoModelForImageTextToText.from_pretrained(untrained / "model", dtype=torch.bfloat16)
+    model.save_pretrained(folder / "model", max_shard_size="500KB")
+    adapted = get_peft_model(model.float(), LoraConfig(r=4, lora_alpha=8, target_modules=["v_proj", "up_proj"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = exact_numbers(parameter.shape)
+    adapted.save_pretrained(folder / "adapter")
+    return folder
+
+
+def contents(folder):
+    """Name, type, shape, bytes and file of every tensor of a folder, and its index."""
+    tensors = {
+        name: (tensor.path.name, tensor.dtype, tensor.shape, tensor.read().view(torch.uint8).numpy().tobytes())
+        for name, tensor in weight_files.stored_tensors(folder).items()
+    }
+    index = folder / weight_files.INDEX
+    return tensors, json.loads(index.read_text())["weight_map"] if index.exists() else None
+
+
+def config_of(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config.get("quantization_config", {}).pop("modules_to_not_convert", None)
+    return config
+
+
+def test_streaming_writes_what_transformers_peft_and_torchao_write(sharded, tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_files, "SHARD_SIZE", "500KB")
+    paths = ["--model", sharded / "model", "--adapter", sharded / "adapter", "--output", tmp_path / "bf16"]
+    run_in_process(merge, monkeypatch, *paths)
+    oracle = tmp_path / "oracle-bf16"
+    in_memory.merge(sharded / "model", sharded / "adapter", oracle, torch.float32, max_shard_size="500KB")
+    assert contents(tmp_path / "bf16") == contents(oracle)
+    assert len(set(contents(oracle)[1].values())) > 1
+    assert config_of(tmp_path / "bf16") == config_of(sharded / "model")
+
+    options = ["--scheme", "int4", "--packing", "plain", "--group-size", 64, "--skip", *SKIP]
+    run_in_process(quantize_program, monkeypatch, "--checkpoint", oracle, *options, "--output", tmp_path / "int4")
+    in_memory.quantize(oracle, 64, SKIP, tmp_path / "oracle-int4", max_shard_size="500KB")
+    assert contents(tmp_path / "int4") == contents(tmp_path / "oracle-int4")
+    assert config_of(tmp_path / "int4") == config_of(tmp_path / "oracle-int4")
+    for shard in (tmp_path / "int4").glob("*.safetensors"):
+        with safe_open(shard, "pt") as ours, safe_open(tmp_path / "oracle-int4" / shard.name, "pt") as theirs:
+            # theirs names the tied head too, which no file holds
+            names = set(json.loads(theirs.metadata()["tensor_names"])) - {"lm_head.weight"}
+            assert set(json.loads(ours.metadata()["tensor_names"])) == names
+            assert all(json.loads(ours.metadata()[name]) == json.loads(theirs.metadata()[name]) for name in names)
+
+
+def change_adapter(sharded, folder, change):
+    """A copy of the adapter with other tensors."""
+    shutil.copytree(sharded / "adapter", folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def rename(tensors, before, after):
+    for name in [name for name in tensors if before in name]:
+        tensors[name.replace(before, after)] = tensors.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: rename(tensors, "layers.2", "layers.7"), "layers.2.mlp.up_proj.lora_A.weight is not in"),
+        (
+            lambda tensors: tensors.update({"layers.9.lora_A.weight": torch.ones(2)}),
+            "layers.9.lora_A.weight belongs to no",
+        ),
+    ],
+)
+def test_every_adapter_is_used(sharded, tmp_path, monkeypatch, change, message):
+    change_adapter(sharded, tmp_path / "adapter", change)
+    paths = ["--model", sharded / "model", "--adapter", tmp_path / "adapter", "--output", tmp_path / "bf16"]
+    with pytest.raises(InputError, match=message):
+        run_in_process(merge, monkeypatch, *paths)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_weights_that_do_not_fit_are_refused(sharded, tmp_path):
+    shutil.copytree(sharded / "model", tmp_path / "model")
+    shard = max((tmp_path / "model").glob("*.safetensors"))
+    whole = shard.read_bytes()
+
+    def read():
+        models.parameter_names(
+            models.without_weights(tmp_path / "model"), weight_files.stored_tensors(tmp_path / "model"), tmp_path
+        )
+
+    def message():
+        with pytest.raises(InputError) as caught:
+            read()
+        return str(caught.value)
+
+    read()
+    shard.write_bytes(whole[:-100])
+    assert shard.name in message()
+    tensors = load_file(sharded / "model" / shard.name)
+    name = max(tensors)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, shard)
+    assert f"{name} is not where the index says" in message()
+    save_file(tensors | {name: torch.zeros(3)}, shard)
+    assert f"{name} [3] is no parameter of Gemma3ForConditionalGeneration" in message()
+
+
+def test_a_wrong_export_is_counted(merged, quantized, tmp_path):
+    source = weight_files.stored_tensors(merged[0])
+    shutil.copytree(quantized, tmp_path / "int4")
+    targets = weight_files.stored_tensors(tmp_path / "int4")
+    key = "language_model.model.layers.1.mlp.up_proj.weight"
+    parts = int4_files.parts(key, targets)
+    assert int4_files.differing(int4_files.row_blocks(source[key]), parts, 64) == 0
+    code = parts[0].read(5, 6)
+    parts[0].write(code ^ 0x11, 5)  # both of its nibbles
+    assert int4_files.differing(int4_files.row_blocks(source[key]), parts, 64) == 2
+    with pytest.raises(InputError, match=f"2 weights differ from what training saw, the first in {key}"):
+        weight_files.refuse_differences(tmp_path, {"norm.weight": 0, key: 2})
 
 
 def test_merge_keeps_tokenizer_processor_and_template(merged, untrained):

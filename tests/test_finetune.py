@@ -1,6 +1,7 @@
 """What is learned, what is refused, and that a killed training ends with the same bytes."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torchao.quantization import quantize_
 from torchao.quantization.qat import FakeQuantizedLinear, QATConfig
 from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
@@ -143,12 +144,77 @@ def test_the_gradient_of_merged_is_autograds(untrained):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_base_with_lora_a_is_a_formula_away(untrained):
+    """y = Q(W)x + s·B·Q(A)x, and its gradient with the rounding passed straight through, by autograd."""
+    plain, model = adapted_model(untrained), adapted_model(untrained, qat_scheme="int4", qat_target="base+lora_a")
+    (layer, *_), (raw, *_) = layers_of(model, "gate_proj"), layers_of(plain, "gate_proj")
+    a, b = raw.lora_A["default"].weight, raw.lora_B["default"].weight
+    deployed = int4.dequantize(int4.quantize(raw.base_layer.weight, 64))
+    rounded_a = a + (int4.dequantize(int4.quantize(a, 64)) - a).detach()
+    assert not torch.equal(rounded_a, a)
+    x = INPUT.clone().requires_grad_()
+    y = x @ deployed.T + layer.scaling["default"] * x @ rounded_a.T @ b.T
+    torch.testing.assert_close(layer(x), y)
+    expected = torch.autograd.grad(torch.sin(y).sum(), [x, a, b])
+    ours = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    for found, gradient in zip(torch.autograd.grad(torch.sin(layer(x)).sum(), ours), expected, strict=True):
+        torch.testing.assert_close(found, gradient)
+    assert get_peft_model_state_dict(model).keys() == get_peft_model_state_dict(plain).keys()
+
+
+def test_skipped_linears_train_as_they_are(untrained):
+    changes = {"qat_scheme": "int4", "skip": ["up_proj"]}
+    model, plain = adapted_model(untrained, **changes), adapted_model(untrained)
+    for name, same in {"up_proj": True, "down_proj": False}.items():
+        pairs = zip(layers_of(model, name), layers_of(plain, name), strict=True)
+        assert all(torch.equal(mine.base_layer.weight, other.base_layer.weight) == same for mine, other in pairs)
+    linears = qat.record(model, finetune.Recipe(**RECIPE | changes))["linears"]
+    assert len(linears) == 3 * 7
+    assert all(in_int4 == ("up_proj" not in name) for name, in_int4 in linears.items())
+
+
+def test_the_divergence_of_two_tokens_by_hand():
+    teacher, student = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.25, 0.25, 0.5]).log()
+    logits = [torch.stack([row, torch.zeros(3), row, row + 5]).unsqueeze(0) for row in (teacher, student)]
+    labels = torch.tensor([[-100, 1, -100, 2]])
+    by_hand = 0.5 * math.log(2) + 0.25 * math.log(1) + 0.25 * math.log(1 / 2)  # of positions 0 and 2
+    for tokens, divisor in ((None, 2), (8, 8)):
+        found = finetune.distillation_loss(*logits, labels, tokens)
+        assert found.item() == pytest.approx(2 * by_hand / divisor)
+
+
+@pytest.mark.parametrize("changes", [{}, *({"qat_scheme": "int4", "qat_target": target} for target in qat.TARGETS)])
+def test_distillation_is_from_the_frozen_base(untrained, texts, tmp_path, changes):
+    recipe = finetune.Recipe(**RECIPE | changes | {"distillation_weight": 0.9})
+    model = adapted_model(untrained, distillation_weight=0.9, **changes)
+    for layer in qat.lora_linears(model).values():
+        layer.lora_B["default"].weight.data *= 40  # far enough from the base for the divergence to count
+    tokenizer = models.load_tokenizer(untrained / "model")
+    data = finetune.tokenize(texts, tokenizer, recipe, str(tmp_path)).select(range(4))
+    options = type("Options", (), {"device": "cpu", "checkpoints": tmp_path / "checkpoints"})
+    trainer = finetune.make_trainer(model, tokenizer, data, recipe, options)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(model, dict(batch))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        teacher = models.load_model(untrained / "model", torch.float32, "cpu")(**batch).logits
+        student = model(**batch).logits
+    at = labels[:, 1:] != -100
+    p, q = (logits[:, :-1][at].softmax(-1) for logits in (teacher, student))
+    cross_entropy = -q.log().gather(-1, labels[:, 1:][at].unsqueeze(-1)).mean()
+    divergence = (p * (p / q).log()).sum(-1).mean()
+    assert divergence > 5e-3
+    torch.testing.assert_close(loss, 0.1 * cross_entropy + 0.9 * divergence)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize("target", qat.TARGETS)
 def test_qat_without_a_layer_is_refused(untrained, target):
     model = models.load_model(untrained / "model", torch.float32, "cpu")
-    with pytest.raises(InputError, match="no layer could be fake-quantized"):
-        qat.fake_quantize_linears(model, target, 64)
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], exclude_modules=finetune.VISION_MODULES))
+    with pytest.raises(InputError, match="no layer could be fake-quantized"):
+        qat.fake_quantize_linears(model, target, 64, skip=["language_model"])
     with pytest.raises(InputError, match=r"group_size: 128 does not divide the 64 inputs of .*q_proj"):
         qat.fake_quantize_linears(model, target, 128)
 
@@ -170,7 +236,7 @@ def test_a_parameter_without_gradient_is_an_error(untrained, texts, tmp_path, mo
         finetune.make_trainer(model, tokenizer, data, recipe, options).train()
 
 
-@pytest.mark.parametrize("target", qat.TARGETS)
+@pytest.mark.parametrize("target", ["base+lora_a", "merged"])
 def test_killed_and_resumed_gives_the_same_bytes(untrained, texts, tmp_path, target):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = run_script("finetune", *arguments(untrained, texts, whole, qat_scheme="int4", qat_target=target))
@@ -178,6 +244,9 @@ def test_killed_and_resumed_gives_the_same_bytes(untrained, texts, tmp_path, tar
     table = pd.read_csv(whole / "training.csv")
     assert table["step"].tolist() == list(range(1, 13))
     assert not (whole / "checkpoints").exists()
+    record = json.loads((whole / "adapter" / "qat.json").read_text())
+    assert (record["scheme"], record["target"], record["group_size"]) == ("int4", target, 64)
+    assert list(record["linears"].values()) == [True] * 3 * 7
 
     command = [sys.executable, str(ROOT / "scripts" / "finetune.py")]
     command += map(str, arguments(untrained, texts, killed, qat_scheme="int4", qat_target=target))

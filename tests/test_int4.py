@@ -58,6 +58,19 @@ def test_pack_puts_even_columns_into_the_low_nibble():
     assert torch.equal(int4.unpack(int4.pack(every_code)), every_code)
 
 
+def test_tinygemm_computes_with_the_same_weight():
+    """PyTorch's kernel for CPUs takes the scales, zero points and codes of its kernel for GPUs, but for their order."""
+    quantized = int4.quantize(weight(45, 320), 64)
+    pairs, scale_and_zero = int4.pack_for_tinygemm(quantized)
+    assert (pairs.shape, scale_and_zero.shape) == ((48, 512), (16, 48, 2))
+    codes = torch.stack([pairs >> 4, pairs & 0xF], dim=-1).flatten(1).to(torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    x = torch.randn(5, 320, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    padded = torch.nn.functional.pad(x, (0, 1024 - 320))
+    found = torch.ops.aten._weight_int4pack_mm_for_cpu(padded, packed, 64, scale_and_zero)[:, :45]
+    torch.testing.assert_close(found.float(), x.float() @ int4.dequantize(quantized).T, rtol=0.02, atol=0.1)
+
+
 def test_bytes_of_a_weight_at_group_128():
     quantized = int4.quantize(weight(), 128)
     assert int4.stored_bytes(quantized) / weight().numel() <= 0.57

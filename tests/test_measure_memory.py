@@ -32,4 +32,5 @@ def test_predicted_and_measured_stand_side_by_side(untrained, tmp_path):
     assert set(predicted["weights_gb"]) == {"BF16"}
     # in memory the weights are fp32; the tied head is stored once
     assert 2 * predicted["weights_gb"]["BF16"] == pytest.approx(report["weights_gb"], rel=0.01)
+    assert report["int4_path"] is None
     assert predicted["total_gb"] == pytest.approx(predicted["weights_gb"]["BF16"] + predicted["cache_gb"])

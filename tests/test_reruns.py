@@ -12,11 +12,12 @@ pytestmark = pytest.mark.slow
 SUMMARY = {"report_costs": 1, "summarize": 1, "plot_results": 1}
 MEASURED = {"evaluate_mmlu": 5, "gather_mmlu": 5, "measure_memory": 5, "measure_latency": 5} | SUMMARY
 INT4 = {"evaluate_mmlu": 3, "gather_mmlu": 3, "measure_memory": 3, "measure_latency": 3} | SUMMARY
-QUANTIZED = {"quantize": 3} | INT4
-MERGED = {"merge": 2, "quantize": 2} | INT4
+PARITY = {"check_parity": 2}
+QUANTIZED = {"quantize": 3} | PARITY | INT4
+MERGED = {"merge": 2, "quantize": 2} | PARITY | INT4
 TRAINED = {"finetune": 2} | MERGED
 FORMATTED = {"format_mmlu": 1} | TRAINED
-ONE_ARM = {"finetune": 1, "merge": 1, "quantize": 1}
+ONE_ARM = {"finetune": 1, "merge": 1, "quantize": 1, "check_parity": 1}
 ONE_VARIANT = {"evaluate_mmlu": 1, "gather_mmlu": 1, "measure_memory": 1, "measure_latency": 1} | SUMMARY
 FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | TRAINED | MEASURED | {"quantize": 3}
 FROM_DATA = {"download_mmlu": 1, "check_contamination": 1} | FORMATTED | {"evaluate_mmlu": 5, "gather_mmlu": 5}
@@ -54,6 +55,7 @@ def test_nothing_changed(small_run):
         ("scripts/finetune.py", TRAINED),
         ("scripts/merge.py", MERGED),
         ("scripts/quantize.py", QUANTIZED),
+        ("scripts/check_parity.py", PARITY | SUMMARY),
         ("scripts/evaluate_mmlu.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("scripts/gather_mmlu.py", {"gather_mmlu": 5} | SUMMARY),
         ("scripts/measure_memory.py", {"measure_memory": 5} | SUMMARY),
@@ -65,6 +67,9 @@ def test_nothing_changed(small_run):
         ("scripts/int4_qat/statistics.py", {"summarize": 1, "plot_results": 1}),
         ("scripts/int4_qat/int4.py", TRAINED | MEASURED | {"quantize": 3}),
         ("scripts/int4_qat/qat.py", TRAINED),
+        ("scripts/int4_qat/adapters.py", MERGED),
+        ("scripts/int4_qat/int4_files.py", QUANTIZED),
+        ("scripts/int4_qat/parity.py", TRAINED | {"quantize": 3}),
         ("scripts/int4_qat/training_callbacks.py", TRAINED),
         ("scripts/int4_qat/mmlu_harness.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("scripts/int4_qat/scoring.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
@@ -92,8 +97,8 @@ def test_an_edited_file(small_run, edit, path, expected):
             ONE_ARM | ONE_VARIANT | {k: 2 for k in ONE_VARIANT if k not in SUMMARY},
         ),
         ("finetune.arms.qat.learning_rate", 1e-4, ONE_ARM | ONE_VARIANT),
-        ("quantization.group_size", 32, {"finetune": 1, "merge": 1, "quantize": 3} | INT4),
-        ("quantization.skip", ["lm_head"], QUANTIZED),
+        ("quantization.group_size", 32, QUANTIZED | {"finetune": 1, "merge": 1}),
+        ("quantization.skip", ["lm_head"], QUANTIZED | {"finetune": 1, "merge": 1}),
         ("evaluation.mmlu.num_fewshot", 1, {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.mmlu.engine", "stock", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.mmlu.shards", 2, {"evaluate_mmlu": 10, "gather_mmlu": 5} | SUMMARY),

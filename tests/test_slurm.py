@@ -17,7 +17,7 @@ import yaml
 
 from conftest import Run, command, copy_workflow, small_config, write_config
 
-GPU_RULES = {"finetune", "evaluate_mmlu", "measure_memory", "measure_latency"}
+GPU_RULES = {"finetune", "check_parity", "evaluate_mmlu", "measure_memory", "measure_latency"}
 CPU_RULES = {"check_contamination", "download_mmlu", "download_model", "format_mmlu", "merge", "quantize", "summarize"}
 CPU_RULES |= {"plot_results"}
 LOCAL_RULES = {"link_base", "gather_mmlu", "report_costs"}

@@ -37,7 +37,7 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
     config["variants"] = [f"{weights}-{precision}" for weights in ["base", *arms] for precision in ["bf16", "int4"]]
     path = write_config(config, tmp_path / "config.yaml")
     expected = {"download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
-    expected |= {"finetune": 24, "merge": 24, "quantize": 26}
+    expected |= {"finetune": 24, "merge": 24, "quantize": 26, "check_parity": 24}
     expected |= {"evaluate_mmlu": 52, "gather_mmlu": 52, "measure_memory": 52, "measure_latency": 52}
     expected |= {"check_serving": 26, "check_contamination": 1, "report_costs": 2, "summarize": 2, "plot_results": 2}
     assert planned(snakemake("--dry-run", "--directory", tmp_path, "--configfile", path)) == expected

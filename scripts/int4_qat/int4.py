@@ -13,6 +13,7 @@ that rounding. `fake_quantize` here includes it, so that training sees the weigh
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ LEVELS = 2**BITS - 1
 OFFSET = 2 ** (BITS - 1)
 SMALLEST_RANGE = 1e-6
 STORAGE_DTYPE = torch.bfloat16
+TILE_ROWS, TILE_COLUMNS = 8, 1024  # what torchao pads to for the tinygemm kernel
 CACHED_WEIGHTS = 2**16  # as fp32 with what is computed from them, about a core's cache
 
 
@@ -39,11 +41,19 @@ def quantize(weight: torch.Tensor, group_size: int) -> Int4Weight:
     if columns % group_size:
         raise ValueError(f"group size {group_size} does not divide {columns} input features")
     groups = weight.detach().float().view(rows, columns // group_size, group_size)
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    low, high = torch.aminmax(groups, dim=-1, keepdim=True)
     scale = (high - low).clamp(min=SMALLEST_RANGE) / LEVELS
-    codes = ((groups - low) / scale).round().clamp(0, LEVELS) - OFFSET
+    codes = (groups - low).div_(scale).round_().clamp_(0, LEVELS).sub_(OFFSET)
     zero_point = low + scale * OFFSET
     return Int4Weight(codes.view(rows, columns).to(torch.int8), _store(scale), _store(zero_point))
+
+
+def empty(weight: torch.Tensor, group_size: int) -> Int4Weight:
+    """What `quantize` returns, without values: on the meta device, for its shapes."""
+    rows, columns = weight.shape
+    codes = torch.empty(rows, columns, dtype=torch.int8, device="meta")
+    of_groups = torch.empty(columns // group_size, rows, dtype=STORAGE_DTYPE, device="meta")
+    return Int4Weight(codes, of_groups, of_groups)
 
 
 def dequantize(quantized: Int4Weight) -> torch.Tensor:
@@ -71,21 +81,25 @@ def fake_quantize_merged(
     weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, group_size: int
 ) -> torch.Tensor:
     """The deployed weight Q(W + s·BA), in the weight's dtype; on a CPU in blocks of rows that fit its cache."""
-    rows, columns = weight.shape
     if weight.is_cuda:
         return _compiled()(weight, a, b, scaling, group_size)
     deployed = torch.empty_like(weight)
-    step = max(1, CACHED_WEIGHTS // columns)
-    for start in range(0, rows, step):
-        block = slice(start, start + step)
+    for block in row_blocks(*weight.shape):
         deployed[block] = _fake_quantize_merged(weight[block], a, b[block], scaling, group_size)
     return deployed
 
 
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Rows of a weight in blocks that fit a core's cache; group by group they are what the whole weight gives."""
+    step = max(1, CACHED_WEIGHTS // columns)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
 def pack(codes: torch.Tensor) -> torch.Tensor:
     """int8 (rows, columns) codes as uint4 pairs in int8 (rows, columns / 2): even columns in the low nibble."""
-    nibbles = codes.to(torch.uint8) & 0xF
-    return (nibbles[:, ::2] | (nibbles[:, 1::2] << BITS)).view(torch.int8)
+    pairs = codes.contiguous().view(torch.int16)  # little-endian: the even column is the low byte
+    return ((pairs & 0xF) | ((pairs >> BITS) & 0xF0)).to(torch.uint8).view(torch.int8)
 
 
 def unpack(packed: torch.Tensor) -> torch.Tensor:
@@ -93,6 +107,22 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     low = (packed << BITS) >> BITS
     high = packed >> BITS
     return torch.stack([low, high], dim=-1).flatten(-2)
+
+
+def pack_for_tinygemm(quantized: Int4Weight) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same weight for `aten._weight_int4pack_mm`, padded as torchao's tile_packed_to_4d pads it.
+
+    uint8 (rows, columns / 2) codes 0 ... 15 with even columns in the high nibble, for
+    `aten._convert_weight_to_int4pack`, and bfloat16 (groups, rows, 2) scales and zero points. Rows are padded to a
+    multiple of 8, columns to one of 1024; the kernel computes with (code - 8) * scale + zero_point.
+    """
+    rows, columns = quantized.codes.shape
+    more_rows, more_columns = -rows % TILE_ROWS, -columns % TILE_COLUMNS
+    more_groups = more_columns * quantized.scale.shape[0] // columns
+    codes = torch.nn.functional.pad(quantized.codes + OFFSET, (0, more_columns, 0, more_rows)).to(torch.uint8)
+    of_groups = torch.stack([quantized.scale, quantized.zero_point], dim=-1)
+    padded = torch.nn.functional.pad(of_groups, (0, 0, 0, more_rows, 0, more_groups))
+    return codes[:, ::2] << BITS | codes[:, 1::2], padded.contiguous()
 
 
 def stored_bytes(quantized: Int4Weight) -> int:

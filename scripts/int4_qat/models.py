@@ -1,25 +1,28 @@
 """One loader for bf16 and int4 checkpoints, on any device; nothing is fetched and no code of a checkpoint is run."""
 
-import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torchao.quantization import Int4Tensor
+from torchao.quantization import Int4Tensor, Int4TilePackedTo4dTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from int4_qat import int4
+from int4_qat import int4, weight_files
 from int4_qat.errors import InputError
 
+DEQUANTIZED, MSLK, TILE_PACKED = "dequantized", "mslk", "tile_packed"
+INNER_K_TILES = 8  # of the tinygemm kernel, as torchao packs
 IMAGE_PARTS = ("vision_tower", "multi_modal_projector")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -32,17 +35,12 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
 def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: bool = True) -> PreTrainedModel:
     """A local checkpoint in evaluation mode; InputError on a missing, unexpected or mismatched key.
 
-    int4 weights run in torchao's kernels on a GPU. A CPU has none for them: there they are dequantized to `dtype`
-    at loading, with the arithmetic of `int4`, so memory and speed are those of unquantized weights.
+    int4 weights take the path that `int4_path` names, unless `dequantize` is False.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
-    if not (Path(folder) / "config.json").exists():
-        raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    auto_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     try:
-        model, report = auto_class.from_pretrained(
+        model, report = auto_class(read_config(folder)).from_pretrained(
             folder,
             dtype=dtype,
             device_map=device,
@@ -56,9 +54,89 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
     problems = {name: keys for name, keys in report.items() if keys}
     if problems:
         raise InputError(f"{folder}: the weights do not fit the config: {problems}")
-    if device == "cpu" and dequantize:
+    path = int4_path(folder, device)
+    if path == DEQUANTIZED and dequantize:
         dequantize_weights(model, dtype)
+    elif path == TILE_PACKED:
+        tile_pack_weights(model)
     return model.eval()
+
+
+def is_int4(folder: Path) -> bool:
+    """Whether a checkpoint is one of quantize."""
+    return hasattr(read_config(folder), "quantization_config")
+
+
+def int4_path(folder: Path, device: str) -> str | None:
+    """How a checkpoint's int4 weights are computed with on a device; None if it has none.
+
+    dequantized  a CPU: made floats at loading, so memory and speed are those of unquantized weights
+    mslk         a GPU with the kernels that torchao's plain tensor calls
+    tile_packed  a GPU without them: packed anew in memory, for the tinygemm kernel of PyTorch itself
+
+    InputError if a GPU has neither kernel.
+    """
+    if not is_int4(folder):
+        return None
+    if device == "cpu":
+        return DEQUANTIZED
+    if hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
+        return MSLK
+    if torch.cuda.get_device_capability() < (8, 0):
+        raise InputError(f"device: int4 needs compute capability 8.0 or mslk, {torch.cuda.get_device_name()} has less")
+    return TILE_PACKED
+
+
+def read_config(folder: Path | str) -> PretrainedConfig:
+    """The config of a local folder; InputError if there is none."""
+    if not (Path(folder) / "config.json").exists():
+        raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def auto_class(config: PretrainedConfig) -> type:
+    """The class of transformers that makes the model of a config."""
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
+def without_weights(folder: Path) -> PreTrainedModel:
+    """The architecture of a local folder in bf16, on the meta device: modules, names and shapes, and no memory."""
+    config = read_config(folder)
+    with torch.device("meta"):
+        return auto_class(config).from_config(config, dtype=torch.bfloat16)
+
+
+def parameter_names(
+    model: PreTrainedModel, stored: dict[str, weight_files.StoredTensor], folder: Path
+) -> dict[str, str]:
+    """What transformers, which renames at loading, calls each stored tensor; InputError unless all fit the model."""
+    state = model.state_dict()
+    transforms = get_model_conversion_mapping(model)
+    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+    names = {}
+    for key, tensor in stored.items():
+        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        if name not in state:
+            name = key
+        if converted or name not in state or state[name].shape != tensor.shape:
+            raise InputError(f"{folder}: {key} {list(tensor.shape)} is no parameter of {type(model).__name__}")
+        names[key] = name
+    missing = sorted(state.keys() - set(names.values()) - model.all_tied_weights_keys.keys())
+    if missing:
+        raise InputError(f"{folder}: the weights hold no {missing[0]}")
+    return names
+
+
+def stored_as(stored: dict[str, weight_files.StoredTensor]) -> dict[str, torch.Tensor]:
+    """The tensors of an export in bf16, on the meta device: floats as a checkpoint stores them, the rest as it is."""
+    dtypes = {name: weight_files.DTYPES[tensor.dtype] for name, tensor in stored.items()}
+    return {
+        name: torch.empty(
+            tensor.shape, dtype=int4.STORAGE_DTYPE if dtypes[name].is_floating_point else dtypes[name], device="meta"
+        )
+        for name, tensor in stored.items()
+    }
 
 
 @torch.no_grad()
@@ -75,25 +153,31 @@ def dequantize_weights(model: torch.nn.Module, dtype: torch.dtype) -> int:
     return len(quantized)
 
 
+@torch.no_grad()
+def tile_pack_weights(model: torch.nn.Module) -> None:
+    """Replace every plain int4 weight, on a GPU, by the same one as torchao lays it out for the tinygemm kernel."""
+    for module in model.modules():
+        if isinstance(getattr(module, "weight", None), Int4Tensor):
+            weight = module.weight
+            codes, scale_and_zero = int4.pack_for_tinygemm(from_torchao(weight))
+            tensor = Int4TilePackedTo4dTensor(
+                qdata=torch.ops.aten._convert_weight_to_int4pack(codes, INNER_K_TILES),
+                scale_and_zero=scale_and_zero,
+                block_size=weight.block_size,
+                shape=weight.shape,
+            )
+            module.weight = torch.nn.Parameter(tensor, requires_grad=False)
+
+
 def is_dequantized(folder: Path, device: str) -> bool:
     """Whether a checkpoint's weights run as floats on this device though they are stored as int4."""
-    return device == "cpu" and (folder / "manifest.json").exists()
-
-
-def stored_tensors(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """Name, dtype and bytes of each tensor in a folder's weight files."""
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        header.pop("__metadata__", None)
-        for name, tensor in header.items():
-            begin, end = tensor["data_offsets"]
-            yield name, tensor["dtype"], end - begin
+    return int4_path(folder, device) == DEQUANTIZED
 
 
 def text_bytes(folder: Path) -> int:
     """Bytes of the stored weights that every generated token needs: all but those that see images."""
-    return sum(size for name, _, size in stored_tensors(folder) if not set(name.split(".")) & set(IMAGE_PARTS))
+    tensors = weight_files.stored_tensors(folder)
+    return sum(tensor.nbytes for name, tensor in tensors.items() if not set(name.split(".")) & set(IMAGE_PARTS))
 
 
 def to_torchao(quantized: int4.Int4Weight, group_size: int) -> Int4Tensor:
@@ -116,7 +200,7 @@ def weight_bytes(model: torch.nn.Module) -> int:
     """Bytes of a model's parameters and buffers in memory, tied ones once, int4 ones as packed."""
     tensors: dict[int, torch.Tensor] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
-        parts = (tensor.qdata, tensor.scale, tensor.zero_point) if isinstance(tensor, Int4Tensor) else (tensor,)
+        parts = [getattr(tensor, name) for name in getattr(tensor, "tensor_data_names", ())] or [tensor]
         tensors.update({part.data_ptr(): part for part in parts})
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 

@@ -1,30 +1,52 @@
 """Fake quantization in training: the linears below LoRA compute with weights rounded as the export rounds them.
 
-What is deployed is Q(W + s·BA): the adapter is merged, then quantized. Two targets of training:
+What is deployed is Q(W + s·BA): the adapter is merged, then quantized. Targets of training:
 
-    base    y = Q(W)x + s·BAx    as the card and unsloth train; W is frozen, so Q(W) is computed once
-    merged  y = Q(W + s·BA)x     the deployed weight itself, with a straight-through gradient
+    base         y = Q(W)x + s·BAx       as the card trains; W is frozen, so Q(W) is computed once
+    base+lora_a  y = Q(W)x + s·B·Q(A)x   as unsloth 2026.10.7, which fake-quantizes A too
+    merged       y = Q(W + s·BA)x        the deployed weight itself
 
-`merged` needs no gradient of the size of a weight: with G = dy the chain rule through the rounding, taken as the
-identity, gives dB = s·Gᵀ(xAᵀ), dA = s·(GB)ᵀx, dx = G·Q(W + s·BA).
+The gradient passes straight through each rounding.
+
+`merged` needs no gradient of the size of a weight: with G = dy the chain rule gives dB = s·Gᵀ(xAᵀ), dA = s·(GB)ᵀx,
+dx = G·Q(W + s·BA).
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from peft import PeftModel
 from peft.tuners import lora
 
 from int4_qat import int4
 from int4_qat.errors import InputError
 
-TARGETS = ("base", "merged")
+TARGETS = ("base", "base+lora_a", "merged")
 
 
-def fake_quantize_linears(model: torch.nn.Module, target: str, group_size: int) -> list[str]:
+def lora_linears(model: PeftModel) -> dict[str, lora.Linear]:
+    """The linears that LoRA trains, by their names in the base model."""
+    modules = model.get_base_model().named_modules()
+    return {name: module for name, module in modules if isinstance(module, lora.Linear)}
+
+
+def is_skipped(name: str, skip: Sequence[str]) -> bool:
+    """Whether a part of a module's name stands in quantization.skip."""
+    return bool(set(skip) & set(name.split(".")))
+
+
+def fake_quantize_linears(
+    model: PeftModel, target: str, group_size: int, skip: Sequence[str] = (), keep_frozen: bool = False
+) -> list[str]:
     """Let every linear below LoRA train on int4 weights, in place; the names of those linears.
 
-    InputError if there are none, or if the group size does not divide one's input features: a training that only
-    looks like QAT is worse than none.
+    A linear stays as it is if a part of its name stands in `skip`, as in the export. keep_frozen keeps the weights
+    that `base` replaces, a second copy of them all, for `frozen_base`. InputError if there are no such linears, or if
+    the group size does not divide one's input features: a training that only looks like QAT is worse than none.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, lora.Linear)}
+    layers = {name: layer for name, layer in lora_linears(model).items() if not is_skipped(name, skip)}
     if not layers:
         raise InputError("qat_scheme: no layer could be fake-quantized; no linear lies below a LoRA adapter")
     for name, layer in layers.items():
@@ -32,11 +54,65 @@ def fake_quantize_linears(model: torch.nn.Module, target: str, group_size: int) 
         if inputs % group_size:
             raise InputError(f"quantization.group_size: {group_size} does not divide the {inputs} inputs of {name}")
         if target == "merged":
-            model.set_submodule(name, MergedInt4Linear(layer, group_size))
-        else:
-            weight = layer.base_layer.weight
-            weight.data = int4.fake_quantize(weight.data, group_size)
+            model.get_base_model().set_submodule(name, MergedInt4Linear(layer, group_size))
+            continue
+        weight = layer.base_layer.weight
+        if keep_frozen:
+            layer.frozen_weight = weight.data
+        weight.data = int4.fake_quantize(weight.data, group_size)
+        if target == "base+lora_a":
+            layer.lora_A.update({adapter: Int4Linear(a, group_size) for adapter, a in layer.lora_A.items()})
     return list(layers)
+
+
+def record(model: PeftModel, recipe: Any) -> dict:
+    """How the linears below LoRA were trained, and for each whether it was in int4: what an export is held against."""
+    in_int4 = {
+        name: recipe.qat_scheme is not None and not is_skipped(name, recipe.skip) for name in lora_linears(model)
+    }
+    return {
+        "scheme": recipe.qat_scheme,
+        "target": recipe.qat_target if recipe.qat_scheme else None,
+        "group_size": recipe.group_size,
+        "skip": recipe.skip,
+        "dtype": recipe.dtype,
+        "linears": in_int4,
+    }
+
+
+@contextmanager
+def frozen_base(model: PeftModel) -> Iterator[None]:
+    """Within it the model is its base, without adapters and fake quantization; no gradient may be pending.
+
+    Of a model that trains with target `base` it takes keep_frozen.
+    """
+    swapped = [layer for layer in lora_linears(model).values() if hasattr(layer, "frozen_weight")]
+
+    def swap() -> None:
+        for layer in swapped:
+            weight = layer.base_layer.weight
+            weight.data, layer.frozen_weight = layer.frozen_weight, weight.data
+
+    swap()
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        swap()
+
+
+class Int4Linear(torch.nn.Linear):
+    """A linear, its parameter included, but for its forward pass: Q(W)x, with the gradient of Wx for W."""
+
+    def __init__(self, layer: torch.nn.Linear, group_size: int):
+        torch.nn.Module.__init__(self)
+        self.__dict__.update(layer.__dict__)
+        self.group_size = group_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.detach()
+        straight_through = int4.fake_quantize(weight, self.group_size) + (self.weight - weight)
+        return torch.nn.functional.linear(x, straight_through, self.bias)
 
 
 class MergedInt4Linear(lora.Linear):
@@ -51,6 +127,8 @@ class MergedInt4Linear(lora.Linear):
         self.group_size = group_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.disable_adapters:
+            return self.base_layer(x)
         a, b = self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
         y = _MergedInt4.apply(x, self.base_layer.weight, a, b, self.scaling[self.adapter], self.group_size)
         return y if self.base_layer.bias is None else y + self.base_layer.bias

@@ -1,0 +1,119 @@
+"""Does training see what is deployed? Compare an arm's training with its int4 export: weights and logits.
+
+Every stored weight must stand for Q(W + s·BA), made again from base model and adapter; one that does not is an error,
+as is a linear that was exported otherwise than it was trained in int4. The logits of the training's forward pass and
+of the deployed model on a few training texts are compared: with qat_target `merged` they agree up to rounding, with
+`base` the relative difference says how far what was trained is from what is shipped.
+
+    python scripts/check_parity.py --model resources/models/demo --adapter results/demo/qat/adapter \\
+        --checkpoint results/demo/qat-int4/checkpoint --texts results/demo/train.parquet \\
+        --output results/demo/qat-int4/parity.json
+"""
+
+import argparse
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from int4_qat import adapters, devices, errors, files, int4_files, models, parity, qat, weight_files
+
+TEXTS = 4  # one at a time, so that a large vocabulary's logits fit
+TOKENS = 256  # of a text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, type=Path, help="folder of the base model")
+    parser.add_argument("--adapter", required=True, type=Path, help="folder of the peft adapter, with qat.json")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder in int4, with manifest.json")
+    parser.add_argument("--texts", required=True, type=Path, help="parquet with the column text")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--output", required=True, type=Path, help="JSON")
+    arguments = parser.parse_args()
+    devices.claim(arguments.device)
+    training = files.read_json(arguments.adapter / parity.RECORD)
+    manifest = files.read_json(arguments.checkpoint / "manifest.json")
+    parity.refuse_mismatch(arguments.adapter, manifest)
+    differing = differing_weights(arguments.model, arguments.adapter, arguments.checkpoint, manifest)
+    weight_files.refuse_differences(arguments.checkpoint, differing)
+    batch = first_tokens(arguments.texts, arguments.model)
+    dtype = models.DTYPES[training["dtype"]]
+    trained = logits(training_model(arguments.model, arguments.adapter, training, arguments.device), batch)
+    deployed = logits(models.load_model(arguments.checkpoint, dtype, arguments.device), batch)
+    difference = relative_difference(trained, deployed)
+    files.write_json(
+        arguments.output,
+        {
+            "weights_that_differ": sum(differing.values()),
+            "relative_logit_difference": difference,
+            "scheme": training["scheme"],
+            "target": training["target"],
+            "texts": len(batch),
+            "tokens": sum(text.numel() for text in batch),
+            "dtype": training["dtype"],
+            "device": devices.name(arguments.device),
+        },
+    )
+    print(f"{sum(differing.values())} weights differ; relative difference of the logits: {difference:.2e}")
+
+
+def differing_weights(model: Path, adapter: Path, checkpoint: Path, manifest: dict) -> dict[str, int]:
+    """How many weights of each tensor are not what base model and adapter make of it."""
+    sources, targets = weight_files.stored_tensors(model), weight_files.stored_tensors(checkpoint)
+    architecture = models.without_weights(model)
+    names = models.parameter_names(architecture, sources, model)
+    pairs = adapters.read(architecture, adapter)
+    quantized = {f"{layer['name']}.weight" for layer in manifest["layers"] if layer["quantized"]}
+
+    def compare(key: str) -> int:
+        name, source = names[key], sources[key]
+        if name in quantized:
+            parts = int4_files.parts(key, targets)
+            blocks = adapters.merged_blocks(source, pairs[name]) if name in pairs else int4_files.row_blocks(source)
+            return int4_files.differing(blocks, parts, manifest["group_size"])
+        if name in pairs:
+            return adapters.differing(source, pairs[name], targets[key])
+        return weight_files.differing(source, targets[key])
+
+    return weight_files.in_parallel(compare, sources, "compare")
+
+
+def training_model(model: Path, adapter: Path, training: dict, device: str) -> PreTrainedModel:
+    """The model as it was after the last step of its training."""
+    base = models.load_model(model, models.DTYPES[training["dtype"]], device)
+    adapted = PeftModel.from_pretrained(base, adapter)
+    if training["scheme"] is not None:
+        qat.fake_quantize_linears(adapted, training["target"], training["group_size"], training["skip"])
+    return adapted.eval()
+
+
+def first_tokens(texts: Path, model: Path) -> list[torch.Tensor]:
+    """The first tokens of the first texts, each (1, tokens)."""
+    rows = next(pq.ParquetFile(texts).iter_batches(TEXTS, columns=["text"]))["text"].to_pylist()
+    tokenizer = models.load_tokenizer(model)
+    return [tokenizer(text, truncation=True, max_length=TOKENS, return_tensors="pt")["input_ids"] for text in rows]
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, batch: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Logits of each text on the CPU, (tokens, vocabulary); in bf16 a GPU casts as it does in training."""
+    device = next(model.parameters()).device
+    casts = device.type == "cuda" and model.dtype == torch.bfloat16
+    with torch.autocast(device.type, torch.bfloat16, enabled=casts):
+        return [model(input_ids=tokens.to(device)).logits[0].cpu() for tokens in batch]
+
+
+def relative_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """|found - expected| / |expected|, over all logits."""
+
+    def norm(tensors: list[torch.Tensor]) -> float:
+        return torch.stack([torch.linalg.vector_norm(tensor.float()) for tensor in tensors]).norm().item()
+
+    return norm([mine - other for mine, other in zip(found, expected, strict=True)]) / norm(expected)
+
+
+if __name__ == "__main__":
+    errors.run(main)

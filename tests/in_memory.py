@@ -1,0 +1,32 @@
+"""Merge and quantize as transformers, peft and torchao do, with the model in memory: what a streaming export equals."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torchao.quantization import Int4WeightOnlyConfig
+from transformers import AutoModelForImageTextToText, TorchAoConfig
+from transformers.quantizers import AutoHfQuantizer
+
+from int4_qat import int4, models
+
+
+def merge(model: Path, adapter: Path, output: Path, dtype: torch.dtype, **options) -> None:
+    """merge_and_unload in `dtype`, stored as bf16."""
+    base = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    merged.to(torch.bfloat16).save_pretrained(output, **options)
+
+
+@torch.no_grad()
+def quantize(checkpoint: Path, group_size: int, skip: list[str], output: Path, **options) -> None:
+    """Linears become torchao's tensors one by one, save_pretrained flattens them."""
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and not set(name.split(".")) & set(skip):
+            tensor = models.to_torchao(int4.quantize(module.weight, group_size), group_size)
+            module.weight = torch.nn.Parameter(tensor, requires_grad=False)
+    config = TorchAoConfig(Int4WeightOnlyConfig(group_size=group_size), modules_to_not_convert=skip)
+    model.config.quantization_config = config
+    model.hf_quantizer = AutoHfQuantizer.from_config(config)
+    model.save_pretrained(output, **options)

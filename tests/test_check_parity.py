@@ -1,0 +1,121 @@
+"""What was trained is what is shipped, or a line says where it is not."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import check_parity
+import finetune
+import merge
+import quantize
+from conftest import RECIPE, SKIP, run_in_process, run_script
+from int4_qat import files, int4, int4_files, models, parity, qat, weight_files
+from int4_qat.errors import InputError
+
+LAYER = "model.language_model.layers.0.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def texts(untrained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "train.parquet"
+    source = untrained / "mmlu" / "all" / "auxiliary_train-00000-of-00001.parquet"
+    result = run_script("format_mmlu", "--mmlu", source, "--tokenizer", untrained / "model", "--output", path)
+    assert result.returncode == 0, result.stderr
+    return path
+
+
+class Arm:
+    """An arm's folders, as the rules make them, from an adapter that is random in place of trained."""
+
+    def __init__(self, untrained, folder, monkeypatch, **changes):
+        recipe = finetune.Recipe(**RECIPE | changes)
+        self.folder, self.monkeypatch, self.base = folder, monkeypatch, untrained / "model"
+        self.model = finetune.add_adapters(self.base, recipe, "cpu")
+        torch.manual_seed(1)
+        for name, parameter in self.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        self.model.save_pretrained(folder / "adapter")
+        files.write_json(folder / "adapter" / parity.RECORD, qat.record(self.model, recipe))
+        paths = ["--model", self.base, "--adapter", folder / "adapter", "--output", folder / "bf16"]
+        run_in_process(merge, monkeypatch, *paths)
+
+    def quantize(self, group_size=64, skip=SKIP):
+        options = ["--scheme", "int4", "--packing", "plain", "--group-size", group_size, "--skip", *skip]
+        paths = ["--checkpoint", self.folder / "bf16", "--output", self.folder / "int4"]
+        run_in_process(quantize, self.monkeypatch, *paths, *options)
+
+    def check(self, texts):
+        paths = ["--model", self.base, "--adapter", self.folder / "adapter", "--checkpoint", self.folder / "int4"]
+        options = ["--texts", texts, "--output", self.folder / "parity.json"]
+        run_in_process(check_parity, self.monkeypatch, *paths, *options)
+        return json.loads((self.folder / "parity.json").read_text())
+
+
+def test_merged_ships_what_it_trained(untrained, texts, tmp_path, monkeypatch):
+    arm = Arm(untrained, tmp_path, monkeypatch, qat_scheme="int4", qat_target="merged")
+    arm.quantize()
+    report = arm.check(texts)
+    assert (report["weights_that_differ"], report["relative_logit_difference"]) == (0, 0)
+    assert report["target"] == "merged"
+
+
+@pytest.mark.parametrize("scheme", ["int4", None])
+def test_base_and_lora_ship_something_else(untrained, texts, tmp_path, monkeypatch, scheme):
+    arm = Arm(untrained, tmp_path, monkeypatch, qat_scheme=scheme)
+    arm.quantize()
+    report = arm.check(texts)
+    # independently: a plain model that holds Q(W) + s·BA, or W + s·BA
+    trained = models.load_model(arm.base, torch.float32, "cpu")
+    for name, layer in qat.lora_linears(arm.model).items():
+        linear = trained.get_submodule(name)
+        a, b = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
+        if scheme:
+            linear.weight.data = int4.dequantize(int4.quantize(linear.weight.data, 64))
+        linear.weight.data += layer.scaling["default"] * b @ a
+    deployed = models.load_model(tmp_path / "int4", torch.float32, "cpu")
+    batch = check_parity.first_tokens(texts, arm.base)
+    assert report["tokens"] == sum(text.shape[1] for text in batch) > 100
+    found, expected = (torch.cat(check_parity.logits(model, batch)) for model in (trained, deployed))
+    difference = ((found - expected).norm() / expected.norm()).item()
+    assert report["relative_logit_difference"] == pytest.approx(difference, rel=1e-3)
+    assert 1e-3 < difference < 1
+    assert report["weights_that_differ"] == 0
+
+
+def test_a_mismatch_is_refused_before_anything_is_written(untrained, tmp_path, monkeypatch):
+    arm = Arm(untrained, tmp_path, monkeypatch, qat_scheme="int4", skip=[*SKIP, "up_proj"])
+    record = files.read_json(tmp_path / "bf16" / parity.RECORD)
+    first, *_ = record["linears"]
+    skipped = "model.language_model.layers.0.mlp.up_proj"
+
+    def refused(message, **options):
+        with pytest.raises(InputError, match=message):
+            arm.quantize(**options)
+        assert not (tmp_path / "int4").exists()
+
+    refused(f"{first} was trained with group_size 64, not 32", group_size=32, skip=[*SKIP, "up_proj"])
+    refused(f"{skipped} was trained not in int4 and is exported in int4", skip=SKIP)
+    refused(f"{LAYER} was trained in int4 and is exported not in int4", skip=[*SKIP, "up_proj", "down_proj"])
+    files.write_json(tmp_path / "bf16" / parity.RECORD, record | {"scheme": "int8"})
+    refused(f"{first} was trained with scheme int8, not int4", skip=[*SKIP, "up_proj"])
+
+
+def test_an_export_of_other_weights_is_refused(untrained, texts, tmp_path, monkeypatch):
+    arm = Arm(untrained, tmp_path, monkeypatch, qat_scheme="int4")
+    arm.quantize()
+    whole = shutil.copytree(tmp_path / "int4", tmp_path / "whole")
+    key = "language_model.model.layers.0.mlp.down_proj.weight"
+    qdata, *_ = int4_files.parts(key, weight_files.stored_tensors(tmp_path / "int4"))
+    qdata.write(qdata.read(0, 1) ^ 1)
+    with pytest.raises(InputError, match=f"1 weights differ from what training saw, the first in {key}"):
+        arm.check(texts)
+    shutil.rmtree(tmp_path / "int4")
+    whole.rename(tmp_path / "int4")
+    manifest = files.read_json(tmp_path / "int4" / "manifest.json")
+    files.write_json(tmp_path / "int4" / "manifest.json", manifest | {"group_size": 32})
+    with pytest.raises(InputError, match=r"self_attn\.q_proj was trained with group_size 64, not 32"):
+        arm.check(texts)
+    assert not (tmp_path / "parity.json").exists()
