@@ -23,6 +23,9 @@ include: "rules/check_contamination.smk"
 include: "rules/report_costs.smk"
 include: "rules/summarize.smk"
 include: "rules/plot_results.smk"
+include: "rules/model_card.smk"
+include: "rules/record_provenance.smk"
+include: "rules/publish.smk"
 
 
 rule all:
@@ -30,6 +33,8 @@ rule all:
     input:
         expand("results/{model}/summary.json", model=config["models"]),
         expand(rules.plot_results.output, model=config["models"]),
+        expand(rules.model_card.output, model=config["models"]),
+        expand(rules.record_provenance.output, model=config["models"]),
         expand("results/{model}/{variant}/serving.json", model=config["models"], variant=served),
 
 
