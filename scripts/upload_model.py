@@ -117,11 +117,11 @@ def upload(contents: dict[str, Path], arguments: argparse.Namespace) -> str:
             commit_message=f"{arguments.variant}: int4 checkpoint and model card",
         ).commit_url
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{repository}: the upload failed ({type(error).__name__}: {first_line(error)})") from None
+        raise InputError(f"{repository}: the upload failed ({type(error).__name__}: {one_line(error)})") from None
 
 
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

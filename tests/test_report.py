@@ -1,0 +1,86 @@
+"""The report opens in a browser, in the order in which one reads it, and without an error."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+PLOTS = ["accuracy", "latency", "memory", "recovery_by_group", "recovery_by_subject", "training_loss"]
+
+
+@pytest.fixture(scope="module")
+def report(small_run, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    result = small_run.snakemake("--report", path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(report) -> Iterator[Page]:
+    """The report in headless Chromium, without a network; what the console says as an error fails the test."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        reason = "needs Chromium: `apt-get install chromium`"
+        pytest.fail(reason) if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        # Chromium's sandbox does not run as root.
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=browser, args=options)
+        context = browser.new_context(offline=True, viewport={"width": 1500, "height": 900})
+        page = context.new_page()
+        errors = []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(report.as_uri())
+        yield page
+        browser.close()
+    assert errors == []
+
+
+def open_result(page: Page, category: str, number: int = 0) -> None:
+    """Go from the menu to a category, and show one of its results."""
+    page.goto(page.url.partition("#")[0])
+    page.get_by_text(category, exact=True).first.click()
+    page.locator("table a").nth(number).wait_for()
+    page.locator("tbody tr").nth(number).locator("a").first.click()
+
+
+def test_the_first_page_says_what_to_read_and_shows_the_rule_graph(page):
+    assert page.locator("h1").first.inner_text().startswith("From a base model to int4")
+    page.locator("#rulegraph canvas, #rulegraph svg").first.wait_for()
+    menu = page.locator("ul").first.inner_text()
+    places = [menu.index(part) for part in ("1 Results", "2 Plots", "3 Run")]
+    assert places == sorted(places)
+
+
+def test_the_results_are_a_table_of_the_variants(page):
+    open_result(page, "1 Results")
+    frame = page.frame_locator("iframe")
+    table = frame.locator("table", has_text="normalized degradation")
+    names = table.locator("tbody tr td:first-child").all_inner_texts()
+    assert names == ["base-bf16", "base-int4", "lora-bf16", "lora-int4", "qat-int4"]
+
+
+@pytest.mark.parametrize("number", range(len(PLOTS)), ids=PLOTS)
+def test_a_plot_is_a_picture(page, number):
+    open_result(page, "2 Plots", number)
+    picture = page.locator("img[src^='data:image/svg']")
+    picture.wait_for()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
+
+
+def test_the_run_has_config_versions_and_costs(page):
+    open_result(page, "3 Run")
+    text = page.frame_locator("iframe").locator("body").inner_text()
+    for wanted in ('"learning_rate": 0.003', "torchao", "finetune", "GPU-hours", "commit of the workflow"):
+        assert wanted in text
+
+
+def test_run_times_are_drawn(page):
+    page.goto(page.url.partition("#")[0])
+    page.get_by_text("Statistics", exact=True).click()
+    page.locator("#runtimes canvas, #runtimes svg").first.wait_for()
