@@ -48,7 +48,9 @@ def render(results: Path, settings: dict) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": percent, "interval": interval, "size": size, "code": code, "p_value": p_value}
+    environment.filters |= {
+        function.__name__: function for function in (percent, interval, size, p_value, code, public)
+    }
     try:
         text = environment.get_template(TEMPLATE).render(figures)
         card = f"---\n{metadata(figures).to_yaml()}\n---\n\n{text}"
@@ -70,6 +72,7 @@ def gather(results: Path, settings: dict) -> dict:
     check_fresh(results, summary)
     folder = results / name
     weights, _ = variants.split(name)
+    config = files.read_json(folder / "checkpoint" / "config.json")
     figures = {
         "summary": summary,
         "rows": rows,
@@ -83,7 +86,9 @@ def gather(results: Path, settings: dict) -> dict:
         "data": source_of(settings["data"]["source"]),
         "standins": [key for key in ("source", "data") if is_standin(settings, key)],
         "manifest": files.read_json(folder / "checkpoint" / "manifest.json"),
-        "model_type": files.read_json(folder / "checkpoint" / "config.json")["model_type"],
+        "model_type": config["model_type"],
+        "auto_class": "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM",
+        "profile": "slurm" if settings["device"] == "cuda" else "profiles/demo",
         "serving": files.read_json(folder / "serving.json") if settings["evaluation"]["serving"] else None,
         **{key: files.read_json(folder / f"{key}.json") for key in (MMLU, "memory", "latency")},
         "pairs": [pair for pair in summary["comparisons"] if pair["variant"] == name],
@@ -208,6 +213,11 @@ def p_value(p: float) -> str:
 def code(value: object) -> str:
     """A setting as it stands in the config."""
     return f"`{json.dumps(value)}`"
+
+
+def public(version: str) -> str:
+    """A version as the package index has it: '2.13.0' of '2.13.0+cpu'."""
+    return version.partition("+")[0]
 
 
 if __name__ == "__main__":

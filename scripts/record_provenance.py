@@ -98,7 +98,7 @@ def check_stale(lineage: dict[str, dict | None], hashes: dict[str, dict[str, str
     """InputError if a result was made from another content of an input; Snakemake hashes those that are not large."""
     for path, record in lineage.items():
         for source, found in (record or {}).get("input_checksums", {}).items():
-            if source in hashes.get(source, {}) and hashes[source][source] != found:
+            if source in hashes.get(source, {}) and found != f"sha256:{hashes[source][source]}":
                 raise InputError(
                     f"{path}: made from another {source} than the one that is there; run the workflow again"
                 )

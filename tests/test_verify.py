@@ -115,10 +115,10 @@ def test_a_new_commit_runs_nothing_again(small_run):
 
 def test_a_result_of_another_input_is_stale():
     hashes = {"data": {"data": "b" * 64}, "result": {"result": "c" * 64}}
-    lineage = {"data": None, "result": {"input_checksums": {"data": "a" * 64}}}
+    lineage = {"data": None, "result": {"input_checksums": {"data": f"sha256:{'a' * 64}"}}}
     with pytest.raises(InputError, match="result: made from another data than the one that is there"):
         record_provenance.check_stale(lineage, hashes)
-    record_provenance.check_stale({"result": {"input_checksums": {"data": "b" * 64}}}, hashes)
+    record_provenance.check_stale({"result": {"input_checksums": {"data": f"sha256:{'b' * 64}"}}}, hashes)
 
 
 def test_a_result_without_a_record_is_an_error():
