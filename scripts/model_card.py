@@ -21,8 +21,6 @@ from int4_qat.recipes import STANDIN
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE = "model_card.md.jinja"
-# Entries of a variant in the summary that are no benchmark.
-MEASURED = ("memory", "latency", "source", "by_category")
 MMLU = "mmlu"
 
 
@@ -92,7 +90,8 @@ def gather(results: Path, settings: dict) -> dict:
         "serving": files.read_json(folder / "serving.json") if settings["evaluation"]["serving"] else None,
         **{key: files.read_json(folder / f"{key}.json") for key in (MMLU, "memory", "latency")},
         "pairs": [pair for pair in summary["comparisons"] if pair["variant"] == name],
-        "benchmarks": benchmarks(summary),
+        # What lm-eval ran besides MMLU, by task: metric, value, stderr.
+        "tasks": rows[name].get("tasks", {}),
     }
     check_settings(folder, figures)
     figures["kept"] = Counter(layer["reason"] for layer in figures["manifest"]["layers"] if not layer["quantized"])
@@ -146,12 +145,6 @@ def compare(name: Path | str, ours: dict, path: Path, theirs: dict) -> None:
             raise InputError(f"{path}: {key} is {theirs[key]}, {name} says {ours[key]}; run the workflow again")
 
 
-def benchmarks(summary: dict) -> list[str]:
-    """What was run besides MMLU: any other entry of a variant that has a value with a standard error."""
-    row = summary["variants"][0]
-    return [key for key in row if key not in (MMLU, *MEASURED) and isinstance(row[key], dict) and "stderr" in row[key]]
-
-
 def metadata(figures: dict) -> ModelCardData:
     """What the Hub indexes."""
     settings, base, data = figures["settings"], figures["base"], figures["data"]
@@ -187,8 +180,24 @@ def metadata(figures: dict) -> ModelCardData:
             *(["stand-in"] if figures["standins"] else []),
         ],
         model_name=repository.split("/")[1] if repository else f"{settings['model']}-{figures['name']}",
-        eval_results=[accuracy],
+        eval_results=[accuracy, *task_results(figures)],
     )
+
+
+def task_results(figures: dict) -> list[EvalResult]:
+    """The published variant's further tasks, each on its own data set."""
+    sources = {task["task"]: source_of(task["source"]) for task in figures["settings"]["evaluation"].get("tasks", [])}
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=sources[task]["repository"] or task,
+            dataset_name=task,
+            dataset_revision=sources[task]["revision"],
+            metric_type=found["metric"].partition(",")[0],
+            metric_value=round(found["value"], 4),
+        )
+        for task, found in figures["tasks"].items()
+    ]
 
 
 def percent(value: float | None, form: str = ".2f") -> str:

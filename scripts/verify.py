@@ -37,13 +37,15 @@ def main() -> None:
 def problems(results: Path) -> list[str]:
     """What is wrong, a line each."""
     recorded = files.read_json(results / "provenance.json")
-    changed = list(changed_files(results, recorded))
-    if changed:
-        return changed
+    found = list(changed_files(results, recorded))
+    if found:
+        return found
     try:
-        return [*wrong_accuracies(results, recorded), *wrong_numbers(results, recorded), *wrong_card(results, recorded)]
+        for check in (wrong_accuracies, wrong_numbers, wrong_card):
+            found.extend(check(results, recorded))
     except InputError as error:
-        return [str(error)]
+        found.append(str(error))
+    return found
 
 
 def place(name: str, results: Path, recorded: dict) -> Path:

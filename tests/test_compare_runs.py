@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import sys
 
 import pandas as pd
 import pytest
 
+import compare_runs
 from conftest import run_script
+from int4_qat.errors import InputError
 from test_model_card import change
 
 
@@ -59,7 +62,7 @@ def test_other_questions_are_not_paired(finished, other, tmp_path):
     assert "other questions" in printed
 
 
-def test_one_folder_is_one_line(finished):
-    result = run_script("compare_runs", finished)
-    assert result.returncode == 1
-    assert result.stderr == "error: compare_runs: expected two or more folders of results\n"
+def test_one_folder_is_not_a_comparison(finished, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compare_runs", str(finished)])
+    with pytest.raises(InputError, match="expected two or more folders of results"):
+        compare_runs.main()

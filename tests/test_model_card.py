@@ -88,11 +88,15 @@ def test_another_benchmark_is_shown_and_its_absence_said(finished):
     assert "No benchmark other than MMLU was run." in model_card.render(finished, settings)
     summary = json.loads((finished / "summary.json").read_text())
     for row in summary["variants"]:
-        row["arc_easy"] = {"accuracy": 0.4321, "stderr": 0.0123}
+        row["tasks"] = {"arc_challenge": {"metric": "acc_norm,none", "value": 0.4321, "stderr": 0.0123}}
     (finished / "summary.json").write_text(json.dumps(summary))
+    settings["evaluation"]["tasks"] = [{"task": "arc_challenge", "source": f"hf://datasets/allenai/ai2_arc@{'a' * 40}"}]
     card = model_card.render(finished, settings)
+    arc = ModelCard(card).data.eval_results[1]
+    assert (arc.dataset_type, arc.metric_type, arc.metric_value) == ("allenai/ai2_arc", "acc_norm", 0.4321)
     assert "No benchmark other than MMLU" not in card
-    assert card.count("| 43.21% +- 1.23% |") == 5
+    assert "| variant | arc_challenge |\n|---|---|\n" in card
+    assert card.count(" | 0.4321 +- 0.0123 (acc_norm,none) |\n") == 5
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.image
 import pytest
-from playwright.sync_api import Page, sync_playwright
+import report_screenshot
+from playwright.sync_api import Page
+from report_screenshot import open_category
 
 PLOTS = ["accuracy", "latency", "memory", "recovery_by_group", "recovery_by_subject", "training_loss"]
 
@@ -22,47 +24,33 @@ def report(small_run, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(report) -> Iterator[Page]:
-    """The report in headless Chromium, without a network; what the console says as an error fails the test."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser:
+    """The report in headless Chromium; what its console calls an error fails the test."""
+    if not report_screenshot.chromium():
         reason = "needs Chromium: `apt-get install chromium`"
         pytest.fail(reason) if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip(reason)
-    with sync_playwright() as playwright:
-        # Chromium's sandbox does not run as root.
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=browser, args=options)
-        context = browser.new_context(offline=True, viewport={"width": 1500, "height": 900})
-        page = context.new_page()
-        errors = []
+    errors = []
+    with report_screenshot.opened(report) as page:
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(report.as_uri())
+        page.reload()
         yield page
-        browser.close()
     assert errors == []
-
-
-def open_category(page: Page, category: str) -> None:
-    """From the first page to a category; of its results the first is shown."""
-    page.goto(page.url.partition("#")[0])
-    page.locator(".prose a", has_text=category).click()
-    page.locator("nav").first.locator("tbody tr a").first.click()
 
 
 def test_the_first_page_says_what_to_read_and_shows_the_rule_graph(page):
     assert page.locator("h1", has_text="From a base model to int4").is_visible()
-    links = page.locator(".prose ol a").all_inner_texts()
-    assert links == ["1 Results", "2 Plots", "3 Run"]
+    assert page.locator(".prose ol a").all_inner_texts() == ["1 Results", "2 Plots", "3 Run"]
     page.locator("#rulegraph canvas, #rulegraph svg").first.wait_for()
     assert page.locator(".prose svg").bounding_box()["height"] > 100
 
 
-def test_the_results_are_a_table_of_the_variants(page):
+def test_the_results_are_a_table_of_the_variants(page, tmp_path):
     open_category(page, "1 Results")
-    frame = page.frame_locator("iframe")
-    table = frame.locator("table", has_text="normalized degradation")
+    table = page.frame_locator("iframe").locator("table", has_text="normalized degradation")
     names = table.locator("tbody tr td:first-child").all_inner_texts()
     assert names == ["base-bf16", "base-int4", "lora-bf16", "lora-int4", "qat-int4"]
+    report_screenshot.photograph(page, tmp_path / "report.png")
+    assert matplotlib.image.imread(tmp_path / "report.png").std() > 0.05  # not a blank page
 
 
 def test_every_plot_is_a_picture(page):
@@ -71,7 +59,7 @@ def test_every_plot_is_a_picture(page):
     for row in page.locator("nav").first.locator("tbody tr").all():
         row.locator("a").first.click()
         picture = page.locator("img:not(nav img)")
-        name = re.search("filename=(\\w+).svg", picture.get_attribute("src"))[1]
+        name = re.search(r"filename=(\w+).svg", picture.get_attribute("src"))[1]
         shown[name] = picture.evaluate("image => image.decode().then(() => image.naturalWidth)")
     assert sorted(shown) == PLOTS
     assert min(shown.values()) > 300
