@@ -3,6 +3,10 @@
 #   out: results/<model>/model_card.md
 
 
+localrules:
+    model_card,
+
+
 rule model_card:
     input:
         code=code_of("model_card"),

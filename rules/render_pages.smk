@@ -3,6 +3,10 @@
 #   out: results/<model>/report/
 
 
+localrules:
+    render_pages,
+
+
 rule render_pages:
     input:
         code=code_of("render_pages"),
