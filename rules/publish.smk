@@ -25,13 +25,15 @@ rule upload_model:
         variant=config["publish"]["variant"],
         thresholds=config["publish"]["thresholds"],
         public=[] if config["publish"]["private"] else ["--public"],
-        repository=lambda wildcards: recipes.repository_of(config, wildcards.model) or "",
+        repository=lambda wildcards: [
+            f"--repository={name}" for name in [recipes.repository_of(config, wildcards.model)] if name
+        ],
         results=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
         "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
         " --results {params.results:q}"
         " --variant {params.variant}"
-        " --repository {params.repository:q}"
+        " {params.repository:q}"
         " --recovered-at-least {params.thresholds[recovered_at_least]}"
         " --accuracy-lost-at-most {params.thresholds[accuracy_lost_at_most]}"
         " {params.public:q}"

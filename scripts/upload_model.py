@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", required=True, type=Path, help="folder of a model")
     parser.add_argument("--variant", required=True, help="the int4 variant to publish")
-    parser.add_argument("--repository", required=True, help="<owner>/<name> on the Hub")
+    parser.add_argument("--repository", help="<owner>/<name> on the Hub; without one nothing is published")
     parser.add_argument("--recovered-at-least", required=True, type=float, help="for the low end of its interval")
     parser.add_argument("--accuracy-lost-at-most", required=True, type=float, help="for the high end of its interval")
     parser.add_argument("--public", action="store_true", help="a new repository is private without this")
