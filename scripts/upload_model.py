@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, and ask nobody")
     parser.add_argument("--output", type=Path, help="JSON: what was uploaded, and where")
     arguments = parser.parse_args()
+    token = None if arguments.dry_run else read_token()
     found = obstacles(arguments)
     if found:
         raise InputError(f"{arguments.variant} is not published: {'; '.join(found)}")
@@ -45,7 +46,7 @@ def main() -> None:
         print("\n".join(f"{name}: {size} bytes" for name, size in sizes.items()))
         print(f"would go to {arguments.repository} ({visibility}): {len(sizes)} files, {sum(sizes.values())} bytes")
         return
-    link = upload(contents, arguments)
+    link = upload(contents, arguments, token)
     print(f"{link} ({visibility}): {len(sizes)} files, {sum(sizes.values())} bytes")
     if arguments.output:
         hashes = {name: verify.sha256(path.resolve()) for name, path in contents.items()}
@@ -99,12 +100,17 @@ def contents_of(results: Path, variant: str) -> dict[str, Path]:
     }
 
 
-def upload(contents: dict[str, Path], arguments: argparse.Namespace) -> str:
-    """The link of the one commit; InputError if there is no token, or if the Hub refuses."""
-    repository, private = arguments.repository, not arguments.public
+def read_token() -> str:
+    """From the environment alone; a login of this machine is not used."""
     token = os.environ.get("HF_TOKEN")
     if not token:
         raise InputError("HF_TOKEN: expected a token that may write, found none in the environment")
+    return token
+
+
+def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str) -> str:
+    """The link of the one commit; InputError if the Hub refuses."""
+    repository, private = arguments.repository, not arguments.public
     disable_progress_bars()
     api = HfApi(token=token)
     try:
