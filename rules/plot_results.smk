@@ -2,6 +2,16 @@
 #   in:  results/<model>/summary.json, <variant>/mmlu_samples.parquet, <arm>/training.csv
 #   out: results/<model>/plots/
 
+# What the report calls them.
+PLOTS = {
+    "accuracy": "accuracy, and what was recovered",
+    "recovery_by_group": "recovered, by subject group",
+    "recovery_by_subject": "accuracy, by subject",
+    "training_loss": "training loss",
+    "memory": "peak memory",
+    "latency": "latency",
+}
+
 
 rule plot_results:
     input:
@@ -10,11 +20,16 @@ rule plot_results:
         samples=expand(rules.gather_mmlu.output.samples, variant=config["variants"], allow_missing=True),
         losses=expand(rules.finetune.output.table, arm=arms, allow_missing=True),
     output:
-        expand(
-            "results/{{model}}/plots/{plot}.{form}",
-            plot=["accuracy", "recovery_by_group", "recovery_by_subject", "training_loss", "memory", "latency"],
-            form=["svg", "png"],
-        ),
+        [
+            report(
+                f"results/{{model}}/plots/{plot}.svg",
+                category="2 Plots",
+                caption=f"captions/{plot}.rst",
+                labels={"model": "{model}", "plot": title},
+            )
+            for plot, title in PLOTS.items()
+        ],
+        expand("results/{{model}}/plots/{plot}.png", plot=PLOTS),
     log:
         "logs/{model}/plot_results.log",
     benchmark:

@@ -27,7 +27,7 @@ rule summarize:
         "../envs/data.yaml"
     params:
         variants=config["variants"],
-        arms=json.dumps({arm: settings_of(arm) for arm in arms}, sort_keys=True),
+        arms=json.dumps({arm: recipes.recipe_of(config, arm) for arm in arms}, sort_keys=True),
         results=lambda wildcards, output: os.path.dirname(output.json),
     shell:
         "python {input.code[0]:q}"

@@ -36,26 +36,30 @@ def main() -> None:
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--csv", required=True, type=Path)
     arguments = parser.parse_args()
-    measured = {name: read_variant(arguments.results / name) for name in arguments.variants}
-    correct = correct_by_question(measured)
-    right = statistics.resample(correct)
-    resampled = statistics.pool(right, correct)
-    rows = summarize(measured, correct, right)
-    compared = comparisons(measured, pairs(arguments.variants, arguments.arms), resampled)
     summary = {
         "model": arguments.model,
         "data": files.read_json(arguments.data_report),
         "contamination": files.read_json(arguments.contamination),
-        "variants": rows,
-        "comparisons": compared,
-        "seeds": seeds(rows, compared, resampled, arguments.arms),
+        **derive(arguments.results, arguments.variants, arguments.arms),
         "costs": files.read_json(arguments.costs),
+        "source": {key: str(getattr(arguments, key)) for key in ("data_report", "contamination", "costs")},
     }
     with files.whole(arguments.csv) as unfinished:
-        flat_table(rows).to_csv(unfinished, index=False)
+        flat_table(summary["variants"]).to_csv(unfinished, index=False)
     files.write_json(arguments.json, summary)
     for title, table in printed(summary).items():
         print(f"{title}\n{table.to_string(index=False, float_format='{:.4f}'.format)}\n")
+
+
+def derive(results: Path, names: list[str], arms: dict[str, dict]) -> dict:
+    """What follows from the files of the variants, and from nothing else."""
+    measured = {name: read_variant(results / name) for name in names}
+    correct = correct_by_question(measured)
+    right = statistics.resample(correct)
+    resampled = statistics.pool(right, correct)
+    rows = summarize(measured, correct, right)
+    compared = comparisons(measured, pairs(names, arms), resampled)
+    return {"variants": rows, "comparisons": compared, "seeds": seeds(rows, compared, resampled, arms)}
 
 
 def read_variant(folder: Path) -> dict:
@@ -105,6 +109,8 @@ def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> 
         rows.append(
             {
                 "name": name,
+                "source": {key: f"{name}/{key}.json" for key in ("mmlu", "memory", "latency")}
+                | {"answers": f"{name}/mmlu_samples.parquet"},
                 "mmlu": {key: score[key] for key in ("accuracy", "stderr", "questions", "subjects")}
                 | {"accuracy_ci95": statistics.wilson(correct[name].sum(), len(correct))},
                 **recovery.pop(None),
@@ -165,11 +171,13 @@ def is_counterpart(arm: str, weights: str, arms: dict[str, dict]) -> bool:
 def comparisons(measured: dict[str, dict], compared: list[tuple[str, str]], resampled: pd.DataFrame) -> list[dict]:
     """One entry a pair."""
     answers = {name: results["answers"] for name, results in measured.items()}
-    return [
+    found = [
         {"variant": name, "reference": reference}
         | statistics.compare(answers[name], answers[reference], (resampled[name] - resampled[reference]).to_numpy())
         for name, reference in compared
     ]
+    adjusted = statistics.holm([pair["mcnemar_p"] for pair in found])
+    return [pair | {"mcnemar_p_holm": p} for pair, p in zip(found, adjusted, strict=True)]
 
 
 def seeds(rows: list[dict], compared: list[dict], resampled: pd.DataFrame, arms: dict[str, dict]) -> dict:
@@ -265,6 +273,7 @@ def printed(summary: dict) -> dict[str, pd.DataFrame]:
                 "difference": between(pair["difference"], pair["difference_ci95"], "{:+.2%}"),
                 "settled": "yes" if pair["resolved"] else NOT_RESOLVED,
                 "mcnemar_p": f"{pair['mcnemar_p']:.2g}",
+                "of_all_pairs": f"{pair['mcnemar_p_holm']:.2g}",
                 "wrong_to_right": f"{pair['wrong_to_right']:.2%}",
                 "right_to_wrong": f"{pair['right_to_wrong']:.2%}",
                 "log_likelihood": between(**pair["log_likelihood_change"], form="{:+.3f}"),

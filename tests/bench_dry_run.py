@@ -41,6 +41,7 @@ def config(models: int, arms: int) -> dict:
     default["models"] = {f"model{index}": source for index in range(models)}
     default["finetune"]["arms"] = {name: {"qat_scheme": "int4", "seed": index} for index, name in enumerate(names)}
     default["variants"] = [f"{weights}-{precision}" for weights in ["base", *names] for precision in ["bf16", "int4"]]
+    default["publish"]["variant"] = "arm0-int4"
     return default
 
 

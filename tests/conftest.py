@@ -195,6 +195,14 @@ def small_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+@pytest.fixture
+def finished(small_run: Run, tmp_path: Path) -> Path:
+    """A copy of the results of the small run that a test may edit, with the data that they come from beside them."""
+    for name in ("results", "resources", "benchmarks"):
+        shutil.copytree(small_run.directory / name, tmp_path / "copy" / name)
+    return tmp_path / "copy" / "results" / "demo"
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Slurm on loopback, gone afterwards; where it cannot be had the test is skipped, or fails if CI requires it."""

@@ -49,6 +49,8 @@ def test_the_shipped_configs_are_right(config):
         (["evaluation", "latency", "batch_sizes"], [], "evaluation.latency.batch_sizes: []"),
         (["evaluation", "latency", "engine"], "tgi", "evaluation.latency.engine: 'tgi' is not one of"),
         (["evaluation", "serving", "concurrency"], [0], "evaluation.serving.concurrency[0]: 0 is less than"),
+        (["publish", "variant"], "qat-bf16", "publish.variant: 'qat-bf16' is not one of the int4 variants"),
+        (["publish", "repository"], "int4", "publish.repository: 'int4' does not match"),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
     ],
 )

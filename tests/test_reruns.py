@@ -9,7 +9,11 @@ from conftest import planned, write_config
 
 pytestmark = pytest.mark.slow
 
-SUMMARY = {"report_costs": 1, "summarize": 1, "plot_results": 1}
+RECORDED = {"record_provenance": 1, "render_pages": 1}
+CARD = {"model_card": 1} | RECORDED
+PLOTTED = {"plot_results": 1} | RECORDED
+SUMMARIZED = {"summarize": 1} | PLOTTED | CARD
+SUMMARY = {"report_costs": 1} | SUMMARIZED
 MEASURED = {"evaluate_mmlu": 5, "gather_mmlu": 5, "measure_memory": 5, "measure_latency": 5} | SUMMARY
 INT4 = {"evaluate_mmlu": 3, "gather_mmlu": 3, "measure_memory": 3, "measure_latency": 3} | SUMMARY
 PARITY = {"check_parity": 2}
@@ -60,11 +64,18 @@ def test_nothing_changed(small_run):
         ("scripts/gather_mmlu.py", {"gather_mmlu": 5} | SUMMARY),
         ("scripts/measure_memory.py", {"measure_memory": 5} | SUMMARY),
         ("scripts/measure_latency.py", {"measure_latency": 5} | SUMMARY),
-        ("scripts/check_contamination.py", {"check_contamination": 1, "summarize": 1, "plot_results": 1}),
+        ("scripts/check_contamination.py", {"check_contamination": 1} | SUMMARIZED),
         ("scripts/report_costs.py", SUMMARY),
-        ("scripts/summarize.py", {"summarize": 1, "plot_results": 1}),
-        ("scripts/plot_results.py", {"plot_results": 1}),
-        ("scripts/int4_qat/statistics.py", {"summarize": 1, "plot_results": 1}),
+        ("scripts/summarize.py", SUMMARIZED),
+        ("scripts/plot_results.py", PLOTTED),
+        ("scripts/model_card.py", CARD),
+        ("scripts/templates/model_card.md.jinja", CARD),
+        ("scripts/record_provenance.py", RECORDED),
+        ("scripts/render_pages.py", {"render_pages": 1}),
+        ("scripts/templates/run.html.jinja", {"render_pages": 1}),
+        ("scripts/upload_model.py", {}),
+        ("scripts/verify.py", {}),
+        ("scripts/int4_qat/statistics.py", SUMMARIZED),
         ("scripts/int4_qat/int4.py", TRAINED | MEASURED | {"quantize": 3}),
         ("scripts/int4_qat/qat.py", TRAINED),
         ("scripts/int4_qat/adapters.py", MERGED),
@@ -103,10 +114,12 @@ def test_an_edited_file(small_run, edit, path, expected):
         ("evaluation.mmlu.engine", "stock", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.mmlu.shards", 2, {"evaluate_mmlu": 10, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.memory.max_new_tokens", 5, {"measure_memory": 5} | SUMMARY),
-        ("plots.colours.qat", "#009E73", {"plot_results": 1}),
+        ("plots.colours.qat", "#009E73", PLOTTED),
         ("evaluation.latency.batch_sizes", [1, 2], {"measure_latency": 5} | SUMMARY),
         ("evaluation.latency.repeats", 3, {"measure_latency": 5} | SUMMARY),
-        ("variants", ["base-bf16", "base-int4"], SUMMARY),
+        ("variants", ["base-bf16", "base-int4", "qat-int4"], SUMMARY),
+        ("publish.license", "mit", CARD),
+        ("publish.thresholds.recovered_at_least", 0.5, {}),
     ],
 )
 def test_a_changed_key(small_run, tmp_path, key, value, expected):

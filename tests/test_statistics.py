@@ -113,6 +113,13 @@ def test_mcnemar_is_the_published_one():
     assert statistics.mcnemar(0, 0) == 1
 
 
+def test_holm_is_the_published_one():
+    """The worked example of Wikipedia's article on the Holm-Bonferroni method: the first and the last are settled."""
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.5]) == [1, 1]
+    assert statistics.holm([]) == []
+
+
 def test_bootstrap_has_the_stratified_standard_error():
     """sum(n s²) / N² with the variance of a resample, s² = p (1 - p): subjects are strata."""
     correct = draw(np.array([[0.95, 0.9], [0.3, 0.2]]), 500, np.random.default_rng(0))

@@ -35,11 +35,13 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
     arms = {f"{name}_{seed}": arm | {"seed": seed} for name, arm in arms.items() for seed in (1, 2, 3)}
     config["finetune"]["arms"] = arms
     config["variants"] = [f"{weights}-{precision}" for weights in ["base", *arms] for precision in ["bf16", "int4"]]
+    config["publish"]["variant"] = "qat_1-int4"
     path = write_config(config, tmp_path / "config.yaml")
     expected = {"download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
     expected |= {"finetune": 24, "merge": 24, "quantize": 26, "check_parity": 24}
     expected |= {"evaluate_mmlu": 52, "gather_mmlu": 52, "measure_memory": 52, "measure_latency": 52}
     expected |= {"check_serving": 26, "check_contamination": 1, "report_costs": 2, "summarize": 2, "plot_results": 2}
+    expected |= {"model_card": 2, "record_provenance": 2, "render_pages": 2}
     assert planned(snakemake("--dry-run", "--directory", tmp_path, "--configfile", path)) == expected
 
 
@@ -124,7 +126,7 @@ def test_only_the_downloads_switch_the_hub_on(tmp_path):
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
     online = [line for line in commands if "env -u HF_HUB_OFFLINE" in line]
-    assert len(commands) == 38
+    assert len(commands) == 41
     assert sorted(line.split("/scripts/")[1].split(".py")[0] for line in online) == ["download_mmlu", "download_model"]
 
 

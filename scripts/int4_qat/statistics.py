@@ -90,6 +90,14 @@ def mcnemar(gained: int, lost: int) -> float:
     return float(stats.binomtest(int(gained), int(gained + lost)).pvalue) if gained + lost else 1.0
 
 
+def holm(p_values: list[float]) -> list[float]:
+    """The p-values, adjusted for their number so that the chance of any false one stays below the level (Holm 1979)."""
+    p, order = np.array(p_values), np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted.tolist()
+
+
 def stratified_mean(values: pd.Series) -> dict:
     """Mean and normal interval over strata of fixed size: variance = sum(n s²) / N² (Cochran 1977, section 5.4)."""
     by_subject = values.groupby(level="subject")

@@ -7,8 +7,7 @@ import jsonschema
 import yaml
 
 from int4_qat import variants
-
-STANDIN = "standin"
+from int4_qat.recipes import STANDIN
 
 
 def check(config: dict, schema: str) -> None:
@@ -23,7 +22,7 @@ def problems(config: dict, schema: dict) -> list[str]:
     validator = jsonschema.Draft202012Validator(schema)
     errors = sorted(validator.iter_errors(config), key=lambda error: error.json_path)
     lines = [_line(error) for error in errors if not _follows_from_another(error, errors)]
-    return lines or [*_missing_sources(config), *_unknown_variants(config)]
+    return lines or [*_missing_sources(config), *_unknown_variants(config)] or _unpublishable(config)
 
 
 def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonschema.ValidationError]) -> bool:
@@ -68,3 +67,9 @@ def _unknown_variants(config: dict) -> list[str]:
         if name not in config["variants"]:
             lines.append(f"variants: '{name}' is missing; every other one is compared with it")
     return lines
+
+
+def _unpublishable(config: dict) -> list[str]:
+    name = config["publish"]["variant"]
+    shipped = [variant for variant in config["variants"] if variants.split(variant)[1] == "int4"]
+    return [] if name in shipped else [f"publish.variant: '{name}' is not one of the int4 variants {shipped}"]

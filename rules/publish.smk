@@ -1,0 +1,46 @@
+# The int4 checkpoint and its card on the Hub: `snakemake publish`, never part of the default target.
+#   in:  results/<model>/provenance.json and all that it lists
+#   out: the repository that the config names; results/<model>/published.json
+
+
+localrules:
+    publish,
+    upload_model,
+
+
+rule upload_model:
+    input:
+        code=code_of("upload_model"),
+        template=rules.model_card.input.template,
+        provenance=rules.record_provenance.output[0],
+    output:
+        "results/{model}/published.json",
+    log:
+        "logs/{model}/upload_model.log",
+    benchmark:
+        "benchmarks/upload_model/{model}.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        variant=config["publish"]["variant"],
+        thresholds=config["publish"]["thresholds"],
+        public=[] if config["publish"]["private"] else ["--public"],
+        repository=lambda wildcards: [
+            f"--repository={name}" for name in [recipes.repository_of(config, wildcards.model)] if name
+        ],
+        results=lambda wildcards, output: os.path.dirname(output[0]),
+    shell:
+        "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
+        " --results {params.results:q}"
+        " --variant {params.variant}"
+        " {params.repository:q}"
+        " --recovered-at-least {params.thresholds[recovered_at_least]}"
+        " --accuracy-lost-at-most {params.thresholds[accuracy_lost_at_most]}"
+        " {params.public:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+
+
+rule publish:
+    input:
+        expand(rules.upload_model.output, model=config["models"]),

@@ -1,0 +1,33 @@
+# Where each result comes from; nothing depends on it, since it holds dates and the commit.
+#   in:  all other results of a model, and Snakemake's own records of how they were made
+#   out: results/<model>/provenance.json
+
+
+rule record_provenance:
+    input:
+        code=code_of("record_provenance"),
+        targets=[
+            *rules.summarize.output,
+            *rules.plot_results.output,
+            *rules.model_card.output,
+        ],
+        serving=expand(rules.check_serving.output, variant=served, allow_missing=True),
+    output:
+        "results/{model}/provenance.json",
+    log:
+        "logs/{model}/record_provenance.log",
+    benchmark:
+        "benchmarks/record_provenance/{model}.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        settings=settings,
+        results=lambda wildcards, output: os.path.dirname(output[0]),
+    shell:
+        "python {input.code[0]:q}"
+        " --targets {input.targets:q} {input.serving:q}"
+        " --results {params.results:q}"
+        " --settings {params.settings:q}"
+        " --records .snakemake/metadata"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -1,0 +1,134 @@
+"""Put runs side by side: in what their configs differ, and what that changed. The first folder is the reference.
+
+Where two runs asked the same questions of the same data, a difference in accuracy is paired: it has an interval, an
+exact p, and the answers that flipped each way. Where they did not, it is printed without.
+
+    python scripts/compare_runs.py results-a/demo results-b/demo --json comparison.json
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+import summarize
+from int4_qat import errors, files, statistics
+from int4_qat.errors import InputError
+from verify import differences
+
+QUESTIONS = "resources/mmlu/test.parquet"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path, help="folders of models; the first is the reference")
+    parser.add_argument("--json", type=Path, help="file for the comparison as JSON")
+    arguments = parser.parse_args()
+    if len(arguments.results) < 2:
+        raise InputError("compare_runs: expected two or more folders of results")
+    reference, *others = (read_run(folder) for folder in arguments.results)
+    comparison = {"reference": reference["folder"], "runs": [compare(run, reference) for run in others]}
+    if arguments.json:
+        files.write_json(arguments.json, comparison)
+    for run in comparison["runs"]:
+        print(f"{run['folder']} against {comparison['reference']}\n")
+        for title, table in printed(run).items():
+            print(f"{title}\n{table.to_string(index=False) if len(table) else 'none'}\n")
+
+
+def read_run(folder: Path) -> dict:
+    """Provenance, summary, and the answers of each variant."""
+    summary = files.read_json(folder / "summary.json")
+    rows = {row["name"]: row for row in summary["variants"]}
+    return {
+        "folder": str(folder),
+        "provenance": files.read_json(folder / "provenance.json"),
+        "rows": rows,
+        "answers": {name: summarize.read_variant(folder / name)["answers"] for name in rows},
+    }
+
+
+def compare(run: dict, reference: dict) -> dict:
+    """Differences in config, commit and versions, and of each variant that both have."""
+    ours, theirs = run["provenance"], reference["provenance"]
+    same_data = ours["files"].get(QUESTIONS) == theirs["files"].get(QUESTIONS)
+    shared = [name for name in run["rows"] if name in reference["rows"]]
+    return {
+        "folder": run["folder"],
+        "config": changes(ours["settings"], theirs["settings"]),
+        "workflow": changes(ours["workflow"], theirs["workflow"]),
+        "versions": changes(ours["versions"], theirs["versions"]),
+        "same_questions": same_data,
+        "variants": [compare_variant(name, run, reference, same_data) for name in shared],
+        "only_here": sorted(run["rows"].keys() - reference["rows"].keys()),
+        "only_in_reference": sorted(reference["rows"].keys() - run["rows"].keys()),
+    }
+
+
+def changes(ours: dict, theirs: dict) -> list[dict]:
+    """A key, its value in the reference and here, wherever they differ."""
+    return [
+        {"key": where.removeprefix("."), "reference": expected, "here": found}
+        for where, found, expected in differences(ours, theirs, "")
+    ]
+
+
+def compare_variant(name: str, run: dict, reference: dict, same_data: bool) -> dict:
+    """Accuracy, recovery, memory and latency of one variant; paired if the questions are the same."""
+    row, other = run["rows"][name], reference["rows"][name]
+    answers, other_answers = run["answers"][name], reference["answers"][name]
+    paired = same_data and answers.index.equals(other_answers.index)
+    return {
+        "variant": name,
+        "accuracy": change(row["mmlu"], other["mmlu"], "accuracy"),
+        "paired": pair(answers, other_answers) if paired else None,
+        "recovered": change(row, other, "recovered"),
+        "peak_gb": change(row["memory"], other["memory"], "peak_gb"),
+        "checkpoint_gb": change(row["memory"], other["memory"], "checkpoint_gb"),
+        "latency_s": change(row["latency"], other["latency"], "mean_s"),
+    }
+
+
+def change(row: dict, other: dict, key: str) -> dict:
+    """A figure in both runs; the difference is None where one of them is not resolved."""
+    here, reference = row[key], other[key]
+    difference = None if here is None or reference is None else here - reference
+    return {"reference": reference, "here": here, "difference": difference}
+
+
+def pair(answers: pd.DataFrame, reference: pd.DataFrame) -> dict:
+    """What changed on the same questions."""
+    correct = pd.DataFrame({"here": answers["correct"], "reference": reference["correct"]})
+    resampled = statistics.pool(statistics.resample(correct), correct)
+    return statistics.compare(answers, reference, (resampled["here"] - resampled["reference"]).to_numpy())
+
+
+def printed(run: dict) -> dict[str, pd.DataFrame]:
+    """The comparison as tables, by title."""
+    tables = {
+        title: pd.DataFrame(run[title], columns=["key", "reference", "here"])
+        for title in ("config", "workflow", "versions")
+    }
+    return tables | {"variants": pd.DataFrame(map(printed_variant, run["variants"]))}
+
+
+def printed_variant(found: dict) -> dict:
+    """One line of the table."""
+    accuracy, paired = found["accuracy"], found["paired"]
+    return {
+        "variant": found["variant"],
+        "accuracy": " -> ".join(f"{accuracy[side]:.2%}" for side in ("reference", "here")),
+        "difference": summarize.between(accuracy["difference"], paired and paired["difference_ci95"], "{:+.2%}"),
+        "settled": ("yes" if paired["resolved"] else summarize.NOT_RESOLVED) if paired else "other questions",
+        "mcnemar_p": f"{paired['mcnemar_p']:.2g}" if paired else "",
+        "recovered": " -> ".join(
+            summarize.between(found["recovered"][side], None, "{:.0%}") for side in ("reference", "here")
+        ),
+        "peak_gb": f"{found['peak_gb']['difference']:+.4f}",
+        "checkpoint_gb": f"{found['checkpoint_gb']['difference']:+.4f}",
+        "latency_s": f"{found['latency_s']['difference']:+.4f}",
+    }
+
+
+if __name__ == "__main__":
+    errors.run(main)

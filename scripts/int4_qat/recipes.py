@@ -1,0 +1,39 @@
+"""The part of the config that the results of one model come from, and the settings of each of its arms."""
+
+from int4_qat import variants
+
+STANDIN = "standin"
+
+
+def recipe_of(config: dict, arm: str) -> dict:
+    """The fine-tuning settings of one arm; group size and skipped layers are among them if it sees int4."""
+    settings = config["finetune"] | config["finetune"]["arms"][arm]
+    settings |= {key: config["quantization"][key] if settings["qat_scheme"] else None for key in ("group_size", "skip")}
+    return {key: value for key, value in settings.items() if key != "arms"}
+
+
+def arms_of(config: dict) -> list[str]:
+    """The arms that some variant needs."""
+    return variants.weights_of(config["variants"])[1:]
+
+
+def settings_of(config: dict, model: str) -> dict:
+    """The config of one model and of the arms in use; what decides on an upload alone is left out."""
+    source = config["models"][model]["source"]
+    settings = {key: config[key] for key in ("data", "device", "quantization", "variants", "evaluation")}
+    settings |= {"model": model, "source": source, "arms": {arm: recipe_of(config, arm) for arm in arms_of(config)}}
+    settings["card"] = {
+        "variant": config["publish"]["variant"],
+        "repository": repository_of(config, model),
+        "license": config["publish"]["license"],
+        "license_link": config["publish"]["license_link"],
+    }
+    if STANDIN in (source, config["data"]["source"]):
+        settings[STANDIN] = config[STANDIN]
+    return settings
+
+
+def repository_of(config: dict, model: str) -> str | None:
+    """Where the model is published, <owner>/<name>, or None."""
+    repository = config["publish"]["repository"]
+    return repository and repository.replace("{model}", model)

@@ -1,0 +1,156 @@
+"""Write down where each result of a model comes from, as Snakemake recorded it when it was made.
+
+Starting at --targets, each file is followed back to what it was made from: rule, command line, settings, dates, the
+SHA-256 of every file on the way, down to programs and raw data. With them stand the config, the commit of the workflow,
+versions and devices. A result that was made from another version of its input than the one that is there is an error.
+Nothing depends on this file, so a new commit or date runs nothing again.
+
+    python scripts/record_provenance.py --targets results/demo/summary.json --results results/demo \\
+        --settings '{"model": "demo", ...}' --records .snakemake/metadata --output results/demo/provenance.json
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+
+from int4_qat import errors, files
+from int4_qat.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+MADE = ("results", "resources")  # folders in which a rule made everything
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", required=True, nargs="+", help="results from which the way back starts")
+    parser.add_argument("--results", required=True, type=Path, help="folder of the model")
+    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: the config of this model")
+    parser.add_argument("--records", required=True, type=Path, help="Snakemake's folder of records")
+    parser.add_argument("--output", required=True, type=Path, help="provenance.json")
+    arguments = parser.parse_args()
+    lineage = follow(arguments.targets, read_records(arguments.records))
+    hashes = {path: hash_files(path) for path in sorted(lineage)}
+    check_stale(lineage, hashes)
+    provenance = {
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+        "workflow": commit(ROOT),
+        "settings": arguments.settings,
+        "devices": devices(arguments.results, arguments.settings["variants"]),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: package.version for name, package in sorted(packages().items())},
+        "results": {portable(path): describe(record) for path, record in sorted(lineage.items()) if record},
+        "files": {portable(file): found for each in hashes.values() for file, found in each.items()},
+    }
+    files.write_json(arguments.output, provenance)
+    print(f"{len(provenance['results'])} results, {len(provenance['files'])} files")
+
+
+def read_records(folder: Path) -> dict[str, dict]:
+    """Snakemake's record of each output; its file is named after the output, in base64, cut into folders if long."""
+    records = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
+            records[base64.urlsafe_b64decode(name).decode()] = files.read_json(path)
+    return records
+
+
+def follow(targets: list[str], records: dict[str, dict]) -> dict[str, dict | None]:
+    """The record of every file from the targets back; None for a program and for raw data."""
+    lineage: dict[str, dict | None] = {}
+    waiting = list(targets)
+    while waiting:
+        path = waiting.pop()
+        if path not in lineage:
+            lineage[path] = records.get(path)
+            if lineage[path]:
+                waiting += lineage[path]["input"]
+            elif Path(path).parts[0] in MADE:
+                raise InputError(f"{path}: Snakemake has no record of how it was made; delete it and run again")
+    return lineage
+
+
+def hash_files(path: str) -> dict[str, str]:
+    """SHA-256 of a file, or of each file in a folder."""
+    place = Path(path)
+    found = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    return {str(file): sha256(file.resolve()) for file in found if file.name != ".snakemake_timestamp"}
+
+
+@cache
+def sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a file, found none") from None
+
+
+def check_stale(lineage: dict[str, dict | None], hashes: dict[str, dict[str, str]]) -> None:
+    """InputError if a result was made from another content of an input; Snakemake hashes those that are not large."""
+    for path, record in lineage.items():
+        for source, found in (record or {}).get("input_checksums", {}).items():
+            if source in hashes.get(source, {}) and found != f"sha256:{hashes[source][source]}":
+                raise InputError(
+                    f"{path}: made from another {source} than the one that is there; run the workflow again"
+                )
+
+
+def describe(record: dict) -> dict:
+    """What made a result, and when."""
+    environment = record["conda_env"] and base64.b64decode(record["conda_env"]).decode()
+    return {
+        "rule": record["rule"],
+        "command": record["shellcmd"].replace(f"{ROOT}/", ""),
+        "settings": record["params"],
+        "inputs": [portable(path) for path in record["input"]],
+        "started": iso(record["starttime"]),
+        "finished": iso(record["endtime"]),
+        "conda_environment": environment,
+    }
+
+
+def iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def portable(path: str) -> str:
+    """A program by its place in the workflow, wherever that lies; all else as it is."""
+    return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else path
+
+
+def commit(root: Path) -> dict:
+    """Commit of the workflow, and whether its files are those of the commit; None where there is no git."""
+    head = git(root, "rev-parse", "HEAD")
+    changes = git(root, "status", "--porcelain")
+    return {"commit": head and head.strip(), "clean": None if changes is None else not changes}
+
+
+def git(root: Path, *words: str) -> str | None:
+    try:
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def devices(results: Path, names: list[str]) -> list[str]:
+    """What memory and latency were measured on."""
+    measured = [results / name / f"{key}.json" for name in names for key in ("memory", "latency")]
+    return sorted({files.read_json(path)["device"] for path in measured})
+
+
+def packages() -> dict:
+    """The packages beside this program."""
+    return {package.metadata["Name"]: package for package in distributions()}
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,134 @@
+"""Upload an int4 checkpoint and its model card to the Hub, if the results say that it may be published.
+
+What must hold: the export is what training saw, no evaluation is missing, the thresholds lie outside the 95% intervals,
+and every hash and number of the results is verified, the card's included. If one does not, one line says which, and
+nothing is sent. All goes up in one commit; after a failure the next call sends what is missing. The token comes from
+HF_TOKEN in the environment and from nowhere else. --dry-run asks nobody: it shows what would be uploaded.
+
+    python scripts/upload_model.py --results results/demo --variant qat-int4 --repository owner/name \\
+        --recovered-at-least 0.0 --accuracy-lost-at-most 0.1 --dry-run
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import disable_progress_bars
+
+import verify
+from int4_qat import errors, files, variants
+from int4_qat.errors import InputError
+
+CARD_NAME = "README.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", required=True, type=Path, help="folder of a model")
+    parser.add_argument("--variant", required=True, help="the int4 variant to publish")
+    parser.add_argument("--repository", help="<owner>/<name> on the Hub; without one nothing is published")
+    parser.add_argument("--recovered-at-least", required=True, type=float, help="for the low end of its interval")
+    parser.add_argument("--accuracy-lost-at-most", required=True, type=float, help="for the high end of its interval")
+    parser.add_argument("--public", action="store_true", help="a new repository is private without this")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, and ask nobody")
+    parser.add_argument("--output", type=Path, help="JSON: what was uploaded, and where")
+    arguments = parser.parse_args()
+    token = None if arguments.dry_run else read_token()
+    found = obstacles(arguments)
+    if found:
+        raise InputError(f"{arguments.variant} is not published: {'; '.join(found)}")
+    contents = contents_of(arguments.results, arguments.variant)
+    sizes = {name: path.stat().st_size for name, path in contents.items()}
+    visibility = "public" if arguments.public else "private"
+    if arguments.dry_run:
+        print("\n".join(f"{name}: {size} bytes" for name, size in sizes.items()))
+        print(f"would go to {arguments.repository} ({visibility}): {len(sizes)} files, {sum(sizes.values())} bytes")
+        return
+    link = upload(contents, arguments, token)
+    print(f"{link} ({visibility}): {len(sizes)} files, {sum(sizes.values())} bytes")
+    if arguments.output:
+        hashes = {name: verify.sha256(path.resolve()) for name, path in contents.items()}
+        files.write_json(arguments.output, {"commit": link, "repository": arguments.repository, "files": hashes})
+
+
+def obstacles(arguments: argparse.Namespace) -> list[str]:
+    """What stands against it; the verification, which reads everything, comes only after all else."""
+    found = [] if arguments.repository else ["publish.repository names no repository"]
+    found += missing_results(arguments.results, arguments.variant) or below_thresholds(arguments)
+    return found or verify.problems(arguments.results)
+
+
+def missing_results(results: Path, variant: str) -> list[str]:
+    """Evaluations that were not made, and an export that is not what training saw."""
+    settings = files.read_json(results / "provenance.json")["settings"]
+    names = [f"{name}/{result}.json" for name in settings["variants"] for result in ("mmlu", "memory", "latency")]
+    names += ["summary.json", "model_card.md", f"{variant}/checkpoint/manifest.json"]
+    names += [f"{variant}/serving.json"] if settings["evaluation"]["serving"] else []
+    absent = [f"{name} is missing" for name in names if not (results / name).exists()]
+    if absent:
+        return absent
+    differing = files.read_json(results / variant / "checkpoint" / "manifest.json")["weights_that_differ"]
+    return [f"{differing} exported weights differ from what training saw"] if differing else []
+
+
+def below_thresholds(arguments: argparse.Namespace) -> list[str]:
+    """Thresholds that the intervals do not clear."""
+    summary, name = files.read_json(arguments.results / "summary.json"), arguments.variant
+    (row,) = (row for row in summary["variants"] if row["name"] == name)
+    (pair,) = (
+        pair for pair in summary["comparisons"] if (pair["variant"], pair["reference"]) == (name, variants.BASELINE)
+    )
+    least, most, lost = arguments.recovered_at_least, arguments.accuracy_lost_at_most, -pair["difference_ci95"][0]
+    found = []
+    if not row["recovered_resolved"]:
+        found.append("recovered is not resolved")
+    elif row["recovered_ci95"][0] < least:
+        found.append(f"recovered may be as low as {row['recovered_ci95'][0]:.4f}, at least {least:g} is asked for")
+    if lost > most:
+        found.append(f"the accuracy lost may be as high as {lost:.4f}, at most {most:g} is asked for")
+    return found
+
+
+def contents_of(results: Path, variant: str) -> dict[str, Path]:
+    """What goes up, by its name there: the checkpoint's files, and the card in place of the base model's."""
+    folder = results / variant / "checkpoint"
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in found.items() if not name.startswith(".")} | {
+        CARD_NAME: results / "model_card.md"
+    }
+
+
+def read_token() -> str:
+    """From the environment alone; a login of this machine is not used."""
+    token = os.environ.get("HF_TOKEN")
+    if not token:
+        raise InputError("HF_TOKEN: expected a token that may write, found none in the environment")
+    return token
+
+
+def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str) -> str:
+    """The link of the one commit; InputError if the Hub refuses."""
+    repository, private = arguments.repository, not arguments.public
+    disable_progress_bars()
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.repo_info(repository).private:
+            raise InputError(f"{repository} is there and public; --public, publish.private in the config, allows that")
+        return api.create_commit(
+            repository,
+            [CommitOperationAdd(name, str(path)) for name, path in contents.items()],
+            commit_message=f"{arguments.variant}: int4 checkpoint and model card",
+        ).commit_url
+    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{repository}: the upload failed ({type(error).__name__}: {one_line(error)})") from None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    errors.run(main)

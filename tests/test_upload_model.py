@@ -1,0 +1,251 @@
+"""Nothing is uploaded unless the results allow it; all that is uploaded was verified; the token stays secret."""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import threading
+from argparse import Namespace
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+
+import upload_model
+from conftest import ROOT, demo, run_script, snakemake, write_config
+from test_model_card import change
+
+TOKEN = "hf_secretSecretSecretSecretSecret"
+REPOSITORY = "me/demo-int4"
+
+
+class Hub:
+    """What the client needs of a Hub: create, validate, preupload, LFS batch and upload, commit."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, str | None]] = []  # method, path, authorization
+        self.created: dict | None = None
+        self.is_private: bool | None = None
+        self.objects: dict[str, bytes] = {}
+        self.uploads = 0
+        self.files: dict[str, bytes] = {}
+        self.refuses_commits = False
+        self.address = ""
+
+    def answer(self, method: str, path: str, content: bytes) -> tuple[int, dict]:
+        if path == "/api/repos/create":
+            self.created = json.loads(content)
+            if self.is_private is None:
+                self.is_private = self.created.get("visibility") == "private"
+            return 200, {"url": f"{self.address}/{REPOSITORY}", "id": REPOSITORY, "name": REPOSITORY}
+        if path == f"/api/models/{REPOSITORY}":
+            return 200, {"id": REPOSITORY, "private": self.is_private, "siblings": [], "tags": [], "sha": "0" * 40}
+        if path == "/api/validate-yaml":
+            card = json.loads(content)["content"]
+            wrong = [] if "\nlicense: " in card else [{"message": "license is missing"}]
+            return (400 if wrong else 200), {"errors": wrong, "warnings": []}
+        if path.startswith(f"/api/models/{REPOSITORY}/preupload/"):
+            modes = {"path": None, "shouldIgnore": False}
+            wanted = [file["path"] for file in json.loads(content)["files"]]
+            return 200, {
+                "files": [
+                    modes | {"path": name, "uploadMode": "lfs" if name.endswith(".safetensors") else "regular"}
+                    for name in wanted
+                ]
+            }
+        if path == f"/{REPOSITORY}.git/info/lfs/objects/batch":
+            return 200, {"transfer": "basic", "objects": [self.action(one) for one in json.loads(content)["objects"]]}
+        if path.startswith("/lfs/"):
+            self.objects[path.removeprefix("/lfs/")] = content
+            self.uploads += 1
+            return 200, {}
+        if path.startswith(f"/api/models/{REPOSITORY}/commit/"):
+            return self.commit(content)
+        return 404, {"error": f"{method} {path}"}
+
+    def action(self, wanted: dict) -> dict:
+        if wanted["oid"] in self.objects:
+            return wanted
+        return wanted | {"actions": {"upload": {"href": f"{self.address}/lfs/{wanted['oid']}", "header": {}}}}
+
+    def commit(self, content: bytes) -> tuple[int, dict]:
+        if self.refuses_commits:
+            return 403, {"error": "You may not write here"}
+        for line in map(json.loads, content.splitlines()):
+            if line["key"] == "file":
+                self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                self.files[line["value"]["path"]] = self.objects[line["value"]["oid"]]
+        link = f"{self.address}/{REPOSITORY}/commit/{'c' * 40}"
+        return 200, {"success": True, "commitOid": "c" * 40, "commitUrl": link}
+
+
+@pytest.fixture
+def writable_hub() -> Iterator[Hub]:
+    """A Hub on loopback that takes uploads."""
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def handle_any(self) -> None:
+            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            hub.requests.append((self.command, self.path, self.headers.get("Authorization")))
+            status, reply = hub.answer(self.command, self.path.partition("?")[0], content)
+            encoded = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(encoded)))
+            self.end_headers()
+            self.wfile.write(encoded)
+
+        do_GET = do_POST = do_PUT = do_HEAD = handle_any
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield hub
+    server.shutdown()
+
+
+def environment(hub: Hub, token: str | None = TOKEN) -> dict[str, str]:
+    """The loopback Hub speaks LFS, not Xet; a login of whoever runs the tests is out of reach."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    kept |= {"HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": "/nonexistent"}
+    return kept | ({"HF_TOKEN": token} if token else {})
+
+
+def upload(results, *more, recovered=-1.0, lost=1.0, **options):
+    thresholds = ["--recovered-at-least", recovered, "--accuracy-lost-at-most", lost]
+    arguments = ["--results", results, "--variant", "qat-int4", "--repository", REPOSITORY, *thresholds]
+    return run_script("upload_model", *arguments, *more, **options)
+
+
+@pytest.fixture
+def trained(demo_run, tmp_path):
+    """A copy of the demo's results, in which int4's cost is resolved."""
+    for name in ("results", "resources", "benchmarks"):
+        shutil.copytree(demo_run / name, tmp_path / "run" / name)
+    return tmp_path / "run" / "results" / "demo"
+
+
+@pytest.mark.parametrize(
+    ("path", "keys", "value", "expected"),
+    [
+        ("qat-int4/checkpoint/manifest.json", ["weights_that_differ"], 3, "3 exported weights differ"),
+        ("summary.json", ["variants", 4, "recovered_resolved"], False, "recovered is not resolved"),
+        ("summary.json", ["variants", 4, "recovered_ci95"], [-2, 1], "recovered may be as low as -2.0000, at least -1"),
+        ("summary.json", ["comparisons", 5, "difference_ci95"], [-2.0, 0.1], "may be as high as 2.0000, at most 1"),
+        ("summary.json", ["model"], "other", "results/demo/summary.json: not the file that was recorded"),
+    ],
+)
+def test_the_gate_says_what_stands_against_it(finished, path, keys, value, expected):
+    change(finished / "summary.json", "variants", 4, "recovered_resolved", value=True)
+    change(finished / "summary.json", "variants", 4, "recovered_ci95", value=[0.1, 0.2])
+    change(finished / path, *keys, value=value)
+    found = upload_model.obstacles(
+        Namespace(
+            results=finished,
+            variant="qat-int4",
+            repository=REPOSITORY,
+            recovered_at_least=-1.0,
+            accuracy_lost_at_most=1.0,
+        )
+    )
+    assert len(found) == 1
+    assert expected in found[0]
+
+
+def test_without_a_repository_nothing_is_published(small_run):
+    """As the shipped configs stand."""
+    result = small_run.snakemake("publish", env=os.environ | {"HF_TOKEN": TOKEN})
+    assert result.returncode == 1
+    assert (
+        "qat-int4 is not published: publish.repository names no repository; recovered is not resolved" in result.stderr
+    )
+
+
+@pytest.mark.parametrize("name", ["model_card.md", "lora-bf16/latency.json"])
+def test_a_missing_evaluation_or_card_is_named(finished, writable_hub, name):
+    (finished / name).unlink()
+    result = upload(finished, env=environment(writable_hub))
+    assert result.stderr == f"error: qat-int4 is not published: {name} is missing\n"
+    assert writable_hub.requests == []
+
+
+def test_snakemake_publishes_and_the_token_stays_in_the_environment(trained, demo_run, writable_hub, tmp_path):
+    """Through the rule: private, one commit with every file of the checkpoint and the card, and a token nowhere."""
+    config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
+    config["publish"]["repository"] = "me/{model}-int4"
+    path = write_config(config, tmp_path / "config.yaml")
+    shutil.copytree(demo_run / ".snakemake", tmp_path / "run" / ".snakemake", dirs_exist_ok=True)
+    options = ["--configfile", path, "--printshellcmds", "--verbose", "publish"]
+    result = demo(tmp_path / "run", *options, env=environment(writable_hub))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert writable_hub.created["visibility"] == "private"
+    folder = trained / "qat-int4" / "checkpoint"
+    sent = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".snakemake_timestamp"}
+    sent["README.md"] = (trained / "model_card.md").read_bytes()
+    assert writable_hub.files == sent
+    published = json.loads((trained / "published.json").read_text())
+    assert published["files"]["model.safetensors"] == hashlib.sha256(sent["model.safetensors"]).hexdigest()
+    asked = [authorization for _, path, authorization in writable_hub.requests if not path.startswith("/lfs/")]
+    assert set(asked) == {f"Bearer {TOKEN}"}
+    assert TOKEN not in result.stdout + result.stderr
+    assert [
+        file for file in (tmp_path / "run").rglob("*") if file.is_file() and TOKEN.encode() in file.read_bytes()
+    ] == []
+    assert TOKEN.encode() not in b"".join(sent.values())
+
+
+def test_an_upload_goes_on_where_it_stopped(trained, writable_hub):
+    writable_hub.refuses_commits = True
+    result = upload(trained, recovered=0.0, lost=0.1, env=environment(writable_hub))
+    assert result.returncode == 1
+    assert f"error: {REPOSITORY}: the upload failed" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert TOKEN not in result.stderr
+    assert (writable_hub.uploads, writable_hub.files) == (1, {})
+    writable_hub.refuses_commits = False
+    assert upload(trained, env=environment(writable_hub)).returncode == 0
+    assert writable_hub.uploads == 1
+    assert "model.safetensors" in writable_hub.files
+
+
+def test_thresholds_are_of_the_ends_of_the_intervals(trained, writable_hub):
+    summary = json.loads((trained / "summary.json").read_text())
+    (row,) = (row for row in summary["variants"] if row["name"] == "qat-int4")
+    between = (row["recovered_ci95"][0] + row["recovered"]) / 2
+    result = upload(trained, recovered=between, env=environment(writable_hub))
+    assert "recovered may be as low as" in result.stderr
+    assert writable_hub.requests == []
+
+
+def test_a_dry_run_shows_all_and_asks_nobody(trained, writable_hub):
+    result = upload(trained, "--dry-run", env=environment(writable_hub, token=None))
+    assert result.returncode == 0, result.stderr
+    size = (trained / "qat-int4" / "checkpoint" / "model.safetensors").stat().st_size
+    assert f"model.safetensors: {size} bytes" in result.stdout
+    assert f"README.md: {(trained / 'model_card.md').stat().st_size} bytes" in result.stdout
+    assert f"would go to {REPOSITORY} (private)" in result.stdout
+    assert writable_hub.requests == []
+
+
+def test_without_a_token_nothing_is_asked(trained, writable_hub):
+    result = upload(trained, env=environment(writable_hub, token=None))
+    assert result.stderr == "error: HF_TOKEN: expected a token that may write, found none in the environment\n"
+    assert writable_hub.requests == []
+
+
+def test_a_public_repository_takes_nothing_private(trained, writable_hub):
+    writable_hub.is_private = False
+    result = upload(trained, env=environment(writable_hub))
+    assert result.stderr.startswith(f"error: {REPOSITORY} is there and public")
+    assert writable_hub.files == {}
+
+
+def test_publishing_is_never_part_of_the_default(tmp_path):
+    assert "upload_model" not in snakemake("--dry-run", "--directory", tmp_path).stdout
