@@ -9,6 +9,7 @@ block is huggingface_hub's own, and is read back by it.
 
 import argparse
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def render(results: Path, settings: dict) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        function.__name__: function for function in (percent, interval, size, p_value, code, public)
+        function.__name__: function for function in (percent, interval, size, p_value, code, public, shell)
     }
     try:
         text = environment.get_template(TEMPLATE).render(figures)
@@ -222,6 +223,11 @@ def p_value(p: float) -> str:
 def code(value: object) -> str:
     """A setting as it stands in the config."""
     return f"`{json.dumps(value)}`"
+
+
+def shell(words: list[str]) -> str:
+    """Arguments as one types them."""
+    return shlex.join(words)
 
 
 def public(version: str) -> str:
