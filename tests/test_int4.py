@@ -1,5 +1,7 @@
 """int4.py against torchao's own numbers and hand-computed ones."""
 
+import shutil
+
 import pytest
 import torch
 from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
@@ -69,6 +71,17 @@ def test_tinygemm_computes_with_the_same_weight():
     padded = torch.nn.functional.pad(x, (0, 1024 - 320))
     found = torch.ops.aten._weight_int4pack_mm_for_cpu(padded, packed, 64, scale_and_zero)[:, :45]
     torch.testing.assert_close(found.float(), x.float() @ int4.dequantize(quantized).T, rtol=0.02, atol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_compiled_kernel_rounds_as_the_export_does(dtype):
+    generator = torch.Generator().manual_seed(2)
+    a, b = torch.randn(8, 256, generator=generator), torch.randn(48, 8, generator=generator)
+    merged = int4.merge(weight().to(dtype), a, b, 0.5)
+    expected = int4.dequantize(int4.quantize(merged, 128)).to(dtype)
+    assert torch.equal(int4._compiled()(weight().to(dtype), a, b, 0.5, 128), expected)
 
 
 def test_bytes_of_a_weight_at_group_128():

@@ -24,6 +24,8 @@ OFFSET = 2 ** (BITS - 1)
 SMALLEST_RANGE = 1e-6
 STORAGE_DTYPE = torch.bfloat16
 TILE_ROWS, TILE_COLUMNS = 8, 1024  # what torchao pads to for the tinygemm kernel
+# Left alone, the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
+EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 CACHED_WEIGHTS = 2**16  # as fp32 with what is computed from them, about a core's cache
 
 
@@ -136,8 +138,8 @@ def _fake_quantize_merged(weight, a, b, scaling, group_size):
 
 @functools.cache
 def _compiled():
-    """One kernel in place of a chain of passes over the weight."""
-    return torch.compile(_fake_quantize_merged, dynamic=False)
+    """One kernel in place of a chain of passes over the weight, that rounds where the chain does."""
+    return torch.compile(_fake_quantize_merged, dynamic=False, options=EXACT)
 
 
 def _store(values: torch.Tensor) -> torch.Tensor:
