@@ -12,7 +12,7 @@ SNAKEMAKE := python -m snakemake
 DEMO := $(SNAKEMAKE) --profile profiles/demo
 PROFILE ?= profiles/demo
 
-.PHONY: demo demo-mmlu test lint dag why bench setup vllm-cpu lock clean
+.PHONY: demo demo-mmlu test test-slow lint dag why bench setup vllm-cpu lock clean
 
 demo: .venv/installed ## the whole chain on the stand-in
 	@$(DEMO)
@@ -23,7 +23,10 @@ demo-mmlu: .venv/installed ## the same chain on the real MMLU: make demo-mmlu MM
 	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath "$(MMLU_DIR)")'}"
 
 test: .venv/installed ## unit, workflow and chain tests
-	@python -m pytest
+	@python -m pytest -m "not slow"
+
+test-slow: .venv/installed ## a real Slurm, vLLM's CPU build, environments, re-runs: each is skipped where it cannot be had
+	@python -m pytest -m slow
 
 lint: .venv/installed ## formats, style and the workflow's own lint
 	@ruff format --check .

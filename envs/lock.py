@@ -1,6 +1,7 @@
 """Carry the pins of pyproject.toml, each with its reason, into the environments: `make lock`.
 
-An environment says only which packages it holds: for a new one, `- <name>` is enough.
+An environment says only which packages it holds: for a new one, `- <name>` is enough. The pins in pyproject.toml's
+[tool.<environment>] are that environment's alone and go before the others.
 
     python envs/lock.py            # envs/*.yaml from pyproject.toml
     python envs/lock.py --upgrade  # first raise pyproject.toml's pins to the newest that resolve together, with uv
@@ -15,7 +16,7 @@ ENVIRONMENTS = Path(__file__).parent
 PYPROJECT = ENVIRONMENTS.parent / "pyproject.toml"
 PIN = re.compile(r'^ +"(?P<name>[\w.-]+)(?P<equals>==?)(?P<version>[^"]+)", *# (?P<reason>.+)$', re.MULTILINE)
 PACKAGE = re.compile(r"^( +- )([\w.-]+)(?:[ =].*)?$", re.MULTILINE)
-APART = ["vllm", "openai"]  # these do not resolve together with the rest
+SECTION = re.compile(r"^(?=\[)", re.MULTILINE)
 HELD = ["torch"]  # the GPU tools, and the wheels for CPUs, are made for one version of it
 
 
@@ -24,36 +25,47 @@ def main() -> None:
     parser.add_argument("--upgrade", action="store_true", help="raise the pins of pyproject.toml first")
     if parser.parse_args().upgrade:
         PYPROJECT.write_text(upgrade(PYPROJECT.read_text()))
-    pins = {pin["name"]: pin for pin in PIN.finditer(PYPROJECT.read_text())}
-    for path in sorted(ENVIRONMENTS.glob("*.yaml")):
-        path.write_text(fill(path.read_text(), pins))
+    pyproject = PYPROJECT.read_text()
+    for path in paths():
+        path.write_text(fill(path.read_text(), pins(pyproject) | pins(pyproject, path.stem)))
 
 
-def fill(environment: str, pins: dict[str, re.Match]) -> str:
+def paths() -> list[Path]:
+    """The environments' files."""
+    return sorted(ENVIRONMENTS.glob("*.yaml"))
+
+
+def owner(section: str) -> str | None:
+    """The environment that a section of pyproject.toml is for; None if it is for all."""
+    name = section.partition("]")[0].removeprefix("[tool.")
+    return name if name in {path.stem for path in paths()} else None
+
+
+def pins(pyproject: str, environment: str | None = None) -> dict[str, re.Match]:
+    """What is pinned for all environments, or for one alone, by name."""
+    sections = [section for section in SECTION.split(pyproject) if owner(section) == environment]
+    return {pin["name"]: pin for section in sections for pin in PIN.finditer(section)}
+
+
+def fill(environment: str, pinned: dict[str, re.Match]) -> str:
     """The environment with the version and the reason of every package that it names."""
     head, mark, packages = environment.partition("dependencies:\n")
-    return head + mark + PACKAGE.sub(lambda line: line[1] + pins[line[2]].expand(r"\1\2\3 # \4"), packages)
+    return head + mark + PACKAGE.sub(lambda line: line[1] + pinned[line[2]].expand(r"\1\2\3 # \4"), packages)
 
 
 def upgrade(pyproject: str) -> str:
-    """pyproject.toml with the newest versions from the index; those that conda installs stay."""
-    pins = {pin["name"]: pin for pin in PIN.finditer(pyproject)}
-    wanted = [
-        name + f"=={pin['version']}" * (name in HELD)
-        for name, pin in pins.items()
-        if pin["equals"] == "==" and name not in APART
-    ]
+    """pyproject.toml with the newest versions from the index; conda's own and those of one environment alone stay."""
+    pinned = pins(pyproject)
+    wanted = [name + f"=={pin['version']}" * (name in HELD) for name, pin in pinned.items() if pin["equals"] == "=="]
     command = ["uv", "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", "--python-platform", "linux"]
-    command += ["--python-version", pins["python"]["version"]]
+    command += ["--python-version", pinned["python"]["version"]]
     resolved = subprocess.run(command, input="\n".join(wanted), stdout=subprocess.PIPE, text=True, check=True).stdout
     newest = dict(line.split("==") for line in resolved.splitlines())
 
     def raised(pin: re.Match) -> str:
-        if pin["name"] in APART:
-            return pin[0]
         return pin[0].replace(f"=={pin['version']}", f"=={newest.get(pin['name'])}")
 
-    return PIN.sub(raised, pyproject)
+    return "".join(section if owner(section) else PIN.sub(raised, section) for section in SECTION.split(pyproject))
 
 
 if __name__ == "__main__":

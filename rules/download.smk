@@ -17,12 +17,12 @@ rule make_standin:
         "../envs/lm_eval.yaml"
     params:
         seed=lambda wildcards: config["standin"]["seed"],
-        outlier_factor=lambda wildcards: config["standin"]["outlier_factor"],
+        int4_cost=lambda wildcards: config["standin"]["int4_cost"],
     shell:
         "python {input.code[0]:q}"
         " --output resources/standin"
         " --seed {params.seed}"
-        " --outlier-factor {params.outlier_factor}"
+        " --int4-cost {params.int4_cost}"
         " 2>&1 | show {log:q}"
 
 

@@ -1,9 +1,10 @@
 """Measure how long a batch of requests takes: generate a fixed number of tokens, many times over.
 
 Engine `vllm` runs `vllm bench latency`, as the card does, and keeps its JSON and its log of every run in --vllm-runs;
-what stands after `--` goes to it. Engine `transformers` does the same with model.generate. Where the GPU's memory
-bandwidth is known, `bandwidth_limit_percent` is the least time in which the weights can be read once for each
-generated token, as a share of the time that it took.
+what stands after `--` goes to it. Engine `transformers` does the same with model.generate; on a GPU with a static
+cache, for which transformers compiles the decoding step. Where the GPU's memory bandwidth is known,
+`bandwidth_limit_percent` is the least time in which the weights can be read once for each generated token, as a share
+of the time that it took.
 
     python scripts/measure_latency.py --checkpoint results/demo/qat-int4/checkpoint --dtype float32 \\
         --engine transformers --input-len 256 --output-len 256 --batch-sizes 1 8 --warmup 10 --iterations 30 \\
@@ -158,6 +159,8 @@ def generate(model: torch.nn.Module, size: int, arguments: argparse.Namespace) -
     tokens = torch.randint(SMALLEST_TOKEN, highest, (size, arguments.input_len), generator=generator)
     tokens = tokens.to(arguments.device)
     options = dict(max_new_tokens=arguments.output_len, min_new_tokens=arguments.output_len, do_sample=False)
+    if arguments.device == "cuda":
+        options["cache_implementation"] = "static"
     latencies = []
     for iteration in tqdm(range(arguments.warmup + arguments.iterations), desc="latency", mininterval=1):
         synchronize(arguments.device)

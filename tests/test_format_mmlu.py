@@ -1,11 +1,15 @@
 """The texts are the card's, byte for byte, whatever stands in a row and whatever the template does."""
 
+import os
+import subprocess
+import sys
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import format_mmlu
-from conftest import run_script
+from conftest import ROOT, run_script
 from int4_qat import mmlu_parquet, models
 
 AWKWARD = [
@@ -89,3 +93,22 @@ def test_no_chat_template(untrained, tmp_path):
     assert result.returncode == 1
     assert "no chat template" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_memory_does_not_grow_with_the_rows(untrained, tmp_path):
+    def peak_bytes(copies):
+        source, output = tmp_path / f"{copies}.parquet", tmp_path / f"{copies}_texts.parquet"
+        batch = pa.Table.from_pylist(rows_of([("long " * 400, ["a", "b", "c", "d"])] * 4_000), mmlu_parquet.SCHEMA)
+        with pq.ParquetWriter(source, mmlu_parquet.SCHEMA) as writer:
+            for _ in range(copies):
+                writer.write_table(batch)
+        options = ["--mmlu", source, "--tokenizer", untrained / "model", "--output", output]
+        program = [sys.executable, ROOT / "scripts" / "format_mmlu.py", *options]
+        process = subprocess.Popen(list(map(str, program)))
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        assert pq.ParquetFile(output).metadata.num_rows == 4_000 * copies
+        return usage.ru_maxrss * 1024
+
+    # 160,000 rows more have 330 MB more of questions, and as much of texts
+    assert peak_bytes(copies=45) - peak_bytes(copies=5) < 100e6

@@ -7,6 +7,8 @@ import yaml
 
 from conftest import planned, write_config
 
+pytestmark = pytest.mark.slow
+
 SUMMARY = {"report_costs": 1, "summarize": 1, "plot_results": 1}
 MEASURED = {"evaluate_mmlu": 5, "gather_mmlu": 5, "measure_memory": 5, "measure_latency": 5} | SUMMARY
 INT4 = {"evaluate_mmlu": 3, "gather_mmlu": 3, "measure_memory": 3, "measure_latency": 3} | SUMMARY

@@ -24,7 +24,7 @@ LOCAL_RULES = {"link_base", "gather_mmlu", "report_costs"}
 # Two cores in place of a cluster, and a queue that answers at once.
 SIZES = ["--jobs", 2, "--set-threads", *(f"{rule}=1" for rule in sorted(GPU_RULES | {"merge", "quantize"}))]
 POLLING = ["--slurm-init-seconds-before-status-checks", 1, "--seconds-between-status-checks", 1, "--latency-wait", 5]
-pytestmark = pytest.mark.usefixtures("slurm")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slurm")]
 
 
 class Cluster(Run):

@@ -17,6 +17,8 @@ from conftest import ROOT, Run, copy_workflow, run_script, small_config, write_c
 from int4_qat import models
 from int4_qat.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 CPU = ["--enforce-eager", "--max-model-len", "512", "--model-impl", "transformers"]
 ENVIRONMENT = Path(os.environ.get("VLLM_ENVIRONMENT", ROOT / ".venv-vllm"))
 
