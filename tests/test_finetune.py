@@ -179,7 +179,7 @@ def test_the_divergence_of_two_tokens_by_hand():
     labels = torch.tensor([[-100, 1, -100, 2]])
     by_hand = 0.5 * math.log(2) + 0.25 * math.log(1) + 0.25 * math.log(1 / 2)  # of positions 0 and 2
     for tokens, divisor in ((None, 2), (8, 8)):
-        found = finetune.distillation_loss(*logits, labels, tokens)
+        found = finetune.kl_divergence(*(finetune.predictions(each, labels) for each in logits), tokens)
         assert found.item() == pytest.approx(2 * by_hand / divisor)
 
 

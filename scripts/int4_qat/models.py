@@ -171,7 +171,7 @@ def tile_pack_weights(model: torch.nn.Module) -> None:
 
 def is_dequantized(folder: Path, device: str) -> bool:
     """Whether a checkpoint's weights run as floats on this device though they are stored as int4."""
-    return int4_path(folder, device) == DEQUANTIZED
+    return device == "cpu" and is_int4(folder)
 
 
 def text_bytes(folder: Path) -> int:
