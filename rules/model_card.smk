@@ -19,6 +19,7 @@ rule model_card:
             variant=config["variants"],
             result=["mmlu", "memory", "latency"],
         ),
+        parity=expand(rules.check_parity.output, arm=arms_in_int4, allow_missing=True),
         serving=expand(
             rules.check_serving.output,
             variant=[variant for variant in served if variant == config["publish"]["variant"]],

@@ -110,7 +110,8 @@ def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> 
             {
                 "name": name,
                 "source": {key: f"{name}/{key}.json" for key in ("mmlu", "memory", "latency")}
-                | {"answers": f"{name}/mmlu_samples.parquet"},
+                | {"answers": f"{name}/mmlu_samples.parquet"}
+                | ({"parity": f"{name}/parity.json"} if results["parity"] else {}),
                 "mmlu": {key: score[key] for key in ("accuracy", "stderr", "questions", "subjects")}
                 | {"accuracy_ci95": statistics.wilson(correct[name].sum(), len(correct))},
                 **recovery.pop(None),

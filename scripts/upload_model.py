@@ -65,11 +65,14 @@ def missing_results(results: Path, variant: str) -> list[str]:
     settings = files.read_json(results / "provenance.json")["settings"]
     names = [f"{name}/{result}.json" for name in settings["variants"] for result in ("mmlu", "memory", "latency")]
     names += ["summary.json", "model_card.md", f"{variant}/checkpoint/manifest.json"]
+    parity = [f"{variant}/parity.json"] if variants.split(variant)[0] != variants.BASE else []
+    names += parity
     names += [f"{variant}/serving.json"] if settings["evaluation"]["serving"] else []
     absent = [f"{name} is missing" for name in names if not (results / name).exists()]
     if absent:
         return absent
-    differing = files.read_json(results / variant / "checkpoint" / "manifest.json")["weights_that_differ"]
+    counted = [f"{variant}/checkpoint/manifest.json", *parity]
+    differing = sum(files.read_json(results / name)["weights_that_differ"] for name in counted)
     return [f"{differing} exported weights differ from what training saw"] if differing else []
 
 

@@ -107,6 +107,7 @@ def test_another_benchmark_is_shown_and_its_absence_said(finished):
         ("summary.json", ["variants", 4, "mmlu", "accuracy"], 0.99, "qat-int4/mmlu.json: accuracy is"),
         ("qat-int4/memory.json", ["peak_gb"], 1.5, "qat-int4/memory.json: peak_gb is 1.5"),
         ("qat-int4/latency.json", ["batches", 0, "mean_s"], 9.9, "qat-int4/latency.json: mean_s is 9.9"),
+        ("qat-int4/parity.json", ["relative_logit_difference"], 9.9, "parity.json: relative_logit_difference is 9.9"),
         ("costs.json", ["total", "hours"], 9.9, "costs.json: total is"),
         ("qat-int4/mmlu.json", ["settings", "num_fewshot"], 5, "qat-int4/mmlu.json: num_fewshot is 5"),
         ("qat-int4/checkpoint/manifest.json", ["group_size"], 32, "manifest.json: group_size is 32"),

@@ -136,6 +136,7 @@ def trained(demo_run, tmp_path):
     ("path", "keys", "value", "expected"),
     [
         ("qat-int4/checkpoint/manifest.json", ["weights_that_differ"], 3, "3 exported weights differ"),
+        ("qat-int4/parity.json", ["weights_that_differ"], 2, "2 exported weights differ"),
         ("summary.json", ["variants", 4, "recovered_resolved"], False, "recovered is not resolved"),
         ("summary.json", ["variants", 4, "recovered_ci95"], [-2, 1], "recovered may be as low as -2.0000, at least -1"),
         ("summary.json", ["comparisons", 5, "difference_ci95"], [-2.0, 0.1], "may be as high as 2.0000, at most 1"),
@@ -168,7 +169,7 @@ def test_without_a_repository_nothing_is_published(small_run):
     )
 
 
-@pytest.mark.parametrize("name", ["model_card.md", "lora-bf16/latency.json"])
+@pytest.mark.parametrize("name", ["model_card.md", "lora-bf16/latency.json", "qat-int4/parity.json"])
 def test_a_missing_evaluation_or_card_is_named(finished, writable_hub, name):
     (finished / name).unlink()
     result = upload(finished, env=environment(writable_hub))
