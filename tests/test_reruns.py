@@ -80,7 +80,7 @@ def test_nothing_changed(small_run):
         ("scripts/int4_qat/qat.py", TRAINED),
         ("scripts/int4_qat/adapters.py", MERGED),
         ("scripts/int4_qat/int4_files.py", QUANTIZED),
-        ("scripts/int4_qat/parity.py", TRAINED | {"quantize": 3}),
+        ("scripts/int4_qat/parity.py", TRAINED | {"quantize": 3} | {name: 4 for name in INT4 if name not in SUMMARY}),
         ("scripts/int4_qat/training_callbacks.py", TRAINED),
         ("scripts/int4_qat/mmlu_harness.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("scripts/int4_qat/scoring.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
