@@ -47,7 +47,7 @@ def main() -> None:
         measure([*itself, "make_checkpoint"])
         size = sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors"))
         print(f"checkpoint of {size / 1e9:.2f} GB, {os.cpu_count()} cores")
-        print(f"{'':34} {'seconds':>8} {'peak GB':>8}")
+        print(f"{'':34} {'seconds':>8} {'CPU s':>8} {'peak GB':>8}")
         merge = [sys.executable, SCRIPTS / "merge.py", "--model", folder / "model", "--adapter", folder / "adapter"]
         quantize = [sys.executable, SCRIPTS / "quantize.py", "--checkpoint", folder / "model", "--scheme", "int4"]
         quantize += ["--packing", "plain", "--group-size", "128", "--skip", *SKIP]
@@ -62,13 +62,13 @@ def main() -> None:
         }.items():
             if arguments.only and not any(part in title for part in arguments.only):
                 continue
-            seconds, peak = measure(command)
-            print(f"{title:34} {seconds:8.1f} {peak / 1e9:8.2f}", flush=True)
+            seconds, on_cpu, peak = measure(command)
+            print(f"{title:34} {seconds:8.1f} {on_cpu:8.1f} {peak / 1e9:8.2f}", flush=True)
             shutil.rmtree(folder / "output", ignore_errors=True)
 
 
-def measure(command: list) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a command.
+def measure(command: list) -> tuple[float, float, int]:
+    """Seconds, seconds of all cores together, and peak resident bytes of a command.
 
     A process's peak starts at that of its parent, so nothing large is imported here.
     """
@@ -81,7 +81,7 @@ def measure(command: list) -> tuple[float, int]:
         if status:
             log.seek(0)
             sys.exit(log.read().decode()[-2000:])
-    return seconds, usage.ru_maxrss * 1024
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def make_checkpoint(folder: Path) -> None:

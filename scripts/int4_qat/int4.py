@@ -43,7 +43,7 @@ def quantize(weight: torch.Tensor, group_size: int) -> Int4Weight:
     if columns % group_size:
         raise ValueError(f"group size {group_size} does not divide {columns} input features")
     groups = weight.detach().float().view(rows, columns // group_size, group_size)
-    low, high = torch.aminmax(groups, dim=-1, keepdim=True)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scale = (high - low).clamp(min=SMALLEST_RANGE) / LEVELS
     codes = (groups - low).div_(scale).round_().clamp_(0, LEVELS).sub_(OFFSET)
     zero_point = low + scale * OFFSET
