@@ -18,6 +18,8 @@ shell.prefix(
 
 served = [name for name in config["variants"] if config["evaluation"]["serving"] and variants.split(name)[1] == "int4"]
 shards = range(config["evaluation"]["mmlu"]["shards"])
+tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config["evaluation"]["tasks"]}
+data_sources = {task: settings["source"] for task, settings in tasks.items()}
 arms = variants.weights_of(config["variants"])[1:]
 
 
@@ -27,6 +29,8 @@ wildcard_constraints:
     variant="|".join(config["variants"]),
     weights="|".join([variants.BASE, *config["finetune"]["arms"]]),
     shard=r"\d+",
+    task="|".join(tasks) or "none",
+    dataset="|".join(data_sources) or "none",
 
 
 def code_of(script):
@@ -49,6 +53,11 @@ def recipe(wildcards):
 def evaluation(task):
     """The settings of one evaluation, sorted: another order of the keys is no change."""
     return dict(sorted(config["evaluation"][task].items()))
+
+
+def task_settings(task):
+    """What one of `evaluation.tasks` is run with: neither where its data comes from, nor which figure is read."""
+    return {key: value for key, value in tasks[task].items() if key not in ("source", "metric")}
 
 
 def gpu_stages(wildcards):

@@ -1,5 +1,5 @@
 # One table of all variants.
-#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, results/<model>/costs.json
+#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, tasks/<task>.json, results/<model>/costs.json
 #   out: results/<model>/summary.json, summary.csv
 
 
@@ -14,6 +14,7 @@ rule summarize:
             variant=config["variants"],
             result=["mmlu.json", "mmlu_samples.parquet", "memory.json", "latency.json"],
         ),
+        tasks=expand("results/{{model}}/{variant}/tasks/{task}.json", variant=config["variants"], task=tasks),
     output:
         json="results/{model}/summary.json",
         csv="results/{model}/summary.csv",
@@ -26,12 +27,14 @@ rule summarize:
     params:
         variants=config["variants"],
         arms=json.dumps({arm: settings_of(arm) for arm in arms}, sort_keys=True),
+        tasks=[f"{task}={settings['metric']}" for task, settings in tasks.items()],
         results=lambda wildcards, output: os.path.dirname(output.json),
     shell:
         "python {input.code[0]:q}"
         " --model {wildcards.model}"
         " --variants {params.variants:q}"
         " --arms {params.arms:q}"
+        " --tasks {params.tasks:q}"
         " --results {params.results:q}"
         " --data-report {input.data:q}"
         " --contamination {input.contamination:q}"

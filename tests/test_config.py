@@ -49,6 +49,9 @@ def test_the_shipped_configs_are_right(config):
         (["evaluation", "latency", "batch_sizes"], [], "evaluation.latency.batch_sizes: []"),
         (["evaluation", "latency", "engine"], "tgi", "evaluation.latency.engine: 'tgi' is not one of"),
         (["evaluation", "serving", "concurrency"], [0], "evaluation.serving.concurrency[0]: 0 is less than"),
+        (["evaluation", "tasks", 0, "metric"], "acc_norm", "evaluation.tasks[0].metric: 'acc_norm' does not match"),
+        (["evaluation", "tasks"], CARD["evaluation"]["tasks"] * 2, "evaluation.tasks[1].task: 'arc_challenge' is in"),
+        (["evaluation", "tasks", 0, "source"], "/no/arc", "evaluation.tasks[0].source: expected an existing folder"),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
     ],
 )

@@ -23,7 +23,7 @@ def problems(config: dict, schema: dict) -> list[str]:
     validator = jsonschema.Draft202012Validator(schema)
     errors = sorted(validator.iter_errors(config), key=lambda error: error.json_path)
     lines = [_line(error) for error in errors if not _follows_from_another(error, errors)]
-    return lines or [*_missing_sources(config), *_unknown_variants(config)]
+    return lines or [*_missing_sources(config), *_repeated_tasks(config), *_unknown_variants(config)]
 
 
 def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonschema.ValidationError]) -> bool:
@@ -41,6 +41,8 @@ def _line(error: jsonschema.ValidationError) -> str:
 def _missing_sources(config: dict) -> list[str]:
     sources = {"data.source": config["data"]["source"]}
     sources |= {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
+    evaluation = config["evaluation"]
+    sources |= {f"evaluation.tasks[{index}].source": task["source"] for index, task in enumerate(evaluation["tasks"])}
     lines = []
     for key, source in sources.items():
         if source == STANDIN:
@@ -49,6 +51,15 @@ def _missing_sources(config: dict) -> list[str]:
         elif not source.startswith("hf://") and not Path(source).is_dir():
             lines.append(f"{key}: expected an existing folder, found none at '{source}'")
     return lines
+
+
+def _repeated_tasks(config: dict) -> list[str]:
+    names = [task["task"] for task in config["evaluation"]["tasks"]]
+    return [
+        f"evaluation.tasks[{index}].task: '{name}' is in the list already"
+        for index, name in enumerate(names)
+        if name in names[:index]
+    ]
 
 
 def _unknown_variants(config: dict) -> list[str]:
