@@ -15,7 +15,7 @@ ENVIRONMENTS = Path(__file__).parent
 PYPROJECT = ENVIRONMENTS.parent / "pyproject.toml"
 PIN = re.compile(r'^ +"(?P<name>[\w.-]+)(?P<equals>==?)(?P<version>[^"]+)", *# (?P<reason>.+)$', re.MULTILINE)
 PACKAGE = re.compile(r"^( +- )([\w.-]+)(?:[ =].*)?$", re.MULTILINE)
-APART = ["vllm", "openai"]  # these do not resolve together with the rest
+APART = ["vllm", "openai", "lmms-eval"]  # these do not resolve together with the rest
 HELD = ["torch"]  # the GPU tools, and the wheels for CPUs, are made for one version of it
 
 

@@ -20,6 +20,10 @@ served = [name for name in config["variants"] if config["evaluation"]["serving"]
 shards = range(config["evaluation"]["mmlu"]["shards"])
 tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config["evaluation"]["tasks"]}
 data_sources = {task: settings["source"] for task, settings in tasks.items()}
+charted = []
+if config["evaluation"]["chartqa"]:
+    data_sources["chartqa"] = config["evaluation"]["chartqa"]["source"]
+    charted = [name for name in config["variants"] if name == variants.BASELINE or variants.split(name)[1] == "int4"]
 arms = variants.weights_of(config["variants"])[1:]
 
 
@@ -55,9 +59,14 @@ def evaluation(task):
     return dict(sorted(config["evaluation"][task].items()))
 
 
-def task_settings(task):
-    """What one of `evaluation.tasks` is run with: neither where its data comes from, nor which figure is read."""
-    return {key: value for key, value in tasks[task].items() if key not in ("source", "metric")}
+def without(settings, *keys):
+    """Settings but for some keys, whose change runs nothing again here."""
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+def limit_flag(settings):
+    """The command-line words for `limit`, none for null."""
+    return [f"--limit={settings['limit']}"] if settings["limit"] is not None else []
 
 
 def gpu_stages(wildcards):

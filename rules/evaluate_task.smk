@@ -19,8 +19,8 @@ rule evaluate_task:
     resources:
         gpu=1,
     params:
-        settings=lambda wildcards: task_settings(wildcards.task),
-        limit=lambda wildcards: [f"--limit={n}" for n in [tasks[wildcards.task]["limit"]] if n is not None],
+        settings=lambda wildcards: without(tasks[wildcards.task], "source", "metric"),
+        limit=lambda wildcards: limit_flag(tasks[wildcards.task]),
         device=config["device"],
     shell:
         "python {input.code[0]:q}"

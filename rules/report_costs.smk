@@ -35,6 +35,7 @@ rule report_costs:
         ),
         served=expand(rules.check_serving.benchmark, variant=served, allow_missing=True),
         tasks=expand(rules.evaluate_task.benchmark, variant=config["variants"], task=tasks, allow_missing=True),
+        charted=expand(rules.evaluate_chartqa.benchmark, variant=charted, allow_missing=True),
         shards=expand(rules.evaluate_mmlu.benchmark, variant=config["variants"], shard=shards, allow_missing=True),
     output:
         json="results/{model}/costs.json",

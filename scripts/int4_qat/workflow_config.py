@@ -43,6 +43,8 @@ def _missing_sources(config: dict) -> list[str]:
     sources |= {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
     evaluation = config["evaluation"]
     sources |= {f"evaluation.tasks[{index}].source": task["source"] for index, task in enumerate(evaluation["tasks"])}
+    if evaluation["chartqa"]:
+        sources["evaluation.chartqa.source"] = evaluation["chartqa"]["source"]
     lines = []
     for key, source in sources.items():
         if source == STANDIN:
