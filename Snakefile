@@ -21,6 +21,8 @@ include: "rules/merge.smk"
 include: "rules/quantize.smk"
 include: "rules/check_parity.smk"
 include: "rules/evaluate_mmlu.smk"
+include: "rules/evaluate_task.smk"
+include: "rules/evaluate_chartqa.smk"
 include: "rules/measure.smk"
 include: "rules/check_serving.smk"
 include: "rules/check_contamination.smk"
@@ -39,6 +41,7 @@ rule all:
         expand("results/{model}/summary.json", model=config["models"]),
         expand(rules.plot_results.output, model=config["models"]),
         expand(rules.render_pages.output, model=config["models"]),
+        expand("results/{model}/{variant}/chartqa.json", model=config["models"], variant=charted),
         expand("results/{model}/{variant}/serving.json", model=config["models"], variant=served),
 
 

@@ -18,6 +18,11 @@ shell.prefix(
 
 served = [name for name in config["variants"] if config["evaluation"]["serving"] and variants.split(name)[1] == "int4"]
 shards = range(config["evaluation"]["mmlu"]["shards"])
+tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config["evaluation"]["tasks"]}
+data_sources = {task: settings["source"] for task, settings in tasks.items()}
+charted = recipes.charted(config)
+if charted:
+    data_sources["chartqa"] = config["evaluation"]["chartqa"]["source"]
 arms = recipes.arms_of(config)
 arms_in_int4 = [name for name in variants.weights_of(config["variants"], "int4") if name != variants.BASE]
 
@@ -28,6 +33,8 @@ wildcard_constraints:
     variant="|".join(config["variants"]),
     weights="|".join([variants.BASE, *config["finetune"]["arms"]]),
     shard=r"\d+",
+    task="|".join(tasks) or "none",
+    dataset="|".join(data_sources) or "none",
 
 
 def code_of(script):
@@ -48,6 +55,16 @@ def settings(wildcards):
 def evaluation(task):
     """The settings of one evaluation, sorted: another order of the keys is no change."""
     return dict(sorted(config["evaluation"][task].items()))
+
+
+def without(settings, *keys):
+    """Settings but for some keys, whose change runs nothing again here."""
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+def limit_flag(settings):
+    """The command-line words for `limit`, none for null."""
+    return [f"--limit={settings['limit']}"] if settings["limit"] is not None else []
 
 
 def gpu_stages(wildcards):

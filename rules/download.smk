@@ -1,6 +1,6 @@
 # Raw data and base models, the only rules that touch the network.
 #   in:  the Hub at a pinned commit, a local folder, or the stand-in
-#   out: resources/mmlu/<split>.parquet, resources/models/<model>/
+#   out: resources/mmlu/<split>.parquet, resources/models/<model>/, resources/datasets/<dataset>/
 
 
 rule make_standin:
@@ -62,6 +62,27 @@ rule download_model:
         "../envs/data.yaml"
     params:
         source=lambda wildcards: source_path(config["models"][wildcards.model]["source"], "resources/standin/model"),
+    shell:
+        "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
+        " --source {params.source:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+
+
+rule download_dataset:
+    input:
+        code=code_of("download_dataset"),
+        raw=lambda wildcards: sources.local_files(data_sources[wildcards.dataset]),
+    output:
+        directory("resources/datasets/{dataset}"),
+    log:
+        "logs/download_dataset_{dataset}.log",
+    benchmark:
+        "benchmarks/download_dataset/{dataset}.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        source=lambda wildcards: data_sources[wildcards.dataset],
     shell:
         "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
         " --source {params.source:q}"

@@ -21,7 +21,7 @@ rule evaluate_mmlu:
         gpu=1,
     params:
         settings=evaluation("mmlu"),
-        limit=[f"--limit={n}" for n in [config["evaluation"]["mmlu"]["limit"]] if n is not None],
+        limit=limit_flag(evaluation("mmlu")),
         device=config["device"],
     shell:
         "python {input.code[0]:q}"

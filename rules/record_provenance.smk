@@ -12,6 +12,7 @@ rule record_provenance:
             *rules.model_card.output,
         ],
         serving=expand(rules.check_serving.output, variant=served, allow_missing=True),
+        charts=expand("results/{{model}}/{variant}/chartqa.json", variant=charted),
     output:
         "results/{model}/provenance.json",
     log:
@@ -25,7 +26,7 @@ rule record_provenance:
         results=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
         "python {input.code[0]:q}"
-        " --targets {input.targets:q} {input.serving:q}"
+        " --targets {input.targets:q} {input.serving:q} {input.charts:q}"
         " --results {params.results:q}"
         " --settings {params.settings:q}"
         " --records .snakemake/metadata"

@@ -10,7 +10,10 @@ localrules:
 rule report_costs:
     input:
         code=code_of("report_costs"),
-        shared=rules.download_mmlu.benchmark,
+        shared=[
+            rules.download_mmlu.benchmark,
+            *expand(rules.download_dataset.benchmark, dataset=data_sources),
+        ],
         model=[
             rules.download_model.benchmark,
             rules.format_mmlu.benchmark,
@@ -32,6 +35,8 @@ rule report_costs:
             allow_missing=True,
         ),
         served=expand(rules.check_serving.benchmark, variant=served, allow_missing=True),
+        tasks=expand(rules.evaluate_task.benchmark, variant=config["variants"], task=tasks, allow_missing=True),
+        charted=expand(rules.evaluate_chartqa.benchmark, variant=charted, allow_missing=True),
         shards=expand(rules.evaluate_mmlu.benchmark, variant=config["variants"], shard=shards, allow_missing=True),
     output:
         json="results/{model}/costs.json",

@@ -1,6 +1,6 @@
 # One table of all variants.
-#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, results/<model>/costs.json,
-#        results/<model>/<arm>-int4/parity.json
+#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, tasks/<task>.json,
+#        results/<model>/costs.json, results/<model>/<arm>-int4/parity.json
 #   out: results/<model>/summary.json, summary.csv
 
 
@@ -16,6 +16,7 @@ rule summarize:
             result=["mmlu.json", "mmlu_samples.parquet", "memory.json", "latency.json"],
         ),
         parity=expand(rules.check_parity.output, arm=arms_in_int4, allow_missing=True),
+        tasks=expand("results/{{model}}/{variant}/tasks/{task}.json", variant=config["variants"], task=tasks),
     output:
         json="results/{model}/summary.json",
         csv="results/{model}/summary.csv",
@@ -28,12 +29,14 @@ rule summarize:
     params:
         variants=config["variants"],
         arms=json.dumps({arm: recipes.recipe_of(config, arm) for arm in arms}, sort_keys=True),
+        tasks=[f"{task}={metric}" for task, metric in recipes.metrics_of(config).items()],
         results=lambda wildcards, output: os.path.dirname(output.json),
     shell:
         "python {input.code[0]:q}"
         " --model {wildcards.model}"
         " --variants {params.variants:q}"
         " --arms {params.arms:q}"
+        " --tasks {params.tasks:q}"
         " --results {params.results:q}"
         " --data-report {input.data:q}"
         " --contamination {input.contamination:q}"

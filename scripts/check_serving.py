@@ -22,7 +22,7 @@ from statistics import fmean
 
 import openai
 
-from int4_qat import devices, errors, files, models, vllm_process
+from int4_qat import devices, engine_process, errors, files, models, vllm_process
 from int4_qat.errors import InputError
 
 MESSAGES = [{"role": "user", "content": "Give me a short introduction to large language models."}]
@@ -45,7 +45,7 @@ def main() -> None:
     devices.claim(arguments.device)
     dtype = models.DTYPES[arguments.dtype]
     with (
-        vllm_process.readable(arguments.checkpoint, dtype, arguments.device) as folder,
+        engine_process.readable(arguments.checkpoint, dtype, arguments.device) as folder,
         served(folder, arguments) as (client, startup_seconds),
     ):
         answer = check_answer(client, arguments)
@@ -80,7 +80,7 @@ def served(folder: Path, arguments: argparse.Namespace) -> Iterator[tuple[openai
         try:
             yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", **options), startup_seconds
         except openai.OpenAIError as error:
-            raise InputError(f"no answer ({error}); {vllm_process.last_lines(arguments.vllm_log)}") from None
+            raise InputError(f"no answer ({error}); {engine_process.last_lines(arguments.vllm_log)}") from None
 
 
 def free_port() -> int:
@@ -95,7 +95,7 @@ def wait_for_health(process: subprocess.Popen, port: int, arguments: argparse.Na
     start = time.monotonic()
     while (seconds := time.monotonic() - start) < arguments.time_limit:
         if process.poll() is not None:
-            end = vllm_process.last_lines(arguments.vllm_log)
+            end = engine_process.last_lines(arguments.vllm_log)
             raise InputError(f"vllm serve ended with exit code {process.returncode}; {end}")
         with suppress(OSError):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -103,7 +103,7 @@ def wait_for_health(process: subprocess.Popen, port: int, arguments: argparse.Na
             if connection.getresponse().status == http.HTTPStatus.OK:
                 return seconds
         time.sleep(0.5)
-    end = vllm_process.last_lines(arguments.vllm_log)
+    end = engine_process.last_lines(arguments.vllm_log)
     raise InputError(f"vllm serve was not ready after {arguments.time_limit:g} s; {end}")
 
 

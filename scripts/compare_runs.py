@@ -44,7 +44,7 @@ def read_run(folder: Path) -> dict:
         "folder": str(folder),
         "provenance": files.read_json(folder / "provenance.json"),
         "rows": rows,
-        "answers": {name: summarize.read_variant(folder / name)["answers"] for name in rows},
+        "answers": {name: summarize.read_variant(folder / name, tasks={})["answers"] for name in rows},
     }
 
 

@@ -14,16 +14,13 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-import lm_eval
 import numpy as np
 import pandas as pd
-import torch
 from lm_eval.tasks import TaskManager
 
 from int4_qat import devices, errors, files, mmlu, mmlu_harness, models, scoring
 from int4_qat.errors import InputError
 
-SEED = 1234
 LOG_LIKELIHOODS = [f"log_likelihood_{letter}" for letter in mmlu.LETTERS]
 
 
@@ -45,34 +42,16 @@ def main() -> None:
     devices.claim(arguments.device)
     subjects = mmlu_harness.shard_subjects(arguments.mmlu, arguments.shard, arguments.shards)
     with tempfile.TemporaryDirectory() as scratch:
-        results = evaluate(arguments, subjects, mmlu_harness.lay_out(arguments.mmlu, Path(scratch)))
+        include_path = mmlu_harness.lay_out(arguments.mmlu, Path(scratch))
+        task_manager = TaskManager(include_path=str(include_path), include_defaults=False)
+        tasks = [mmlu_harness.task_name(subject) for subject in subjects]
+        results = scoring.evaluate(arguments, arguments.engine, tasks, task_manager)
     samples = sample_table(results["samples"])
     report = make_report(arguments, subjects, results, samples)
     with files.whole(arguments.samples) as unfinished:
         samples.to_parquet(unfinished, index=False)
     files.write_json(arguments.output, report)
     print(f"accuracy {samples['correct'].mean():.4f} on {len(samples)} questions of {len(subjects)} subjects")
-
-
-def evaluate(arguments: argparse.Namespace, subjects: list[str], include_path: Path) -> dict:
-    """lm-eval's results and samples."""
-    language_model = scoring.ENGINES[arguments.engine](
-        pretrained=models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device),
-        tokenizer=models.load_tokenizer(arguments.checkpoint),
-        batch_size=arguments.batch_size,
-        softmax_dtype=torch.float32,
-    )
-    return lm_eval.simple_evaluate(
-        language_model,
-        tasks=[mmlu_harness.task_name(subject) for subject in subjects],
-        num_fewshot=arguments.num_fewshot,
-        limit=arguments.limit,
-        task_manager=TaskManager(include_path=str(include_path), include_defaults=False),
-        random_seed=SEED,
-        numpy_random_seed=SEED,
-        torch_random_seed=SEED,
-        fewshot_random_seed=SEED,
-    )
 
 
 def sample_table(samples: dict[str, list[dict]]) -> pd.DataFrame:
@@ -123,7 +102,7 @@ def make_report(arguments: argparse.Namespace, subjects: list[str], results: dic
             "softmax_dtype": "float32",
             "device": arguments.device,
             "int4_path": models.int4_path(arguments.checkpoint, arguments.device),
-            "seed": SEED,
+            "seed": scoring.SEED,
         },
         "versions": {name: version(name) for name in ("lm-eval", "transformers", "torch", "torchao")},
     }

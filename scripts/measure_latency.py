@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 import torch
 from tqdm import tqdm
 
-from int4_qat import devices, errors, files, models, vllm_process
+from int4_qat import devices, engine_process, errors, files, models, vllm_process
 from int4_qat.errors import InputError
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
@@ -104,7 +104,7 @@ def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: s
 
 def with_vllm(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
     """Seconds of each iteration of each repeat, by batch size."""
-    with vllm_process.readable(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device) as folder:
+    with engine_process.readable(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device) as folder:
         return {
             size: [bench_latency(folder, size, repeat, arguments) for repeat in range(arguments.repeats)]
             for size in arguments.batch_sizes
@@ -137,10 +137,10 @@ def read_latencies(report: Path, log: Path, iterations: int) -> list[float]:
     try:
         latencies = files.read_json(report).get("latencies", [])
     except InputError as error:
-        raise InputError(f"{error}; {vllm_process.last_lines(log)}") from None
+        raise InputError(f"{error}; {engine_process.last_lines(log)}") from None
     if len(latencies) != iterations:
         found = f"expected {iterations} latencies, found {len(latencies)}"
-        raise InputError(f"{report}: {found}; {vllm_process.last_lines(log)}")
+        raise InputError(f"{report}: {found}; {engine_process.last_lines(log)}")
     return latencies
 
 

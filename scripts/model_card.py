@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from int4_qat import errors, files, hub, variants
 from int4_qat.errors import InputError
-from int4_qat.recipes import STANDIN
+from int4_qat.recipes import STANDIN, charted
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE = "model_card.md.jinja"
@@ -92,7 +92,8 @@ def gather(results: Path, settings: dict) -> dict:
         **{key: files.read_json(folder / f"{key}.json") for key in (MMLU, "memory", "latency")},
         "pairs": [pair for pair in summary["comparisons"] if pair["variant"] == name],
         # What lm-eval ran besides MMLU, by task: metric, value, stderr.
-        "tasks": rows[name].get("tasks", {}),
+        "tasks": rows[name]["tasks"],
+        "charts": {variant: files.read_json(results / variant / "chartqa.json") for variant in charted(settings)},
     }
     check_settings(folder, figures)
     figures["kept"] = Counter(layer["reason"] for layer in figures["manifest"]["layers"] if not layer["quantized"])
@@ -118,7 +119,7 @@ def check_fresh(results: Path, summary: dict) -> None:
     """Every figure that the summary repeats must be that of its file."""
     for row in summary["variants"]:
         for key, source in row["source"].items():
-            if source.endswith(".json"):
+            if key in row and source.endswith(".json"):
                 path = results / source
                 compare(results / "summary.json", row[key], path, files.read_json(path))
     compare(results / "summary.json", summary["costs"], results / "costs.json", files.read_json(results / "costs.json"))

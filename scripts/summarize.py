@@ -3,9 +3,10 @@
 normalized degradation of x = -(base-bf16 - x) / (base-bf16 - base-int4); recovered = 1 + that. Intervals are of 95%.
 
     python scripts/summarize.py --model demo --variants base-bf16 base-int4 qat-int4 \\
-        --arms '{"qat": {"qat_scheme": "int4", "seed": 3407}}' --results results/demo \\
-        --data-report resources/mmlu/report.json --contamination resources/contamination.json \\
-        --costs results/demo/costs.json --json results/demo/summary.json --csv results/demo/summary.csv
+        --arms '{"qat": {"qat_scheme": "int4", "seed": 3407}}' --tasks arc_challenge=acc_norm,none \\
+        --results results/demo --data-report resources/mmlu/report.json \\
+        --contamination resources/contamination.json --costs results/demo/costs.json \\
+        --json results/demo/summary.json --csv results/demo/summary.csv
 """
 
 import argparse
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="key of the model in the config")
     parser.add_argument("--variants", required=True, nargs="+")
     parser.add_argument("--arms", required=True, type=json.loads, help="JSON: the recipe of each arm, by its name")
+    parser.add_argument("--tasks", nargs="*", default=[], help="<task>=<metric>: which metric of which further task")
     parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant")
     parser.add_argument("--data-report", required=True, type=Path, help="report.json of download_mmlu")
     parser.add_argument("--contamination", required=True, type=Path, help="JSON of check_contamination")
@@ -40,7 +42,9 @@ def main() -> None:
         "model": arguments.model,
         "data": files.read_json(arguments.data_report),
         "contamination": files.read_json(arguments.contamination),
-        **derive(arguments.results, arguments.variants, arguments.arms),
+        **derive(
+            arguments.results, arguments.variants, arguments.arms, dict(task.split("=") for task in arguments.tasks)
+        ),
         "costs": files.read_json(arguments.costs),
         "source": {key: str(getattr(arguments, key)) for key in ("data_report", "contamination", "costs")},
     }
@@ -51,9 +55,9 @@ def main() -> None:
         print(f"{title}\n{table.to_string(index=False, float_format='{:.4f}'.format)}\n")
 
 
-def derive(results: Path, names: list[str], arms: dict[str, dict]) -> dict:
+def derive(results: Path, names: list[str], arms: dict[str, dict], tasks: dict[str, str]) -> dict:
     """What follows from the files of the variants, and from nothing else."""
-    measured = {name: read_variant(results / name) for name in names}
+    measured = {name: read_variant(results / name, tasks) for name in names}
     correct = correct_by_question(measured)
     right = statistics.resample(correct)
     resampled = statistics.pool(right, correct)
@@ -62,9 +66,10 @@ def derive(results: Path, names: list[str], arms: dict[str, dict]) -> dict:
     return {"variants": rows, "comparisons": compared, "seeds": seeds(rows, compared, resampled, arms)}
 
 
-def read_variant(folder: Path) -> dict:
+def read_variant(folder: Path, tasks: dict[str, str]) -> dict:
     """A variant's results; InputError if one is missing or the samples are not those of the report."""
     results = {name: files.read_json(folder / f"{name}.json") for name in ("mmlu", "memory", "latency")}
+    results["tasks"] = {task: read_task(folder / "tasks" / f"{task}.json", metric) for task, metric in tasks.items()}
     path = folder / "mmlu_samples.parquet"
     columns = [*KEY, *ANSWERS]
     weights, precision = variants.split(folder.name)
@@ -74,6 +79,14 @@ def read_variant(folder: Path) -> dict:
     if len(results["answers"]) != results["mmlu"]["questions"]:
         raise InputError(f"{path}: expected {results['mmlu']['questions']} questions, found {len(results['answers'])}")
     return results
+
+
+def read_task(path: Path, metric: str) -> dict:
+    """The metric of a task that counts; InputError if lm-eval reports none of that name."""
+    metrics = files.read_json(path)["metrics"]
+    if metric not in metrics:
+        raise InputError(f"evaluation.tasks: {path} has no metric '{metric}'; expected {' or '.join(metrics)}")
+    return {"metric": metric} | metrics[metric]
 
 
 def correct_by_question(measured: dict[str, dict]) -> pd.DataFrame:
@@ -111,9 +124,11 @@ def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> 
                 "name": name,
                 "source": {key: f"{name}/{key}.json" for key in ("mmlu", "memory", "latency")}
                 | {"answers": f"{name}/mmlu_samples.parquet"}
+                | {task: f"{name}/tasks/{task}.json" for task in results["tasks"]}
                 | ({"parity": f"{name}/parity.json"} if results["parity"] else {}),
                 "mmlu": {key: score[key] for key in ("accuracy", "stderr", "questions", "subjects")}
                 | {"accuracy_ci95": statistics.wilson(correct[name].sum(), len(correct))},
+                "tasks": results["tasks"],
                 **recovery.pop(None),
                 "by_category": {
                     group: {"accuracy": float(accuracies[group][name]), "questions": len(groups[group])} | recovered
@@ -231,6 +246,8 @@ def flat_table(rows: list[dict]) -> pd.DataFrame:
             "stderr": row["mmlu"]["stderr"],
             "accuracy_low": row["mmlu"]["accuracy_ci95"][0],
             "accuracy_high": row["mmlu"]["accuracy_ci95"][1],
+            **{task: found["value"] for task, found in row["tasks"].items()},
+            **{f"{task}_stderr": found["stderr"] for task, found in row["tasks"].items()},
             "normalized_degradation": row["normalized_degradation"],
             "recovered": row["recovered"],
             "recovered_low": (row["recovered_ci95"] or unbounded)[0],
@@ -260,6 +277,7 @@ def printed(summary: dict) -> dict[str, pd.DataFrame]:
                 "accuracy": between(row["mmlu"]["accuracy"], row["mmlu"]["accuracy_ci95"], "{:.2%}"),
                 "normalized_degradation": between(row["normalized_degradation"], None, "{:+.1%}"),
                 "recovered": between(row["recovered"], row["recovered_ci95"], "{:.0%}"),
+                **{task: found["value"] for task, found in row["tasks"].items()},
                 "peak_gb": row["memory"]["peak_gb"],
                 "checkpoint_gb": row["memory"]["checkpoint_gb"],
                 "latency_s": row["latency"]["mean_s"],

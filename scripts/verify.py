@@ -15,7 +15,7 @@ from pathlib import Path
 
 import model_card
 import summarize
-from int4_qat import errors, files
+from int4_qat import errors, files, recipes
 from int4_qat.errors import InputError
 from record_provenance import ROOT, sha256
 
@@ -70,7 +70,7 @@ def changed_files(results: Path, recorded: dict) -> Iterator[str]:
 def wrong_accuracies(results: Path, recorded: dict) -> Iterator[str]:
     """Scores that are not what the answers give."""
     for name in recorded["settings"]["variants"]:
-        measured = summarize.read_variant(results / name)
+        measured = summarize.read_variant(results / name, tasks={})
         answers, score = measured["answers"], measured["mmlu"]
         best = answers.filter(like="log_likelihood_").to_numpy().argmax(axis=1)
         right = best == answers["answer"]
@@ -82,7 +82,7 @@ def wrong_numbers(results: Path, recorded: dict) -> Iterator[str]:
     """Numbers of the summary that do not follow from the files."""
     settings = recorded["settings"]
     summary = files.read_json(results / "summary.json")
-    derived = summarize.derive(results, settings["variants"], settings["arms"])
+    derived = summarize.derive(results, settings["variants"], settings["arms"], recipes.metrics_of(settings))
     for key, value in derived.items():
         for where, found, expected in differences(summary[key], value, key):
             yield f"summary.json: {where} is {found}, the files give {expected}"

@@ -203,6 +203,15 @@ def finished(small_run: Run, tmp_path: Path) -> Path:
     return tmp_path / "copy" / "results" / "demo"
 
 
+def environment(name: str) -> dict[str, str]:
+    """The variables with which programs and rules run in .venv-<name>; the test is skipped, or fails in CI, without."""
+    folder = Path(os.environ.get(f"{name.upper()}_ENVIRONMENT", ROOT / f".venv-{name}"))
+    if not (folder / "bin" / "python").exists():
+        reason = f"nothing in {folder}: run `make {name}-cpu`"
+        pytest.fail(reason) if os.environ.get(f"REQUIRE_{name.upper()}") else pytest.skip(reason)
+    return os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Slurm on loopback, gone afterwards; where it cannot be had the test is skipped, or fails if CI requires it."""

@@ -51,6 +51,9 @@ def test_the_shipped_configs_are_right(config):
         (["evaluation", "serving", "concurrency"], [0], "evaluation.serving.concurrency[0]: 0 is less than"),
         (["publish", "variant"], "qat-bf16", "publish.variant: 'qat-bf16' is not one of the int4 variants"),
         (["publish", "repository"], "int4", "publish.repository: 'int4' does not match"),
+        (["evaluation", "tasks", 0, "metric"], "acc_norm", "evaluation.tasks[0].metric: 'acc_norm' does not match"),
+        (["evaluation", "tasks"], CARD["evaluation"]["tasks"] * 2, "evaluation.tasks[1].task: 'arc_challenge' is in"),
+        (["evaluation", "tasks", 0, "source"], "/no/arc", "evaluation.tasks[0].source: expected an existing folder"),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
     ],
 )

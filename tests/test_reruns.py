@@ -141,6 +141,14 @@ def test_a_new_arm_runs_its_own_chain_alone(small_run, tmp_path):
     assert planned(result) == ONE_ARM | ONE_VARIANT
 
 
+def test_a_new_task_is_evaluated_on_every_variant(small_run, tmp_path):
+    config = yaml.safe_load(small_run.config.read_text())
+    settings = {"metric": "acc_norm,none", "num_fewshot": 25, "limit": None, "batch_size": 8, "dtype": "float32"}
+    config["evaluation"]["tasks"] = [{"task": "arc_challenge", "source": str(small_run.standin)} | settings]
+    result = small_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
+    assert planned(result) == {"download_dataset": 1, "evaluate_task": 5} | SUMMARY
+
+
 def test_the_order_of_keys_is_no_change(small_run, tmp_path):
     def turned(value):
         return {key: turned(value[key]) for key in reversed(value)} if isinstance(value, dict) else value

@@ -31,13 +31,13 @@ def test_the_cards_normalized_degradation():
         assert statistics.degradation(accuracy, 71.51, 69.48) == pytest.approx(printed, abs=0.002)
 
 
-def run(results, names=VARIANTS):
+def run(results, names=VARIANTS, tasks=()):
     arms = json.dumps({"qat": {"qat_scheme": "int4", "seed": 1}})
     return run_script(
         "summarize",
         *("--model", "m", "--variants", *names, "--arms", arms, "--results", results),
         *("--data-report", results / "report.json", "--costs", results / "costs.json"),
-        *("--contamination", results / "contamination.json"),
+        *("--contamination", results / "contamination.json", "--tasks", *tasks),
         *("--json", results / "summary.json", "--csv", results / "summary.csv"),
     )
 
@@ -135,3 +135,20 @@ def test_samples_of_another_run_are_an_error(results):
     table["index"] += 1
     table.to_parquet(path)
     assert "qat-int4: asked other questions than base-bf16" in run(results).stderr
+
+
+def test_further_tasks_stand_in_the_table(results):
+    for number, name in enumerate(VARIANTS):
+        (results / name / "tasks").mkdir()
+        metrics = {"acc,none": {"value": 0.1, "stderr": 0.1}, "acc_norm,none": {"value": number / 10, "stderr": 0.02}}
+        (results / name / "tasks" / "arc_challenge.json").write_text(json.dumps({"metrics": metrics}))
+    assert run(results, tasks=["arc_challenge=acc_norm,none"]).returncode == 0
+    rows = json.loads((results / "summary.json").read_text())["variants"]
+    expected = {"metric": "acc_norm,none", "value": 0.2, "stderr": 0.02}
+    assert rows[2]["tasks"] == {"arc_challenge": expected}
+    table = pd.read_csv(results / "summary.csv")
+    assert table["arc_challenge"].tolist() == [0.0, 0.1, 0.2]
+    assert table["arc_challenge_stderr"].tolist() == [0.02] * 3
+    result = run(results, tasks=["arc_challenge=f1,none"])
+    assert result.returncode == 1
+    assert "arc_challenge.json has no metric 'f1,none'; expected acc,none or acc_norm,none" in result.stderr

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import measure_latency
-from conftest import ROOT, Run, copy_workflow, run_script, small_config, write_config
+from conftest import ROOT, Run, copy_workflow, environment, run_script, small_config, write_config
 from int4_qat import models
 from int4_qat.errors import InputError
 
@@ -26,11 +26,7 @@ ENVIRONMENT = Path(os.environ.get("VLLM_ENVIRONMENT", ROOT / ".venv-vllm"))
 @pytest.fixture(scope="module")
 def vllm():
     """The environment that `make vllm-cpu` makes, as the one in which programs and rules run."""
-    if not (ENVIRONMENT / "bin" / "python").exists():
-        reason = f"no vLLM in {ENVIRONMENT}: run `make vllm-cpu`"
-        pytest.fail(reason) if os.environ.get("REQUIRE_VLLM") else pytest.skip(reason)
-    path = f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    return environment("vllm") | {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,17 @@ def settings_of(config: dict, model: str) -> dict:
     return settings
 
 
+def metrics_of(config: dict) -> dict[str, str]:
+    """The metric of each further task that stands in the summary, by task; of a config or of the settings of one."""
+    return {task["task"]: task["metric"] for task in config["evaluation"]["tasks"]}
+
+
+def charted(config: dict) -> list[str]:
+    """The variants that are asked about charts: the model before, and all in int4."""
+    names = config["variants"] if config["evaluation"]["chartqa"] else []
+    return [name for name in names if name == variants.BASELINE or variants.split(name)[1] == "int4"]
+
+
 def repository_of(config: dict, model: str) -> str | None:
     """Where the model is published, <owner>/<name>, or None."""
     repository = config["publish"]["repository"]

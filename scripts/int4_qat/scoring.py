@@ -5,14 +5,20 @@ tokens and Gemma's 262,208 words, 4 GB in fp32. It also reads the few-shot examp
 question. `LastPosition` does neither; batches, order and log-softmax are HFLM's.
 """
 
+import argparse
 import copy
 import itertools
 
+import lm_eval
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
+from int4_qat import models
+
+SEED = 1234
 SHORTEST_PREFIX = 64  # tokens; below that, copying the cache costs more than it saves
 Scores = list[tuple[float, bool]]  # log-likelihood of a choice, and whether it is the likeliest token
 
@@ -90,3 +96,27 @@ def common_prefix(contexts: list[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 ENGINES = {"stock": SubjectBatches, "last_position": LastPosition}
+
+
+def evaluate(arguments: argparse.Namespace, engine: str, tasks: list, task_manager: TaskManager) -> dict:
+    """lm-eval's results and samples of a checkpoint: --checkpoint, --dtype, --device, --num-fewshot, --limit and so on.
+
+    `tasks` are lm-eval's names or task configs.
+    """
+    language_model = ENGINES[engine](
+        pretrained=models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device),
+        tokenizer=models.load_tokenizer(arguments.checkpoint),
+        batch_size=arguments.batch_size,
+        softmax_dtype=torch.float32,
+    )
+    return lm_eval.simple_evaluate(
+        language_model,
+        tasks=tasks,
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.limit,
+        task_manager=task_manager,
+        random_seed=SEED,
+        numpy_random_seed=SEED,
+        torch_random_seed=SEED,
+        fewshot_random_seed=SEED,
+    )

@@ -22,7 +22,8 @@ def problems(config: dict, schema: dict) -> list[str]:
     validator = jsonschema.Draft202012Validator(schema)
     errors = sorted(validator.iter_errors(config), key=lambda error: error.json_path)
     lines = [_line(error) for error in errors if not _follows_from_another(error, errors)]
-    return lines or [*_missing_sources(config), *_unknown_variants(config)] or _unpublishable(config)
+    lines = lines or [*_missing_sources(config), *_repeated_tasks(config), *_unknown_variants(config)]
+    return lines or _unpublishable(config)
 
 
 def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonschema.ValidationError]) -> bool:
@@ -40,6 +41,10 @@ def _line(error: jsonschema.ValidationError) -> str:
 def _missing_sources(config: dict) -> list[str]:
     sources = {"data.source": config["data"]["source"]}
     sources |= {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
+    evaluation = config["evaluation"]
+    sources |= {f"evaluation.tasks[{index}].source": task["source"] for index, task in enumerate(evaluation["tasks"])}
+    if evaluation["chartqa"]:
+        sources["evaluation.chartqa.source"] = evaluation["chartqa"]["source"]
     lines = []
     for key, source in sources.items():
         if source == STANDIN:
@@ -48,6 +53,15 @@ def _missing_sources(config: dict) -> list[str]:
         elif not source.startswith("hf://") and not Path(source).is_dir():
             lines.append(f"{key}: expected an existing folder, found none at '{source}'")
     return lines
+
+
+def _repeated_tasks(config: dict) -> list[str]:
+    names = [task["task"] for task in config["evaluation"]["tasks"]]
+    return [
+        f"evaluation.tasks[{index}].task: '{name}' is in the list already"
+        for index, name in enumerate(names)
+        if name in names[:index]
+    ]
 
 
 def _unknown_variants(config: dict) -> list[str]:

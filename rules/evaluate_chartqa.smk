@@ -1,0 +1,38 @@
+# lmms-eval's chartqa: what int4 costs a model that sees charts.
+#   in:  results/<model>/<variant>/checkpoint/, resources/datasets/chartqa/
+#   out: results/<model>/<variant>/chartqa.json; lmms-eval's log and JSON in lmms/
+
+
+rule evaluate_chartqa:
+    input:
+        code=code_of("evaluate_chartqa"),
+        checkpoint="results/{model}/{variant}/checkpoint",
+        dataset="resources/datasets/chartqa",
+    output:
+        "results/{model}/{variant}/chartqa.json",
+    log:
+        "logs/{model}/evaluate_chartqa_{variant}.log",
+    benchmark:
+        "benchmarks/evaluate_chartqa/{model}_{variant}.tsv"
+    conda:
+        "../envs/lmms_eval.yaml"
+    resources:
+        gpu=1,
+    params:
+        settings=lambda wildcards: without(evaluation("chartqa"), "source"),
+        limit=lambda wildcards: limit_flag(evaluation("chartqa")),
+        # Not an output, since Snakemake deletes the outputs of a job that fails.
+        lmms_runs="results/{model}/{variant}/lmms",
+        device=config["device"],
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --model {params.settings[model]}"
+        " --dataset {input.dataset:q}"
+        " {params.limit:q}"
+        " --batch-size {params.settings[batch_size]}"
+        " --device {params.device}"
+        " --lmms-runs {params.lmms_runs:q}"
+        " --time-limit {params.settings[time_limit]}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -1,0 +1,36 @@
+# A task or group of lm-eval's, by its name: what the config lists besides MMLU.
+#   in:  results/<model>/<variant>/checkpoint/, resources/datasets/<task>/
+#   out: results/<model>/<variant>/tasks/<task>.json
+
+
+rule evaluate_task:
+    input:
+        code=code_of("evaluate_task"),
+        checkpoint="results/{model}/{variant}/checkpoint",
+        dataset="resources/datasets/{task}",
+    output:
+        "results/{model}/{variant}/tasks/{task}.json",
+    log:
+        "logs/{model}/evaluate_task_{variant}_{task}.log",
+    benchmark:
+        "benchmarks/evaluate_task/{model}_{variant}_{task}.tsv"
+    conda:
+        "../envs/lm_eval.yaml"
+    resources:
+        gpu=1,
+    params:
+        settings=lambda wildcards: without(tasks[wildcards.task], "source", "metric"),
+        limit=lambda wildcards: limit_flag(tasks[wildcards.task]),
+        device=config["device"],
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --task {wildcards.task}"
+        " --dataset {input.dataset:q}"
+        " --num-fewshot {params.settings[num_fewshot]}"
+        " {params.limit:q}"
+        " --batch-size {params.settings[batch_size]}"
+        " --dtype {params.settings[dtype]}"
+        " --device {params.device}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -1,0 +1,121 @@
+"""Ask a multimodal checkpoint about charts: lmms-eval's chartqa, through `accelerate launch` as on the card, offline.
+
+An answer is right within 5% of a number, or letter by letter. lmms-eval's log and its own JSON stay in --lmms-runs. It
+ends with exit code 0 whatever happens, so that what counts is its JSON.
+
+    python scripts/evaluate_chartqa.py --checkpoint results/demo/qat-int4/checkpoint --model gemma3 \\
+        --dataset resources/datasets/chartqa --batch-size 32 --device cuda --lmms-runs results/demo/qat-int4/lmms \\
+        --output results/demo/qat-int4/chartqa.json
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from int4_qat import devices, engine_process, errors, files, models
+from int4_qat.errors import InputError
+
+DATASET = "lmms-lab-encoder/ChartQA"  # in lmms-eval's task; a folder of that name in its working folder goes first
+FIGURES = {
+    "relaxed_overall": "relaxed_overall",
+    "human": "relaxed_human_split",
+    "augmented": "relaxed_augmented_split",
+}
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # lmms-eval writes them to its log
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
+    parser.add_argument("--model", required=True, help="lmms-eval's name of the model's class, such as gemma3")
+    parser.add_argument("--dataset", required=True, type=Path, help="folder with data/test-*.parquet")
+    parser.add_argument("--limit", type=int, help="the first questions; all if left out")
+    parser.add_argument("--batch-size", required=True, type=int)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--lmms-runs", required=True, type=Path, help="folder for lmms-eval's log and JSON")
+    parser.add_argument("--time-limit", default=14_400, type=float, help="seconds for lmms-eval")
+    parser.add_argument("--output", required=True, type=Path, help="chartqa.json")
+    arguments = parser.parse_args()
+    devices.claim(arguments.device)
+    results = run_lmms_eval(arguments)
+    report = make_report(arguments, results)
+    files.write_json(arguments.output, report)
+    print(f"relaxed accuracy {report['relaxed_overall']:.4f} on {report['questions']} questions")
+
+
+def run_lmms_eval(arguments: argparse.Namespace) -> dict:
+    """lmms-eval's JSON; InputError with its last log lines if it wrote none."""
+    log, kept = arguments.lmms_runs / "chartqa.log", arguments.lmms_runs / "chartqa_results.json"
+    kept.unlink(missing_ok=True)
+    with (
+        engine_process.readable(arguments.checkpoint, torch.bfloat16, arguments.device) as checkpoint,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        folder = Path(scratch)
+        (folder / DATASET).parent.mkdir()
+        (folder / DATASET).symlink_to(arguments.dataset.resolve())
+        environment = {name: value for name, value in os.environ.items() if name not in TOKENS}
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+        engine_process.run(
+            "lmms-eval",
+            "accelerate.commands.launch",
+            command_words(arguments, checkpoint.resolve(), folder / "output"),
+            log,
+            arguments.time_limit,
+            environment=environment,
+            folder=folder,
+        )
+        written = sorted((folder / "output").rglob("*_results.json"))
+        if not written:
+            raise InputError(f"lmms-eval wrote no results; {engine_process.last_lines(log)}")
+        shutil.copyfile(written[-1], kept)
+    return files.read_json(kept)
+
+
+def command_words(arguments: argparse.Namespace, checkpoint: Path, output: Path) -> list:
+    """The card's command line, on one device: a job holds one GPU."""
+    device = f"device={arguments.device},device_map={arguments.device}"
+    return [
+        *("--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(["--cpu"] if arguments.device == "cpu" else []),
+        *("-m", "lmms_eval", "--model", arguments.model),
+        *("--model_args", f"pretrained={checkpoint},{device},trust_remote_code=False"),
+        *("--tasks", "chartqa", "--batch_size", arguments.batch_size, "--output_path", output),
+        *(["--limit", arguments.limit] if arguments.limit else []),
+    ]
+
+
+def make_report(arguments: argparse.Namespace, results: dict) -> dict:
+    """chartqa.json; a figure without questions is None."""
+    scores = results["results"]["chartqa"]
+    found = {name: figure(scores, metric) for name, metric in FIGURES.items()}
+    return {
+        **{name: value for name, (value, _) in found.items()},
+        "stderr": {name: stderr for name, (_, stderr) in found.items()},
+        "questions": results["n-samples"]["chartqa"]["effective"],
+        "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
+        "settings": {
+            "task": "chartqa",
+            "model": arguments.model,
+            "limit": arguments.limit,
+            "batch_size": arguments.batch_size,
+            "dtype": "bfloat16",
+            "device": devices.name(arguments.device),
+        },
+        "versions": {name: version(name) for name in ("lmms-eval", "accelerate", "transformers", "torch", "torchao")},
+    }
+
+
+def figure(scores: dict, metric: str) -> tuple[float | None, float | None]:
+    """Value and standard error of one of lmms-eval's metrics."""
+    value, stderr = scores.get(f"{metric},none"), scores.get(f"{metric}_stderr,none")
+    return (value if isinstance(value, float) else None), (stderr if isinstance(stderr, float) else None)
+
+
+if __name__ == "__main__":
+    errors.run(main)
