@@ -15,6 +15,8 @@ from transformers import AutoProcessor
 from conftest import ROOT, environment, small_config, snakemake, write_config
 from int4_qat import models
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Which is the tallest bar?"
 PROMPT = f"{QUESTION}\nAnswer the question with a single word."
 SYSTEM = "You are a helpful assistant."
