@@ -40,6 +40,7 @@ def generate(model, processor, png):
         {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": PROMPT}]},
     ]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    options["processor_kwargs"] = {"padding": True, "pad_to_multiple_of": 8}
     inputs = processor.apply_chat_template(messages, **options).to(dtype=torch.bfloat16)
     tokens = model.generate(**inputs, do_sample=False, max_new_tokens=16)[0, inputs["input_ids"].shape[1] :]
     return processor.decode(tokens, skip_special_tokens=True)
