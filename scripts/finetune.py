@@ -12,10 +12,8 @@ adapter and a table of each step.
 import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 import datasets
 import pandas as pd
@@ -64,9 +62,7 @@ class Recipe:
     seed: int
 
 
-def main(backend: ModuleType | None = None) -> None:
-    """Fine-tune with this module's own add_adapters and make_trainer, or with those of another backend."""
-    backend = backend or sys.modules[__name__]
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path, help="folder of the base model")
     parser.add_argument("--texts", required=True, type=Path, help="parquet with the column text")
@@ -80,10 +76,10 @@ def main(backend: ModuleType | None = None) -> None:
     recipe = Recipe(**json.loads(arguments.recipe))
     prepare_checkpoints(arguments.checkpoints, settings(arguments, recipe))
     tokenizer = models.load_tokenizer(arguments.model)
-    model = backend.add_adapters(arguments.model, recipe, arguments.device)
+    model = add_adapters(arguments.model, recipe, arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
         data = tokenize(arguments.texts, tokenizer, recipe, scratch)
-        trainer = backend.make_trainer(model, tokenizer, data, recipe, arguments)
+        trainer = make_trainer(model, tokenizer, data, recipe, arguments)
         preemption = training_callbacks.PreemptionCheckpoint()
         trainer.add_callback(preemption)
         checkpoint = last_whole(arguments.checkpoints)
@@ -210,16 +206,9 @@ def make_trainer(
     recipe: Recipe,
     arguments: argparse.Namespace,
 ) -> SFTTrainer:
-    """trl's trainer with the recipe's values, on rows that are tokens and labels already."""
-    config = SFTConfig(**training_settings(recipe, arguments), dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
-    return watch(trainer, arguments.device == "cuda")
-
-
-def training_settings(recipe: Recipe, arguments: argparse.Namespace) -> dict:
-    """The recipe in trl's names, for SFTConfig."""
+    """trl's trainer with the recipe's values, whole checkpoints and a table of steps."""
     on_gpu = arguments.device == "cuda"
-    return dict(
+    config = SFTConfig(
         output_dir=str(arguments.checkpoints),
         per_device_train_batch_size=recipe.per_device_train_batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
@@ -238,16 +227,14 @@ def training_settings(recipe: Recipe, arguments: argparse.Namespace) -> dict:
         seed=recipe.seed,
         max_length=recipe.max_seq_length,
         packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=on_gpu,
         bf16=on_gpu and recipe.dtype == "bfloat16",
         use_cpu=not on_gpu,
         include_num_input_tokens_seen="non_padding",
         report_to="none",
     )
-
-
-def watch(trainer: SFTTrainer, on_gpu: bool) -> SFTTrainer:
-    """Adds whole checkpoints, a table of steps, a check of the gradients and a bar."""
+    trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.pop_callback(ProgressCallback)
     for callback in (
         training_callbacks.StepTable(on_gpu),
