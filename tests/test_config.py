@@ -1,7 +1,6 @@
 """A wrong config is one line that names the key."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import yaml
