@@ -56,6 +56,14 @@ RECIPE = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the small run, minutes of a whole chain, is slow."""
+    for item in items:
+        if "small_run" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 def run_script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
     """A program of scripts/, as a rule runs it."""
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
