@@ -32,8 +32,10 @@ def test_a_variant_that_fails_leaves_the_others_running(copied_run, tmp_path):
     assert lost.exists()
     config["finetune"]["arms"]["broken"] = {"qat_scheme": None}
     result = copied_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
-    chain = ["finetune", "merge", "quantize", "evaluate_mmlu", "gather_mmlu", "measure_memory", "measure_latency"]
-    assert planned(result) == dict.fromkeys([*chain, "report_costs", "summarize", "plot_results"], 1)
+    chain = ["finetune", "merge", "quantize", "check_parity"]
+    chain += ["evaluate_mmlu", "gather_mmlu", "measure_memory", "measure_latency", "report_costs", "summarize"]
+    evidence = ["plot_results", "model_card", "record_provenance", "render_pages"]
+    assert planned(result) == dict.fromkeys([*chain, *evidence], 1)
 
 
 def test_two_runs_in_one_folder_are_refused(copied_run):
@@ -76,7 +78,7 @@ def test_a_truncated_shard_is_an_error(copied_run, tmp_path, program):
     }
     result = run_script(program, *options[program], "--output", tmp_path / "output")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith(f"error: {model}: ")
+    assert result.stderr.splitlines()[-1].startswith(f"error: {shard}: ")
     assert not (tmp_path / "output").exists()
 
 
