@@ -45,6 +45,7 @@ def whole(untrained, mmlu_folder, tmp_path_factory):
     return evaluate(untrained / "model", mmlu_folder, tmp_path_factory.mktemp("whole"), 1)
 
 
+@pytest.mark.slow
 def test_four_shards_are_one(untrained, mmlu_folder, whole, tmp_path):
     parts = evaluate(untrained / "model", mmlu_folder, tmp_path, 4)
     for name in ("mmlu.json", "mmlu_samples.parquet"):
@@ -96,7 +97,7 @@ def test_a_shard_of_other_settings_is_refused(whole, tmp_path):
     assert not (tmp_path / "mmlu.json").exists()
 
 
-@pytest.mark.parametrize("fewshot", [0, 5])
+@pytest.mark.parametrize("fewshot", [0, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_last_position_alone_gives_the_same_scores(untrained, mmlu_folder, tmp_path, fewshot):
     tables = {}
     for engine in ("stock", "last_position"):

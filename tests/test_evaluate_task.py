@@ -15,6 +15,8 @@ from lm_eval.tasks import TaskManager
 from conftest import run_script, small_config, snakemake, write_config
 from int4_qat import models
 
+pytestmark = pytest.mark.slow
+
 ARC = Path(lm_eval.__file__).parent / "tasks" / "arc"
 SIZES = {"train": 6, "validation": 2, "test": 10}
 TASK = {"task": "arc_challenge", "metric": "acc_norm,none", "num_fewshot": 2, "limit": 8}

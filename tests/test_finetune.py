@@ -236,7 +236,7 @@ def test_a_parameter_without_gradient_is_an_error(untrained, texts, tmp_path, mo
         finetune.make_trainer(model, tokenizer, data, recipe, options).train()
 
 
-@pytest.mark.parametrize("target", ["base+lora_a", "merged"])
+@pytest.mark.parametrize("target", [pytest.param("base+lora_a", marks=pytest.mark.slow), "merged"])
 def test_killed_and_resumed_gives_the_same_bytes(untrained, texts, tmp_path, target):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = run_script("finetune", *arguments(untrained, texts, whole, qat_scheme="int4", qat_target=target))
