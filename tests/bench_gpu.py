@@ -27,10 +27,14 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Tex
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import make_standin
-from int4_qat import devices, files, standin
+from int4_qat import devices, files, recipes, standin
 
 ROOT = Path(__file__).parents[1]
-ARMS = {"lora": {"qat_scheme": None}, "base": {}, "merged": {"qat_target": "merged"}}
+ARMS = {
+    "lora": {"qat_scheme": None},
+    "base": {"qat_scheme": "int4", "qat_target": "base"},
+    "merged": {"qat_scheme": "int4", "qat_target": "merged"},
+}
 PACKAGES = ("torch", "torchao", "transformers", "peft", "trl", "mslk-cuda", "vllm")
 TRAINING_STEPS, WARM_UP_STEPS = 6, 2
 ROWS = 256
@@ -122,13 +126,11 @@ def steps(arguments: argparse.Namespace, config: dict):
     """Name, command and main output of each step, in their order."""
     folder, on = arguments.folder, ["--device", arguments.device]
     small = arguments.shapes == "tiny"
-    for arm, settings in ARMS.items():
-        recipe = config["finetune"] | config["finetune"]["arms"]["qat"] | settings
-        recipe |= {"group_size": recipe["qat_scheme"] and config["quantization"]["group_size"]}
-        recipe |= {"max_steps": TRAINING_STEPS, "save_steps": TRAINING_STEPS}
+    config["finetune"]["arms"] = ARMS
+    for arm in ARMS:
+        recipe = recipes.recipe_of(config, arm) | {"max_steps": TRAINING_STEPS, "save_steps": TRAINING_STEPS}
         if arguments.device == "cpu":
             recipe |= {"dtype": "float32", "optim": "adamw_torch", "gradient_checkpointing": False}
-        del recipe["arms"]
         options = ["--model", folder / "model", "--texts", folder / "texts.parquet", "--recipe", json.dumps(recipe)]
         options += ["--checkpoints", folder / arm / "checkpoints", "--adapter", folder / arm / "adapter"]
         yield f"finetune {arm}", ["finetune", *options, "--log-table", folder / arm / "steps.csv", *on], folder / arm
