@@ -161,7 +161,7 @@ def steps(arguments: argparse.Namespace, config: dict):
 
 
 def take(name: str, command: list, output: Path) -> dict:
-    """Run one step: its command, exit code, wall seconds, most resident bytes and what it measured."""
+    """Run one step: its command, exit code, wall seconds, resident bytes (at least this program's), its figures."""
     script, *options = map(str, command)
     words = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *options]
     print(f"{name} ...", flush=True)
