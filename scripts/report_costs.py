@@ -1,12 +1,16 @@
-"""Sum up what each stage took, from Snakemake's benchmark records: jobs, hours, GPU-hours, peak memory.
+"""Sum up what each stage took: jobs, hours, GPU-hours, peak memory, hours of attempts that came to nothing.
 
-A record holds the job that succeeded; attempts that failed or were preempted are only in the cluster's accounting.
+Snakemake's benchmark records hold the jobs that succeeded. Attempts that failed or were preempted, and the memory that
+they took, are in Slurm's accounting alone: they are asked for by the ids of the logs that Slurm's plugin keeps, and
+are null where nothing ran on Slurm or it keeps no accounts.
 
     python scripts/report_costs.py --records benchmarks/*/demo*.tsv --gpu-stages finetune evaluate_mmlu \\
         --json results/demo/costs.json --csv results/demo/costs.csv
 """
 
 import argparse
+import io
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -14,20 +18,31 @@ import pandas as pd
 from int4_qat import errors, files
 from int4_qat.errors import InputError
 
+LIMIT = 60  # seconds; sacct may hang where there is no database
+LIVING = ("COMPLETED", "COMPLETING", "RUNNING", "PENDING", "SUSPENDED")  # the accounts lag behind by seconds
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", required=True, nargs="+", type=Path, help="benchmarks/<stage>/<job>.tsv")
     parser.add_argument("--gpu-stages", nargs="*", default=[], help="stages whose jobs hold one GPU each")
+    parser.add_argument("--slurm-logs", type=Path, default=".snakemake/slurm_logs", help="folder of Slurm's plugin")
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--csv", required=True, type=Path)
     arguments = parser.parse_args()
     stages = sum_up([read_record(path) for path in arguments.records], arguments.gpu_stages)
-    total = {name: float(stages[name].sum()) for name in ("hours", "gpu_hours")}
+    ids = {job: path.parent.name for path in arguments.records for job in slurm_jobs(path, arguments.slurm_logs)}
+    accounts = read_accounts(sorted(ids))
+    if accounts is not None:
+        stages = add_accounts(stages, accounts.assign(stage=accounts["job"].map(ids)))
+    columns = [name for name in stages if name.endswith("hours")]
+    total = {"unfinished_hours": None} | {name: float(stages[name].sum()) for name in columns}
     with files.whole(arguments.csv) as unfinished:
         stages.to_csv(unfinished, index=False)
     print(stages.to_string(index=False, float_format="{:.3f}".format))
     print(f"total: {total['hours']:.3f} hours of jobs, {total['gpu_hours']:.3f} GPU-hours")
+    if accounts is not None:
+        print(f"besides: {total['unfinished_hours']:.3f} hours of attempts that came to nothing")
     files.write_json(arguments.json, {"stages": stages.to_dict(orient="records"), "total": total})
 
 
@@ -48,6 +63,43 @@ def sum_up(jobs: list[dict], gpu_stages: list[str]) -> pd.DataFrame:
     table = pd.DataFrame({"jobs": by_stage.size(), "hours": hours, "peak_gb": by_stage["peak_gb"].max().fillna(0.0)})
     table.insert(2, "gpu_hours", hours.where(hours.index.isin(gpu_stages), 0.0))
     return table.reset_index()
+
+
+def slurm_jobs(record: Path, logs: Path) -> list[str]:
+    """The ids of a job's attempts on Slurm: the plugin's logs lie in rule_<stage>/<wildcards>/<id>.log."""
+    folder = logs / f"rule_{record.parent.name}"
+    return [log.stem for log in (*folder.glob("*.log"), *(folder / record.stem).glob("*.log"))]
+
+
+def read_accounts(ids: list[str]) -> pd.DataFrame | None:
+    """A row an attempt: job, state, seconds, peak_gb of its steps; None if Slurm has no accounts of these jobs."""
+    if not ids:
+        return None
+    fields = "JobIDRaw,State,ElapsedRaw,MaxRSS"
+    command = ["sacct", f"--jobs={','.join(ids)}", "--duplicates", "--noheader", "--parsable2", f"--format={fields}"]
+    try:
+        options = {"capture_output": True, "text": True, "check": True, "timeout": LIMIT}
+        shown = subprocess.run([*command, "--units=K"], **options).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        print(f"attempts that came to nothing are not counted, Slurm has no accounts of them: {reason}")
+        return None
+    steps = pd.read_csv(io.StringIO(shown), sep="|", names=["step", "state", "seconds", "memory"], dtype={"step": str})
+    steps["job"] = steps["step"].str.partition(".")[0]
+    steps["peak_gb"] = pd.to_numeric(steps["memory"].astype(str).str.removesuffix("K")) * 1024 / 1e9
+    peaks = steps.groupby("job")["peak_gb"].max()
+    attempts = steps[~steps["step"].str.contains(".", regex=False)]
+    return attempts[["job", "state", "seconds"]].assign(peak_gb=attempts["job"].map(peaks))
+
+
+def add_accounts(stages: pd.DataFrame, attempts: pd.DataFrame) -> pd.DataFrame:
+    """The stages with the hours of attempts that came to nothing, and the peak memory of all attempts."""
+    lost = attempts[~attempts["state"].isin(LIVING)].groupby("stage")["seconds"].sum() / 3600
+    peaks = stages["stage"].map(attempts.groupby("stage")["peak_gb"].max())
+    return stages.assign(
+        unfinished_hours=stages["stage"].map(lost).fillna(0.0),
+        peak_gb=stages["peak_gb"].where(~(peaks > stages["peak_gb"]), peaks),
+    )
 
 
 if __name__ == "__main__":

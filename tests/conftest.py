@@ -225,9 +225,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Slurm on loopback, gone afterwards; where it cannot be had the test is skipped, or fails if CI requires it."""
     folder = ROOT / "tests" / "slurm"
     state = tmp_path_factory.mktemp("slurm")
-    missing = [name for name in ("slurmctld", "slurmd", "munged") if not shutil.which(name, path="/usr/sbin:/sbin")]
+    needed = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
+    missing = [name for name in needed if not shutil.which(name, path="/usr/sbin:/sbin")]
     if missing or os.geteuid() != 0:
-        reason = f"needs root and `apt-get install slurm-wlm munge` (missing: {', '.join(missing) or 'root'})"
+        reason = f"needs root and `apt-get install slurm-wlm slurmdbd munge mariadb-server` (missing: {', '.join(missing) or 'root'})"
         pytest.fail(reason) if os.environ.get("REQUIRE_SLURM") else pytest.skip(reason)
     subprocess.run([folder / "up.sh", state], check=True)
     yield

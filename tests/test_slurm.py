@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from conftest import Run, command, copy_workflow, small_config, write_config
+from conftest import Run, command, copy_workflow, run_script, small_config, write_config
 
 GPU_RULES = {"finetune", "check_parity", "evaluate_mmlu", "measure_memory", "measure_latency"}
 CPU_RULES = {"check_contamination", "download_mmlu", "download_model", "format_mmlu", "merge", "quantize", "summarize"}
@@ -228,6 +228,25 @@ def test_a_job_over_its_memory_is_given_more(untrained, tmp_path):
     assert ("mem=400M," in first["TRES"], "mem=3200M," in second["TRES"]) == (True, True)
     log = run.directory / ".snakemake/slurm_logs/rule_quantize/demo_base" / f"{first['JobId']}.log"
     assert "Exceeded job memory limit" in log.read_text()
+    costs = costs_of(run, "benchmarks/quantize/demo_base.tsv")
+    (stage,) = costs["stages"]
+    elapsed = accounted_seconds(first["JobId"])
+    assert elapsed > 0
+    assert stage["unfinished_hours"] == pytest.approx(elapsed / 3600)
+
+
+def accounted_seconds(job):
+    shown = subprocess.run(["sacct", "-nPXj", job, "-o", "Elapsed"], capture_output=True, text=True, check=True).stdout
+    hours, minutes, seconds = map(int, shown.split(":"))
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def costs_of(run, *records):
+    """What report_costs makes of some jobs, called by hand from the folder of the run."""
+    files = ["--json", "costs.json", "--csv", "costs.csv"]
+    result = run_script("report_costs", "--records", *records, *files, cwd=run.directory)
+    assert result.returncode == 0, result.stderr
+    return json.loads((run.directory / "costs.json").read_text())
 
 
 def test_ctrl_c_cancels_the_jobs(long_training, tmp_path):

@@ -3,7 +3,7 @@
 #   down.sh STATE_FOLDER
 set -euo pipefail
 state=${1:?usage: down.sh STATE_FOLDER}
-for daemon in slurmd slurmctld munged; do
+for daemon in slurmd slurmctld slurmdbd mariadbd munged; do
     file=$state/run/$daemon.pid
     if [ -f "$file" ]; then
         pid=$(cat "$file")
@@ -15,7 +15,7 @@ for daemon in slurmd slurmctld munged; do
         rm -f "$file"
     fi
 done
-for name in slurm gres; do
+for name in slurm slurmdbd gres; do
     target=/etc/slurm/$name.conf
     if [ "$(readlink "$target" || true)" = "$state/$name.conf" ]; then rm "$target"; fi
 done

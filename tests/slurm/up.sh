@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Start munged, slurmctld and slurmd on loopback, without systemd. Needs root and `apt-get install slurm-wlm munge`.
+# Start MariaDB, munged, slurmdbd, slurmctld and slurmd on loopback, without systemd. Needs root and
+# `apt-get install slurm-wlm slurmdbd munge mariadb-server`.
 #   up.sh STATE_FOLDER
 # The config is linked to /etc/slurm, since the Slurm plugin drops SLURM_CONF from the environment of a job's step.
 set -euo pipefail
@@ -7,13 +8,14 @@ export PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "$0")" && pwd)
 state=${1:?usage: up.sh STATE_FOLDER}
 mkdir -p "$state"/{state,spool,log,run,dev} /etc/slurm
-for name in slurm gres; do
+for name in slurm slurmdbd gres; do
     target=/etc/slurm/$name.conf
     if [ -e "$target" ] && [ ! -L "$target" ]; then
         echo "$target belongs to a Slurm of this machine: left alone" >&2
         exit 1
     fi
     sed "s#@STATE@#$state#g" "$here/$name.conf.in" > "$state/$name.conf"
+    chmod 600 "$state/$name.conf"
     ln -sfn "$state/$name.conf" "$target"
 done
 for number in {0..7}; do ln -sfn /dev/null "$state/dev/nvidia$number"; done
@@ -23,6 +25,18 @@ if ! munge -n 2>/dev/null | unmunge >/dev/null 2>&1; then
     runuser -u munge -- /usr/sbin/munged --pid-file="/run/munge/munged.pid"
     cp /run/munge/munged.pid "$state/run/munged.pid"
 fi
+socket=$state/run/mariadb.sock
+mariadb-install-db --no-defaults --user=root --datadir="$state/mariadb" >"$state/log/mariadb.log" 2>&1
+mariadbd --no-defaults --user=root --datadir="$state/mariadb" --bind-address=127.0.0.1 --port=16820 \
+    --socket="$socket" --pid-file="$state/run/mariadbd.pid" >>"$state/log/mariadb.log" 2>&1 &
+for _ in {1..100}; do mariadb-admin --no-defaults --socket="$socket" ping >/dev/null 2>&1 && break || sleep 0.2; done
+mariadb --no-defaults --socket="$socket" \
+    --execute="CREATE USER slurm@'127.0.0.1' IDENTIFIED BY 'slurm'; GRANT ALL ON slurm.* TO slurm@'127.0.0.1'"
+slurmdbd
+for _ in {1..100}; do timeout 2 sacctmgr --noheader list cluster >/dev/null 2>&1 && break || sleep 0.2; done
+sacctmgr --immediate add cluster onebox >/dev/null
+sacctmgr --immediate add account default >/dev/null
+sacctmgr --immediate add user root account=default >/dev/null
 slurmctld -c
 slurmd -N h100-01
 for _ in {1..100}; do
