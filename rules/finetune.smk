@@ -5,7 +5,7 @@
 
 rule finetune:
     input:
-        code=code_of("finetune"),
+        code=finetune_code,
         texts=rules.format_mmlu.output[0],
         model=rules.download_model.output[0],
     output:

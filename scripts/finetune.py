@@ -12,8 +12,10 @@ adapter and a table of each step.
 import argparse
 import dataclasses
 import json
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import datasets
 import pandas as pd
@@ -64,7 +66,9 @@ class Recipe:
     seed: int
 
 
-def main() -> None:
+def main(backend: ModuleType | None = None) -> None:
+    """Fine-tune with the add_adapters and make_trainer of a backend: another module's, or this one's own."""
+    backend = backend or sys.modules[__name__]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path, help="folder of the base model")
     parser.add_argument("--texts", required=True, type=Path, help="parquet with the column text")
@@ -78,10 +82,10 @@ def main() -> None:
     recipe = Recipe(**json.loads(arguments.recipe))
     prepare_checkpoints(arguments.checkpoints, settings(arguments, recipe))
     tokenizer = models.load_tokenizer(arguments.model)
-    model = add_adapters(arguments.model, recipe, arguments.device)
+    model = backend.add_adapters(arguments.model, recipe, arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
         data = tokenize(arguments.texts, tokenizer, recipe, scratch)
-        trainer = make_trainer(model, tokenizer, data, recipe, arguments)
+        trainer = backend.make_trainer(model, tokenizer, data, recipe, arguments)
         preemption = training_callbacks.PreemptionCheckpoint()
         trainer.add_callback(preemption)
         checkpoint = last_whole(arguments.checkpoints)
@@ -210,9 +214,17 @@ def make_trainer(
     recipe: Recipe,
     arguments: argparse.Namespace,
 ) -> SFTTrainer:
-    """trl's trainer with the recipe's values, whole checkpoints and a table of steps."""
+    """trl's trainer with the recipe's values, on rows that are tokens and labels already."""
+    config = SFTConfig(**training_settings(recipe, arguments), dataset_kwargs={"skip_prepare_dataset": True})
+    trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+    trainer.distillation_weight = recipe.distillation_weight
+    return watch(trainer, arguments.device == "cuda")
+
+
+def training_settings(recipe: Recipe, arguments: argparse.Namespace) -> dict:
+    """The recipe in the names of trl's SFTConfig."""
     on_gpu = arguments.device == "cuda"
-    config = SFTConfig(
+    return dict(
         output_dir=str(arguments.checkpoints),
         per_device_train_batch_size=recipe.per_device_train_batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
@@ -231,15 +243,16 @@ def make_trainer(
         seed=recipe.seed,
         max_length=recipe.max_seq_length,
         packing=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=on_gpu,
         bf16=on_gpu and recipe.dtype == "bfloat16",
         use_cpu=not on_gpu,
         include_num_input_tokens_seen="non_padding",
         report_to="none",
     )
-    trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
-    trainer.distillation_weight = recipe.distillation_weight
+
+
+def watch(trainer: SFTTrainer, on_gpu: bool) -> SFTTrainer:
+    """Add what every backend's training is watched by: the table of steps, whole checkpoints, gradients, a bar."""
     trainer.pop_callback(ProgressCallback)
     for callback in (
         training_callbacks.StepTable(on_gpu),

@@ -31,11 +31,13 @@ from int4_qat import devices, files, recipes, standin
 
 ROOT = Path(__file__).parents[1]
 ARMS = {
-    "lora": {"qat_scheme": None},
-    "base": {"qat_scheme": "int4", "qat_target": "base"},
-    "merged": {"qat_scheme": "int4", "qat_target": "merged"},
+    "lora": {"backend": "transformers", "qat_scheme": None},
+    "base": {"backend": "transformers", "qat_scheme": "int4", "qat_target": "base"},
+    "merged": {"backend": "transformers", "qat_scheme": "int4", "qat_target": "merged"},
+    "unsloth_lora": {"backend": "unsloth", "qat_scheme": None},
+    "unsloth_qat": {"backend": "unsloth", "qat_scheme": "int4", "qat_target": "base+lora_a"},
 }
-PACKAGES = ("torch", "torchao", "transformers", "peft", "trl", "mslk-cuda", "vllm")
+PACKAGES = ("torch", "torchao", "transformers", "peft", "trl", "unsloth", "mslk-cuda", "vllm")
 TRAINING_STEPS, WARM_UP_STEPS = 6, 2
 ROWS = 256
 
@@ -133,7 +135,8 @@ def steps(arguments: argparse.Namespace, config: dict):
             recipe |= {"dtype": "float32", "optim": "adamw_torch", "gradient_checkpointing": False}
         options = ["--model", folder / "model", "--texts", folder / "texts.parquet", "--recipe", json.dumps(recipe)]
         options += ["--checkpoints", folder / arm / "checkpoints", "--adapter", folder / arm / "adapter"]
-        yield f"finetune {arm}", ["finetune", *options, "--log-table", folder / arm / "steps.csv", *on], folder / arm
+        program = recipes.PROGRAMS[recipe["backend"]]
+        yield f"finetune {arm}", [program, *options, "--log-table", folder / arm / "steps.csv", *on], folder / arm
     adapter = ["--model", folder / "model", "--adapter", folder / "base" / "adapter"]
     yield "merge", ["merge", *adapter, "--output", folder / "merged"], folder / "merged"
     quantization = config["quantization"]

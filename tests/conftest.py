@@ -228,7 +228,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     needed = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
     missing = [name for name in needed if not shutil.which(name, path="/usr/sbin:/sbin")]
     if missing or os.geteuid() != 0:
-        reason = f"needs root and `apt-get install slurm-wlm slurmdbd munge mariadb-server` (missing: {', '.join(missing) or 'root'})"
+        packages = "slurm-wlm slurmdbd munge mariadb-server"
+        reason = f"needs root and `apt-get install {packages}` (missing: {', '.join(missing) or 'root'})"
         pytest.fail(reason) if os.environ.get("REQUIRE_SLURM") else pytest.skip(reason)
     subprocess.run([folder / "up.sh", state], check=True)
     yield

@@ -25,7 +25,7 @@ def claim(device: str) -> None:
 
     Call it before CUDA is used. InputError if there is no GPU, or if each is taken.
     """
-    if device != "cuda" or "SLURM_JOB_ID" in os.environ:
+    if device != "cuda" or "SLURM_JOB_ID" in os.environ or _held:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     if not visible:

@@ -3,6 +3,8 @@
 from int4_qat import variants
 
 STANDIN = "standin"
+UNSLOTH_GROUP_SIZE = 128  # not an option there
+PROGRAMS = {"transformers": "finetune", "unsloth": "finetune_unsloth"}  # of scripts/, by the arm's backend
 
 
 def recipe_of(config: dict, arm: str) -> dict:
@@ -10,6 +12,20 @@ def recipe_of(config: dict, arm: str) -> dict:
     settings = config["finetune"] | config["finetune"]["arms"][arm]
     settings |= {key: config["quantization"][key] if settings["qat_scheme"] else None for key in ("group_size", "skip")}
     return {key: value for key, value in settings.items() if key != "arms"}
+
+
+def unsloth_misfits(recipe: dict, device: str) -> list[str]:
+    """What an arm asks of unsloth 2026.10.7 that it does not do, `key: reason`; nothing for another backend."""
+    if recipe["backend"] != "unsloth":
+        return []
+    problems = [] if device == "cuda" else [f"backend: unsloth needs device 'cuda', not '{device}'"]
+    if recipe["distillation_weight"]:
+        problems.append("distillation_weight: expected 0, unsloth's trainer has no distillation")
+    if recipe["qat_scheme"] and recipe["qat_target"] != "base+lora_a":
+        problems.append(f"qat_target: unsloth trains 'base+lora_a', not '{recipe['qat_target']}'")
+    if recipe["qat_scheme"] and recipe["group_size"] != UNSLOTH_GROUP_SIZE:
+        problems.append(f"group_size: unsloth's int4 has groups of {UNSLOTH_GROUP_SIZE}, not {recipe['group_size']}")
+    return problems
 
 
 def arms_of(config: dict) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import yaml
 
-from int4_qat import variants
+from int4_qat import recipes, variants
 from int4_qat.recipes import STANDIN
 
 
@@ -22,7 +22,12 @@ def problems(config: dict, schema: dict) -> list[str]:
     validator = jsonschema.Draft202012Validator(schema)
     errors = sorted(validator.iter_errors(config), key=lambda error: error.json_path)
     lines = [_line(error) for error in errors if not _follows_from_another(error, errors)]
-    lines = lines or [*_missing_sources(config), *_repeated_tasks(config), *_unknown_variants(config)]
+    lines = lines or [
+        *_missing_sources(config),
+        *_repeated_tasks(config),
+        *_unknown_variants(config),
+        *_misfits(config),
+    ]
     return lines or _unpublishable(config)
 
 
@@ -81,6 +86,14 @@ def _unknown_variants(config: dict) -> list[str]:
         if name not in config["variants"]:
             lines.append(f"variants: '{name}' is missing; every other one is compared with it")
     return lines
+
+
+def _misfits(config: dict) -> list[str]:
+    problems = {
+        arm: recipes.unsloth_misfits(recipes.recipe_of(config, arm), config["device"])
+        for arm in config["finetune"]["arms"]
+    }
+    return [f"finetune.arms.{arm}.{line}" for arm, lines in problems.items() for line in lines]
 
 
 def _unpublishable(config: dict) -> list[str]:

@@ -1,0 +1,116 @@
+"""The card's own path, for finetune.py: unsloth's model, LoRA, fake quantization and trainer.
+
+Nothing here imports trl, transformers or peft before `import_unsloth`, which has to come first.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from int4_qat import devices, recipes
+from int4_qat.errors import InputError
+
+
+def import_unsloth() -> None:
+    """Import unsloth, which patches what is imported after it; InputError without a GPU.
+
+    Without one unsloth can go on with plain transformers, and drop the fake quantization silently.
+    """
+    if not torch.cuda.is_available():
+        raise InputError("finetune.backend: unsloth needs a GPU, found none")
+    devices.claim("cuda")
+    # The code that unsloth generates would else go into the folder of the workflow.
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+    import unsloth  # noqa: F401
+
+
+def add_adapters(folder: Path, recipe, device: str):
+    """The base model with LoRA and, for QAT, unsloth's fake quantization; InputError if that misses a layer."""
+    from unsloth import FastModel
+
+    from int4_qat import models
+
+    for problem in recipes.unsloth_misfits(vars(recipe), device):
+        raise InputError(f"finetune.{problem}")
+    checkpointing = "unsloth" if recipe.gradient_checkpointing else False
+    model, _ = FastModel.from_pretrained(
+        model_name=str(folder),
+        max_seq_length=recipe.max_seq_length,
+        dtype=models.DTYPES[recipe.dtype],
+        load_in_4bit=False,
+        full_finetuning=False,
+        trust_remote_code=False,
+        use_exact_model_name=True,
+        use_gradient_checkpointing=checkpointing,
+        random_state=recipe.seed,
+    )
+    model = FastModel.get_peft_model(
+        model,
+        finetune_vision_layers=recipe.finetune_vision_layers,
+        r=recipe.r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        use_gradient_checkpointing=checkpointing,
+        random_state=recipe.seed,
+        qat_scheme=recipe.qat_scheme,
+    )
+    model.print_trainable_parameters()
+    if recipe.qat_scheme is not None:
+        check_fake_quantized(model, recipe.group_size, recipe.skip)
+    return model
+
+
+def check_fake_quantized(model: torch.nn.Module, group_size: int, skip: list[str]) -> None:
+    """InputError unless of the linears below LoRA exactly those that the config quantizes are fake-quantized.
+
+    unsloth fake-quantizes each linear with as many inputs as a group or more, lora_A and lm_head among them; those
+    that LoRA does not train are no part of the record that an export is held against.
+    """
+    from torchao.quantization.qat import FakeQuantizedLinear
+
+    from int4_qat import qat
+
+    layers = qat.lora_linears(model)
+    expected = {name for name in layers if not qat.is_skipped(name, skip)}
+    found = {name for name, layer in layers.items() if isinstance(layer.base_layer, FakeQuantizedLinear)}
+    for name, layer in layers.items():
+        inputs = layer.base_layer.in_features
+        if name in expected and inputs % group_size:
+            raise InputError(f"quantization.group_size: {group_size} does not divide the {inputs} inputs of {name}")
+    if found != expected or not expected:
+        example = f"; not as configured: {min(found ^ expected)}" if found ^ expected else ""
+        counts = f"expected {len(expected)} fake-quantized linears below LoRA, unsloth made {len(found)}"
+        raise InputError(f"qat_scheme: {counts}{example}")
+    print(f"fake quantization (unsloth's, group size {group_size}) on {len(found)} linears")
+
+
+def make_trainer(model, tokenizer, data, recipe, arguments: argparse.Namespace):
+    """unsloth's trainer on the texts, its labels of the responses only; InputError if a row is not that of `data`."""
+    import datasets
+    from trl import SFTConfig, SFTTrainer  # unsloth's, by now
+    from unsloth.chat_templates import train_on_responses_only
+
+    import finetune
+
+    texts = datasets.Dataset.from_parquet(str(arguments.texts), columns=["text"], cache_dir=tempfile.mkdtemp())
+    config = SFTConfig(**finetune.training_settings(recipe, arguments), dataset_text_field="text")
+    trainer = SFTTrainer(model=model, args=config, train_dataset=texts, processing_class=tokenizer)
+    trainer = train_on_responses_only(
+        trainer, instruction_part=recipe.instruction_part, response_part=recipe.response_part
+    )
+    check_rows(trainer.train_dataset, data, arguments.texts)
+    return finetune.watch(trainer, arguments.device == "cuda")
+
+
+def check_rows(found, expected, texts: Path) -> None:
+    """InputError if unsloth's tokens or labels are not those of the other backend, which a test holds to the card's."""
+    if len(found) != len(expected):
+        raise InputError(f"{texts}: unsloth keeps {len(found)} of {len(expected)} rows")
+    for number, (row, wanted) in enumerate(zip(found, expected, strict=True), start=1):
+        for column in ("input_ids", "labels"):
+            if row[column] != wanted[column]:
+                raise InputError(f"{texts}, row {number}: unsloth's {column} are not those of the transformers backend")
