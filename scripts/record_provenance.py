@@ -11,12 +11,10 @@ Nothing depends on this file, so a new commit or date runs nothing again.
 
 import argparse
 import base64
-import hashlib
 import json
 import platform
 import subprocess
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -82,16 +80,7 @@ def hash_files(path: str) -> dict[str, str]:
     """SHA-256 of a file, or of each file in a folder."""
     place = Path(path)
     found = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
-    return {str(file): sha256(file.resolve()) for file in found if file.name != ".snakemake_timestamp"}
-
-
-@cache
-def sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise InputError(f"{path}: expected a file, found none") from None
+    return {str(file): files.sha256(file.resolve()) for file in found if file.name != ".snakemake_timestamp"}
 
 
 def check_stale(lineage: dict[str, dict | None], hashes: dict[str, dict[str, str]]) -> None:

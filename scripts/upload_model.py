@@ -49,7 +49,7 @@ def main() -> None:
     link = upload(contents, arguments, token)
     print(f"{link} ({visibility}): {len(sizes)} files, {sum(sizes.values())} bytes")
     if arguments.output:
-        hashes = {name: verify.sha256(path.resolve()) for name, path in contents.items()}
+        hashes = {name: files.sha256(path.resolve()) for name, path in contents.items()}
         files.write_json(arguments.output, {"commit": link, "repository": arguments.repository, "files": hashes})
 
 

@@ -17,7 +17,7 @@ import model_card
 import summarize
 from int4_qat import errors, files, recipes
 from int4_qat.errors import InputError
-from record_provenance import ROOT, sha256
+from record_provenance import ROOT
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def changed_files(results: Path, recorded: dict) -> Iterator[str]:
     for name, wanted in recorded["files"].items():
         path = place(name, results, recorded)
         if path.exists():
-            if sha256(path.resolve()) != wanted:
+            if files.sha256(path.resolve()) != wanted:
                 yield f"{name}: not the file that was recorded"
         elif path.is_relative_to(results):
             yield f"{name}: expected a file, found none"

@@ -10,6 +10,7 @@ import pytest
 import record_provenance
 import verify
 from conftest import planned, run_script
+from int4_qat import files
 from int4_qat.errors import InputError
 from test_model_card import change
 
@@ -17,7 +18,7 @@ from test_model_card import change
 def forge(results, path):
     """Let the record say that a changed file is the one that was recorded."""
     name = f"results/demo/{path}"
-    change(results / "provenance.json", "files", name, value=record_provenance.sha256.__wrapped__(results / path))
+    change(results / "provenance.json", "files", name, value=files.sha256.__wrapped__(results / path))
 
 
 def test_a_finished_run_is_verified(finished):

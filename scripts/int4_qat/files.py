@@ -1,5 +1,6 @@
 """Outputs are whole or absent: everything is written beside its place and renamed into it."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -48,6 +49,16 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path}: expected a JSON file, found none") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+@functools.cache
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read once in a program; InputError if there is none."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a file, found none") from None
 
 
 def digest(*paths: Path | str) -> str:
