@@ -26,7 +26,7 @@ STORAGE_DTYPE = torch.bfloat16
 TILE_ROWS, TILE_COLUMNS = 8, 1024  # what torchao pads to for the tinygemm kernel
 # Left alone, the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
 EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
-CACHED_WEIGHTS = 2**16  # as fp32 with what is computed from them, about a core's cache
+CACHED_WEIGHTS = 2**18  # as fp32 about a core's cache; in smaller blocks many threads wait for Python's lock
 
 
 class Int4Weight(NamedTuple):
