@@ -6,12 +6,16 @@ BIN := .venv/bin
 # A conda or virtual environment of the caller must not leak into the rules: they find `python` here.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONNOUSERSITE := 1
+# Where Python may not keep what it compiled, every job of a run compiles torch again: three times the start.
+export PYTHONDONTWRITEBYTECODE :=
 # uv knows the certificates of the machine only if it is told to look.
 export UV_SYSTEM_CERTS := 1
 SNAKEMAKE := python -m snakemake
 DEMO := $(SNAKEMAKE) --profile profiles/demo
 # Python compiles what it imports; all of it at once, as pip does, takes longer than the installation.
 PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
+# Two workers, and threads that leave a core to the other one while they wait.
+PYTEST := OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 PROFILE ?= profiles/demo
 RESULTS ?= results/demo
 
@@ -32,10 +36,10 @@ verify: .venv/installed ## every hash and number of finished results: make verif
 	@python scripts/verify.py $(RESULTS)
 
 test: .venv/installed ## unit, workflow and chain tests
-	@python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-slow: .venv/installed ## a real Slurm, vLLM's CPU build, environments, re-runs: each is skipped where it cannot be had
-	@python -m pytest -m slow
+	@$(PYTEST) -m slow
 
 lint: .venv/installed ## formats, style and the workflow's own lint
 	@ruff format --check .

@@ -58,10 +58,16 @@ RECIPE = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the small run, minutes of a whole chain, is slow."""
+    """What needs the small run is slow; runs of minutes come first, and all that shares one goes to one worker."""
     for item in items:
         if "small_run" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
+        item.add_marker(pytest.mark.xdist_group("runs" if shares_a_run(item) else item.path.name))
+    items.sort(key=shares_a_run, reverse=True)
+
+
+def shares_a_run(item: pytest.Item) -> bool:
+    return not {"demo_run", "small_run", "slurm"}.isdisjoint(item.fixturenames)
 
 
 def run_script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,8 +166,20 @@ def long_training(untrained, tmp_path_factory):
     return run, target, adapter(run)
 
 
+def to_be_trained(run, folder):
+    """A copy of the run without its training, and with all that it needs."""
+    directory = shutil.copytree(run.directory, folder / "directory", symlinks=True)
+    shutil.rmtree(directory / "results/demo/qat")
+    log_of_training(directory).unlink()
+    return run._replace(directory=directory)
+
+
+def log_of_training(directory):
+    return directory / "logs/demo/finetune_qat.log"
+
+
 def training_steps(run):
-    log = run.directory / "logs/demo/finetune_qat.log"
+    log = log_of_training(run.directory)
     steps = re.findall(r"(\d+)/80 \[", log.read_text()) if log.exists() else []
     return int(steps[-1]) if steps else 0
 
@@ -181,7 +194,7 @@ def training_steps(run):
 )
 def test_a_preempted_training_saves_at_once_and_goes_on(long_training, tmp_path, interruption):
     uninterrupted, target, expected = long_training
-    run = uninterrupted._replace(directory=tmp_path / "directory")
+    run = to_be_trained(uninterrupted, tmp_path)
     before = jobs()
     process = run.start(target)
     wait_for(lambda: training_steps(run) > 5, process)
@@ -195,7 +208,7 @@ def test_a_preempted_training_saves_at_once_and_goes_on(long_training, tmp_path,
         subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "StartTime=now"], check=True)
     output = process.communicate(timeout=300)[0].decode()
     assert process.returncode == 0, output[-3000:]
-    assert "going on from " in (run.directory / "logs/demo/finetune_qat.log").read_text()
+    assert "going on from " in log_of_training(run.directory).read_text()
     assert adapter(run) == expected
     assert not checkpoints.exists()
 
@@ -205,7 +218,7 @@ def test_a_training_that_is_killed_goes_on_from_its_checkpoint(long_training, tm
     config = yaml.safe_load(uninterrupted.config.read_text())
     config["finetune"]["save_steps"] = 10
     path = write_config(config, tmp_path / "config.yaml")
-    run = uninterrupted._replace(directory=tmp_path / "directory", config=path)
+    run = to_be_trained(uninterrupted, tmp_path)._replace(config=path)
     process = run.start(target)
     checkpoints = run.directory / "results/demo/qat/checkpoints"
     wait_for(lambda: list(checkpoints.glob("checkpoint-*/whole")), process)
@@ -214,7 +227,7 @@ def test_a_training_that_is_killed_goes_on_from_its_checkpoint(long_training, tm
             found.kill()
     output = process.communicate(timeout=300)[0].decode()
     assert process.returncode == 0, output[-3000:]
-    assert "going on from " in (run.directory / "logs/demo/finetune_qat.log").read_text()
+    assert "going on from " in log_of_training(run.directory).read_text()
     assert adapter(run) == expected
 
 
@@ -250,7 +263,7 @@ def costs_of(run, *records):
 
 
 def test_ctrl_c_cancels_the_jobs(long_training, tmp_path):
-    run = long_training[0]._replace(directory=tmp_path / "directory")
+    run = to_be_trained(long_training[0], tmp_path)
     before = jobs()
     process = run.start(long_training[1])
     wait_for(lambda: training_steps(run) > 0, process)

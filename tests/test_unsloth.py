@@ -50,7 +50,7 @@ def arguments_of(wide, folder, recipe):
 
 def start(wide, folder, recipe):
     """scripts/finetune_unsloth.py in unsloth's environment, its questions about the GPU answered by the tests."""
-    variables = environment("unsloth") | {"UNSLOTH_COMPILE_LOCATION": str(folder / "compiled")}
+    variables = environment("unsloth") | {"UNSLOTH_COMPILE_LOCATION": str(wide / "compiled")}
     python = shutil.which("python", path=variables["PATH"])
     line = [python, str(ROOT / "tests" / "unsloth_without_gpu.py"), *map(str, arguments_of(wide, folder, recipe))]
     return subprocess.Popen(line, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
