@@ -1,6 +1,6 @@
 # lmms-eval's chartqa: what int4 costs a model that sees charts.
 #   in:  results/<model>/<variant>/checkpoint/, resources/datasets/chartqa/
-#   out: results/<model>/<variant>/chartqa.json; lmms-eval's log and JSON in lmms/
+#   out: results/<model>/<variant>/chartqa.json; lmms-eval's log, JSON and answers in lmms/
 
 
 rule evaluate_chartqa:

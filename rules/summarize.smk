@@ -1,5 +1,5 @@
 # One table of all variants.
-#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, tasks/<task>.json,
+#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, tasks/<task>.json, chartqa.json,
 #        results/<model>/costs.json, results/<model>/<arm>-int4/parity.json
 #   out: results/<model>/summary.json, summary.csv
 
@@ -17,6 +17,7 @@ rule summarize:
         ),
         parity=expand(rules.check_parity.output, arm=arms_in_int4, allow_missing=True),
         tasks=expand("results/{{model}}/{variant}/tasks/{task}.json", variant=config["variants"], task=tasks),
+        charts=expand("results/{{model}}/{variant}/chartqa.json", variant=charted),
     output:
         json="results/{model}/summary.json",
         csv="results/{model}/summary.csv",
@@ -30,6 +31,7 @@ rule summarize:
         variants=config["variants"],
         arms=json.dumps({arm: recipes.recipe_of(config, arm) for arm in arms}, sort_keys=True),
         tasks=[f"{task}={metric}" for task, metric in recipes.metrics_of(config).items()],
+        charted=charted,
         results=lambda wildcards, output: os.path.dirname(output.json),
     shell:
         "python {input.code[0]:q}"
@@ -37,6 +39,7 @@ rule summarize:
         " --variants {params.variants:q}"
         " --arms {params.arms:q}"
         " --tasks {params.tasks:q}"
+        " --charted {params.charted:q}"
         " --results {params.results:q}"
         " --data-report {input.data:q}"
         " --contamination {input.contamination:q}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 import summarize
-from int4_qat import errors, files, statistics
+from int4_qat import errors, files, statistics, tables
 from int4_qat.errors import InputError
 from verify import differences
 
@@ -44,7 +44,7 @@ def read_run(folder: Path) -> dict:
         "folder": str(folder),
         "provenance": files.read_json(folder / "provenance.json"),
         "rows": rows,
-        "answers": {name: summarize.read_variant(folder / name, tasks={})["answers"] for name in rows},
+        "answers": {name: summarize.read_variant(folder / name, tasks={}, charted=False)["answers"] for name in rows},
     }
 
 
@@ -118,11 +118,11 @@ def printed_variant(found: dict) -> dict:
     return {
         "variant": found["variant"],
         "accuracy": " -> ".join(f"{accuracy[side]:.2%}" for side in ("reference", "here")),
-        "difference": summarize.between(accuracy["difference"], paired and paired["difference_ci95"], "{:+.2%}"),
-        "settled": ("yes" if paired["resolved"] else summarize.NOT_RESOLVED) if paired else "other questions",
+        "difference": tables.between(accuracy["difference"], paired and paired["difference_ci95"], "{:+.2%}"),
+        "settled": ("yes" if paired["resolved"] else tables.NOT_RESOLVED) if paired else "other questions",
         "mcnemar_p": f"{paired['mcnemar_p']:.2g}" if paired else "",
         "recovered": " -> ".join(
-            summarize.between(found["recovered"][side], None, "{:.0%}") for side in ("reference", "here")
+            tables.between(found["recovered"][side], None, "{:.0%}") for side in ("reference", "here")
         ),
         "peak_gb": f"{found['peak_gb']['difference']:+.4f}",
         "checkpoint_gb": f"{found['checkpoint_gb']['difference']:+.4f}",

@@ -1,7 +1,7 @@
 """Ask a multimodal checkpoint about charts: lmms-eval's chartqa, through `accelerate launch` as on the card, offline.
 
-An answer is right within 5% of a number, or letter by letter. lmms-eval's log and its own JSON stay in --lmms-runs. It
-ends with exit code 0 whatever happens, so that what counts is its JSON.
+An answer is right within 5% of a number, or letter by letter. lmms-eval's log, its own JSON and its answers stay in
+--lmms-runs. It ends with exit code 0 whatever happens, so that what counts is its JSON.
 
     python scripts/evaluate_chartqa.py --checkpoint results/demo/qat-int4/checkpoint --model gemma3 \\
         --dataset resources/datasets/chartqa --batch-size 32 --device cuda --lmms-runs results/demo/qat-int4/lmms \\
@@ -26,6 +26,8 @@ FIGURES = {
     "human": "relaxed_human_split",
     "augmented": "relaxed_augmented_split",
 }
+RESULTS, SAMPLES = "chartqa_results.json", "chartqa_samples.jsonl"
+KEPT = {"*_samples_chartqa.jsonl": SAMPLES, "*_results.json": RESULTS}
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # lmms-eval writes them to its log
 
 
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="the first questions; all if left out")
     parser.add_argument("--batch-size", required=True, type=int)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--lmms-runs", required=True, type=Path, help="folder for lmms-eval's log and JSON")
+    parser.add_argument("--lmms-runs", required=True, type=Path, help="folder for lmms-eval's log, JSON and answers")
     parser.add_argument("--time-limit", default=14_400, type=float, help="seconds for lmms-eval")
     parser.add_argument("--output", required=True, type=Path, help="chartqa.json")
     arguments = parser.parse_args()
@@ -50,8 +52,9 @@ def main() -> None:
 
 def run_lmms_eval(arguments: argparse.Namespace) -> dict:
     """lmms-eval's JSON; InputError with its last log lines if it wrote none."""
-    log, kept = arguments.lmms_runs / "chartqa.log", arguments.lmms_runs / "chartqa_results.json"
-    kept.unlink(missing_ok=True)
+    log = arguments.lmms_runs / "chartqa.log"
+    for kept in KEPT.values():
+        (arguments.lmms_runs / kept).unlink(missing_ok=True)
     with (
         engine_process.readable(arguments.checkpoint, torch.bfloat16, arguments.device) as checkpoint,
         tempfile.TemporaryDirectory() as scratch,
@@ -70,11 +73,12 @@ def run_lmms_eval(arguments: argparse.Namespace) -> dict:
             environment=environment,
             folder=folder,
         )
-        written = sorted((folder / "output").rglob("*_results.json"))
-        if not written:
-            raise InputError(f"lmms-eval wrote no results; {engine_process.last_lines(log)}")
-        shutil.copyfile(written[-1], kept)
-    return files.read_json(kept)
+        for pattern, kept in KEPT.items():
+            written = sorted((folder / "output").rglob(pattern))
+            if not written:
+                raise InputError(f"lmms-eval wrote no {kept}; {engine_process.last_lines(log)}")
+            shutil.copyfile(written[-1], arguments.lmms_runs / kept)
+    return files.read_json(arguments.lmms_runs / RESULTS)
 
 
 def command_words(arguments: argparse.Namespace, checkpoint: Path, output: Path) -> list:
@@ -85,7 +89,7 @@ def command_words(arguments: argparse.Namespace, checkpoint: Path, output: Path)
         *(["--cpu"] if arguments.device == "cpu" else []),
         *("-m", "lmms_eval", "--model", arguments.model),
         *("--model_args", f"pretrained={checkpoint},{device},trust_remote_code=False"),
-        *("--tasks", "chartqa", "--batch_size", arguments.batch_size, "--output_path", output),
+        *("--tasks", "chartqa", "--batch_size", arguments.batch_size, "--output_path", output, "--log_samples"),
         *(["--limit", arguments.limit] if arguments.limit else []),
     ]
 

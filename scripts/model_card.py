@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from int4_qat import errors, files, hub, variants
 from int4_qat.errors import InputError
-from int4_qat.recipes import STANDIN, charted
+from int4_qat.recipes import STANDIN
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE = "model_card.md.jinja"
@@ -93,7 +93,7 @@ def gather(results: Path, settings: dict) -> dict:
         "pairs": [pair for pair in summary["comparisons"] if pair["variant"] == name],
         # What lm-eval ran besides MMLU, by task: metric, value, stderr.
         "tasks": rows[name]["tasks"],
-        "charts": {variant: files.read_json(results / variant / "chartqa.json") for variant in charted(settings)},
+        "charts": {variant: row["chartqa"] for variant, row in rows.items() if row["chartqa"]},
     }
     check_settings(folder, figures)
     figures["kept"] = Counter(layer["reason"] for layer in figures["manifest"]["layers"] if not layer["quantized"])

@@ -4,7 +4,7 @@ normalized degradation of x = -(base-bf16 - x) / (base-bf16 - base-int4); recove
 
     python scripts/summarize.py --model demo --variants base-bf16 base-int4 qat-int4 \\
         --arms '{"qat": {"qat_scheme": "int4", "seed": 3407}}' --tasks arc_challenge=acc_norm,none \\
-        --results results/demo --data-report resources/mmlu/report.json \\
+        --charted base-bf16 base-int4 qat-int4 --results results/demo --data-report resources/mmlu/report.json \\
         --contamination resources/contamination.json --costs results/demo/costs.json \\
         --json results/demo/summary.json --csv results/demo/summary.csv
 """
@@ -13,16 +13,17 @@ import argparse
 import json
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 
-from int4_qat import errors, files, mmlu, mmlu_parquet, statistics, variants
+from int4_qat import errors, files, mmlu, mmlu_parquet, statistics, tables, variants
 from int4_qat.errors import InputError
 
+CHARTQA = ("relaxed_overall", "human", "augmented", "stderr", "questions", "dequantized")
 KEY = ["subject", "index"]
 ANSWERS = ["correct", "answer", *(f"log_likelihood_{letter}" for letter in mmlu.LETTERS)]
-NOT_RESOLVED = "not resolved"
 
 
 def main() -> None:
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--variants", required=True, nargs="+")
     parser.add_argument("--arms", required=True, type=json.loads, help="JSON: the recipe of each arm, by its name")
     parser.add_argument("--tasks", nargs="*", default=[], help="<task>=<metric>: which metric of which further task")
+    parser.add_argument("--charted", nargs="*", default=[], help="the variants that lmms-eval asked about charts")
     parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant")
     parser.add_argument("--data-report", required=True, type=Path, help="report.json of download_mmlu")
     parser.add_argument("--contamination", required=True, type=Path, help="JSON of check_contamination")
@@ -43,21 +45,27 @@ def main() -> None:
         "data": files.read_json(arguments.data_report),
         "contamination": files.read_json(arguments.contamination),
         **derive(
-            arguments.results, arguments.variants, arguments.arms, dict(task.split("=") for task in arguments.tasks)
+            arguments.results,
+            arguments.variants,
+            arguments.arms,
+            dict(task.split("=") for task in arguments.tasks),
+            arguments.charted,
         ),
         "costs": files.read_json(arguments.costs),
         "source": {key: str(getattr(arguments, key)) for key in ("data_report", "contamination", "costs")},
     }
     with files.whole(arguments.csv) as unfinished:
-        flat_table(summary["variants"]).to_csv(unfinished, index=False)
+        tables.flat(summary["variants"]).to_csv(unfinished, index=False)
     files.write_json(arguments.json, summary)
-    for title, table in printed(summary).items():
+    for title, table in tables.printed(summary).items():
         print(f"{title}\n{table.to_string(index=False, float_format='{:.4f}'.format)}\n")
 
 
-def derive(results: Path, names: list[str], arms: dict[str, dict], tasks: dict[str, str]) -> dict:
+def derive(
+    results: Path, names: list[str], arms: dict[str, dict], tasks: dict[str, str], charted: Collection[str]
+) -> dict:
     """What follows from the files of the variants, and from nothing else."""
-    measured = {name: read_variant(results / name, tasks) for name in names}
+    measured = {name: read_variant(results / name, tasks, name in charted) for name in names}
     correct = correct_by_question(measured)
     right = statistics.resample(correct)
     resampled = statistics.pool(right, correct)
@@ -66,10 +74,11 @@ def derive(results: Path, names: list[str], arms: dict[str, dict], tasks: dict[s
     return {"variants": rows, "comparisons": compared, "seeds": seeds(rows, compared, resampled, arms)}
 
 
-def read_variant(folder: Path, tasks: dict[str, str]) -> dict:
+def read_variant(folder: Path, tasks: dict[str, str], charted: bool) -> dict:
     """A variant's results; InputError if one is missing or the samples are not those of the report."""
     results = {name: files.read_json(folder / f"{name}.json") for name in ("mmlu", "memory", "latency")}
     results["tasks"] = {task: read_task(folder / "tasks" / f"{task}.json", metric) for task, metric in tasks.items()}
+    results["chartqa"] = files.read_json(folder / "chartqa.json") if charted else None
     path = folder / "mmlu_samples.parquet"
     columns = [*KEY, *ANSWERS]
     weights, precision = variants.split(folder.name)
@@ -125,10 +134,12 @@ def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> 
                 "source": {key: f"{name}/{key}.json" for key in ("mmlu", "memory", "latency")}
                 | {"answers": f"{name}/mmlu_samples.parquet"}
                 | {task: f"{name}/tasks/{task}.json" for task in results["tasks"]}
+                | ({"chartqa": f"{name}/chartqa.json"} if results["chartqa"] else {})
                 | ({"parity": f"{name}/parity.json"} if results["parity"] else {}),
                 "mmlu": {key: score[key] for key in ("accuracy", "stderr", "questions", "subjects")}
                 | {"accuracy_ci95": statistics.wilson(correct[name].sum(), len(correct))},
                 "tasks": results["tasks"],
+                "chartqa": results["chartqa"] and {key: results["chartqa"][key] for key in CHARTQA},
                 **recovery.pop(None),
                 "by_category": {
                     group: {"accuracy": float(accuracies[group][name]), "questions": len(groups[group])} | recovered
@@ -234,93 +245,6 @@ def unseeded(variant: str, arms: dict[str, dict]) -> str:
     weights, precision = variants.split(variant)
     recipe = arms.get(weights, {})
     return json.dumps([precision, {key: value for key, value in recipe.items() if key != "seed"}], sort_keys=True)
-
-
-def flat_table(rows: list[dict]) -> pd.DataFrame:
-    """The columns of the card's tables; a ratio that is not resolved is empty."""
-    unbounded = [None, None]
-    return pd.DataFrame(
-        {
-            "variant": row["name"],
-            "accuracy": row["mmlu"]["accuracy"],
-            "stderr": row["mmlu"]["stderr"],
-            "accuracy_low": row["mmlu"]["accuracy_ci95"][0],
-            "accuracy_high": row["mmlu"]["accuracy_ci95"][1],
-            **{task: found["value"] for task, found in row["tasks"].items()},
-            **{f"{task}_stderr": found["stderr"] for task, found in row["tasks"].items()},
-            "normalized_degradation": row["normalized_degradation"],
-            "recovered": row["recovered"],
-            "recovered_low": (row["recovered_ci95"] or unbounded)[0],
-            "recovered_high": (row["recovered_ci95"] or unbounded)[1],
-            "peak_gb": row["memory"]["peak_gb"],
-            "peak_reduction": row["memory"]["reduction"],
-            "checkpoint_gb": row["memory"]["checkpoint_gb"],
-            "checkpoint_reduction": row["memory"]["checkpoint_reduction"],
-            "latency_s": row["latency"]["mean_s"],
-            "speedup": row["latency"]["speedup"],
-            "speedup_std": row["latency"]["speedup_std"],
-            "bandwidth_limit_percent": row["latency"]["bandwidth_limit_percent"],
-            "relative_logit_difference": row["parity"] and row["parity"]["relative_logit_difference"],
-            **{f"speedup_batch_{batch['batch_size']}": batch["speedup"] for batch in row["latency"]["batches"][1:]},
-        }
-        for row in rows
-    )
-
-
-def printed(summary: dict) -> dict[str, pd.DataFrame]:
-    """What a reader of the log looks for, by title."""
-    rows, compared = summary["variants"], summary["comparisons"]
-    tables = {
-        "variants": pd.DataFrame(
-            {
-                "variant": row["name"],
-                "accuracy": between(row["mmlu"]["accuracy"], row["mmlu"]["accuracy_ci95"], "{:.2%}"),
-                "normalized_degradation": between(row["normalized_degradation"], None, "{:+.1%}"),
-                "recovered": between(row["recovered"], row["recovered_ci95"], "{:.0%}"),
-                **{task: found["value"] for task, found in row["tasks"].items()},
-                "peak_gb": row["memory"]["peak_gb"],
-                "checkpoint_gb": row["memory"]["checkpoint_gb"],
-                "latency_s": row["latency"]["mean_s"],
-                "training_differs_by": f"{row['parity']['relative_logit_difference']:.1e}" if row["parity"] else "",
-            }
-            for row in rows
-        ),
-        "accuracy differences, and what they hide": pd.DataFrame(
-            {
-                "variant": pair["variant"],
-                "against": pair["reference"],
-                "difference": between(pair["difference"], pair["difference_ci95"], "{:+.2%}"),
-                "settled": "yes" if pair["resolved"] else NOT_RESOLVED,
-                "mcnemar_p": f"{pair['mcnemar_p']:.2g}",
-                "of_all_pairs": f"{pair['mcnemar_p_holm']:.2g}",
-                "wrong_to_right": f"{pair['wrong_to_right']:.2%}",
-                "right_to_wrong": f"{pair['right_to_wrong']:.2%}",
-                "log_likelihood": between(**pair["log_likelihood_change"], form="{:+.3f}"),
-                "kl_divergence": between(**pair["kl_divergence"], form="{:.4f}"),
-            }
-            for pair in compared
-        ),
-    }
-    over_seeds = pd.DataFrame(
-        {
-            "variants": " ".join(group["variants"]),
-            "against": " ".join(group.get("references", [])),
-            "mean": between(group["mean"], group["ci95"], "{:+.2%}"),
-            "recovered": between(group["recovered"], group["recovered_ci95"], "{:.0%}") if "recovered" in group else "",
-            "sd_between_seeds": group["sd_between_seeds"],
-            "stderr_within_questions": group["stderr_within_questions"],
-        }
-        for groups in summary["seeds"].values()
-        for group in groups
-    )
-    return tables | ({} if over_seeds.empty else {"over training seeds": over_seeds})
-
-
-def between(mean: float | None, ci95: list[float] | None, form: str) -> str:
-    """A value with its interval, if it has one."""
-    if mean is None:
-        return NOT_RESOLVED
-    return form.format(mean) + (f" [{form.format(ci95[0])}, {form.format(ci95[1])}]" if ci95 else "")
 
 
 if __name__ == "__main__":

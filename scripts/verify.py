@@ -70,7 +70,7 @@ def changed_files(results: Path, recorded: dict) -> Iterator[str]:
 def wrong_accuracies(results: Path, recorded: dict) -> Iterator[str]:
     """Scores that are not what the answers give."""
     for name in recorded["settings"]["variants"]:
-        measured = summarize.read_variant(results / name, tasks={})
+        measured = summarize.read_variant(results / name, tasks={}, charted=False)
         answers, score = measured["answers"], measured["mmlu"]
         best = answers.filter(like="log_likelihood_").to_numpy().argmax(axis=1)
         right = best == answers["answer"]
@@ -82,7 +82,9 @@ def wrong_numbers(results: Path, recorded: dict) -> Iterator[str]:
     """Numbers of the summary that do not follow from the files."""
     settings = recorded["settings"]
     summary = files.read_json(results / "summary.json")
-    derived = summarize.derive(results, settings["variants"], settings["arms"], recipes.metrics_of(settings))
+    derived = summarize.derive(
+        results, settings["variants"], settings["arms"], recipes.metrics_of(settings), recipes.charted(settings)
+    )
     for key, value in derived.items():
         for where, found, expected in differences(summary[key], value, key):
             yield f"summary.json: {where} is {found}, the files give {expected}"

@@ -1,23 +1,36 @@
 """Which way of training wins on the stand-in? Run its arms over seeds and learning rates, and write docs/arms.md.
 
-Each kind of training, with and without distillation, is an arm for each seed and learning rate; the workflow itself
-trains, exports and scores them. A run that is stopped goes on with what is missing. By default 120 arms, hours.
+Each kind of training, with and without distillation, is an arm for each seed and learning rate. The workflow makes the
+model, the data and base-int4; its programs train, export and score the arms, here in processes that share the seconds
+of their imports. A run that is stopped goes on with what is missing. By default 120 arms, about an hour on two cores.
 
     python tests/bench_arms.py --directory runs/arms
 """
 
 import argparse
+import functools
 import itertools
+import json
+import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
 import pandas as pd
 import yaml
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from int4_qat import errors, files, statistics, variants
+import check_parity
+import evaluate_mmlu
+import finetune
+import merge
+import quantize
+from int4_qat import errors, files, recipes, statistics, variants
 
 ROOT = Path(__file__).parents[1]
 KINDS = {
@@ -39,22 +52,22 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], help="two or more")
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--distillation-weights", nargs="+", type=float, default=[0, 0.5])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="arms at a time")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "arms.md")
     arguments = parser.parse_args()
     config = yaml.safe_load(arguments.configfile.read_text())
-    recipes = list(itertools.product(arguments.kinds, arguments.distillation_weights, arguments.learning_rates))
+    trials = list(itertools.product(arguments.kinds, arguments.distillation_weights, arguments.learning_rates))
     config["finetune"]["arms"] = {
-        arm_name(*recipe, seed): KINDS[recipe[0]]
-        | {"distillation_weight": recipe[1], "learning_rate": recipe[2], "seed": seed}
-        for recipe in recipes
+        arm_name(*trial, seed): KINDS[trial[0]]
+        | {"distillation_weight": trial[1], "learning_rate": trial[2], "seed": seed}
+        for trial in trials
         for seed in arguments.seeds
     }
-    compared = [variants.QUANTIZED_BASELINE, *(f"{arm}-int4" for arm in config["finetune"]["arms"])]
-    config["variants"] = [variants.BASELINE, *compared]
-    (model,) = config["models"]
-    results = arguments.directory.resolve() / "results" / model
-    run_workflow(config, arguments.directory.resolve(), compared, results)
-    table = tabulate(results, recipes, arguments.seeds)
+    directory, (model,) = arguments.directory.resolve(), config["models"]
+    run_workflow(arguments.configfile, directory, model)
+    run_arms(config, directory, model, arguments.jobs)
+    results = directory / "results" / model
+    table = tabulate(results, trials, arguments.seeds)
     with files.whole(arguments.output) as unfinished:
         unfinished.write_text(document(table, arguments))
     print(table.to_string(index=False))
@@ -65,20 +78,60 @@ def arm_name(kind: str, distillation: float, rate: float, seed: int) -> str:
     return f"{kind.replace('+', '_')}_distil{distillation:g}_lr{rate:g}_seed{seed}"
 
 
-def run_workflow(config: dict, directory: Path, compared: list[str], results: Path) -> None:
-    """Train, export and score all arms, as far as the table needs it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "config.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    targets = [results.relative_to(directory) / name / "mmlu_samples.parquet" for name in compared]
-    targets += [results.relative_to(directory) / name / "parity.json" for name in compared[1:]]
-    options = ["--profile", "profiles/demo", "--configfile", path, "--directory", directory]
-    subprocess.run([sys.executable, "-m", "snakemake", *map(str, [*options, *targets])], cwd=ROOT, check=True)
+def run_workflow(configfile: Path, directory: Path, model: str) -> None:
+    """What the arms share: the model, the texts, and what int4 alone scores."""
+    targets = [
+        f"results/{model}/{variants.QUANTIZED_BASELINE}/mmlu_samples.parquet",
+        f"results/{model}/train.parquet",
+    ]
+    settings = ["--profile", "profiles/demo", "--configfile", configfile.resolve(), "--directory", directory]
+    subprocess.run([sys.executable, "-m", "snakemake", *map(str, [*settings, *targets])], cwd=ROOT, check=True)
 
 
-def tabulate(results: Path, recipes: list[tuple], seeds: list[int]) -> pd.DataFrame:
+def run_arms(config: dict, directory: Path, model: str, jobs: int) -> None:
+    """Train, export and score all arms, each in a process of its own."""
+    train = functools.partial(train_and_score, config, directory, model)
+    arms = config["finetune"]["arms"]
+    with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
+        for _ in tqdm(pool.imap_unordered(train, arms), total=len(arms), unit="arm"):
+            pass
+
+
+def train_and_score(config: dict, directory: Path, model: str, arm: str) -> None:
+    """The workflow's programs from adapter to scores, unless the scores are there; their words go into a log."""
+    os.chdir(directory)
+    own, exported = Path("results", model, arm), Path("results", model, f"{arm}-int4")
+    if (exported / "mmlu_samples.parquet").exists():
+        return
+    own.mkdir(parents=True, exist_ok=True)
+    with (own / "log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    base = ["--model", f"resources/models/{model}"]
+    texts, adapter = ["--texts", f"results/{model}/train.parquet"], ["--adapter", own / "adapter"]
+    merged, checkpoint = own / "merged", ["--checkpoint", exported / "checkpoint"]
+    int4, mmlu = config["quantization"], config["evaluation"]["mmlu"]
+    settings = ["--recipe", json.dumps(recipes.recipe_of(config, arm))]
+    scheme = ["--scheme", int4["scheme"], "--packing", int4["packing"], "--group-size", int4["group_size"]]
+    scoring = ["--mmlu", "resources/mmlu", "--num-fewshot", mmlu["num_fewshot"], "--batch-size", mmlu["batch_size"]]
+    scoring += ["--dtype", mmlu["dtype"], "--engine", mmlu["engine"], "--output", exported / "mmlu.json"]
+    outputs = ["--checkpoints", own / "checkpoints", *adapter, "--log-table", own / "training.csv"]
+    run(finetune, *base, *texts, *settings, *outputs)
+    run(merge, *base, *adapter, "--output", merged)
+    run(quantize, "--checkpoint", merged, *scheme, "--skip", *int4["skip"], "--output", exported / "checkpoint")
+    run(check_parity, *base, *adapter, *checkpoint, *texts, "--output", exported / "parity.json")
+    run(evaluate_mmlu, *checkpoint, *scoring, "--samples", exported / "mmlu_samples.parquet")
+
+
+def run(program, *arguments: object) -> None:
+    """One of the workflow's programs, in this process."""
+    sys.argv = [program.__name__, *map(str, arguments)]
+    program.main()
+
+
+def tabulate(results: Path, trials: list[tuple], seeds: list[int]) -> pd.DataFrame:
     """int4 accuracy over seeds, and its difference from lora without distillation at the same rates and seeds."""
-    names = {recipe: [f"{arm_name(*recipe, seed)}-int4" for seed in seeds] for recipe in recipes}
+    names = {trial: [f"{arm_name(*trial, seed)}-int4" for seed in seeds] for trial in trials}
     correct = pd.DataFrame({name: read(results, name) for name in itertools.chain(*names.values())})
     accuracy, resampled = correct.mean(), statistics.pool(statistics.resample(correct), correct)
     rows = []

@@ -56,13 +56,15 @@ RECIPE = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What needs the small run is slow; all tests that share a run of minutes go to one worker."""
+    if "small_run" in item.fixturenames:
+        item.add_marker(pytest.mark.slow)
+    item.add_marker(pytest.mark.xdist_group("runs" if shares_a_run(item) else item.path.name))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the small run is slow; runs of minutes come first, and all that shares one goes to one worker."""
-    for item in items:
-        if "small_run" in item.fixturenames:
-            item.add_marker(pytest.mark.slow)
-        item.add_marker(pytest.mark.xdist_group("runs" if shares_a_run(item) else item.path.name))
+    """Those come first: a worker that began with them late would be waited for."""
     items.sort(key=shares_a_run, reverse=True)
 
 

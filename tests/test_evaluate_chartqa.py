@@ -2,13 +2,15 @@
 
 import io
 import json
+import shutil
 import subprocess
 
 import datasets
 import matplotlib.pyplot as plt
 import pytest
+import yaml
 
-from conftest import ROOT, environment, small_config, snakemake, write_config
+from conftest import ROOT, environment, run_script, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -25,21 +27,17 @@ def draw_chart(heights):
     return png.getvalue()
 
 
-@pytest.fixture(scope="module")
-def charts(tmp_path_factory):
-    """A data set in the layout of lmms-lab/ChartQA: three human questions and an augmented one."""
-    folder = tmp_path_factory.mktemp("charts")
-    rows = []
-    for number in range(4):
-        png = draw_chart([number + 1, 2, 3])
-        rows.append(
-            {
-                "type": "human_test" if number else "augmented_test",
-                "question": QUESTION,
-                "answer": str(number),
-                "image": {"bytes": png, "path": None},
-            }
-        )
+def write_charts(folder, answers):
+    """A data set in the layout of lmms-lab/ChartQA: an augmented question, the others human."""
+    rows = [
+        {
+            "type": "human_test" if number else "augmented_test",
+            "question": QUESTION,
+            "answer": answer,
+            "image": {"bytes": draw_chart([number + 1, 2, 3]), "path": None},
+        }
+        for number, answer in enumerate(answers)
+    ]
     text = datasets.Value("string")
     features = datasets.Features({"type": text, "question": text, "answer": text, "image": datasets.Image()})
     datasets.Dataset.from_list(rows, features).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
@@ -47,19 +45,23 @@ def charts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(untrained, charts, tmp_path_factory):
-    """The folder of a run of the rule in lmms-eval's environment."""
+def charts(tmp_path_factory):
+    return write_charts(tmp_path_factory.mktemp("charts"), "0123")
+
+
+@pytest.fixture(scope="module")
+def run(small_run, charts, tmp_path_factory):
+    """The small run, with the questions about charts that it went without, in lmms-eval's environment."""
     variables = environment("lmms") | {"HF_TOKEN": "hf_secret"}
     folder = tmp_path_factory.mktemp("chartqa run")
-    config = small_config(untrained)
+    config = yaml.safe_load(small_run.config.read_text())
     settings = {"model": "gemma3", "limit": None, "batch_size": 1, "time_limit": 300}
     config["evaluation"]["chartqa"] = settings | {"source": str(charts)}
     path = write_config(config, folder / "config.yaml")
-    targets = [f"results/demo/{variant}/chartqa.json" for variant in ("base-bf16", "base-int4")]
-    options = ["--profile", "profiles/demo", "--configfile", path, "--directory", folder]
-    result = snakemake(*options, *targets, env=variables)
+    directory = shutil.copytree(small_run.directory, folder / "directory", symlinks=True)
+    result = small_run._replace(config=path, directory=directory).snakemake(env=variables)
     assert result.returncode == 0, result.stderr[-3000:]
-    return folder
+    return directory
 
 
 def test_every_question_is_answered_and_counted(run):
@@ -69,6 +71,28 @@ def test_every_question_is_answered_and_counted(run):
     assert report["relaxed_overall"] == scores["relaxed_overall,none"]
     assert report["relaxed_overall"] == pytest.approx((3 * report["human"] + report["augmented"]) / 4)
     assert (report["questions"], report["dequantized"]) == (4, False)
+
+
+def test_a_right_answer_counts(run, untrained, tmp_path):
+    samples = [json.loads(line) for line in (run / "results/demo/base-bf16/lmms/chartqa_samples.jsonl").open()]
+    given = [sample["filtered_resps"][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+    charts = write_charts(tmp_path / "charts", [given[0], given[1], "wrong", given[3]])
+    result = evaluate(untrained / "model", charts, "gemma3", tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "chartqa.json").read_text())
+    assert [report[key] for key in ("relaxed_overall", "human", "augmented")] == pytest.approx([3 / 4, 2 / 3, 1])
+
+
+def test_summary_and_card_hold_the_scores(run):
+    summary = json.loads((run / "results/demo/summary.json").read_text())
+    rows = {row["name"]: row["chartqa"] for row in summary["variants"]}
+    assert [name for name, scores in rows.items() if scores] == ["base-bf16", "base-int4", "lora-int4", "qat-int4"]
+    report = json.loads((run / "results/demo/qat-int4/chartqa.json").read_text())
+    assert rows["qat-int4"] == {key: report[key] for key in rows["qat-int4"]}
+    card = (run / "results/demo/model_card.md").read_text()
+    figures = " | ".join(f"{100 * report[key]:.2f}%" for key in ("relaxed_overall", "human", "augmented"))
+    assert f"| qat-int4 | {figures} |" in card
+    assert run_script("verify", run / "results/demo", cwd=run).returncode == 0
 
 
 def test_int4_is_evaluated_from_a_dequantized_copy(run):
@@ -87,15 +111,19 @@ def test_no_token_stands_in_a_log_or_result(run):
     assert not any("hf_secret" in text for text in texts)
 
 
-def test_no_results_are_one_line_with_the_last_words(untrained, charts, tmp_path):
-    variables = environment("lmms")
-    options = {"checkpoint": untrained / "model", "model": "no_such_model", "dataset": charts, "batch-size": 1}
-    options |= {"lmms-runs": tmp_path / "lmms", "output": tmp_path / "chartqa.json"}
+def evaluate(checkpoint, charts, model, folder):
+    options = {"checkpoint": checkpoint, "model": model, "dataset": charts, "batch-size": 1}
+    options |= {"lmms-runs": folder / "lmms", "output": folder / "chartqa.json"}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     command = ["python", str(ROOT / "scripts" / "evaluate_chartqa.py"), *words]
-    result = subprocess.run(command, capture_output=True, text=True, env=variables)
+    return subprocess.run(command, capture_output=True, text=True, env=environment("lmms"))
+
+
+def test_no_results_are_one_line_with_the_last_words(untrained, charts, tmp_path):
+    result = evaluate(untrained / "model", charts, "no_such_model", tmp_path)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: lmms-eval wrote no results; the end of {tmp_path / 'lmms' / 'chartqa.log'}: ")
+    log = tmp_path / "lmms" / "chartqa.log"
+    assert last.startswith(f"error: lmms-eval wrote no chartqa_samples.jsonl; the end of {log}: ")
     assert "no_such_model" in last
     assert not (tmp_path / "chartqa.json").exists()

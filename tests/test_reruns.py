@@ -76,6 +76,7 @@ def test_nothing_changed(small_run):
         ("scripts/upload_model.py", {}),
         ("scripts/verify.py", {}),
         ("scripts/int4_qat/statistics.py", SUMMARIZED),
+        ("scripts/int4_qat/tables.py", SUMMARIZED),
         ("scripts/int4_qat/int4.py", TRAINED | MEASURED | {"quantize": 3}),
         ("scripts/int4_qat/qat.py", TRAINED),
         ("scripts/int4_qat/adapters.py", MERGED),
