@@ -75,7 +75,7 @@ def test_every_question_is_answered_and_counted(run):
 
 def test_a_right_answer_counts(run, untrained, tmp_path):
     samples = [json.loads(line) for line in (run / "results/demo/base-bf16/lmms/chartqa_samples.jsonl").open()]
-    given = [sample["filtered_resps"][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+    given = [sample["filtered_resps"] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
     charts = write_charts(tmp_path / "charts", [given[0], given[1], "wrong", given[3]])
     result = evaluate(untrained / "model", charts, "gemma3", tmp_path)
     assert result.returncode == 0, result.stderr
