@@ -55,22 +55,23 @@ def main() -> None:
     with files.whole(arguments.output) as folder:
         targets = weight_files.create(folder, plan, metadata)
         weight_files.in_parallel(write, sources, "quantize")
-        weight_files.refuse_differences(folder, weight_files.in_parallel(compare, sources, "compare"))
+        differing = weight_files.in_parallel(compare, sources, "compare")
+        weight_files.refuse_differences(folder, differing)
         attach_config(model, group_size, [layer["name"] for layer in layers if not layer["quantized"]])
         model.config.save_pretrained(folder)
         models.copy_companions(arguments.checkpoint, folder)
-        files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder))
+        files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder, sum(differing.values())))
     print(f"{len(quantized)} of {len(layers)} linears in int4; read back and compared: 0 weights differ")
 
 
-def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path) -> dict:
+def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path, differing: int) -> dict:
     """What was quantized and what it saved; bytes are those of the weight files."""
     return {
         **chosen,
         "packing": arguments.packing,
         "bytes_before": files.folder_bytes(arguments.checkpoint, "*.safetensors"),
         "bytes_after": files.folder_bytes(folder, "*.safetensors"),
-        "weights_that_differ": 0,  # or there would be no folder
+        "weights_that_differ": differing,
     }
 
 
