@@ -1,8 +1,8 @@
 """Measure merge and quantize beside transformers, peft and torchao doing the same in memory, and beside a plain copy.
 
-A checkpoint of 4.8 GB in Gemma 3 12B's shapes, 6 of its 48 layers, and an adapter on all its linears, both random.
+A checkpoint of 5.7 GB in Gemma 3 12B's shapes, 8 of its 48 layers, and an adapter on all its linears, both random.
 Each runs in a process of its own; peak memory is the process's resident set, seconds include its imports. Needs
-15 GB of disk in --directory, and leaves nothing there.
+18 GB of disk in --directory, and leaves nothing there.
 
     python tests/bench_export.py --directory /tmp
 """
@@ -22,7 +22,7 @@ TEXT = {
     "vocab_size": 262208,
     "hidden_size": 3840,
     "intermediate_size": 15360,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 8,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 256,
