@@ -20,6 +20,7 @@ rule model_card:
             result=["mmlu", "memory", "latency"],
         ),
         parity=expand(rules.check_parity.output, arm=arms_in_int4, allow_missing=True),
+        charts=expand("results/{{model}}/{variant}/chartqa.json", variant=charted),
         serving=expand(
             rules.check_serving.output,
             variant=[variant for variant in served if variant == config["publish"]["variant"]],

@@ -31,10 +31,10 @@ def main() -> None:
     parser.add_argument("--csv", required=True, type=Path)
     arguments = parser.parse_args()
     stages = sum_up([read_record(path) for path in arguments.records], arguments.gpu_stages)
-    ids = {job: path.parent.name for path in arguments.records for job in slurm_jobs(path, arguments.slurm_logs)}
-    accounts = read_accounts(sorted(ids))
+    records = {job: path for path in arguments.records for job in slurm_jobs(path, arguments.slurm_logs)}
+    accounts = read_accounts(sorted(records))
     if accounts is not None:
-        stages = add_accounts(stages, accounts.assign(stage=accounts["job"].map(ids)))
+        stages = add_accounts(stages, last_runs(accounts.assign(record=accounts["job"].map(records))))
     columns = [name for name in stages if name.endswith("hours")]
     total = {"unfinished_hours": None} | {name: float(stages[name].sum()) for name in columns}
     with files.whole(arguments.csv) as unfinished:
@@ -80,16 +80,32 @@ def read_accounts(ids: list[str]) -> pd.DataFrame | None:
     try:
         options = {"capture_output": True, "text": True, "check": True, "timeout": LIMIT}
         shown = subprocess.run([*command, "--units=K"], **options).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip()
-        print(f"attempts that came to nothing are not counted, Slurm has no accounts of them: {reason}")
-        return None
+    except subprocess.CalledProcessError as error:
+        return uncounted(error.stderr.strip().rpartition("\n")[2] or str(error))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return uncounted(str(error))
+    if not shown.strip():
+        return uncounted("sacct knows none of the jobs")
     steps = pd.read_csv(io.StringIO(shown), sep="|", names=["step", "state", "seconds", "memory"], dtype={"step": str})
     steps["job"] = steps["step"].str.partition(".")[0]
     steps["peak_gb"] = pd.to_numeric(steps["memory"].astype(str).str.removesuffix("K")) * 1024 / 1e9
     peaks = steps.groupby("job")["peak_gb"].max()
     attempts = steps[~steps["step"].str.contains(".", regex=False)]
     return attempts[["job", "state", "seconds"]].assign(peak_gb=attempts["job"].map(peaks))
+
+
+def uncounted(reason: str) -> None:
+    """Say that there are no accounts, and why."""
+    print(f"attempts that came to nothing are not counted, Slurm has no accounts of them: {reason}")
+
+
+def last_runs(attempts: pd.DataFrame) -> pd.DataFrame:
+    """Of each record's attempts those since the job last succeeded before: the folder's logs hold older runs too."""
+    attempts = attempts.sort_values("job", key=lambda jobs: jobs.astype(int), kind="stable")
+    succeeded = (attempts["state"] == "COMPLETED").astype(int)
+    successes_before = succeeded.groupby(attempts["record"]).cumsum() - succeeded
+    last = successes_before == successes_before.groupby(attempts["record"]).transform("max")
+    return attempts[last].assign(stage=attempts["record"].map(lambda path: path.parent.name))
 
 
 def add_accounts(stages: pd.DataFrame, attempts: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,8 @@
 
 Each kind of training, with and without distillation, is an arm for each seed and learning rate. The workflow makes the
 model, the data and base-int4; its programs train, export and score the arms, here in processes that share the seconds
-of their imports. A run that is stopped goes on with what is missing. By default 120 arms, about an hour on two cores.
+of their imports. A run that is stopped goes on with what is missing; a changed program or config needs a new folder.
+By default 120 arms, about an hour on two cores.
 
     python tests/bench_arms.py --directory runs/arms
 """
@@ -69,7 +70,7 @@ def main() -> None:
     results = directory / "results" / model
     table = tabulate(results, trials, arguments.seeds)
     with files.whole(arguments.output) as unfinished:
-        unfinished.write_text(document(table, arguments))
+        unfinished.write_text(document(table, arguments, read(results, variants.QUANTIZED_BASELINE).mean()))
     print(table.to_string(index=False))
 
 
@@ -168,7 +169,7 @@ def interval(found: dict, form: str) -> str:
     return f"{form.format(found['mean'])} [{', '.join(form.format(end) for end in found['ci95'])}]"
 
 
-def document(table: pd.DataFrame, arguments: argparse.Namespace) -> str:
+def document(table: pd.DataFrame, arguments: argparse.Namespace, untrained: float) -> str:
     """docs/arms.md."""
     lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]
     rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -177,6 +178,7 @@ def document(table: pd.DataFrame, arguments: argparse.Namespace) -> str:
         f"Made by `python tests/bench_arms.py`, {len(arguments.seeds)} seeds. Intervals are of 95%, over seeds and "
         "questions; `against lora` is paired: the same questions, seed and learning rate, lora without distillation. "
         "`training differs by` is the relative difference of the logits in training from those of the deployed model. "
+        f"{variants.QUANTIZED_BASELINE}, without any training, scores {untrained:.2%}. "
         f"A small stand-in with invented facts, not Gemma.\n\n{rows}\n"
     )
 

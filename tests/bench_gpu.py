@@ -130,6 +130,8 @@ def steps(arguments: argparse.Namespace, config: dict):
     small = arguments.shapes == "tiny"
     config["finetune"]["arms"] = ARMS
     for arm in ARMS:
+        if recipes.recipe_of(config, arm)["backend"] == "unsloth" and arguments.device == "cpu":
+            continue
         recipe = recipes.recipe_of(config, arm) | {"max_steps": TRAINING_STEPS, "save_steps": TRAINING_STEPS}
         if arguments.device == "cpu":
             recipe |= {"dtype": "float32", "optim": "adamw_torch", "gradient_checkpointing": False}

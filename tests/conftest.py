@@ -239,9 +239,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         packages = "slurm-wlm slurmdbd munge mariadb-server"
         reason = f"needs root and `apt-get install {packages}` (missing: {', '.join(missing) or 'root'})"
         pytest.fail(reason) if os.environ.get("REQUIRE_SLURM") else pytest.skip(reason)
-    subprocess.run([folder / "up.sh", state], check=True)
-    yield
-    subprocess.run([folder / "down.sh", state], check=True)
+    try:
+        subprocess.run([folder / "up.sh", state], check=True)
+        yield
+    finally:
+        subprocess.run([folder / "down.sh", state], check=True)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import yaml
 from packaging.utils import canonicalize_name
 
 from conftest import ROOT, copy_workflow, small_config, snakemake, write_config
-from int4_qat import sources
+from int4_qat import recipes, sources
 
 pytestmark = pytest.mark.slow
 
@@ -97,13 +97,15 @@ def test_pip_section_resolves_for_linux_with_the_versions_of_the_demo(path, tmp_
 
 @pytest.mark.parametrize("path", sorted((ROOT / "rules").glob("*.smk")), ids=lambda path: path.stem)
 def test_environment_of_a_rule_names_what_its_program_imports(path):
-    packages = importlib.metadata.packages_distributions()
-    rules = re.findall(r'code_of\("(\w+)"\).*?envs/(\w+)\.yaml', path.read_text(), re.DOTALL)
+    packages = importlib.metadata.packages_distributions() | {"unsloth": ["unsloth"]}
+    rules = re.findall(r'code=(?:code_of\("(\w+)"\)|finetune_code),.*?envs/(\w+)\.yaml', path.read_text(), re.DOTALL)
+    assert rules or path.stem == "common"
     for script, environment in rules:
-        imported = {packages[name][0] for name in imports(f"{ROOT}/scripts/{script}.py") if name in packages}
         named = pins(dependencies(ROOT / "envs" / f"{environment}.yaml")[1]).keys()
-        missing = {canonicalize_name(name) for name in imported} - named
-        assert not missing, f"{script} imports what envs/{environment}.yaml lacks"
+        for program in [script] if script else recipes.PROGRAMS.values():
+            imported = {packages[name][0] for name in imports(f"{ROOT}/scripts/{program}.py") if name in packages}
+            missing = {canonicalize_name(name) for name in imported} - named
+            assert not missing, f"{program} imports what envs/{environment}.yaml lacks"
 
 
 def imports(script: str) -> set[str]:

@@ -54,7 +54,7 @@ def run(small_run, charts, tmp_path_factory):
     """The small run, with the questions about charts that it went without, in lmms-eval's environment."""
     variables = environment("lmms") | {"HF_TOKEN": "hf_secret"}
     folder = tmp_path_factory.mktemp("chartqa run")
-    config = yaml.safe_load(small_run.config.read_text()) | {"variants": VARIANTS}
+    config = yaml.safe_load(small_run.config.read_text()) | {"variants": [*VARIANTS, "lora-bf16"]}
     settings = {"model": "gemma3", "limit": None, "batch_size": 1, "time_limit": 300}
     config["evaluation"]["chartqa"] = settings | {"source": str(charts)}
     path = write_config(config, folder / "config.yaml")

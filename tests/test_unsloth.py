@@ -137,6 +137,13 @@ def test_without_a_gpu_it_refuses(tmp_path):
     assert (result.returncode, result.stderr) == (1, "error: finetune.backend: unsloth needs a GPU, found none\n")
 
 
+def test_cuda_is_not_started_before_a_gpu_is_claimed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("starts CUDA"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match="unsloth needs a GPU, found none"):
+        unsloth_backend.import_unsloth()
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

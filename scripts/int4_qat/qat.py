@@ -2,8 +2,8 @@
 
 What is deployed is Q(W + s·BA): the adapter is merged, then quantized. Targets of training:
 
-    base         y = Q(W)x + s·BAx       as the card trains; W is frozen, so Q(W) is computed once
-    base+lora_a  y = Q(W)x + s·B·Q(A)x   as unsloth 2026.10.7, which fake-quantizes A too
+    base         y = Q(W)x + s·BAx       as unsloth from 2026.10.8 on; W is frozen, so Q(W) is computed once
+    base+lora_a  y = Q(W)x + s·B·Q(A)x   as unsloth up to 2026.10.7, which fake-quantizes A too
     merged       y = Q(W + s·BA)x        the deployed weight itself
 
 The gradient passes straight through each rounding.

@@ -4,7 +4,10 @@ Nothing here imports trl, transformers or peft before `import_unsloth`, which ha
 """
 
 import argparse
+import atexit
+import functools
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,13 +22,22 @@ def import_unsloth() -> None:
 
     Without one unsloth can go on with plain transformers, and drop the fake quantization silently.
     """
-    if not torch.cuda.is_available():
+    # is_available would start CUDA, which then sees every GPU whatever this process claims.
+    if not torch.cuda.device_count():
         raise InputError("finetune.backend: unsloth needs a GPU, found none")
     devices.claim("cuda")
     # The code that unsloth generates would else go into the folder of the workflow.
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(scratch() / "compiled")
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     import unsloth  # noqa: F401
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder that goes with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="unsloth-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def add_adapters(folder: Path, recipe, device: str):
@@ -96,7 +108,7 @@ def make_trainer(model, tokenizer, data, recipe, arguments: argparse.Namespace):
 
     import finetune
 
-    texts = datasets.Dataset.from_parquet(str(arguments.texts), columns=["text"], cache_dir=tempfile.mkdtemp())
+    texts = datasets.Dataset.from_parquet(str(arguments.texts), columns=["text"], cache_dir=str(scratch()))
     config = SFTConfig(**finetune.training_settings(recipe, arguments), dataset_text_field="text")
     trainer = SFTTrainer(model=model, args=config, train_dataset=texts, processing_class=tokenizer)
     trainer = train_on_responses_only(

@@ -8,6 +8,15 @@ export PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "$0")" && pwd)
 state=${1:?usage: up.sh STATE_FOLDER}
 mkdir -p "$state"/{state,spool,log,run,dev} /etc/slurm
+until_it_answers() {  # the name of its log, a command
+    for _ in {1..100}; do
+        if timeout 2 "${@:2}" >/dev/null 2>&1; then return; fi
+        sleep 0.2
+    done
+    echo "$1 did not come up:" >&2
+    tail -n 5 "$state/log/$1.log" >&2
+    exit 1
+}
 for name in slurm slurmdbd gres; do
     target=/etc/slurm/$name.conf
     if [ -e "$target" ] && [ ! -L "$target" ]; then
@@ -29,20 +38,14 @@ socket=$state/run/mariadb.sock
 mariadb-install-db --no-defaults --user=root --datadir="$state/mariadb" >"$state/log/mariadb.log" 2>&1
 mariadbd --no-defaults --user=root --datadir="$state/mariadb" --bind-address=127.0.0.1 --port=16820 \
     --socket="$socket" --pid-file="$state/run/mariadbd.pid" >>"$state/log/mariadb.log" 2>&1 &
-for _ in {1..100}; do mariadb-admin --no-defaults --socket="$socket" ping >/dev/null 2>&1 && break || sleep 0.2; done
+until_it_answers mariadb mariadb-admin --no-defaults --socket="$socket" ping
 mariadb --no-defaults --socket="$socket" \
     --execute="CREATE USER slurm@'127.0.0.1' IDENTIFIED BY 'slurm'; GRANT ALL ON slurm.* TO slurm@'127.0.0.1'"
 slurmdbd
-for _ in {1..100}; do timeout 2 sacctmgr --noheader list cluster >/dev/null 2>&1 && break || sleep 0.2; done
+until_it_answers slurmdbd sacctmgr --noheader list cluster
 sacctmgr --immediate add cluster onebox >/dev/null
 sacctmgr --immediate add account default >/dev/null
 sacctmgr --immediate add user root account=default >/dev/null
 slurmctld -c
 slurmd -N h100-01
-for _ in {1..100}; do
-    if timeout 2 sinfo --noheader --format=%T 2>/dev/null | grep -q idle; then exit 0; fi
-    sleep 0.2
-done
-echo "Slurm did not come up:" >&2
-tail -n 5 "$state/log/slurmctld.log" >&2
-exit 1
+until_it_answers slurmctld bash -c 'sinfo --noheader --format=%T | grep -q idle'

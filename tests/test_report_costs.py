@@ -1,0 +1,64 @@
+"""Costs of stages; what Slurm's accounting adds is asked of a `sacct` that says what the test wants."""
+
+import json
+import os
+
+import pytest
+
+from conftest import run_script
+
+RECORD = "s\th:m:s\tmax_rss\n3600\t1:00:00\t2000\n"
+# As sacct --units=K prints a job and its steps: id, state, seconds, peak memory.
+FIRST_RUN = "7|COMPLETED|5000|\n7.batch|COMPLETED|5000|90000000K\n"
+SECOND_RUN = (
+    "11|FAILED|1800|\n11.batch|FAILED|1800|4000000K\n"
+    "12|PREEMPTED|900|\n12|COMPLETED|3600|\n12.batch|COMPLETED|3600|2000000K\n"
+)
+
+
+@pytest.fixture
+def costs(tmp_path):
+    """What report_costs says of one job with three attempts in its logs, and prints, for what sacct prints."""
+    (tmp_path / "benchmarks/finetune").mkdir(parents=True)
+    (tmp_path / "benchmarks/finetune/demo_qat.tsv").write_text(RECORD)
+    logs = tmp_path / ".snakemake/slurm_logs/rule_finetune/demo_qat"
+    logs.mkdir(parents=True)
+    for job in (7, 11, 12):
+        (logs / f"{job}.log").touch()
+
+    def ask(sacct):
+        program = tmp_path / "bin" / "sacct"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\n{sacct}\n")
+        program.chmod(0o755)
+        options = ["--records", "benchmarks/finetune/demo_qat.tsv", "--gpu-stages", "finetune"]
+        environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+        outputs = ["--json", "costs.json", "--csv", "costs.csv"]
+        result = run_script("report_costs", *options, *outputs, cwd=tmp_path, env=environment)
+        assert result.returncode == 0, result.stderr
+        return json.loads((tmp_path / "costs.json").read_text()), result.stdout
+
+    return ask
+
+
+def test_attempts_since_the_last_success_are_counted(costs):
+    found, _ = costs(f"cat <<'END'\n{FIRST_RUN}{SECOND_RUN}END")
+    (stage,) = found["stages"]
+    assert (stage["jobs"], stage["hours"], stage["gpu_hours"]) == (1, 1.0, 1.0)
+    assert stage["unfinished_hours"] == pytest.approx((1800 + 900) / 3600)
+    assert stage["peak_gb"] == pytest.approx(4.096)
+    assert found["total"]["unfinished_hours"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("sacct", "reason"),
+    [
+        ("true", "sacct knows none of the jobs"),
+        ("echo first >&2; echo no database >&2; exit 1", "no database"),
+    ],
+)
+def test_without_accounts_it_says_so(costs, sacct, reason):
+    found, printed = costs(sacct)
+    assert f"Slurm has no accounts of them: {reason}\n" in printed
+    assert found["total"]["unfinished_hours"] is None
+    assert "unfinished_hours" not in found["stages"][0]
