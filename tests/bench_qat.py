@@ -47,13 +47,20 @@ def main() -> None:
         take_step(), take_step()
         print(peak_bytes(arguments.device))
         return
+    # First: a process's peak starts at that of its parent, which holds no model yet.
+    peaks = {kind: measure_peak(kind, arguments.device) for kind in KINDS}
     seconds = {kind: median_seconds(steps) for kind, steps in time_steps(arguments.device).items()}
     tokens = math.prod(ROWS[arguments.device])
     print(f"{'':8} {'s/step':>8} {'x LoRA':>8} {'tokens/s':>9} {'peak GB':>8}")
     for kind, median in seconds.items():
-        command = [sys.executable, __file__, "--memory-of", kind, "--device", arguments.device]
-        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]) / 1e9
-        print(f"{kind:8} {median:8.3f} {median / seconds['lora']:8.2f} {tokens / median:9.0f} {peak:8.2f}", flush=True)
+        ratio, rate = median / seconds["lora"], tokens / median
+        print(f"{kind:8} {median:8.3f} {ratio:8.2f} {rate:9.0f} {peaks[kind] / 1e9:8.2f}")
+
+
+def measure_peak(kind: str, device: str) -> int:
+    """Peak bytes of two steps, in a process of their own."""
+    command = [sys.executable, __file__, "--memory-of", kind, "--device", device]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def time_steps(device: str) -> dict[str, list[float]]:
