@@ -55,7 +55,7 @@ bench: .venv/installed ## format_mmlu against the card's own code, as a ratio; d
 	@python tests/bench_dry_run.py
 
 why: .venv/installed ## what would run, and why: make why PROFILE=slurm
-	@$(SNAKEMAKE) --profile $(PROFILE) --dry-run | awk '/^(local)?rule |^    reason:|^Nothing/'
+	@$(SNAKEMAKE) --profile $(PROFILE) --quiet host --dry-run | awk '/^Job [0-9]+: |^Reason: |^Nothing/'
 
 setup: .venv/installed ## the environment, and profiles/slurm by its name
 	@link="$${XDG_CONFIG_HOME:-$$HOME/.config}/snakemake/slurm"; mkdir -p "$$(dirname "$$link")"; \

@@ -16,6 +16,8 @@ rule check_contamination:
         "benchmarks/check_contamination/mmlu.tsv"
     conda:
         "../envs/data.yaml"
+    message:
+        "check_contamination"
     shell:
         "python {input.code[0]:q}"
         " --train {input.train:q}"

@@ -23,6 +23,8 @@ rule check_parity:
         gpu=1,
     params:
         device=config["device"],
+    message:
+        "check_parity: {wildcards.model} {wildcards.arm}"
     shell:
         "python {input.code[0]:q}"
         " --model {input.model:q}"

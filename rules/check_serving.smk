@@ -22,6 +22,8 @@ rule check_serving:
         vllm_log="results/{model}/{variant}/vllm/serve.log",
         vllm_arguments=lambda wildcards: config["evaluation"]["serving"]["vllm_arguments"],
         device=config["device"],
+    message:
+        "check_serving: {wildcards.model} {wildcards.variant}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"

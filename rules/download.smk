@@ -18,6 +18,8 @@ rule make_standin:
     params:
         seed=lambda wildcards: config["standin"]["seed"],
         int4_cost=lambda wildcards: config["standin"]["int4_cost"],
+    message:
+        "make_standin"
     shell:
         "python {input.code[0]:q}"
         " --output resources/standin"
@@ -41,6 +43,8 @@ rule download_mmlu:
         "../envs/data.yaml"
     params:
         source=source_path(config["data"]["source"], "resources/standin/mmlu"),
+    message:
+        "download_mmlu"
     shell:
         "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
         " --source {params.source:q}"
@@ -62,6 +66,8 @@ rule download_model:
         "../envs/data.yaml"
     params:
         source=lambda wildcards: source_path(config["models"][wildcards.model]["source"], "resources/standin/model"),
+    message:
+        "download_model: {wildcards.model}"
     shell:
         "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
         " --source {params.source:q}"
@@ -83,6 +89,8 @@ rule download_dataset:
         "../envs/data.yaml"
     params:
         source=lambda wildcards: data_sources[wildcards.dataset],
+    message:
+        "download_dataset: {wildcards.dataset}"
     shell:
         "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
         " --source {params.source:q}"

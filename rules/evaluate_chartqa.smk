@@ -24,6 +24,8 @@ rule evaluate_chartqa:
         # Not an output, since Snakemake deletes the outputs of a job that fails.
         lmms_runs="results/{model}/{variant}/lmms",
         device=config["device"],
+    message:
+        "evaluate_chartqa: {wildcards.model} {wildcards.variant}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"

@@ -23,6 +23,8 @@ rule evaluate_mmlu:
         settings=evaluation("mmlu"),
         limit=limit_flag(evaluation("mmlu")),
         device=config["device"],
+    message:
+        "evaluate_mmlu: {wildcards.model} {wildcards.variant}, shard {wildcards.shard}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
@@ -58,6 +60,8 @@ rule gather_mmlu:
         "benchmarks/gather_mmlu/{model}_{variant}.tsv"
     conda:
         "../envs/data.yaml"
+    message:
+        "gather_mmlu: {wildcards.model} {wildcards.variant}"
     shell:
         "python {input.code[0]:q}"
         " --shard-reports {input.reports:q}"

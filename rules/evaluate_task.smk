@@ -22,6 +22,8 @@ rule evaluate_task:
         settings=lambda wildcards: without(tasks[wildcards.task], "source", "metric"),
         limit=lambda wildcards: limit_flag(tasks[wildcards.task]),
         device=config["device"],
+    message:
+        "evaluate_task: {wildcards.model} {wildcards.variant}, {wildcards.task}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"

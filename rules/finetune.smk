@@ -24,6 +24,8 @@ rule finetune:
         # Not an output, since Snakemake deletes the outputs of a job that fails.
         checkpoints="results/{model}/{arm}/checkpoints",
         device=config["device"],
+    message:
+        "finetune: {wildcards.model} {wildcards.arm}"
     shell:
         "python {input.code[0]:q}"
         " --model {input.model:q}"

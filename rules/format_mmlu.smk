@@ -16,6 +16,8 @@ rule format_mmlu:
         "benchmarks/format_mmlu/{model}.tsv"
     conda:
         "../envs/data.yaml"
+    message:
+        "format_mmlu: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
         " --mmlu {input.mmlu:q}"

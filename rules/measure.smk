@@ -20,6 +20,8 @@ rule measure_memory:
     params:
         settings=evaluation("memory"),
         device=config["device"],
+    message:
+        "measure_memory: {wildcards.model} {wildcards.variant}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
@@ -50,6 +52,8 @@ rule measure_latency:
         vllm_runs="results/{model}/{variant}/vllm",
         vllm_arguments=config["evaluation"]["latency"]["vllm_arguments"],
         device=config["device"],
+    message:
+        "measure_latency: {wildcards.model} {wildcards.variant}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"

@@ -19,6 +19,8 @@ rule link_base:
         "benchmarks/link_base/{model}.tsv"
     conda:
         "../envs/data.yaml"
+    message:
+        "link_base: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
         " --source {input.model:q}"
@@ -39,6 +41,8 @@ rule merge:
         "benchmarks/merge/{model}_{arm}.tsv"
     conda:
         "../envs/finetune.yaml"
+    message:
+        "merge: {wildcards.model} {wildcards.arm}"
     shell:
         "python {input.code[0]:q}"
         " --model {input.model:q}"

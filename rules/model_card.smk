@@ -37,6 +37,8 @@ rule model_card:
     params:
         settings=settings,
         results=lambda wildcards, input: os.path.dirname(input.summary),
+    message:
+        "model_card: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
         " --results {params.results:q}"

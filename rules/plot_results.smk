@@ -41,6 +41,8 @@ rule plot_results:
         colours=json.dumps(config["plots"]["colours"], sort_keys=True),
         results=lambda wildcards, input: os.path.dirname(input.summary),
         plots=lambda wildcards, output: os.path.dirname(output[0]),
+    message:
+        "plot_results: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
         " --summary {input.summary:q}"

@@ -29,6 +29,8 @@ rule upload_model:
             f"--repository={name}" for name in [recipes.repository_of(config, wildcards.model)] if name
         ],
         results=lambda wildcards, output: os.path.dirname(output[0]),
+    message:
+        "upload_model: {wildcards.model}"
     shell:
         "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
         " --results {params.results:q}"

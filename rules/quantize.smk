@@ -20,6 +20,8 @@ rule quantize:
         packing=config["quantization"]["packing"],
         group_size=config["quantization"]["group_size"],
         skip=config["quantization"]["skip"],
+    message:
+        "quantize: {wildcards.model} {wildcards.weights}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"

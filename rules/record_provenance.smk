@@ -24,6 +24,8 @@ rule record_provenance:
     params:
         settings=settings,
         results=lambda wildcards, output: os.path.dirname(output[0]),
+    message:
+        "record_provenance: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
         " --targets {input.targets:q} {input.serving:q} {input.charts:q}"

@@ -33,6 +33,8 @@ rule render_pages:
         "benchmarks/render_pages/{model}.tsv"
     conda:
         "../envs/data.yaml"
+    message:
+        "render_pages: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
         " --card {input.card:q}"

@@ -50,6 +50,8 @@ rule report_costs:
     params:
         records=lambda wildcards, input: [path for path in input if path.endswith(".tsv")],
         gpu_stages=gpu_stages,
+    message:
+        "report_costs: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
         " --records {params.records:q}"

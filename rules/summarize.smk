@@ -33,6 +33,8 @@ rule summarize:
         tasks=[f"{task}={metric}" for task, metric in recipes.metrics_of(config).items()],
         charted=charted,
         results=lambda wildcards, output: os.path.dirname(output.json),
+    message:
+        "summarize: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
         " --model {wildcards.model}"

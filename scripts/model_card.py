@@ -47,9 +47,7 @@ def render(results: Path, settings: dict) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        function.__name__: function for function in (percent, interval, size, p_value, code, public, shell)
-    }
+    environment.filters |= {function.__name__: function for function in (percent, interval, size, p_value, code, shell)}
     try:
         text = environment.get_template(TEMPLATE).render(figures)
         card = f"---\n{metadata(figures).to_yaml()}\n---\n\n{text}"
@@ -229,11 +227,6 @@ def code(value: object) -> str:
 def shell(words: list[str]) -> str:
     """Arguments as one types them."""
     return shlex.join(words)
-
-
-def public(version: str) -> str:
-    """A version as the package index has it: '2.13.0' of '2.13.0+cpu'."""
-    return version.partition("+")[0]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 The model is an untrained Gemma 3 of 3 layers that knows every word of the questions, with Gemma's number of words.
 
     MMLU_DIR=/data/mmlu python tests/bench_mmlu.py
-    MMLU_DIR=/data/mmlu python tests/bench_mmlu.py --all --rounds 1 --vocabulary 65536   # all 14,042 questions
+    MMLU_DIR=/data/mmlu python tests/bench_mmlu.py --limit 1 --num-fewshot 5 --rounds 1
+    MMLU_DIR=/data/mmlu python tests/bench_mmlu.py --limit 1534 --rounds 1 --vocabulary 65536   # all 14,042 questions
 """
 
 import argparse
@@ -28,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="all questions, without examples; else 4 of each subject")
+    parser.add_argument("--limit", type=int, default=4, help="questions of each subject; 1534 are all")
+    parser.add_argument("--num-fewshot", type=int, default=0, help="examples ahead of a question")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, default=262_144)
     arguments = parser.parse_args()
@@ -37,8 +39,7 @@ def main() -> None:
         folder = Path(scratch)
         run("download_mmlu", "--source", source, "--output", folder / "mmlu")
         model = write_model(folder, arguments.vocabulary)
-        for fewshot in (0,) if arguments.all else (0, 5):
-            compare(model, folder, fewshot, arguments.rounds, [] if arguments.all else ["--limit", 4])
+        compare(model, folder, arguments)
 
 
 def write_model(folder: Path, vocabulary: int) -> Path:
@@ -56,22 +57,23 @@ def write_model(folder: Path, vocabulary: int) -> Path:
     return folder / "model"
 
 
-def compare(model: Path, folder: Path, fewshot: int, rounds: int, limit: list) -> None:
+def compare(model: Path, folder: Path, arguments: argparse.Namespace) -> None:
+    """Print whether both engines give the same scores, and what each took."""
     figures, tables = {"stock": [], "last_position": []}, {}
-    for _ in range(rounds):
+    for _ in range(arguments.rounds):
         for engine in figures:
             samples = folder / f"{engine}.parquet"
             options = ["--checkpoint", model, "--mmlu", folder / "mmlu", "--dtype", "float32", "--engine", engine]
-            options += ["--num-fewshot", fewshot, "--batch-size", 8, *limit, "--samples", samples]
+            options += ["--num-fewshot", arguments.num_fewshot, "--batch-size", 8, "--limit", arguments.limit]
+            options += ["--samples", samples]
             figures[engine].append(run("evaluate_mmlu", *options, "--output", folder / "report.json"))
             tables[engine] = pd.read_parquet(samples)
     medians = {engine: pd.DataFrame(rows).median() for engine, rows in figures.items()}
     difference = (tables["stock"].filter(like="log_") - tables["last_position"].filter(like="log_")).abs().max().max()
     same = (tables["stock"]["prediction"] == tables["last_position"]["prediction"]).sum()
     stock, ours = medians["stock"], medians["last_position"]
-    print(
-        f"{fewshot} examples, {len(tables['stock'])} questions, {same} same predictions, scores within {difference:.1e}"
-    )
+    questions = f"{len(tables['stock'])} questions with {arguments.num_fewshot} examples"
+    print(f"{questions}: {same} same predictions, scores within {difference:.1e}")
     for name, unit in (("seconds", "s"), ("gb", "GB at most")):
         print(f"  {stock[name]:.1f} {unit} against {ours[name]:.1f}: {stock[name] / ours[name]:.1f} x")
 

@@ -1,6 +1,7 @@
 """Shards give what one job gives, and that is what lm-eval's own mmlu group reports."""
 
 import json
+import shutil
 
 import lm_eval
 import numpy as np
@@ -12,6 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from conftest import run_script
 from int4_qat import mmlu_harness, models
+from int4_qat.errors import InputError
 
 LIMIT = 3
 
@@ -111,3 +113,18 @@ def test_the_last_position_alone_gives_the_same_scores(untrained, mmlu_folder, t
 
 def scores_of(table):
     return [name for name in table.columns if name.startswith("log_likelihood_")]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda subjects: subjects.replace("virology", "baking"), "expected MMLU's 57 subjects, found 'baking'"),
+        (lambda subjects: subjects.replace("virology", "sociology"), "found none of 'virology'"),
+    ],
+)
+def test_other_subjects_are_one_line(untrained, mmlu_folder, tmp_path, change, problem):
+    data = shutil.copytree(mmlu_folder, tmp_path / "mmlu")
+    test = pd.read_parquet(data / "test.parquet")
+    test.assign(subject=change(test["subject"])).to_parquet(data / "test.parquet", index=False)
+    with pytest.raises(InputError, match=problem):
+        mmlu_harness.lay_out(data, tmp_path)

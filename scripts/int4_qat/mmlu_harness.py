@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from int4_qat import mmlu, mmlu_parquet
+from int4_qat.errors import InputError
 
 TASKS = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
 TASK_PREFIX = "mmlu_"
@@ -62,11 +63,26 @@ def prompt(row: dict) -> str:
     return f"{row['question'].strip()}\n{choices}Answer:"
 
 
+def refuse_other_subjects(path: Path, found: set[str], complete: bool) -> None:
+    """InputError names a subject that is none of MMLU's, or one of MMLU's that is missing though all are needed."""
+    others = sorted(found - set(subjects()))
+    if others:
+        raise InputError(f"{path}: expected MMLU's {len(subjects())} subjects, found '{others[0]}'")
+    missing = sorted(set(subjects()) - found)
+    if missing and complete:
+        raise InputError(f"{path}: expected a question of each of MMLU's subjects, found none of '{missing[0]}'")
+
+
 def lay_out(data: Path, folder: Path) -> Path:
-    """Write a tasks folder for lm-eval's `include_path` and, beside it, the data it names; returns the former."""
+    """Write a tasks folder for lm-eval's `include_path` and, beside it, the data it names; returns the former.
+
+    InputError unless the subjects are MMLU's, and each of them has a test question.
+    """
     dataset, include = folder / "dataset", folder / "tasks"
     for split in mmlu.EVALUATION_SPLITS:
-        table = pq.read_table(data / f"{split}.parquet", schema=mmlu_parquet.SCHEMA)
+        path = data / f"{split}.parquet"
+        table = pq.read_table(path, schema=mmlu_parquet.SCHEMA)
+        refuse_other_subjects(path, set(table["subject"].to_pylist()), complete=split == "test")
         for subject in subjects():
             (dataset / subject).mkdir(parents=True, exist_ok=True)
             rows = table.filter(pc.equal(table["subject"], subject))

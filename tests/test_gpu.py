@@ -1,0 +1,71 @@
+"""int4 as only a GPU computes it; skipped without one.
+
+python -m pytest tests/test_gpu.py
+"""
+
+import pytest
+import torch
+from torchao.quantization import Int4Tensor
+
+from conftest import SKIP, run_script
+from int4_qat import int4, models
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+ROWS, COLUMNS, GROUP_SIZE = 256, 1024, 128
+
+
+def normal(*shape, seed=0):
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return values.to("cuda", torch.bfloat16)
+
+
+def linear_of(quantized):
+    """A linear that holds torchao's plain tensor."""
+    linear = torch.nn.Linear(COLUMNS, ROWS, bias=False, device="cuda", dtype=torch.bfloat16)
+    linear.weight = torch.nn.Parameter(models.to_torchao(quantized, GROUP_SIZE), requires_grad=False)
+    return linear
+
+
+def relative_difference(found, expected):
+    return (torch.linalg.vector_norm(found.float() - expected) / torch.linalg.vector_norm(expected)).item()
+
+
+def test_the_compiled_fake_quantization_rounds_as_the_export_does():
+    w, a, b = normal(ROWS, COLUMNS), normal(8, COLUMNS, seed=1), normal(ROWS, 8, seed=2)
+    expected = int4.dequantize(int4.quantize(int4.merge(w, a, b, 0.5), GROUP_SIZE)).to(torch.bfloat16)
+    assert torch.equal(int4.fake_quantize_merged(w, a, b, 0.5, GROUP_SIZE), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mslk_quantizes_to_the_same_codes(dtype):
+    pytest.importorskip("mslk")
+    w = normal(ROWS, COLUMNS).to(dtype)
+    theirs, ours = Int4Tensor.from_hp(w, [1, GROUP_SIZE]), models.to_torchao(int4.quantize(w, GROUP_SIZE), GROUP_SIZE)
+    for part in ("qdata", "scale", "zero_point"):
+        assert torch.equal(getattr(theirs, part), getattr(ours, part).to(getattr(theirs, part).dtype)), part
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 256])
+@pytest.mark.parametrize("path", [models.MSLK, models.TILE_PACKED])
+def test_a_linear_computes_with_the_dequantized_weight(path, tokens):
+    if path == models.MSLK:
+        pytest.importorskip("mslk")
+    quantized = int4.quantize(normal(ROWS, COLUMNS), GROUP_SIZE)
+    model, x = torch.nn.Sequential(linear_of(quantized)), normal(tokens, COLUMNS, seed=3)
+    if path == models.TILE_PACKED:
+        models.tile_pack_weights(model)
+    assert relative_difference(model(x), x.float() @ int4.dequantize(quantized).T) < 0.01
+
+
+def test_the_exported_folder_says_on_a_gpu_what_it_says_on_a_cpu(untrained, tmp_path):
+    options = ["--checkpoint", untrained / "model", "--scheme", "int4", "--packing", "plain", "--group-size", 64]
+    result = run_script("quantize", *options, "--skip", *SKIP, "--output", tmp_path / "int4")
+    assert result.returncode == 0, result.stderr
+    tokens = torch.arange(10, 42).view(1, -1)
+    with torch.no_grad():
+        expected, found = (
+            models.load_model(tmp_path / "int4", torch.bfloat16, device)(input_ids=tokens.to(device)).logits.float()
+            for device in ("cpu", "cuda")
+        )
+    assert relative_difference(found.cpu(), expected) < 0.05
