@@ -85,7 +85,7 @@ def gather(results: Path, settings: dict) -> dict:
         "manifest": files.read_json(folder / "checkpoint" / "manifest.json"),
         "model_type": config["model_type"],
         "auto_class": "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM",
-        "profile": "slurm" if settings["device"] == "cuda" else "profiles/demo",
+        "profile": "slurm --sdm conda" if settings["device"] == "cuda" else "profiles/demo",
         "serving": files.read_json(folder / "serving.json") if settings["evaluation"]["serving"] else None,
         **{key: files.read_json(folder / f"{key}.json") for key in (MMLU, "memory", "latency")},
         "pairs": [pair for pair in summary["comparisons"] if pair["variant"] == name],
