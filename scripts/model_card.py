@@ -192,6 +192,7 @@ def task_results(figures: dict) -> list[EvalResult]:
             task_type="text-generation",
             dataset_type=sources[task]["repository"] or task,
             dataset_name=task,
+            dataset_config=task,
             dataset_revision=sources[task]["revision"],
             metric_type=found["metric"].partition(",")[0],
             metric_value=round(found["value"], 4),
@@ -221,7 +222,7 @@ def p_value(p: float) -> str:
 
 def code(value: object) -> str:
     """A setting as it stands in the config."""
-    return f"`{json.dumps(value)}`"
+    return "`{}`".format(json.dumps(value).replace("|", "\\|"))  # a bar would end the cell of a table
 
 
 def shell(words: list[str]) -> str:

@@ -10,6 +10,7 @@ what the fake quantization of training makes of the same weight.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -114,17 +115,19 @@ def reason_to_skip(
 def lay_out(
     plan: dict[str, torch.Tensor], names: dict[str, str], quantized: set[str], group_size: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The stored tensors, without values, and the files' metadata: as torchao flattens its tensors for transformers.
+    """The stored tensors, without values, and the files' metadata, as torchao flattens its tensors.
 
-    A tensor goes by its name in the checkpoint, the metadata by the parameter's.
+    A tensor goes by its name in the checkpoint. The metadata describes it by that name, by which vLLM looks for it, and
+    by the parameter's, by which transformers does; who finds nothing under a name passes it over.
     """
     whole = {
         key: models.to_torchao(int4.empty(tensor, group_size), group_size) if names[key] in quantized else tensor
         for key, tensor in plan.items()
     }
-    tensors, _ = flatten_tensor_state_dict(whole)
-    _, metadata = flatten_tensor_state_dict({names[key]: tensor for key, tensor in whole.items()})
-    return tensors, metadata | {"format": "pt"}
+    tensors, stored = flatten_tensor_state_dict(whole)
+    _, renamed = flatten_tensor_state_dict({names[key]: tensor for key, tensor in whole.items()})
+    described = {"tensor_names": json.dumps(sorted({*whole, *(names[key] for key in whole)}))}
+    return tensors, renamed | stored | described | {"format": "pt"}
 
 
 def attach_config(model: PreTrainedModel, group_size: int, skipped: list[str]) -> None:

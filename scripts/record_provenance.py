@@ -14,6 +14,7 @@ import base64
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--records", required=True, type=Path, help="Snakemake's folder of records")
     parser.add_argument("--output", required=True, type=Path, help="provenance.json")
     arguments = parser.parse_args()
-    lineage = follow(arguments.targets, read_records(arguments.records))
+    lineage = follow(arguments.targets, find_records(arguments.records))
     hashes = {path: hash_files(path) for path in sorted(lineage)}
     check_stale(lineage, hashes)
     provenance = {
@@ -51,24 +52,27 @@ def main() -> None:
     print(f"{len(provenance['results'])} results, {len(provenance['files'])} files")
 
 
-def read_records(folder: Path) -> dict[str, dict]:
+def find_records(folder: Path) -> dict[str, Path]:
     """Snakemake's record of each output; its file is named after the output, in base64, cut into folders if long."""
     records = {}
     for path in folder.rglob("*"):
-        if path.is_file():
-            name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
-            records[base64.urlsafe_b64decode(name).decode()] = files.read_json(path)
+        name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
+        with suppress(ValueError):  # a file system's own files
+            records[base64.urlsafe_b64decode(name).decode()] = path
     return records
 
 
-def follow(targets: list[str], records: dict[str, dict]) -> dict[str, dict | None]:
-    """The record of every file from the targets back; None for a program and for raw data."""
+def follow(targets: list[str], records: dict[str, Path]) -> dict[str, dict | None]:
+    """The record of every file from the targets back; None for a program and for raw data.
+
+    No other record is read: that of another model may be half written.
+    """
     lineage: dict[str, dict | None] = {}
     waiting = list(targets)
     while waiting:
         path = waiting.pop()
         if path not in lineage:
-            lineage[path] = records.get(path)
+            lineage[path] = files.read_json(records[path]) if path in records else None
             if lineage[path]:
                 waiting += lineage[path]["input"]
             elif Path(path).parts[0] in MADE:

@@ -50,8 +50,9 @@ def read_record(path: Path) -> dict:
     """Stage, seconds and peak resident gigabytes of one job."""
     try:
         record = pd.read_csv(path, sep="\t").iloc[-1]
-        # Snakemake writes NA for a job that was over before it was looked at.
-        return {"stage": path.parent.name, "seconds": float(record["s"]), "peak_gb": float(record["max_rss"]) / 1e3}
+        # In MiB; Snakemake writes NA for a job that was over before it was looked at.
+        peak = float(record["max_rss"]) * 2**20 / 1e9
+        return {"stage": path.parent.name, "seconds": float(record["s"]), "peak_gb": peak}
     except (OSError, KeyError, ValueError, IndexError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: expected a benchmark record of Snakemake ({error})") from None
 

@@ -23,6 +23,13 @@ from int4_qat.errors import InputError
 
 CHARTQA = ("relaxed_overall", "human", "augmented", "stderr", "questions", "dequantized")
 KEY = ["subject", "index"]
+# What must be the same for two variants to be compared, by the file in which it stands.
+CONDITIONS = {
+    "mmlu": ("settings", "versions"),
+    "memory": ("device", "measure", "dtype", "generated_tokens"),
+    "latency": ("device", "engine", "engine_version", "vllm_arguments", "dtype", "input_len", "output_len"),
+}
+OWN_SETTINGS = ("int4_path",)  # of mmlu.json's: what a variant has by its nature
 ANSWERS = ["correct", "answer", *(f"log_likelihood_{letter}" for letter in mmlu.LETTERS)]
 
 
@@ -66,6 +73,8 @@ def derive(
 ) -> dict:
     """What follows from the files of the variants, and from nothing else."""
     measured = {name: read_variant(results / name, tasks, name in charted) for name in names}
+    for name in names:
+        check_comparable(results, name, measured)
     correct = correct_by_question(measured)
     right = statistics.resample(correct)
     resampled = statistics.pool(right, correct)
@@ -88,6 +97,23 @@ def read_variant(folder: Path, tasks: dict[str, str], charted: bool) -> dict:
     if len(results["answers"]) != results["mmlu"]["questions"]:
         raise InputError(f"{path}: expected {results['mmlu']['questions']} questions, found {len(results['answers'])}")
     return results
+
+
+def check_comparable(results: Path, name: str, measured: dict[str, dict]) -> None:
+    """InputError if a variant was measured elsewhere or otherwise than the one that it is compared with."""
+    for kind, keys in CONDITIONS.items():
+        path, ours, theirs = results / name / f"{kind}.json", measured[name][kind], measured[variants.BASELINE][kind]
+        for key in keys:
+            found, expected = (conditions(each.get(key)) for each in (ours, theirs))
+            if found != expected:
+                raise InputError(
+                    f"{path}: {key} is {found}, that of {variants.BASELINE} is {expected}; measure both in one place"
+                )
+
+
+def conditions(value: object) -> object:
+    """A condition without what a variant has by its nature."""
+    return {key: value[key] for key in value if key not in OWN_SETTINGS} if isinstance(value, dict) else value
 
 
 def read_task(path: Path, metric: str) -> dict:

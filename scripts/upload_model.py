@@ -13,7 +13,7 @@ import argparse
 import os
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars
 
@@ -22,6 +22,7 @@ from int4_qat import errors, files, variants
 from int4_qat.errors import InputError
 
 CARD_NAME = "README.md"
+WEIGHTS = (".safetensors", ".safetensors.index.json")  # those of an earlier upload would be read with the new ones
 
 
 def main() -> None:
@@ -112,7 +113,7 @@ def read_token() -> str:
 
 
 def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str) -> str:
-    """The link of the one commit; InputError if the Hub refuses."""
+    """The link of the one commit, after which the repository holds no other weights; InputError if the Hub refuses."""
     repository, private = arguments.repository, not arguments.public
     disable_progress_bars()
     api = HfApi(token=token)
@@ -120,9 +121,11 @@ def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str)
         api.create_repo(repository, private=private, exist_ok=True)
         if private and not api.repo_info(repository).private:
             raise InputError(f"{repository} is there and public; --public, publish.private in the config, allows that")
+        stale = {name for name in api.list_repo_files(repository) if name.endswith(WEIGHTS)} - contents.keys()
+        additions = [CommitOperationAdd(name, str(path)) for name, path in contents.items()]
         return api.create_commit(
             repository,
-            [CommitOperationAdd(name, str(path)) for name, path in contents.items()],
+            [*additions, *map(CommitOperationDelete, sorted(stale))],
             commit_message=f"{arguments.variant}: int4 checkpoint and model card",
         ).commit_url
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:

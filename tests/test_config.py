@@ -54,6 +54,15 @@ def test_the_shipped_configs_are_right(config):
         (["evaluation", "tasks"], CARD["evaluation"]["tasks"] * 2, "evaluation.tasks[1].task: 'arc_challenge' is in"),
         (["evaluation", "tasks", 0, "source"], "/no/arc", "evaluation.tasks[0].source: expected an existing folder"),
         (["evaluation", "chartqa", "source"], "/no/charts", "evaluation.chartqa.source: expected an existing folder"),
+        (["evaluation", "tasks", 0, "source"], "standin", "evaluation.tasks[0].source: expected an existing folder"),
+        (["evaluation", "tasks", 0, "task"], "mmlu", "evaluation.tasks[0].task: 'mmlu' is measured by a rule of its"),
+        (["evaluation", "mmlu", "limit"], 1, "evaluation.mmlu.limit: 1 is less than the minimum of 2"),
+        (["models", "gemma-3-12b-it", "source"], CARD["data"]["source"], "expected hf://<owner>/<name>@<commit>"),
+        (
+            ["data", "source"],
+            f"hf://cais/mmlu@{'0' * 40}",
+            "data.source: expected hf://datasets/<owner>/<name>@<commit>",
+        ),
         (["finetune", "qat_target"], "merged", "finetune.arms.qat.qat_target: unsloth trains 'base+lora_a', not"),
         (["quantization", "group_size"], 64, "finetune.arms.qat.group_size: unsloth's int4 has groups of 128, not 64"),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
@@ -64,6 +73,15 @@ def test_each_mistake_is_one_line_that_names_the_key(path, value, expected):
     assert len(problems) == 1
     assert expected in problems[0]
     assert "\n" not in problems[0]
+
+
+def test_two_models_do_not_share_a_repository():
+    config = changed(["publish", "repository"], "me/int4")
+    config["models"]["other"] = config["models"]["gemma-3-12b-it"]
+    (problem,) = workflow_config.problems(config, SCHEMA)
+    assert problem.startswith("publish.repository: 'me/int4' is that of several models")
+    config["publish"]["repository"] = "me/{model}-int4"
+    assert workflow_config.problems(config, SCHEMA) == []
 
 
 def test_snakemake_says_so_before_anything_runs(tmp_path):

@@ -62,3 +62,4 @@ def test_without_accounts_it_says_so(costs, sacct, reason):
     assert f"Slurm has no accounts of them: {reason}\n" in printed
     assert found["total"]["unfinished_hours"] is None
     assert "unfinished_hours" not in found["stages"][0]
+    assert found["stages"][0]["peak_gb"] == pytest.approx(2000 * 1.048576e-3)  # Snakemake's are MiB

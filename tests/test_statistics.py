@@ -61,6 +61,15 @@ def test_intervals_cover_the_truth(rights):
     )
 
 
+def test_intervals_cover_the_truth_with_two_questions_a_subject(rights):
+    rights = np.repeat(rights, 5, axis=0)
+    covered = []
+    for _, _, resampled in simulate(rights, size=2):
+        low, high = statistics.interval(resampled["qat-int4"] - resampled["base-bf16"])
+        covered.append(low <= -0.03 <= high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.032)
+
+
 def test_a_ratio_over_nothing_is_not_resolved(rights):
     rights = rights[:, [0, 0, 2]]
     resolved = [recovery(accuracy, resampled)["recovered_resolved"] for _, accuracy, resampled in simulate(rights)]

@@ -152,3 +152,15 @@ def test_further_tasks_stand_in_the_table(results):
     result = run(results, tasks=["arc_challenge=f1,none"])
     assert result.returncode == 1
     assert "arc_challenge.json has no metric 'f1,none'; expected acc,none or acc_norm,none" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [("latency", "device", "NVIDIA A100"), ("memory", "dtype", "float32"), ("mmlu", "versions", {"torch": "2.12.0"})],
+)
+def test_what_was_measured_otherwise_is_not_compared(results, kind, key, value):
+    path = results / "qat-int4" / f"{kind}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    result = run(results)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {path}: {key} is ")

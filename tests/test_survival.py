@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, command, planned, run_script, write_config
+from int4_qat import devices
 
 
 @pytest.fixture
@@ -120,6 +121,17 @@ def test_jobs_take_different_gpus(tmp_path):
         process.communicate("\n")
     again = subprocess.Popen([sys.executable, "-c", program], **options)
     assert again.communicate("\n")[0].strip() == "3"
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("0", "0"), ("3,5", "3")])
+def test_a_slurm_job_takes_the_one_gpu_that_it_has_or_locks_one_of_several(monkeypatch, tmp_path, visible, expected):
+    monkeypatch.setattr(devices, "_held", [])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    devices.claim("cuda")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+    assert len(list(tmp_path.iterdir())) == len(devices._held) == ("," in visible)
 
 
 def test_costs_are_summed_by_stage(small_run):

@@ -34,7 +34,7 @@ class Hub:
         self.refuses_commits = False
         self.address = ""
 
-    def answer(self, method: str, path: str, content: bytes) -> tuple[int, dict]:
+    def answer(self, method: str, path: str, content: bytes) -> tuple[int, dict | list]:
         if path == "/api/repos/create":
             self.created = json.loads(content)
             if self.is_private is None:
@@ -42,6 +42,8 @@ class Hub:
             return 200, {"url": f"{self.address}/{REPOSITORY}", "id": REPOSITORY, "name": REPOSITORY}
         if path == f"/api/models/{REPOSITORY}":
             return 200, {"id": REPOSITORY, "private": self.is_private, "siblings": [], "tags": [], "sha": "0" * 40}
+        if path.startswith(f"/api/models/{REPOSITORY}/tree/"):
+            return 200, [{"type": "file", "path": name, "oid": "0" * 40, "size": 0} for name in self.files]
         if path == "/api/validate-yaml":
             card = json.loads(content)["content"]
             wrong = [] if "\nlicense: " in card else [{"message": "license is missing"}]
@@ -78,6 +80,8 @@ class Hub:
                 self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             elif line["key"] == "lfsFile":
                 self.files[line["value"]["path"]] = self.objects[line["value"]["oid"]]
+            elif line["key"] == "deletedFile":
+                del self.files[line["value"]["path"]]
         link = f"{self.address}/{REPOSITORY}/commit/{'c' * 40}"
         return 200, {"success": True, "commitOid": "c" * 40, "commitUrl": link}
 
@@ -214,6 +218,15 @@ def test_an_upload_goes_on_where_it_stopped(trained, writable_hub):
     writable_hub.refuses_commits = False
     assert upload(trained, env=environment(writable_hub)).returncode == 0
     assert writable_hub.uploads == 1
+    assert "model.safetensors" in writable_hub.files
+
+
+def test_no_other_weights_stay_beside_an_upload(trained, writable_hub):
+    old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "picture.png")
+    writable_hub.files = dict.fromkeys(old, b"")
+    result = upload(trained, env=environment(writable_hub))
+    assert result.returncode == 0, result.stderr
+    assert writable_hub.files.keys() & set(old) == {"picture.png"}
     assert "model.safetensors" in writable_hub.files
 
 

@@ -1,5 +1,6 @@
 """What was changed after a run is found, by its hash or because a number no longer follows."""
 
+import base64
 import json
 import re
 import subprocess
@@ -122,3 +123,11 @@ def test_a_result_of_another_input_is_stale():
 def test_a_result_without_a_record_is_an_error():
     with pytest.raises(InputError, match=r"results/demo/summary\.json: Snakemake has no record"):
         record_provenance.follow(["results/demo/summary.json"], {})
+
+
+def test_a_broken_record_of_something_else_is_none_of_its_business(tmp_path):
+    for name, content in {"results/other/summary.json": "", "results/demo/summary.json": '{"input": []}'}.items():
+        (tmp_path / base64.urlsafe_b64encode(name.encode()).decode()).write_text(content)
+    (tmp_path / ".nfs0001").touch()
+    lineage = record_provenance.follow(["results/demo/summary.json"], record_provenance.find_records(tmp_path))
+    assert lineage == {"results/demo/summary.json": {"input": []}}

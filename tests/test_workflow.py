@@ -63,6 +63,13 @@ def test_modules_are_found_through_other_modules():
     }
 
 
+def test_hidden_files_are_no_part_of_a_local_source(tmp_path):
+    for name in ("config.json", ".git/index", ".cache/huggingface/config.json.metadata"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sources.local_files(str(tmp_path)) == [str(tmp_path / "config.json")]
+
+
 def test_no_gpu_is_an_error_and_no_fall_back(untrained, tmp_path):
     options = ["--checkpoint", untrained / "model", "--dtype", "float32", "--max-new-tokens", 4, "--device", "cuda"]
     result = run_script("measure_memory", *options, "--output", tmp_path / "memory.json")

@@ -23,15 +23,19 @@ _held = []  # lock files, open as long as this process lives
 def claim(device: str) -> None:
     """Show this process one GPU that no other job of this user holds; nothing to do on a CPU.
 
-    Call it before CUDA is used. InputError if there is no GPU, or if each is taken.
+    Call it before CUDA is used. A Slurm job with one GPU has it to itself, whatever it is called there; in one with
+    several the jobs take them by lock too. InputError if there is no GPU, or if each is taken.
     """
-    if device != "cuda" or "SLURM_JOB_ID" in os.environ or _held:
+    if device != "cuda" or _held:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     if not visible:
         raise InputError("device: expected a GPU for 'cuda', found none")
+    allocation = os.environ.get("SLURM_JOB_ID", "")
+    if allocation and "," not in visible:
+        return
     for name in visible.split(","):
-        if _lock(name):
+        if _lock(f"{allocation}-{name}" if allocation else name):
             os.environ["CUDA_VISIBLE_DEVICES"] = name
             return
     raise InputError(f"device: each GPU ({visible}) is held by another job; run with --resources gpu=<number of GPUs>")

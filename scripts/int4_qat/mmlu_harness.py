@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import lm_eval
@@ -63,26 +64,26 @@ def prompt(row: dict) -> str:
     return f"{row['question'].strip()}\n{choices}Answer:"
 
 
-def refuse_other_subjects(path: Path, found: set[str], complete: bool) -> None:
-    """InputError names a subject that is none of MMLU's, or one of MMLU's that is missing though all are needed."""
-    others = sorted(found - set(subjects()))
+def refuse_other_subjects(path: Path, questions: Counter[str], least: int) -> None:
+    """InputError names a subject that is none of MMLU's, or one of MMLU's with too few questions."""
+    others = sorted(questions.keys() - set(subjects()))
     if others:
         raise InputError(f"{path}: expected MMLU's {len(subjects())} subjects, found '{others[0]}'")
-    missing = sorted(set(subjects()) - found)
-    if missing and complete:
-        raise InputError(f"{path}: expected a question of each of MMLU's subjects, found none of '{missing[0]}'")
+    for subject in subjects():
+        if questions[subject] < least:
+            raise InputError(f"{path}: expected {least} or more questions of '{subject}', found {questions[subject]}")
 
 
 def lay_out(data: Path, folder: Path) -> Path:
     """Write a tasks folder for lm-eval's `include_path` and, beside it, the data it names; returns the former.
 
-    InputError unless the subjects are MMLU's, and each of them has a test question.
+    InputError unless the subjects are MMLU's, and each of them has two test questions, the least that show variation.
     """
     dataset, include = folder / "dataset", folder / "tasks"
     for split in mmlu.EVALUATION_SPLITS:
         path = data / f"{split}.parquet"
         table = pq.read_table(path, schema=mmlu_parquet.SCHEMA)
-        refuse_other_subjects(path, set(table["subject"].to_pylist()), complete=split == "test")
+        refuse_other_subjects(path, Counter(table["subject"].to_pylist()), least=2 if split == "test" else 0)
         for subject in subjects():
             (dataset / subject).mkdir(parents=True, exist_ok=True)
             rows = table.filter(pc.equal(table["subject"], subject))

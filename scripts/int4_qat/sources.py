@@ -33,7 +33,13 @@ def _imported_names(path: Path) -> list[str]:
 
 
 def local_files(source: str) -> list[str]:
-    """The files below a local folder; none for a source on the Hub."""
+    """The files below a local folder, but for hidden ones, as git's and the Hub's; none for a source on the Hub."""
     if source.startswith("hf://"):
         return []
-    return sorted(str(path) for path in Path(source).rglob("*") if path.is_file() and not path.name.startswith("."))
+    found = (path for path in Path(source).rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if not is_hidden(path.relative_to(source)))
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a part of a relative path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)

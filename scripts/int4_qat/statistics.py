@@ -22,13 +22,16 @@ def resample(correct: pd.DataFrame, resamples: int = RESAMPLES) -> dict[str, np.
     """Right answers by subject, resamples x variants, of a bootstrap of its questions, the same for all variants.
 
     Questions with the same right and wrong variants are alike, so what is drawn is how often each such pattern comes.
+    What a subject of n questions varies by is scaled by sqrt(n / (n - 1)), so that small ones do not look too certain
+    (Rao & Wu 1988); each needs two.
     """
     generator = np.random.default_rng(SEED)
     right = {}
     for subject, rows in correct.groupby(level="subject"):
         patterns, counts = np.unique(rows.to_numpy(), axis=0, return_counts=True)
         draws = generator.multinomial(len(rows), counts / len(rows), size=resamples)
-        right[subject] = draws @ patterns.astype(float)
+        scaled = counts + (draws - counts) * np.sqrt(len(rows) / (len(rows) - 1))
+        right[subject] = scaled @ patterns.astype(float)
     return right
 
 

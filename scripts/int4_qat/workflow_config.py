@@ -9,6 +9,8 @@ import yaml
 from int4_qat import recipes, variants
 from int4_qat.recipes import STANDIN
 
+MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
+
 
 def check(config: dict, schema: str) -> None:
     """End the program with one line for each thing that is wrong."""
@@ -44,25 +46,36 @@ def _line(error: jsonschema.ValidationError) -> str:
 
 
 def _missing_sources(config: dict) -> list[str]:
-    sources = {"data.source": config["data"]["source"]}
-    sources |= {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
     evaluation = config["evaluation"]
-    sources |= {f"evaluation.tasks[{index}].source": task["source"] for index, task in enumerate(evaluation["tasks"])}
+    made = {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
+    made["data.source"] = config["data"]["source"]
+    sources = made | {
+        f"evaluation.tasks[{index}].source": task["source"] for index, task in enumerate(evaluation["tasks"])
+    }
     if evaluation["chartqa"]:
         sources["evaluation.chartqa.source"] = evaluation["chartqa"]["source"]
-    lines = []
-    for key, source in sources.items():
-        if source == STANDIN:
-            if STANDIN not in config:
-                lines.append(f"{key}: is '{STANDIN}', but the config has no section '{STANDIN}'")
-        elif not source.startswith("hf://") and not Path(source).is_dir():
-            lines.append(f"{key}: expected an existing folder, found none at '{source}'")
-    return lines
+    return [line for key, source in sources.items() for line in _wrong_source(config, key, source, key in made)]
+
+
+def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> list[str]:
+    if source == STANDIN and has_standin:
+        return [] if STANDIN in config else [f"{key}: is '{STANDIN}', but the config has no section '{STANDIN}'"]
+    if not source.startswith("hf://"):
+        return [] if Path(source).is_dir() else [f"{key}: expected an existing folder, found none at '{source}'"]
+    kind = "" if key.startswith("models.") else "datasets/"
+    expected = f"hf://{kind}<owner>/<name>@<commit>"
+    is_dataset = source.startswith("hf://datasets/")
+    return [] if is_dataset == bool(kind) else [f"{key}: expected {expected}, found '{source}'"]
 
 
 def _repeated_tasks(config: dict) -> list[str]:
     names = [task["task"] for task in config["evaluation"]["tasks"]]
-    return [
+    lines = [
+        f"evaluation.tasks[{index}].task: '{name}' is measured by a rule of its own"
+        for index, name in enumerate(names)
+        if name in MEASURED
+    ]
+    return lines + [
         f"evaluation.tasks[{index}].task: '{name}' is in the list already"
         for index, name in enumerate(names)
         if name in names[:index]
@@ -99,4 +112,8 @@ def _misfits(config: dict) -> list[str]:
 def _unpublishable(config: dict) -> list[str]:
     name = config["publish"]["variant"]
     shipped = [variant for variant in config["variants"] if variants.split(variant)[1] == "int4"]
-    return [] if name in shipped else [f"publish.variant: '{name}' is not one of the int4 variants {shipped}"]
+    lines = [] if name in shipped else [f"publish.variant: '{name}' is not one of the int4 variants {shipped}"]
+    repositories = [recipes.repository_of(config, model) for model in config["models"]]
+    if None not in repositories and len(set(repositories)) < len(repositories):
+        lines.append(f"publish.repository: '{repositories[0]}' is that of several models; '{{model}}' tells them apart")
+    return lines
