@@ -1,8 +1,9 @@
 """Serve a checkpoint with vLLM, as the card does, ask it what the card asks, and measure how fast it answers.
 
 The server listens on a free loopback port and is gone afterwards, whatever happens. What stands after `--` goes to
-`vllm serve`. The check is one answer, well formed. The measurements let each answer run to --max-tokens: the time to
-the first token of each request, and the tokens per second of all requests together.
+`vllm serve`. The check is one answer, well formed, and that the likeliest next token is among the likeliest of the
+same checkpoint in transformers: a server that had not loaded its weights would talk too. The measurements let each
+answer run to --max-tokens: the time to the first token of each request, and the tokens per second of all together.
 
     python scripts/check_serving.py --checkpoint results/demo/qat-int4/checkpoint --dtype bfloat16 \\
         --concurrency 1 8 --max-tokens 256 --output results/demo/qat-int4/serving.json -- -O3
@@ -10,17 +11,19 @@ the first token of each request, and the tokens per second of all requests toget
 
 import argparse
 import http.client
+import multiprocessing
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
 import openai
+import torch
 
 from int4_qat import devices, engine_process, errors, files, models, vllm_process
 from int4_qat.errors import InputError
@@ -28,6 +31,7 @@ from int4_qat.errors import InputError
 MESSAGES = [{"role": "user", "content": "Give me a short introduction to large language models."}]
 SAMPLING = {"temperature": 0.6, "top_p": 0.95}
 TOP_K = 20
+CANDIDATES = 5  # next tokens of transformers; rounding can change the order of the first
 
 
 def main() -> None:
@@ -44,16 +48,23 @@ def main() -> None:
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     dtype = models.DTYPES[arguments.dtype]
+    # In a process of its own, which leaves the GPU's memory to vLLM.
+    spawn, end = multiprocessing.get_context("spawn"), engine_process.end_with_parent
+    with ProcessPoolExecutor(1, spawn, initializer=end) as pool:
+        expected = pool.submit(likeliest_tokens, arguments.checkpoint, dtype, arguments.device).result()
     with (
         engine_process.readable(arguments.checkpoint, dtype, arguments.device) as folder,
         served(folder, arguments) as (client, startup_seconds),
     ):
+        likeliest = check_likeliest(client, arguments, expected)
         answer = check_answer(client, arguments)
         load = [measure(client, requests, arguments) for requests in arguments.concurrency]
     files.write_json(
         arguments.output,
         {
             "answer": answer,
+            "likeliest_token": likeliest,
+            "likeliest_tokens_in_transformers": expected,
             "load": load,
             "startup_s": startup_seconds,
             "engine": "vllm",
@@ -117,6 +128,31 @@ def ask(client: openai.OpenAI, arguments: argparse.Namespace, ignore_eos: bool, 
         **SAMPLING,
         **options,
     )
+
+
+@torch.no_grad()
+def likeliest_tokens(checkpoint: Path, dtype: torch.dtype, device: str) -> list[str]:
+    """What transformers finds likeliest after the question, the likeliest first."""
+    model, tokenizer = models.load_model(checkpoint, dtype, device), models.load_tokenizer(checkpoint)
+    logits = model(**tokenizer(MESSAGES[0]["content"], return_tensors="pt").to(device)).logits[0, -1]
+    return [tokenizer.decode([token]) for token in logits.topk(CANDIDATES).indices.tolist()]
+
+
+def check_likeliest(client: openai.OpenAI, arguments: argparse.Namespace, expected: list[str]) -> str:
+    """What vLLM finds likeliest after the question; InputError if transformers does not expect that."""
+    response = client.completions.create(
+        model=str(arguments.checkpoint),
+        prompt=MESSAGES[0]["content"],
+        max_tokens=1,
+        temperature=0,
+        extra_body={"skip_special_tokens": False},
+    )
+    found = response.choices[0].text
+    if found.strip() not in [token.strip() for token in expected]:
+        raise InputError(
+            f"{arguments.checkpoint}: vLLM says {found!r}, transformers one of {expected}; not its weights?"
+        )
+    return found
 
 
 def check_answer(client: openai.OpenAI, arguments: argparse.Namespace) -> dict:

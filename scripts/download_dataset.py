@@ -24,7 +24,6 @@ def main() -> None:
         remote = hub.parse(arguments.source)
         if remote:
             hub.download(remote, folder, [*TABLES, CARD])
-            files.remove(folder / ".cache")
         else:
             link(Path(arguments.source), folder)
         if not any(found for pattern in TABLES for found in folder.rglob(pattern)):

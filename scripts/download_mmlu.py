@@ -43,8 +43,8 @@ def fetch(source: str, scratch: Path) -> Path:
     """The local folder that holds the raw files."""
     remote = hub.parse(source)
     if remote:
-        hub.download(remote, scratch, ["all/*.parquet"])
-        return scratch
+        hub.download(remote, scratch / "raw", ["all/*.parquet"])
+        return scratch / "raw"
     if not Path(source).is_dir():
         raise InputError(f"{source}: expected a folder with MMLU, found none")
     return Path(source)

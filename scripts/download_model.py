@@ -23,7 +23,6 @@ def main() -> None:
         remote = hub.parse(arguments.source)
         if remote:
             hub.download(remote, folder, PATTERNS)
-            files.remove(folder / ".cache")
         else:
             link(Path(arguments.source), folder)
         check(folder, arguments.source)

@@ -14,22 +14,25 @@ import dataclasses
 import json
 import sys
 import tempfile
+from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
 
 import datasets
 import pandas as pd
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors import safe_open
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from int4_qat import devices, errors, files, models, parity, qat, training_callbacks
+from int4_qat import devices, errors, files, models, parity, qat, sources, training_callbacks
 from int4_qat.errors import InputError
 
 IGNORED = -100
+PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
 VISION_MODULES = r".*(vision_tower|multi_modal_projector).*"
 
 
@@ -80,7 +83,7 @@ def main(backend: ModuleType | None = None) -> None:
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     recipe = Recipe(**json.loads(arguments.recipe))
-    prepare_checkpoints(arguments.checkpoints, settings(arguments, recipe))
+    prepare_checkpoints(arguments.checkpoints, settings(arguments, recipe, backend))
     tokenizer = models.load_tokenizer(arguments.model)
     model = backend.add_adapters(arguments.model, recipe, arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
@@ -90,12 +93,15 @@ def main(backend: ModuleType | None = None) -> None:
         trainer.add_callback(preemption)
         checkpoint = last_whole(arguments.checkpoints)
         print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
-        trainer.train(resume_from_checkpoint=checkpoint)
-    if preemption.requested:
+        if checkpoint and steps_of(checkpoint) >= recipe.max_steps:
+            take_over(trainer, checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if preemption.requested and trainer.state.global_step < recipe.max_steps:
         raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
     with files.whole(arguments.log_table) as unfinished:
-        rows = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
-        rows[training_callbacks.TABLE_COLUMNS].to_csv(unfinished, index=False)
+        rows = [row for row in trainer.state.log_history if "loss" in row]
+        pd.DataFrame(rows, columns=training_callbacks.TABLE_COLUMNS).to_csv(unfinished, index=False)
     with files.whole(arguments.adapter) as folder:
         trainer.model.save_pretrained(folder)
         check_saved(folder / "adapter_model.safetensors", trainer.model)
@@ -112,21 +118,29 @@ def check_saved(adapter: Path, model: PreTrainedModel) -> None:
         raise InputError(f"finetune: {trained} tensors were trained, the adapter holds {saved}")
 
 
-def settings(arguments: argparse.Namespace, recipe: Recipe) -> dict:
+def settings(arguments: argparse.Namespace, recipe: Recipe, backend: ModuleType) -> dict:
     """What a checkpoint depends on; weights by size and time, since hashing 24 GB at each start is slow."""
     status = {file.name: file.stat() for file in sorted(arguments.model.glob("*.safetensors"))}
     weights = {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
+    versions = {package.metadata["Name"]: package.version for package in distributions()}
     return {
         "recipe": dataclasses.asdict(recipe),
+        "device": arguments.device,
         "texts": files.digest(arguments.texts),
-        "model": files.digest(arguments.model / "config.json"),
+        "model": files.digest(
+            *sorted(arguments.model.glob("*.json")), *sorted(arguments.model.glob("tokenizer.model"))
+        ),
         "weights": weights,
+        "code": files.digest(*sources.local_modules(__file__), backend.__file__),
+        "versions": {name: versions.get(name) for name in PACKAGES},
     }
 
 
 def prepare_checkpoints(folder: Path, wanted: dict) -> None:
     """Keep whole checkpoints of the same settings; all others are of no use and go."""
     record = folder / "settings.json"
+    if folder.exists() and any(folder.iterdir()) and not record.exists():
+        raise InputError(f"{folder}: expected checkpoints of this program, found something else")
     if folder.exists() and not (record.exists() and files.read_json(record) == wanted):
         print(f"{folder}: of other settings, of no use now")
         files.remove(folder)
@@ -136,10 +150,20 @@ def prepare_checkpoints(folder: Path, wanted: dict) -> None:
             files.remove(checkpoint)
 
 
-def last_whole(folder: Path) -> str | None:
+def last_whole(folder: Path) -> Path | None:
     """The checkpoint with the most steps, if any."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return str(checkpoints[-1]) if checkpoints else None
+    return max(folder.glob("checkpoint-*"), key=steps_of, default=None)
+
+
+def steps_of(checkpoint: Path) -> int:
+    """How many steps were done when it was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def take_over(trainer: SFTTrainer, checkpoint: Path) -> None:
+    """Bring a trainer to the end of a training that was done when it was stopped: resuming would take a step more."""
+    set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
@@ -247,6 +271,7 @@ def training_settings(recipe: Recipe, arguments: argparse.Namespace) -> dict:
         bf16=on_gpu and recipe.dtype == "bfloat16",
         use_cpu=not on_gpu,
         include_num_input_tokens_seen="non_padding",
+        logging_nan_inf_filter=False,
         report_to="none",
     )
 

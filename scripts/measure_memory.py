@@ -66,7 +66,7 @@ def main() -> None:
             "peak_gb": (torch.cuda.max_memory_reserved() if on_gpu else resident.bytes) / 1e9,
             "measure": "max_memory_reserved" if on_gpu else "resident memory above the start",
             "weights_gb": models.weight_bytes(model) / 1e9,
-            "checkpoint_gb": files.folder_bytes(arguments.checkpoint, "*.safetensors") / 1e9,
+            "checkpoint_gb": weight_files.file_bytes(arguments.checkpoint) / 1e9,
             "predicted": predict(arguments.checkpoint, prompt + generated, models.DTYPES[arguments.dtype]),
             "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
             "int4_path": models.int4_path(arguments.checkpoint, arguments.device),

@@ -21,6 +21,13 @@ from transformers import PreTrainedModel, TorchAoConfig
 from int4_qat import errors, files, int4, int4_files, models, parity, weight_files
 from int4_qat.errors import InputError
 
+# vLLM's names, by transformers' own (hf_to_vllm_mapper of its multimodal models).
+VLLM_PREFIXES = {
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,7 +65,9 @@ def main() -> None:
         weight_files.in_parallel(write, sources, "quantize")
         differing = weight_files.in_parallel(compare, sources, "compare")
         weight_files.refuse_differences(folder, differing)
-        attach_config(model, group_size, [layer["name"] for layer in layers if not layer["quantized"]])
+        model.config.quantization_config = TorchAoConfig(
+            Int4WeightOnlyConfig(group_size=group_size), modules_to_not_convert=not_in_int4(layers, arguments.skip)
+        )
         model.config.save_pretrained(folder)
         models.copy_companions(arguments.checkpoint, folder)
         files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder, sum(differing.values())))
@@ -70,8 +79,8 @@ def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path, differin
     return {
         **chosen,
         "packing": arguments.packing,
-        "bytes_before": files.folder_bytes(arguments.checkpoint, "*.safetensors"),
-        "bytes_after": files.folder_bytes(folder, "*.safetensors"),
+        "bytes_before": weight_files.file_bytes(arguments.checkpoint),
+        "bytes_after": weight_files.file_bytes(folder),
         "weights_that_differ": differing,
     }
 
@@ -130,12 +139,23 @@ def lay_out(
     return tensors, renamed | stored | described | {"format": "pt"}
 
 
-def attach_config(model: PreTrainedModel, group_size: int, skipped: list[str]) -> None:
-    """Say in config.json how the weights are stored, in transformers' module names and in vLLM's bare ones."""
-    bare = {part for name in skipped for part in name.split(".") if part in ("vision_tower", "multi_modal_projector")}
-    model.config.quantization_config = TorchAoConfig(
-        Int4WeightOnlyConfig(group_size=group_size), modules_to_not_convert=sorted({"lm_head", *bare, *skipped})
-    )
+def not_in_int4(layers: list[dict], skip: list[str]) -> list[str]:
+    """What config.json says of the linears that are not in int4: their names in transformers and in vLLM.
+
+    A part of names stands for all linears that have it, if none of those is in int4.
+    """
+    kept = [layer["name"] for layer in layers if not layer["quantized"]]
+    in_int4 = {part for layer in layers if layer["quantized"] for part in layer["name"].split(".")}
+    parts = {"lm_head", *models.IMAGE_PARTS, *skip} - in_int4
+    return sorted({*parts, *kept, *map(vllm_name, kept)})
+
+
+def vllm_name(name: str) -> str:
+    """What vLLM calls a module of a multimodal model of transformers."""
+    for prefix, theirs in VLLM_PREFIXES.items():
+        if name.startswith(prefix):
+            return theirs + name.removeprefix(prefix)
+    return name
 
 
 if __name__ == "__main__":

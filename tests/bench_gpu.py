@@ -27,7 +27,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Tex
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import make_standin
-from int4_qat import devices, files, recipes, standin
+from int4_qat import devices, files, recipes, standin, weight_files
 
 ROOT = Path(__file__).parents[1]
 ARMS = {
@@ -195,7 +195,7 @@ def figures_of(name: str, output: Path) -> dict:
         report = files.read_json(output)
         wanted = ("peak_gb", "weights_gb", "checkpoint_gb", "mean_s", "std_s", "bandwidth_limit_percent", "dequantized")
         return {key: report[key] for key in wanted if key in report}
-    return {"gb": files.folder_bytes(output, "*.safetensors") / 1e9}
+    return {"gb": weight_files.file_bytes(output) / 1e9}
 
 
 def table(record: dict) -> str:

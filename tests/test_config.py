@@ -63,6 +63,7 @@ def test_the_shipped_configs_are_right(config):
             f"hf://cais/mmlu@{'0' * 40}",
             "data.source: expected hf://datasets/<owner>/<name>@<commit>",
         ),
+        (["finetune", "arms", "qat", "logging_steps"], 101, "finetune.arms.qat.logging_steps: 101 is more than max_st"),
         (["finetune", "qat_target"], "merged", "finetune.arms.qat.qat_target: unsloth trains 'base+lora_a', not"),
         (["quantization", "group_size"], 64, "finetune.arms.qat.group_size: unsloth's int4 has groups of 128, not 64"),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -267,14 +268,50 @@ def test_killed_and_resumed_gives_the_same_bytes(untrained, texts, tmp_path, tar
     assert resumed["loss"].tolist() == table["loss"].tolist()
 
 
+@pytest.mark.slow
+def test_a_training_that_was_done_takes_no_step_more(untrained, texts, tmp_path):
+    """At first the table cannot be written, after the last step; at a constant rate a step more would be seen."""
+    changes = {"lr_scheduler_type": "constant"}
+    whole, stopped = arguments(untrained, texts, tmp_path / "whole", **changes), tmp_path / "stopped"
+    assert run_script("finetune", *whole).returncode == 0
+    stopped.mkdir()
+    (stopped / "file").touch()
+    again = arguments(untrained, texts, stopped, **changes)
+    assert run_script("finetune", *again[:-1], stopped / "file" / "training.csv").returncode == 1
+    assert (stopped / "checkpoints" / "checkpoint-12").exists()
+    result = run_script("finetune", *again)
+    assert result.returncode == 0, result.stderr
+    assert adapter_bytes(stopped) == adapter_bytes(tmp_path / "whole")
+    assert (stopped / "training.csv").read_text().splitlines()[-1].startswith("12,")
+
+
+def test_a_training_that_diverges_says_so(untrained, texts, tmp_path):
+    result = run_script("finetune", *arguments(untrained, texts, tmp_path, learning_rate=1e30, warmup_steps=0))
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"error: finetune: the loss of step \d+ is nan; lower learning_rate", result.stderr.splitlines()[-1]
+    )
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_training_within_its_warm_up_is_one(untrained, texts, tmp_path):
+    result = run_script("finetune", *arguments(untrained, texts, tmp_path, max_steps=2, warmup_steps=5))
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(InputError, match="expected checkpoints of this program, found something else"):
+        finetune.prepare_checkpoints(tmp_path, {})
+    assert (tmp_path / "thesis").exists()
+
+
 def test_checkpoints_of_other_settings_are_not_used(tmp_path):
-    (tmp_path / "checkpoint-4").mkdir()
-    (tmp_path / "checkpoint-4" / "whole").touch()
     finetune.prepare_checkpoints(tmp_path, {"learning_rate": 1})
     assert finetune.last_whole(tmp_path) is None
     (tmp_path / "checkpoint-8").mkdir()
     (tmp_path / "checkpoint-8" / "whole").touch()
     finetune.prepare_checkpoints(tmp_path, {"learning_rate": 1})
-    assert finetune.last_whole(tmp_path).endswith("checkpoint-8")
+    assert finetune.last_whole(tmp_path).name == "checkpoint-8"
     finetune.prepare_checkpoints(tmp_path, {"learning_rate": 2})
     assert finetune.last_whole(tmp_path) is None

@@ -32,9 +32,10 @@ def relative_difference(found, expected):
 
 
 def test_the_compiled_fake_quantization_rounds_as_the_export_does():
-    w, a, b = normal(ROWS, COLUMNS), normal(8, COLUMNS, seed=1), normal(ROWS, 8, seed=2)
-    expected = int4.dequantize(int4.quantize(int4.merge(w, a, b, 0.5), GROUP_SIZE)).to(torch.bfloat16)
-    assert torch.equal(int4.fake_quantize_merged(w, a, b, 0.5, GROUP_SIZE), expected)
+    w, a, b = normal(ROWS, COLUMNS), normal(8, COLUMNS, seed=1).float(), normal(ROWS, 8, seed=2).float()
+    expected = int4.dequantize(int4.quantize(int4.merge(w, a, b, 0.01), GROUP_SIZE)).to(torch.bfloat16)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(int4.fake_quantize_merged(w, a, b, 0.01, GROUP_SIZE), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

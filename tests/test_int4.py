@@ -47,6 +47,13 @@ def test_blocks_of_rows_are_the_whole(monkeypatch):
     assert torch.equal(int4.fake_quantize_merged(w, a, b, 0.5, 64), whole)
 
 
+def test_autocast_changes_nothing():
+    w, a, b = weight(100, 256).to(torch.bfloat16), weight(8, 256, seed=1), weight(100, 8, seed=2)
+    expected = int4.fake_quantize_merged(w, a, b, 0.02, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(int4.fake_quantize_merged(w, a, b, 0.02, 64), expected)
+
+
 def test_constant_groups_survive():
     constant = torch.full((2, 64), 0.5)
     assert torch.allclose(int4.fake_quantize(constant, 64), constant, atol=2e-3)

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from conftest import ROOT, command, planned, run_script, write_config
-from int4_qat import devices
 
 
 @pytest.fixture
@@ -95,43 +94,41 @@ def test_a_full_disk_leaves_nothing_that_counts(copied_run, tmp_path):
     assert list(tmp_path.iterdir()) == [copied_run.directory]
 
 
-def test_jobs_take_different_gpus(tmp_path):
+@pytest.fixture
+def claim(tmp_path):
+    """Start a program that claims a GPU, says which, and holds it until it is told to end."""
     program = (
         "import os; from int4_qat import devices; devices.claim('cuda'); "
         "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()"
     )
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "3,5",
-        "TMPDIR": str(tmp_path),
-        "PYTHONPATH": str(ROOT / "scripts"),
-    }
-    environment.pop("SLURM_JOB_ID", None)
-    options = {
-        "env": environment,
-        "text": True,
-        "stdin": subprocess.PIPE,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-    }
-    started = [subprocess.Popen([sys.executable, "-c", program], **options) for _ in range(2)]
+    own = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT / "scripts")}
+    inherited = {key: value for key, value in os.environ.items() if key != "SLURM_JOB_ID"}
+
+    def start(visible, **environment):
+        environment = inherited | own | {"CUDA_VISIBLE_DEVICES": visible} | environment
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen([sys.executable, "-c", program], env=environment, text=True, **pipes)
+
+    return start
+
+
+@pytest.mark.parametrize("allocation", [{}, {"SLURM_JOB_ID": "7"}], ids=["box", "slurm"])
+def test_jobs_take_different_gpus(claim, allocation):
+    started = [claim("3,5", **allocation) for _ in range(2)]
     assert sorted(process.stdout.readline().strip() for process in started) == ["3", "5"]
-    third = subprocess.run([sys.executable, "-c", program], **{**options, "stdin": subprocess.DEVNULL})
-    assert "each GPU (3,5) is held by another job" in third.stderr
+    _, error = claim("3,5", **allocation).communicate()
+    assert "each GPU (3,5) is held by another job" in error
     for process in started:
         process.communicate("\n")
-    again = subprocess.Popen([sys.executable, "-c", program], **options)
-    assert again.communicate("\n")[0].strip() == "3"
+    assert claim("3,5", **allocation).communicate("\n")[0].strip() == "3"
 
 
-@pytest.mark.parametrize(("visible", "expected"), [("0", "0"), ("3,5", "3")])
-def test_a_slurm_job_takes_the_one_gpu_that_it_has_or_locks_one_of_several(monkeypatch, tmp_path, visible, expected):
-    monkeypatch.setattr(devices, "_held", [])
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    devices.claim("cuda")
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
-    assert len(list(tmp_path.iterdir())) == len(devices._held) == ("," in visible)
+def test_a_slurm_job_with_one_gpu_has_it_to_itself(claim):
+    """Every such job calls its GPU 0."""
+    started = [claim("0", SLURM_JOB_ID=job) for job in ("7", "8")]
+    assert [process.stdout.readline().strip() for process in started] == ["0", "0"]
+    for process in started:
+        process.communicate("\n")
 
 
 def test_costs_are_summed_by_stage(small_run):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import measure_latency
 from conftest import ROOT, Run, copy_workflow, environment, run_script, small_config, write_config
@@ -70,8 +72,47 @@ def test_latency_has_the_fields_of_the_transformers_engine(served, untrained, tm
     assert "Avg latency" in (served / variant / "vllm" / "latency_batch1_repeat0.log").read_text()
 
 
+# What vLLM's loader yields of a folder, and which modules it takes for not quantized.
+READ = """
+import json, sys
+from pathlib import Path
+from vllm.model_executor.layers.quantization.torchao import should_skip
+from vllm.model_executor.model_loader.weight_utils import safetensors_weights_iterator
+
+folder, modules = Path(sys.argv[1]), json.loads(sys.argv[2])
+weights = safetensors_weights_iterator([str(folder / "model.safetensors")], False, "torchao")
+kept = json.loads((folder / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
+print(json.dumps([[name for name, _ in weights], [name for name in modules if should_skip(name, kept)]]))
+"""
+
+
+@pytest.mark.parametrize("skip", [["lm_head", "vision_tower", "multi_modal_projector"], ["lm_head", "down_proj"]])
+def test_vllm_reads_every_weight_and_knows_what_is_not_in_int4(vllm, untrained, tmp_path, skip):
+    """With the second list some linears of the vision tower are in int4, and some are too narrow for it."""
+    options = ["--checkpoint", untrained / "model", "--scheme", "int4", "--packing", "plain", "--group-size", 64]
+    result = run_script("quantize", *options, "--skip", *skip, "--output", tmp_path / "int4")
+    assert result.returncode == 0, result.stderr
+    layers = json.loads((tmp_path / "int4" / "manifest.json").read_text())["layers"]
+    (source,) = ENVIRONMENT.glob("lib/*/site-packages/vllm/model_executor/models/gemma3_mm.py")
+    mapper = source.read_text().partition("orig_to_new_prefix={")[2].partition("}")[0]
+    prefixes = dict(re.findall(r'"(\S+)": "(\S+)"', mapper))
+    assert len(prefixes) == 4
+
+    def renamed(name):
+        (prefix,) = (prefix for prefix in prefixes if f"{name}.".startswith(prefix))
+        return prefixes[prefix] + f"{name}.".removeprefix(prefix).removesuffix(".")
+
+    modules = {renamed(layer["name"]): layer["quantized"] for layer in layers if layer["name"] != "lm_head"}
+    command = ["python", "-c", READ, tmp_path / "int4", json.dumps(list(modules))]
+    shown = subprocess.run(command, env=vllm, capture_output=True, text=True, check=True).stdout
+    weights, skipped = json.loads(shown.splitlines()[-1])
+    assert sorted(weights) == sorted(load_file(untrained / "model" / "model.safetensors"))
+    assert set(skipped) == {name for name, quantized in modules.items() if not quantized}
+
+
 def test_a_served_model_answers(served):
     report = json.loads((served / "base-int4" / "serving.json").read_text())
+    assert report["likeliest_token"] in report["likeliest_tokens_in_transformers"]
     assert report["answer"]["content"]
     assert [load["requests"] for load in report["load"]] == [1, 8]
     assert [load["tokens"] for load in report["load"]] == [16, 8 * 16]

@@ -59,6 +59,7 @@ def test_modules_are_found_through_other_modules():
         "training_callbacks.py",
         "int4.py",
         "parity.py",
+        "sources.py",
         "weight_files.py",
     }
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,28 +18,33 @@ BANDWIDTHS = {
     "NVIDIA H200": 4.8e12,
 }
 
-_held = []  # lock files, open as long as this process lives
+CLAIMED = "INT4_QAT_CLAIMED_GPU"  # set in a process that has its GPU, and in its children
 
 
 def claim(device: str) -> None:
     """Show this process one GPU that no other job of this user holds; nothing to do on a CPU.
 
-    Call it before CUDA is used. A Slurm job with one GPU has it to itself, whatever it is called there; in one with
-    several the jobs take them by lock too. InputError if there is no GPU, or if each is taken.
+    A Slurm job with one GPU has it to itself, whatever it is called there; in one with several the jobs take them by
+    lock too. Where there are several, the program starts again: torchao and others start CUDA when they are imported,
+    and it goes on seeing what was visible then. InputError if there is no GPU, or if each is taken.
     """
-    if device != "cuda" or _held:
+    if device != "cuda" or CLAIMED in os.environ:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     if not visible:
         raise InputError("device: expected a GPU for 'cuda', found none")
-    allocation = os.environ.get("SLURM_JOB_ID", "")
-    if allocation and "," not in visible:
+    names, allocation = visible.split(","), os.environ.get("SLURM_JOB_ID", "")
+    if allocation and len(names) == 1:
         return
-    for name in visible.split(","):
-        if _lock(f"{allocation}-{name}" if allocation else name):
-            os.environ["CUDA_VISIBLE_DEVICES"] = name
-            return
-    raise InputError(f"device: each GPU ({visible}) is held by another job; run with --resources gpu=<number of GPUs>")
+    free = (name for name in names if _lock(f"{allocation}-{name}" if allocation else name))
+    claimed = next(free, None)
+    if claimed is None:
+        problem = f"each GPU ({visible}) is held by another job"
+        raise InputError(f"device: {problem}; run with --resources gpu=<number of GPUs>")
+    os.environ |= {"CUDA_VISIBLE_DEVICES": claimed, CLAIMED: claimed}
+    if len(names) > 1:
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def name(device: str) -> str:
@@ -47,11 +53,12 @@ def name(device: str) -> str:
 
 
 def _lock(name: str) -> bool:
-    lock = (Path(tempfile.gettempdir()) / f"int4-qat-{os.getuid()}-gpu-{name}.lock").open("a")
+    """Whether this process could take a lock, which it then has as long as it lives, also if it starts again."""
+    lock = os.open(Path(tempfile.gettempdir()) / f"int4-qat-{os.getuid()}-gpu-{name}.lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.close()
+        os.close(lock)
         return False
-    _held.append(lock)
+    os.set_inheritable(lock, True)
     return True

@@ -46,6 +46,11 @@ def run(name: str, module: str, words: list, log: Path, time_limit: float, **opt
         raise InputError(f"{name} ended with exit code {code}; {last_lines(log)}")
 
 
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies: a job that is killed cannot clean up itself."""
+    LIBC.prctl(SIGNAL_AT_DEATH_OF_PARENT, signal.SIGTERM)
+
+
 @contextmanager
 def started(
     module: str, words: list, log: Path, environment: Mapping[str, str] = os.environ, folder: Path | None = None
@@ -65,8 +70,7 @@ def started(
             env=environment,
             cwd=folder,
             start_new_session=True,
-            # If this job is killed it cannot clean up: the kernel tells the engine, which ends its own processes.
-            preexec_fn=lambda: LIBC.prctl(SIGNAL_AT_DEATH_OF_PARENT, signal.SIGTERM),
+            preexec_fn=end_with_parent,
         )
 
     def interrupted(number: int, _) -> None:

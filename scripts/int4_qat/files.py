@@ -28,8 +28,8 @@ def whole(path: Path | str) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if there is one."""
-    if path.is_dir():
+    """Delete a file or a folder, if there is one; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -72,8 +72,3 @@ def digest(*paths: Path | str) -> str:
                     while block := stream.read(1 << 24):
                         total.update(block)
     return total.hexdigest()
-
-
-def folder_bytes(folder: Path | str, pattern: str = "*") -> int:
-    """Bytes of the files in a folder, those below it included."""
-    return sum(file.stat().st_size for file in Path(folder).rglob(pattern) if file.is_file())

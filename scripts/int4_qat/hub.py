@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -13,8 +14,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from int4_qat import files
 from int4_qat.errors import InputError
 
+IGNORED = ["consolidated*"]  # the same weights again, as Mistral's repositories have them
 HUB_SOURCE = re.compile(r"hf://(?P<datasets>datasets/)?(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
@@ -35,15 +38,20 @@ def parse(source: str) -> HubSource | None:
 
 
 def download(source: HubSource, folder: Path, patterns: list[str]) -> None:
-    """Fetch the files that match `patterns`, at the pinned commit; the token comes from HF_TOKEN or the login."""
+    """Fetch the files that match `patterns`, at the pinned commit; the token comes from HF_TOKEN or the login.
+
+    They come to a folder beside `folder` first, where a failure leaves them: the next call fetches the rest.
+    """
     name = f"{source.repository}@{source.revision}"
+    partial = folder.with_name(f"{folder.name}.{name.replace('/', '--')}")
     try:
         snapshot_download(
             source.repository,
             repo_type=source.repository_type,
             revision=source.revision,
             allow_patterns=patterns,
-            local_dir=folder,
+            ignore_patterns=IGNORED,
+            local_dir=partial,
         )
     except GatedRepoError:
         raise InputError(
@@ -53,5 +61,9 @@ def download(source: HubSource, folder: Path, patterns: list[str]) -> None:
         raise InputError(f"{name}: the Hub has no such commit") from None
     except RepositoryNotFoundError:
         raise InputError(f"{name}: the Hub has no such repository, or it is private and HF_TOKEN is not set") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, ConnectionError) as error:
         raise InputError(f"{name}: the Hub could not be reached ({type(error).__name__})") from None
+    except OSError as error:
+        raise InputError(f"{partial}: {error.strerror or error}") from None
+    files.remove(partial / ".cache")
+    partial.rename(folder)

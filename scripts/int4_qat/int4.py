@@ -82,13 +82,18 @@ def merge(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
 def fake_quantize_merged(
     weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, group_size: int
 ) -> torch.Tensor:
-    """The deployed weight Q(W + s·BA), in the weight's dtype; on a CPU in blocks of rows that fit its cache."""
-    if weight.is_cuda:
-        return _compiled()(weight, a, b, scaling, group_size)
-    deployed = torch.empty_like(weight)
-    for block in row_blocks(*weight.shape):
-        deployed[block] = _fake_quantize_merged(weight[block], a, b[block], scaling, group_size)
-    return deployed
+    """The deployed weight Q(W + s·BA), in the weight's dtype; on a CPU in blocks of rows that fit its cache.
+
+    Training's autocast, which would round A and B to bfloat16 before they are multiplied, is off in it: the export
+    knows none.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        if weight.is_cuda:
+            return _compiled()(weight, a, b, scaling, group_size)
+        deployed = torch.empty_like(weight)
+        for block in row_blocks(*weight.shape):
+            deployed[block] = _fake_quantize_merged(weight[block], a, b[block], scaling, group_size)
+        return deployed
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:

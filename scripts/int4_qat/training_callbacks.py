@@ -1,5 +1,6 @@
 """What watches a training: the table of steps, whole checkpoints, preemption, gradients, the progress bar."""
 
+import math
 import resource
 import signal
 import time
@@ -30,6 +31,8 @@ class StepTable(TrainerCallback):
         row = state.log_history[-1]
         if "loss" not in row:
             return
+        if not math.isfinite(row["loss"]):
+            raise InputError(f"finetune: the loss of step {state.global_step} is {row['loss']}; lower learning_rate")
         now = time.perf_counter()
         row["tokens_per_second"] = round((state.num_input_tokens_seen - self.tokens) / (now - self.time), 1)
         row["peak_memory_gb"] = peak_memory_bytes(self.on_gpu) / 1e9
@@ -69,7 +72,7 @@ class PreemptionCheckpoint(TrainerCallback):
 
 
 class GradientCheck(TrainerCallback):
-    """Every trainable parameter must get a gradient; lora_A's is zero until warm-up has moved B."""
+    """Every trainable parameter must get a gradient; lora_A's is zero until warm-up has moved B, if it ever does."""
 
     def __init__(self):
         self.silent: set[str] | None = None
@@ -80,8 +83,11 @@ class GradientCheck(TrainerCallback):
             self.silent = set(trainable)
         gradients = {name: trainable[name].grad for name in self.silent}
         self.silent -= {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
-        if state.global_step == min(args.warmup_steps + 2, args.max_steps - 1) and self.silent:
-            raise InputError(f"finetune: {min(self.silent)} is trainable and got no gradient")
+        if state.global_step == min(args.warmup_steps + 2, args.max_steps - 1):
+            moved = state.global_step == args.warmup_steps + 2
+            silent = {name for name in self.silent if moved or "lora_A" not in name}
+            if silent:
+                raise InputError(f"finetune: {min(silent)} is trainable and got no gradient")
 
 
 class ProgressWithLoss(ProgressCallback):

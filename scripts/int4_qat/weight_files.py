@@ -106,6 +106,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
+def file_bytes(folder: Path) -> int:
+    """Bytes of the files that hold a model's weights; a folder may have the same weights in another form too."""
+    return sum(path.stat().st_size for path in {tensor.path for tensor in stored_tensors(folder).values()})
+
+
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file by name; InputError if it is not a whole safetensors file."""
     try:

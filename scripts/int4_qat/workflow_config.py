@@ -102,11 +102,14 @@ def _unknown_variants(config: dict) -> list[str]:
 
 
 def _misfits(config: dict) -> list[str]:
-    problems = {
-        arm: recipes.unsloth_misfits(recipes.recipe_of(config, arm), config["device"])
-        for arm in config["finetune"]["arms"]
-    }
-    return [f"finetune.arms.{arm}.{line}" for arm, lines in problems.items() for line in lines]
+    lines = []
+    for arm in config["finetune"]["arms"]:
+        recipe = recipes.recipe_of(config, arm)
+        problems = recipes.unsloth_misfits(recipe, config["device"])
+        if recipe["logging_steps"] > recipe["max_steps"]:
+            problems.append(f"logging_steps: {recipe['logging_steps']} is more than max_steps, {recipe['max_steps']}")
+        lines += [f"finetune.arms.{arm}.{problem}" for problem in problems]
+    return lines
 
 
 def _unpublishable(config: dict) -> list[str]:
