@@ -175,11 +175,11 @@ def document(table: pd.DataFrame, arguments: argparse.Namespace, untrained: floa
     rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return (
         "# Arms on the stand-in\n\n"
-        f"Made by `python tests/bench_arms.py`, {len(arguments.seeds)} seeds. Intervals are of 95%, over seeds and "
-        "questions; `against lora` is paired: the same questions, seed and learning rate, lora without distillation. "
-        "`training differs by` is the relative difference of the logits in training from those of the deployed model. "
-        f"{variants.QUANTIZED_BASELINE}, without any training, scores {untrained:.2%}. "
-        f"A small stand-in with invented facts, not Gemma.\n\n{rows}\n"
+        f"Made by `python tests/bench_arms.py --directory runs/arms`: {len(arguments.seeds)} seeds of each row, on a\n"
+        "small stand-in with invented facts, not Gemma. Intervals are of 95%, over seeds and questions. `against\n"
+        "lora` is paired: the same questions, seed and learning rate, lora without distillation. `training differs\n"
+        "by` is the relative difference of the logits in training from those of the deployed model.\n"
+        f"{variants.QUANTIZED_BASELINE}, without any training, scores {untrained:.2%}.\n\n{rows}\n"
     )
 
 
