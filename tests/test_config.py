@@ -64,6 +64,11 @@ def test_the_shipped_configs_are_right(config):
             "data.source: expected hf://datasets/<owner>/<name>@<commit>",
         ),
         (["finetune", "arms", "qat", "logging_steps"], 101, "finetune.arms.qat.logging_steps: 101 is more than max_st"),
+        (
+            ["quantization", "skip"],
+            ["q_proj"],
+            "quantization.skip: k_proj, q_proj, v_proj stand there all or not at all",
+        ),
         (["finetune", "qat_target"], "merged", "finetune.arms.qat.qat_target: unsloth trains 'base+lora_a', not"),
         (["quantization", "group_size"], 64, "finetune.arms.qat.group_size: unsloth's int4 has groups of 128, not 64"),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),

@@ -9,6 +9,7 @@ import yaml
 from int4_qat import recipes, variants
 from int4_qat.recipes import STANDIN
 
+FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM makes one layer of each group
 MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
 
 
@@ -29,6 +30,7 @@ def problems(config: dict, schema: dict) -> list[str]:
         *_repeated_tasks(config),
         *_unknown_variants(config),
         *_misfits(config),
+        *_split_layers(config),
     ]
     return lines or _unpublishable(config)
 
@@ -110,6 +112,15 @@ def _misfits(config: dict) -> list[str]:
             problems.append(f"logging_steps: {recipe['logging_steps']} is more than max_steps, {recipe['max_steps']}")
         lines += [f"finetune.arms.{arm}.{problem}" for problem in problems]
     return lines
+
+
+def _split_layers(config: dict) -> list[str]:
+    skip = set(config["quantization"]["skip"])
+    return [
+        f"quantization.skip: {', '.join(sorted(layers))} stand there all or not at all; vLLM makes one layer of them"
+        for layers in FUSED
+        if skip & layers and not layers <= skip
+    ]
 
 
 def _unpublishable(config: dict) -> list[str]:
