@@ -43,6 +43,8 @@ rule all:
         expand(rules.render_pages.output, model=config["models"]),
         expand("results/{model}/{variant}/chartqa.json", model=config["models"], variant=charted),
         expand("results/{model}/{variant}/serving.json", model=config["models"], variant=served),
+    message:
+        "all"
 
 
 onsuccess:
