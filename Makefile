@@ -50,9 +50,10 @@ lint: .venv/installed ## formats, style and the workflow's own lint
 dag: .venv/installed ## draw the rule graph, in docs/rulegraph.svg and README.md (needs graphviz)
 	@python docs/rulegraph.py
 
-bench: .venv/installed ## format_mmlu against the card's own code, as a ratio; dry-runs of more and more jobs
+bench: .venv/installed ## format_mmlu against the card's own code, as a ratio; dry-runs of more and more jobs; the bootstrap
 	@python tests/bench_format.py
 	@python tests/bench_dry_run.py
+	@python tests/bench_statistics.py
 
 why: .venv/installed ## what would run, and why: make why PROFILE=slurm
 	@$(SNAKEMAKE) --profile $(PROFILE) --quiet host --dry-run | awk '/^Job [0-9]+: |^Reason: |^Nothing/'

@@ -1,7 +1,5 @@
 """Intervals hold the truth as often as they say; numbers are those of published formulas; nonsense is not printed."""
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -178,17 +176,3 @@ def test_seeds_that_agree_leave_the_questions():
     )
     assert found["sd_between_seeds"] == 0
     assert np.diff(found["ci95"]) == pytest.approx(2 * 1.96 * 0.01, rel=0.03)
-
-
-def test_the_whole_mmlu_takes_seconds():
-    """14,042 questions in 57 subjects, 5 variants, 10,000 resamples."""
-    generator = np.random.default_rng(0)
-    subject = np.sort(np.arange(14_042) % 57)
-    index = pd.MultiIndex.from_arrays([subject, np.arange(14_042)], names=["subject", "index"])
-    correct = pd.DataFrame(generator.random((14_042, 5)) < 0.7, index, list("abcde"))
-    start = time.perf_counter()
-    resampled = statistics.pool(statistics.resample(correct), correct)
-    seconds = time.perf_counter() - start
-    assert resampled.shape == (10_000, 5)
-    print(f"{seconds:.2f} s")
-    assert seconds < 10
