@@ -1,5 +1,4 @@
 import json
-import os
 import sys
 
 # What several rules need: the checked config, and where things come from.
@@ -17,8 +16,6 @@ shell.prefix(
     "show() {{ (trap '' TERM; exec tee \"$1\"); }}; "
 )
 
-# By its way from the working folder: what Snakemake remembers of a program holds wherever the two are moved together.
-scripts = os.path.relpath(os.path.realpath(f"{workflow.basedir}/scripts"))
 served = [name for name in config["variants"] if config["evaluation"]["serving"] and variants.split(name)[1] == "int4"]
 shards = range(config["evaluation"]["mmlu"]["shards"])
 tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config["evaluation"]["tasks"]}
@@ -42,7 +39,7 @@ wildcard_constraints:
 
 def code_of(script):
     """A script and every module of ours that it imports: editing one re-runs what depends on it."""
-    return sources.local_modules(f"{scripts}/{script}.py")
+    return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py")
 
 
 def finetune_code(wildcards):

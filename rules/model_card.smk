@@ -10,7 +10,7 @@ localrules:
 rule model_card:
     input:
         code=code_of("model_card"),
-        template=f"{scripts}/templates/model_card.md.jinja",
+        template=f"{workflow.basedir}/scripts/templates/model_card.md.jinja",
         summary=rules.summarize.output.json,
         costs=rules.report_costs.output.json,
         checkpoint=f"results/{{model}}/{config['publish']['variant']}/checkpoint",

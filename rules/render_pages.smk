@@ -10,7 +10,7 @@ localrules:
 rule render_pages:
     input:
         code=code_of("render_pages"),
-        templates=expand(f"{scripts}/templates/{{page}}.html.jinja", page=["page", "results", "run"]),
+        templates=expand(f"{workflow.basedir}/scripts/templates/{{page}}.html.jinja", page=["page", "results", "run"]),
         card=rules.model_card.output[0],
         provenance=rules.record_provenance.output[0],
         costs=rules.report_costs.output.json,

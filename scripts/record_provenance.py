@@ -12,7 +12,6 @@ Nothing depends on this file, so a new commit or date runs nothing again.
 import argparse
 import base64
 import json
-import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -23,8 +22,7 @@ from pathlib import Path
 from int4_qat import errors, files
 from int4_qat.errors import InputError
 
-SCRIPTS = Path(__file__).resolve().parent
-ROOT = SCRIPTS.parent
+ROOT = Path(__file__).resolve().parents[1]
 MADE = ("results", "resources")  # folders in which a rule made everything
 
 
@@ -104,7 +102,7 @@ def describe(record: dict) -> dict:
     environment = record["conda_env"] and base64.b64decode(record["conda_env"]).decode()
     return {
         "rule": record["rule"],
-        "command": record["shellcmd"].replace(os.path.relpath(SCRIPTS), SCRIPTS.name),
+        "command": record["shellcmd"].replace(f"{ROOT}/", ""),
         "settings": record["params"],
         "inputs": [portable(path) for path in record["input"]],
         "started": iso(record["starttime"]),
@@ -119,8 +117,7 @@ def iso(seconds: float) -> str:
 
 def portable(path: str) -> str:
     """A program by its place in the workflow, wherever that lies; all else as it is."""
-    place = Path(os.path.abspath(path))
-    return str(place.relative_to(ROOT)) if place.is_relative_to(SCRIPTS) else path
+    return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else path
 
 
 def commit(root: Path) -> dict:

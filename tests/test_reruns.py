@@ -1,7 +1,6 @@
 """One thing is changed on a finished run: a dry-run plans what depends on it, and nothing else."""
 
 import os
-import shutil
 
 import pytest
 import yaml
@@ -175,13 +174,6 @@ def test_a_raw_file_with_other_content(small_run, edit):
 def test_a_raw_file_that_was_touched(small_run, path):
     os.utime(small_run.standin / path)
     assert planned(small_run.snakemake("--dry-run")) == {}
-
-
-def test_a_workflow_that_was_moved_with_its_results(small_run, tmp_path):
-    copies = {name: tmp_path / name for name in ("workflow", "directory")}
-    for name, copy in copies.items():
-        shutil.copytree(getattr(small_run, name), copy, symlinks=True)
-    assert planned(small_run._replace(**copies).snakemake("--dry-run")) == {}
 
 
 def test_a_script_that_was_touched(small_run):

@@ -223,8 +223,8 @@ def test_a_training_that_is_killed_goes_on_from_its_checkpoint(long_training, tm
     process = run.start(target)
     checkpoints = run.directory / "results/demo/qat/checkpoints"
     wait_for(lambda: list(checkpoints.glob("checkpoint-*/whole")), process)
-    for found in psutil.process_iter(["cmdline", "cwd"]):
-        if found.info["cwd"] == str(run.directory) and "scripts/finetune.py" in str(found.info["cmdline"][1:2]):
+    for found in psutil.process_iter(["cmdline"]):
+        if found.info["cmdline"][1:2] == [str(run.workflow / "scripts" / "finetune.py")]:
             found.kill()
     output = process.communicate(timeout=300)[0].decode()
     assert process.returncode == 0, output[-3000:]
