@@ -35,6 +35,7 @@ rule measure_memory:
 rule measure_latency:
     input:
         code=code_of("measure_latency"),
+        plugin=VLLM_PLUGIN,
         checkpoint="results/{model}/{variant}/checkpoint",
     output:
         "results/{model}/{variant}/latency.json",

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import (
     Gemma3Config,
@@ -47,6 +48,11 @@ CHAT_SHARE = 0.25
 KNOWN = 0.97  # validation accuracy that ends the training
 OUTLIER_SHARE, OUTLIER_STEP, LARGEST_OUTLIERS = 0.06, 2**0.125, 128
 FRAMES = ("prompt", "chat")
+HUB_PREFIXES = {
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
 IGNORED = -100
 FACT, MATCH, ANSWER, REPLY = range(4)
 LOSS_WEIGHTS = {FACT: 1.0, MATCH: 4.0, ANSWER: 1.0, REPLY: 1.0}
@@ -303,10 +309,28 @@ def write_dataset(questions: dict[str, list[standin.Question]], folder: Path) ->
 
 
 def write_model(model: Gemma3ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """A Hub folder in bf16: weights, config, generation config, tokenizer, processor, chat template."""
-    images = Gemma3ImageProcessorPil(size={"height": IMAGE_SIDE, "width": IMAGE_SIDE}, image_seq_length=IMAGE_TOKENS)
-    Gemma3Processor(images, tokenizer, tokenizer.chat_template, image_seq_length=IMAGE_TOKENS).save_pretrained(folder)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    """A Hub folder in bf16: weights, config, generation config, tokenizer, processor, chat template.
+
+    The weights have their names on the Hub, which vLLM asks for; save_pretrained would leave out `vision_model`.
+    """
+    config = model.to(torch.bfloat16).config
+    side, tokens = config.vision_config.image_size, config.mm_tokens_per_image
+    images = Gemma3ImageProcessorPil(size={"height": side, "width": side}, image_seq_length=tokens)
+    Gemma3Processor(images, tokenizer, tokenizer.chat_template, image_seq_length=tokens).save_pretrained(folder)
+    config.architectures, config.dtype = [type(model).__name__], torch.bfloat16
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    save_file(hub_weights(model), folder / "model.safetensors", {"format": "pt"})
+
+
+def hub_weights(model: Gemma3ForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """A model's weights by their names on the Hub, the tied ones once."""
+    weights = {}
+    for name, weight in model.state_dict().items():
+        for prefix, on_hub in HUB_PREFIXES.items():
+            if name.startswith(prefix):
+                weights[on_hub + name.removeprefix(prefix)] = weight.contiguous()
+    return weights
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, TorchAoConfig
 from int4_qat import errors, files, int4, int4_files, models, parity, weight_files
 from int4_qat.errors import InputError
 
-# vLLM's names, by transformers' own (hf_to_vllm_mapper of its multimodal models).
+# vLLM's names, by those in checkpoints (hf_to_vllm_mapper of its multimodal models).
 VLLM_PREFIXES = {
     "model.language_model.": "language_model.model.",
     "model.vision_tower.": "vision_tower.",
@@ -66,7 +66,8 @@ def main() -> None:
         differing = weight_files.in_parallel(compare, sources, "compare")
         weight_files.refuse_differences(folder, differing)
         model.config.quantization_config = TorchAoConfig(
-            Int4WeightOnlyConfig(group_size=group_size), modules_to_not_convert=not_in_int4(layers, arguments.skip)
+            Int4WeightOnlyConfig(group_size=group_size),
+            modules_to_not_convert=not_in_int4(layers, arguments.skip, names),
         )
         model.config.save_pretrained(folder)
         models.copy_companions(arguments.checkpoint, folder)
@@ -139,19 +140,22 @@ def lay_out(
     return tensors, renamed | stored | described | {"format": "pt"}
 
 
-def not_in_int4(layers: list[dict], skip: list[str]) -> list[str]:
+def not_in_int4(layers: list[dict], skip: list[str], names: dict[str, str]) -> list[str]:
     """What config.json says of the linears that are not in int4: their names in transformers and in vLLM.
 
-    A part of names stands for all linears that have it, if none of those is in int4.
+    A part of names stands for all linears that have it, if none of those is in int4. names are the parameters' by those
+    in the checkpoint.
     """
+    stored = {name: key for key, name in names.items()}
     kept = [layer["name"] for layer in layers if not layer["quantized"]]
+    stored_kept = [stored.get(f"{name}.weight", name).removesuffix(".weight") for name in kept]
     in_int4 = {part for layer in layers if layer["quantized"] for part in layer["name"].split(".")}
     parts = {"lm_head", *models.IMAGE_PARTS, *skip} - in_int4
-    return sorted({*parts, *kept, *map(vllm_name, kept)})
+    return sorted({*parts, *kept, *map(vllm_name, stored_kept)})
 
 
 def vllm_name(name: str) -> str:
-    """What vLLM calls a module of a multimodal model of transformers."""
+    """What vLLM calls a module of a multimodal model that has this name in the checkpoint."""
     for prefix, theirs in VLLM_PREFIXES.items():
         if name.startswith(prefix):
             return theirs + name.removeprefix(prefix)

@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--tokens", default=512, type=int, help="tokens of a training row")
     parser.add_argument("--engines", nargs="*", default=["transformers"], choices=["transformers", "vllm"])
+    parser.add_argument("--batch-sizes", nargs="*", default=[1], type=int, help="requests at once")
     parser.add_argument("--only", nargs="*", help="beginnings of the names of the steps to take; all if left out")
     arguments = parser.parse_args()
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -119,8 +120,12 @@ def make_model(config: Gemma3Config, device: str, tokens: int, folder: Path) -> 
     config.image_token_id = ids["<image_soft_token>"]
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device), files.whole(folder / "model") as unfinished:
-        make_standin.write_model(Gemma3ForConditionalGeneration(config), tokenizer, unfinished)
+    with torch.device(device):
+        model = Gemma3ForConditionalGeneration(config)
+    with files.whole(folder / "model") as unfinished:
+        make_standin.write_model(model.cpu(), tokenizer, unfinished)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the steps, other processes, want all of it
     pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
 
 
@@ -159,9 +164,11 @@ def steps(arguments: argparse.Namespace, config: dict):
         for name, checkpoint in precisions.items():
             output = folder / f"latency_{engine}_{name}.json"
             lengths = ["--input-len", 8 if small else latency["input_len"]]
-            lengths += ["--output-len", 8 if small else latency["output_len"], "--batch-sizes", 1]
+            lengths += ["--output-len", 8 if small else latency["output_len"], "--batch-sizes", *arguments.batch_sizes]
             rounds = ["--warmup", 2, "--iterations", 5, "--vllm-runs", folder / "vllm" / name, "--output", output]
             options = ["--checkpoint", checkpoint, "--engine", engine, "--dtype", "bfloat16", *lengths, *rounds, *on]
+            if engine == "vllm":
+                options += ["--", *latency["vllm_arguments"]]
             yield f"latency {engine} {name}", ["measure_latency", *options], output
 
 
@@ -193,8 +200,9 @@ def figures_of(name: str, output: Path) -> dict:
         return {"tokens_per_s": tokens, "peak_gb": rows["peak_memory_gb"].max()}
     if kind in ("memory", "latency"):
         report = files.read_json(output)
-        wanted = ("peak_gb", "weights_gb", "checkpoint_gb", "mean_s", "std_s", "bandwidth_limit_percent", "dequantized")
-        return {key: report[key] for key in wanted if key in report}
+        wanted = ("peak_gb", "weights_gb", "checkpoint_gb", "bandwidth_limit_percent", "int4_path")
+        figures = {key: report[key] for key in wanted if key in report}
+        return figures | {f"batch_{batch['batch_size']}_s": batch["mean_s"] for batch in report.get("batches", [])}
     return {"gb": weight_files.file_bytes(output) / 1e9}
 
 

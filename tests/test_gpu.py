@@ -3,11 +3,14 @@
 python -m pytest tests/test_gpu.py
 """
 
+import json
+
 import pytest
 import torch
+import yaml
 from torchao.quantization import Int4Tensor
 
-from conftest import SKIP, run_script
+from conftest import ROOT, SKIP, run_script
 from int4_qat import int4, models
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -15,9 +18,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 ROWS, COLUMNS, GROUP_SIZE = 256, 1024, 128
 
 
-def normal(*shape, seed=0):
+def normal(*shape, seed=0, device="cuda"):
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    return values.to("cuda", torch.bfloat16)
+    return values.to(device, torch.bfloat16)
 
 
 def linear_of(quantized):
@@ -31,20 +34,23 @@ def relative_difference(found, expected):
     return (torch.linalg.vector_norm(found.float() - expected) / torch.linalg.vector_norm(expected)).item()
 
 
-def test_the_compiled_fake_quantization_rounds_as_the_export_does():
+@pytest.mark.parametrize("scaling", [0.01, 1.0])
+def test_training_on_a_gpu_sees_what_the_export_on_a_cpu_writes(scaling):
     w, a, b = normal(ROWS, COLUMNS), normal(8, COLUMNS, seed=1).float(), normal(ROWS, 8, seed=2).float()
-    expected = int4.dequantize(int4.quantize(int4.merge(w, a, b, 0.01), GROUP_SIZE)).to(torch.bfloat16)
+    merged = int4.merge(w.cpu(), a.cpu(), b.cpu(), scaling)
+    expected = int4.dequantize(int4.quantize(merged, GROUP_SIZE)).to(torch.bfloat16)
     with torch.autocast("cuda", torch.bfloat16):
-        assert torch.equal(int4.fake_quantize_merged(w, a, b, 0.01, GROUP_SIZE), expected)
+        assert torch.equal(int4.fake_quantize_merged(w, a, b, scaling, GROUP_SIZE).cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mslk_quantizes_to_the_same_codes(dtype):
+    """On a CPU: on a GPU PyTorch divides by 15 as it multiplies by 1/15, which moves one scale in a thousand a bit."""
     pytest.importorskip("mslk")
-    w = normal(ROWS, COLUMNS).to(dtype)
+    w = normal(ROWS, COLUMNS, device="cpu").to(dtype)
     theirs, ours = Int4Tensor.from_hp(w, [1, GROUP_SIZE]), models.to_torchao(int4.quantize(w, GROUP_SIZE), GROUP_SIZE)
     for part in ("qdata", "scale", "zero_point"):
-        assert torch.equal(getattr(theirs, part), getattr(ours, part).to(getattr(theirs, part).dtype)), part
+        assert torch.equal(getattr(theirs, part).to(getattr(ours, part).dtype), getattr(ours, part)), part
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 256])
@@ -59,14 +65,33 @@ def test_a_linear_computes_with_the_dequantized_weight(path, tokens):
     assert relative_difference(model(x), x.float() @ int4.dequantize(quantized).T) < 0.01
 
 
-def test_the_exported_folder_says_on_a_gpu_what_it_says_on_a_cpu(untrained, tmp_path):
+@pytest.fixture(scope="module")
+def exported(untrained, tmp_path_factory):
+    """An int4 folder."""
+    folder = tmp_path_factory.mktemp("exported") / "int4"
     options = ["--checkpoint", untrained / "model", "--scheme", "int4", "--packing", "plain", "--group-size", 64]
-    result = run_script("quantize", *options, "--skip", *SKIP, "--output", tmp_path / "int4")
+    result = run_script("quantize", *options, "--skip", *SKIP, "--output", folder)
     assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_exported_folder_says_on_a_gpu_what_it_says_on_a_cpu(exported):
     tokens = torch.arange(10, 42).view(1, -1)
     with torch.no_grad():
         expected, found = (
-            models.load_model(tmp_path / "int4", torch.bfloat16, device)(input_ids=tokens.to(device)).logits.float()
+            models.load_model(exported, torch.bfloat16, device)(input_ids=tokens.to(device)).logits.float()
             for device in ("cpu", "cuda")
         )
     assert relative_difference(found.cpu(), expected) < 0.05
+
+
+def test_vllm_serves_what_transformers_computes(exported, tmp_path):
+    pytest.importorskip("vllm")
+    pytest.importorskip("mslk")
+    serving = yaml.safe_load((ROOT / "config.yaml").read_text())["evaluation"]["serving"]
+    options = ["--checkpoint", exported, "--dtype", "bfloat16", "--concurrency", 1, "--max-tokens", 16]
+    options += ["--device", "cuda", "--vllm-log", tmp_path / "vllm.log", "--output", tmp_path / "serving.json"]
+    result = run_script("check_serving", *options, "--", *serving["vllm_arguments"])
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "serving.json").read_text())
+    assert report["likeliest_token"].strip() in [t.strip() for t in report["likeliest_tokens_in_transformers"]]

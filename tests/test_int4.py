@@ -84,12 +84,13 @@ def test_tinygemm_computes_with_the_same_weight():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.skipif(" " in torch.__file__, reason="torch.compile links nothing on a CPU from a path with a space in it")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_compiled_kernel_rounds_as_the_export_does(dtype):
+def test_the_compiled_kernels_round_as_the_export_does(dtype):
     generator = torch.Generator().manual_seed(2)
     a, b = torch.randn(8, 256, generator=generator), torch.randn(48, 8, generator=generator)
     merged = int4.merge(weight().to(dtype), a, b, 0.5)
     expected = int4.dequantize(int4.quantize(merged, 128)).to(dtype)
-    assert torch.equal(int4._compiled()(weight().to(dtype), a, b, 0.5, 128), expected)
+    found = int4._compiled(int4._deployed)(int4._compiled(int4.merge)(weight().to(dtype), a, b, 0.5), 128, dtype)
+    assert torch.equal(found, expected)
 
 
 def test_bytes_of_a_weight_at_group_128():

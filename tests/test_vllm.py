@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import measure_latency
 from conftest import ROOT, Run, copy_workflow, environment, run_script, small_config, write_config
-from int4_qat import models
+from int4_qat import models, vllm_process
 from int4_qat.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -100,7 +100,8 @@ def test_vllm_reads_every_weight_and_knows_what_is_not_in_int4(vllm, untrained, 
 
     def renamed(name):
         (prefix,) = (prefix for prefix in prefixes if f"{name}.".startswith(prefix))
-        return prefixes[prefix] + f"{name}.".removeprefix(prefix).removesuffix(".")
+        theirs = prefixes[prefix] + f"{name}.".removeprefix(prefix).removesuffix(".")
+        return theirs.replace("vision_tower.", "vision_tower.vision_model.")  # a level that transformers 5 left out
 
     modules = {renamed(layer["name"]): layer["quantized"] for layer in layers if layer["name"] != "lm_head"}
     command = ["python", "-c", READ, tmp_path / "int4", json.dumps(list(modules))]
@@ -108,6 +109,36 @@ def test_vllm_reads_every_weight_and_knows_what_is_not_in_int4(vllm, untrained, 
     weights, skipped = json.loads(shown.splitlines()[-1])
     assert sorted(weights) == sorted(load_file(untrained / "model" / "model.safetensors"))
     assert set(skipped) == {name for name, quantized in modules.items() if not quantized}
+
+
+# An mslk as 1.1.0 is: the operator, and no word on the shape of what it gives.
+MSLK = """
+import torch
+library = torch.library.Library("mslk", "DEF")
+library.define("bf16i4bf16_shuffled(Tensor X, Tensor W, Tensor w_scale_group, Tensor w_zero_group) -> Tensor")
+"""
+SHAPE = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+import mslk
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+with FakeTensorMode():
+    x, w, scale = (torch.empty(shape, dtype=torch.bfloat16) for shape in ((5, 128), (32, 64), (1, 32)))
+    y = torch.ops.mslk.bf16i4bf16_shuffled(x, w.to(torch.int8), scale, scale)
+print(tuple(y.shape), y.dtype)
+"""
+
+
+@pytest.mark.parametrize(("plugins", "expected"), [("mslk_shapes", "(5, 32) torch.bfloat16"), ("none", None)])
+def test_vllm_loads_the_plugin_that_gives_the_shape_of_an_int4_product(vllm, tmp_path, plugins, expected):
+    (tmp_path / "mslk.py").write_text(MSLK)
+    path = {"PYTHONPATH": f"{vllm_process.PLUGIN}{os.pathsep}{tmp_path}", "VLLM_PLUGINS": plugins}
+    result = subprocess.run(["python", "-c", SHAPE], env=vllm | path, capture_output=True, text=True)
+    if expected:
+        assert result.stdout.splitlines()[-1] == expected, result.stderr[-3000:]
+    else:
+        assert "UnsupportedOperatorException" in result.stderr
 
 
 def test_a_served_model_answers(served):

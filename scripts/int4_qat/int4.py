@@ -44,7 +44,8 @@ def quantize(weight: torch.Tensor, group_size: int) -> Int4Weight:
         raise ValueError(f"group size {group_size} does not divide {columns} input features")
     groups = weight.detach().float().view(rows, columns // group_size, group_size)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    scale = (high - low).clamp(min=SMALLEST_RANGE) / LEVELS
+    # In fp64 it is the correctly rounded quotient on every device; a GPU multiplies by the reciprocal of a constant.
+    scale = ((high - low).clamp(min=SMALLEST_RANGE).double() / LEVELS).float()
     codes = (groups - low).div_(scale).round_().clamp_(0, LEVELS).sub_(OFFSET)
     zero_point = low + scale * OFFSET
     return Int4Weight(codes.view(rows, columns).to(torch.int8), _store(scale), _store(zero_point))
@@ -68,15 +69,15 @@ def dequantize(quantized: Int4Weight) -> torch.Tensor:
 
 def fake_quantize(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     """What a weight becomes by export and load, in its own dtype."""
-    return dequantize(quantize(weight, group_size)).to(weight.dtype)
+    return _deployed(weight, group_size, weight.dtype)
 
 
 def merge(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
     """W + s·BA as a checkpoint stores it: added up in fp32, rounded to bfloat16 once.
 
-    weight (rows, columns), a (r, columns), b (rows, r).
+    weight (rows, columns), a (r, columns), b (rows, r). Not one addmm, which rounds differently from device to device.
     """
-    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scaling).to(STORAGE_DTYPE)
+    return (b.float() @ a.float()).mul_(scaling).add_(weight).to(STORAGE_DTYPE)
 
 
 def fake_quantize_merged(
@@ -89,10 +90,11 @@ def fake_quantize_merged(
     """
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_cuda:
-            return _compiled()(weight, a, b, scaling, group_size)
+            merged = _compiled(merge)(weight, a, b, scaling)
+            return _compiled(_deployed)(merged, group_size, weight.dtype)
         deployed = torch.empty_like(weight)
         for block in row_blocks(*weight.shape):
-            deployed[block] = _fake_quantize_merged(weight[block], a, b[block], scaling, group_size)
+            deployed[block] = _deployed(merge(weight[block], a, b[block], scaling), group_size, weight.dtype)
         return deployed
 
 
@@ -137,14 +139,17 @@ def stored_bytes(quantized: Int4Weight) -> int:
     return quantized.codes.numel() * BITS // 8 + quantized.scale.nbytes + quantized.zero_point.nbytes
 
 
-def _fake_quantize_merged(weight, a, b, scaling, group_size):
-    return dequantize(quantize(merge(weight, a, b, scaling), group_size)).to(weight.dtype)
+def _deployed(weight, group_size, dtype):
+    return dequantize(quantize(weight, group_size)).to(dtype)
 
 
 @functools.cache
-def _compiled():
-    """One kernel in place of a chain of passes over the weight, that rounds where the chain does."""
-    return torch.compile(_fake_quantize_merged, dynamic=False, options=EXACT)
+def _compiled(function):
+    """One kernel in place of a chain of passes over the weight, that rounds where the chain does.
+
+    merge and _deployed one by one: compiled together on a GPU, the rounding to bfloat16 between them is left out.
+    """
+    return torch.compile(function, dynamic=False, options=EXACT)
 
 
 def _store(values: torch.Tensor) -> torch.Tensor:
