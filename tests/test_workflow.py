@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import sys
 
@@ -9,8 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
+import make_standin
 from conftest import ROOT, demo, planned, run_script, snakemake, write_config
-from int4_qat import mmlu_harness, sources
+from int4_qat import mmlu_harness, sources, standin
 
 NOTHING = "Nothing to be done"
 
@@ -181,3 +183,24 @@ def test_a_profile_plans_on_a_machine_with_nothing(profile, tmp_path):
     options = ["--profile", f"profiles/{profile}", "--directory", tmp_path, "--dry-run"]
     plan = planned(snakemake(*options, env=environment))
     assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (2, 5, 1)
+
+
+def test_the_demo_on_a_gpu_plans_with_vllm(tmp_path):
+    files = ["--configfile", "profiles/demo/demo.yaml", "profiles/gpu/demo.yaml"]
+    plan = planned(snakemake("--profile", "profiles/gpu", *files, "--directory", tmp_path, "--dry-run"))
+    assert (plan["make_standin"], plan["finetune"], plan["check_serving"]) == (1, 2, 3)
+
+
+def test_a_standin_that_learns_nothing_is_begun_anew_and_given_up(monkeypatch, capsys):
+    for name, value in {"ATTEMPTS": 2, "PATIENCE": 25, "CHANCE": 1.01}.items():
+        monkeypatch.setattr(make_standin, name, value)
+    facts = standin.invent_families(4, 10, random.Random(0))
+    asked = standin.ask(facts, mmlu_harness.subjects(), {"auxiliary_train": 200, "validation": 57}, seed=1)
+    tokenizer = make_standin.make_tokenizer(asked)
+    exams, lessons = (
+        [make_standin.make_lesson(frame, facts, asked[split], tokenizer) for frame in make_standin.FRAMES]
+        for split in ("validation", "auxiliary_train")
+    )
+    with pytest.raises(RuntimeError, match="did not learn its facts in 2 attempts"):
+        make_standin.learned(lessons, exams, tokenizer, seed=0)
+    assert capsys.readouterr().out.count("begins from other weights") == 2

@@ -25,7 +25,6 @@ SPECIAL_TOKENS = (
     "<end_of_image>",
     "<image_soft_token>",
 )
-NEWLINES = ["\n" * count for count in (2, 3, 4)]  # tokens of Gemma, which vLLM looks up
 TOKEN_PATTERN = r"\n\n|\n|[A-D]\.(?= )|Answer:| ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]|\s"
 # Behaves as Gemma 3's: strict turns, trimmed contents, a system message ahead of the first user turn.
 CHAT_TEMPLATE = """\
@@ -108,8 +107,8 @@ def _question(facts: dict[str, list[str]], subject: str, generator: random.Rando
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer of all words in `texts`, reversible, with Gemma's special tokens and turns."""
     split = pre_tokenizers.Split(Regex(TOKEN_PATTERN), "isolated")
-    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)} - {*NEWLINES})
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *words, *NEWLINES])}
+    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.Fuse()
