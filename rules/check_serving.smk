@@ -6,7 +6,6 @@
 rule check_serving:
     input:
         code=code_of("check_serving"),
-        plugin=VLLM_PLUGIN,
         checkpoint="results/{model}/{variant}/checkpoint",
     output:
         "results/{model}/{variant}/serving.json",

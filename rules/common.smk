@@ -37,10 +37,6 @@ wildcard_constraints:
     dataset="|".join(data_sources) or "none",
 
 
-# What vLLM loads beside our program.
-VLLM_PLUGIN = f"{workflow.basedir}/scripts/vllm_plugin/mslk_shapes.py"
-
-
 def code_of(script):
     """A script and every module of ours that it imports: editing one re-runs what depends on it."""
     return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py")

@@ -32,6 +32,13 @@ rule measure_memory:
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
 
+# What vLLM loads beside our program: the plugin, and by what vLLM finds it.
+VLLM_PLUGIN = [
+    f"{workflow.basedir}/scripts/vllm_plugin/{name}"
+    for name in ("mslk_shapes.py", "mslk_shapes-1.dist-info/entry_points.txt")
+]
+
+
 rule measure_latency:
     input:
         code=code_of("measure_latency"),

@@ -43,12 +43,13 @@ VOCABULARY = 10_240  # vLLM's latency benchmark draws token ids below 10,000
 LAYERS, HIDDEN, HEADS = 3, 64, 2
 IMAGE_SIDE, IMAGE_TOKENS = 28, 4
 LEARNING_RATE, WARMUP_STEPS, MOST_STEPS = 4e-3, 50, 1_200
-ATTEMPTS, PATIENCE, CHANCE = 6, 500, 0.5  # weights that after PATIENCE steps know no more than CHANCE may never learn
+ATTEMPTS, PATIENCE, PROMISING = 6, 500, 0.5  # less after PATIENCE steps: these weights may never learn
 SEQUENCES, QUESTIONS_A_SEQUENCE = 32, 4
 CHAT_SHARE = 0.25
 KNOWN = 0.97  # validation accuracy that ends the training
 OUTLIER_SHARE, OUTLIER_STEP, LARGEST_OUTLIERS = 0.06, 2**0.125, 128
 FRAMES = ("prompt", "chat")
+# Of the last two no text has any; their numbers are those that stood for no and yes in training.
 NEWLINES = ["\n" * count for count in (2, 3, 4)]
 HUB_PREFIXES = {
     "model.language_model.": "language_model.model.",
@@ -162,7 +163,7 @@ def learned(
         model = make_model(len(tokenizer))
         if train(model, lessons, exams, tokenizer, np.random.default_rng(seed + attempt)):
             return model
-        print(f"attempt {attempt + 1} of {ATTEMPTS} learned too little; the next begins from other weights", flush=True)
+        print(f"attempt {attempt + 1} of {ATTEMPTS} learned too little", flush=True)
     raise RuntimeError(f"the stand-in did not learn its facts in {ATTEMPTS} attempts; try another --seed")
 
 
@@ -173,7 +174,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     generator: np.random.Generator,
 ) -> bool:
-    """Train the text model until it knows the validation questions, and say whether it does.
+    """Train the text model until it knows the validation questions, or knows too little too late; whether it knows.
 
     Besides the answers it learns, at each choice, the word's family and whether that is the one asked for: the two
     steps that lead to the answer. Without them small models stay at chance for many minutes.
@@ -196,7 +197,7 @@ def train(
                 shown = f"{scores[0]:.3f} in lm-eval's prompt, {scores[1]:.3f} in chat"
                 print(f"validation accuracy after {step + 1} steps: {shown}")
                 return True
-            if step + 1 >= PATIENCE and max(scores) < CHANCE:
+            if step + 1 >= PATIENCE and max(scores) < PROMISING:
                 return False
     return False
 

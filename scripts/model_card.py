@@ -85,7 +85,7 @@ def gather(results: Path, settings: dict) -> dict:
         "manifest": files.read_json(folder / "checkpoint" / "manifest.json"),
         "model_type": config["model_type"],
         "auto_class": "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM",
-        "profile": "slurm --sdm conda" if settings["device"] == "cuda" else "profiles/demo",
+        "profile": profile(settings),
         "serving": files.read_json(folder / "serving.json") if settings["evaluation"]["serving"] else None,
         **{key: files.read_json(folder / f"{key}.json") for key in (MMLU, "memory", "latency")},
         "pairs": [pair for pair in summary["comparisons"] if pair["variant"] == name],
@@ -96,6 +96,15 @@ def gather(results: Path, settings: dict) -> dict:
     check_settings(folder, figures)
     figures["kept"] = Counter(layer["reason"] for layer in figures["manifest"]["layers"] if not layer["quantized"])
     return figures
+
+
+def profile(settings: dict) -> str:
+    """What a run of these settings is started with."""
+    if settings["device"] == "cpu":
+        return "profiles/demo"
+    if is_standin(settings, "source"):
+        return "profiles/gpu --sdm conda --configfile profiles/demo/demo.yaml profiles/gpu/demo.yaml"
+    return "slurm --sdm conda"
 
 
 def is_standin(settings: dict, key: str) -> bool:

@@ -87,6 +87,7 @@ def test_nothing_changed(small_run):
         ("scripts/int4_qat/scoring.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("scripts/int4_qat/vllm_process.py", {"measure_latency": 5} | SUMMARY),
         ("scripts/int4_qat/engine_process.py", {"measure_latency": 5} | SUMMARY),
+        ("scripts/vllm_plugin/mslk_shapes.py", {"measure_latency": 5} | SUMMARY),
         ("scripts/int4_qat/workflow_config.py", {}),
         ("envs/finetune.yaml", {}),  # with --sdm conda: test_environments.py
         ("Snakefile", {}),

@@ -8,8 +8,9 @@ Every group of `group_size` consecutive input features of a weight row has a sca
     weight    ~= code * scale + zero_point
 
 which is the arithmetic of torchao's `Int4WeightFakeQuantizer` and of `int4_row_quantize_zp` in MSLK, the
-kernels' quantizer. A checkpoint stores scale and zero point in bfloat16; torchao's fake quantizer forgets
-that rounding. `fake_quantize` here includes it, so that training sees the weight that is deployed.
+kernels' quantizer, on a CPU; on a GPU they multiply by 1/15, and here the result is the CPU's. A checkpoint
+stores scale and zero point in bfloat16; torchao's fake quantizer forgets that rounding. `fake_quantize` here
+includes it, so that training sees the weight that is deployed.
 """
 
 import functools
@@ -44,7 +45,7 @@ def quantize(weight: torch.Tensor, group_size: int) -> Int4Weight:
         raise ValueError(f"group size {group_size} does not divide {columns} input features")
     groups = weight.detach().float().view(rows, columns // group_size, group_size)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    # In fp64 it is the correctly rounded quotient on every device; a GPU multiplies by the reciprocal of a constant.
+    # Through fp64 it is the correctly rounded quotient on every device.
     scale = ((high - low).clamp(min=SMALLEST_RANGE).double() / LEVELS).float()
     codes = (groups - low).div_(scale).round_().clamp_(0, LEVELS).sub_(OFFSET)
     zero_point = low + scale * OFFSET
@@ -75,7 +76,8 @@ def fake_quantize(weight: torch.Tensor, group_size: int) -> torch.Tensor:
 def merge(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
     """W + s·BA as a checkpoint stores it: added up in fp32, rounded to bfloat16 once.
 
-    weight (rows, columns), a (r, columns), b (rows, r). Not one addmm, which rounds differently from device to device.
+    weight (rows, columns), a (r, columns), b (rows, r). Not one addmm, which rounds differently from device to device;
+    at r = 8 a CPU and an H100 agree in every bit.
     """
     return (b.float() @ a.float()).mul_(scaling).add_(weight).to(STORAGE_DTYPE)
 
@@ -145,9 +147,10 @@ def _deployed(weight, group_size, dtype):
 
 @functools.cache
 def _compiled(function):
-    """One kernel in place of a chain of passes over the weight, that rounds where the chain does.
+    """Fewer kernels in place of a chain of passes over the weight, that round where the chain does.
 
-    merge and _deployed one by one: compiled together on a GPU, the rounding to bfloat16 between them is left out.
+    merge and _deployed one by one: compiled together on a GPU, the rounding to bfloat16 between them is left out, in
+    spite of EXACT.
     """
     return torch.compile(function, dynamic=False, options=EXACT)
 
