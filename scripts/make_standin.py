@@ -346,12 +346,9 @@ def write_model(model: Gemma3ForConditionalGeneration, tokenizer: PreTrainedToke
 
 def hub_weights(model: Gemma3ForConditionalGeneration) -> dict[str, torch.Tensor]:
     """A model's weights by their names on the Hub, the tied ones once."""
-    weights = {}
-    for name, weight in model.state_dict().items():
-        for prefix, on_hub in HUB_PREFIXES.items():
-            if name.startswith(prefix):
-                weights[on_hub + name.removeprefix(prefix)] = weight.contiguous()
-    return weights
+    weights = {name: weight for name, weight in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    prefixes = {name: next(prefix for prefix in HUB_PREFIXES if name.startswith(prefix)) for name in weights}
+    return {HUB_PREFIXES[prefix] + name.removeprefix(prefix): weights[name] for name, prefix in prefixes.items()}
 
 
 if __name__ == "__main__":

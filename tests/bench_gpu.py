@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--tokens", default=512, type=int, help="tokens of a training row")
     parser.add_argument("--engines", nargs="*", default=["transformers"], choices=["transformers", "vllm"])
-    parser.add_argument("--batch-sizes", nargs="*", default=[1], type=int, help="requests at once")
+    parser.add_argument("--batch-sizes", nargs="+", default=[1], type=int, help="requests at once")
     parser.add_argument("--only", nargs="*", help="beginnings of the names of the steps to take; all if left out")
     arguments = parser.parse_args()
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -124,8 +124,7 @@ def make_model(config: Gemma3Config, device: str, tokens: int, folder: Path) -> 
         model = Gemma3ForConditionalGeneration(config)
     with files.whole(folder / "model") as unfinished:
         make_standin.write_model(model.cpu(), tokenizer, unfinished)
-    if device == "cuda":
-        torch.cuda.empty_cache()  # the steps, other processes, want all of it
+    torch.cuda.empty_cache()  # the steps, other processes, want all of the GPU
     pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
 
 

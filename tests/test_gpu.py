@@ -36,7 +36,8 @@ def relative_difference(found, expected):
 
 @pytest.mark.parametrize("scaling", [0.01, 1.0])
 def test_training_on_a_gpu_sees_what_the_export_on_a_cpu_writes(scaling):
-    w, a, b = normal(ROWS, COLUMNS), normal(8, COLUMNS, seed=1).float(), normal(ROWS, 8, seed=2).float()
+    rows, columns = 3840, 15360  # an MLP of Gemma 3 12B: few weights can agree by luck
+    w, a, b = normal(rows, columns), normal(8, columns, seed=1).float(), normal(rows, 8, seed=2).float()
     merged = int4.merge(w.cpu(), a.cpu(), b.cpu(), scaling)
     expected = int4.dequantize(int4.quantize(merged, GROUP_SIZE)).to(torch.bfloat16)
     with torch.autocast("cuda", torch.bfloat16):
@@ -93,5 +94,9 @@ def test_vllm_serves_what_transformers_computes(exported, tmp_path):
     options += ["--device", "cuda", "--vllm-log", tmp_path / "vllm.log", "--output", tmp_path / "serving.json"]
     result = run_script("check_serving", *options, "--", *serving["vllm_arguments"])
     assert result.returncode == 0, result.stderr
-    report = json.loads((tmp_path / "serving.json").read_text())
-    assert report["likeliest_token"].strip() in [t.strip() for t in report["likeliest_tokens_in_transformers"]]
+    assert json.loads((tmp_path / "serving.json").read_text())["dequantized"] is False
+
+
+def test_generate_runs_on_a_gpu(exported):
+    result = run_script("generate", "--checkpoint", exported, "--device", "cuda", "--max-new-tokens", 8)
+    assert result.returncode == 0, result.stderr

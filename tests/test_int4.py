@@ -89,7 +89,7 @@ def test_the_compiled_kernels_round_as_the_export_does(dtype):
     a, b = torch.randn(8, 256, generator=generator), torch.randn(48, 8, generator=generator)
     merged = int4.merge(weight().to(dtype), a, b, 0.5)
     expected = int4.dequantize(int4.quantize(merged, 128)).to(dtype)
-    found = int4._compiled(int4._deployed)(int4._compiled(int4.merge)(weight().to(dtype), a, b, 0.5), 128, dtype)
+    found = int4._compiled(int4.fake_quantize)(int4._compiled(int4.merge)(weight().to(dtype), a, b, 0.5), 128, dtype)
     assert torch.equal(found, expected)
 
 

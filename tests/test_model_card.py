@@ -139,3 +139,15 @@ def test_the_commands_of_the_card_make_its_figures_again(small_run, finished):
     plan = planned(small_run.snakemake("--dry-run", *targets, "--forcerun", *rules))
     assert {rule: plan[rule] for rule in rules} == dict.fromkeys(rules, 1)
     assert "finetune" not in plan
+
+
+@pytest.mark.parametrize(
+    ("device", "source", "expected"),
+    [
+        ("cpu", "standin", "profiles/demo"),
+        ("cuda", "standin", "profiles/gpu --sdm conda --configfile profiles/demo/demo.yaml profiles/gpu/demo.yaml"),
+        ("cuda", "hf://google/gemma-3-12b-it@0", "slurm --sdm conda"),
+    ],
+)
+def test_the_card_names_what_started_the_run(device, source, expected):
+    assert model_card.profile({"device": device, "source": source}) == expected

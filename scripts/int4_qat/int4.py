@@ -68,9 +68,9 @@ def dequantize(quantized: Int4Weight) -> torch.Tensor:
     return (groups * _per_group(scale) + _per_group(zero_point)).view(rows, columns)
 
 
-def fake_quantize(weight: torch.Tensor, group_size: int) -> torch.Tensor:
-    """What a weight becomes by export and load, in its own dtype."""
-    return _deployed(weight, group_size, weight.dtype)
+def fake_quantize(weight: torch.Tensor, group_size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """What a weight becomes by export and load, in its own dtype or the one given."""
+    return dequantize(quantize(weight, group_size)).to(dtype or weight.dtype)
 
 
 def merge(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -93,10 +93,10 @@ def fake_quantize_merged(
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_cuda:
             merged = _compiled(merge)(weight, a, b, scaling)
-            return _compiled(_deployed)(merged, group_size, weight.dtype)
+            return _compiled(fake_quantize)(merged, group_size, weight.dtype)
         deployed = torch.empty_like(weight)
         for block in row_blocks(*weight.shape):
-            deployed[block] = _deployed(merge(weight[block], a, b[block], scaling), group_size, weight.dtype)
+            deployed[block] = fake_quantize(merge(weight[block], a, b[block], scaling), group_size, weight.dtype)
         return deployed
 
 
@@ -141,16 +141,12 @@ def stored_bytes(quantized: Int4Weight) -> int:
     return quantized.codes.numel() * BITS // 8 + quantized.scale.nbytes + quantized.zero_point.nbytes
 
 
-def _deployed(weight, group_size, dtype):
-    return dequantize(quantize(weight, group_size)).to(dtype)
-
-
 @functools.cache
 def _compiled(function):
     """Fewer kernels in place of a chain of passes over the weight, that round where the chain does.
 
-    merge and _deployed one by one: compiled together on a GPU, the rounding to bfloat16 between them is left out, in
-    spite of EXACT.
+    merge and fake_quantize one by one: compiled together on a GPU, the rounding to bfloat16 between them is left out,
+    in spite of EXACT.
     """
     return torch.compile(function, dynamic=False, options=EXACT)
 

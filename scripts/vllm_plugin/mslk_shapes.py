@@ -1,6 +1,6 @@
 """A plugin of vLLM: the shape of mslk's int4 product, without which torch.compile stops at it.
 
-vLLM loads it in each of its processes once this folder is on Python's path; workflow jobs have it there.
+vLLM loads it in each of its processes once this folder is on Python's path, where measure_latency puts it.
 
     PYTHONPATH=scripts/vllm_plugin vllm serve results/gemma-3-12b-it/qat-int4/checkpoint
 """
