@@ -2,7 +2,7 @@
 
 Engine `vllm` runs `vllm bench latency`, as the card does, and keeps its JSON and its log of every run in --vllm-runs;
 what stands after `--` goes to it. Engine `transformers` does the same with model.generate; on a GPU with a static
-cache, for which transformers compiles the decoding step. Where the GPU's memory bandwidth is known,
+cache, for which transformers compiles the decoding step into CUDA graphs. Where the GPU's memory bandwidth is known,
 `bandwidth_limit_percent` is the least time in which the weights can be read once for each generated token, as a share
 of the time that it took.
 
@@ -12,6 +12,7 @@ of the time that it took.
 """
 
 import argparse
+import copy
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from statistics import fmean, stdev
 
 import torch
 from tqdm import tqdm
+from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
 from int4_qat import devices, engine_process, errors, files, models, vllm_process
 from int4_qat.errors import InputError
@@ -147,25 +149,47 @@ def read_latencies(report: Path, log: Path, iterations: int) -> list[float]:
 def with_transformers(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
     """Seconds of each iteration of each repeat, by batch size."""
     model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
-    return {
-        size: [generate(model, size, arguments) for _ in range(arguments.repeats)] for size in arguments.batch_sizes
-    }
+    return {size: time_batch(model, size, arguments) for size in arguments.batch_sizes}
 
 
-def generate(model: torch.nn.Module, size: int, arguments: argparse.Namespace) -> list[float]:
+def time_batch(model: PreTrainedModel, size: int, arguments: argparse.Namespace) -> list[list[float]]:
+    """Seconds of each iteration of each repeat, of one batch size."""
+    length = arguments.input_len + arguments.output_len
+    cache = static_cache(model.config, length) if arguments.device == "cuda" else None
+    return [generate(model, cache, size, arguments) for _ in range(arguments.repeats)]
+
+
+def static_cache(config: PretrainedConfig, length: int) -> StaticCache:
+    """A cache for `length` tokens at fixed addresses, as torch.compile and CUDA graphs need it.
+
+    transformers counts the tokens of a sliding window as a Python number, and for each number CUDA graphs are recorded
+    anew: minutes. A window that `length` does not fill holds what full attention holds, which counts on the GPU.
+    """
+    text = copy.deepcopy(config.get_text_config(decoder=True))
+    if length <= (getattr(text, "sliding_window", None) or 0):
+        kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+        text.layer_types = ["full_attention" if kind == "sliding_attention" else kind for kind in kinds]
+    return StaticCache(text, max_cache_len=length)
+
+
+def generate(
+    model: PreTrainedModel, cache: StaticCache | None, size: int, arguments: argparse.Namespace
+) -> list[float]:
     """Seconds of each iteration, on random tokens."""
     generator = torch.Generator().manual_seed(SEED)
     highest = min(TOKENS, model.config.get_text_config().vocab_size)
     tokens = torch.randint(SMALLEST_TOKEN, highest, (size, arguments.input_len), generator=generator)
     tokens = tokens.to(arguments.device)
     options = dict(max_new_tokens=arguments.output_len, min_new_tokens=arguments.output_len, do_sample=False)
-    if arguments.device == "cuda":
-        options["cache_implementation"] = "static"
     latencies = []
     for iteration in tqdm(range(arguments.warmup + arguments.iterations), desc="latency", mininterval=1):
+        if cache is not None:
+            cache.reset()
         synchronize(arguments.device)
         start = time.perf_counter()
-        output = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **options)
+        output = model.generate(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache, **options
+        )
         synchronize(arguments.device)
         if iteration >= arguments.warmup:
             latencies.append(time.perf_counter() - start)

@@ -127,16 +127,18 @@ def lay_out(
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The stored tensors, without values, and the files' metadata, as torchao flattens its tensors.
 
-    A tensor goes by its name in the checkpoint. The metadata describes it by that name, by which vLLM looks for it, and
-    by the parameter's, by which transformers does; who finds nothing under a name passes it over.
+    A tensor goes by its name in the checkpoint, and vLLM looks all of them up by it in the metadata; transformers looks
+    up the int4 ones, by the parameter's name. Who finds nothing under a name passes it over. No more is described than
+    they need: torchao compares each name with each when it loads one weight.
     """
     whole = {
         key: models.to_torchao(int4.empty(tensor, group_size), group_size) if names[key] in quantized else tensor
         for key, tensor in plan.items()
     }
     tensors, stored = flatten_tensor_state_dict(whole)
-    _, renamed = flatten_tensor_state_dict({names[key]: tensor for key, tensor in whole.items()})
-    described = {"tensor_names": json.dumps(sorted({*whole, *(names[key] for key in whole)}))}
+    in_int4 = {names[key]: tensor for key, tensor in whole.items() if names[key] in quantized}
+    _, renamed = flatten_tensor_state_dict(in_int4)
+    described = {"tensor_names": json.dumps(sorted({*whole, *in_int4}))}
     return tensors, renamed | stored | described | {"format": "pt"}
 
 
