@@ -100,3 +100,13 @@ def test_vllm_serves_what_transformers_computes(exported, tmp_path):
 def test_generate_runs_on_a_gpu(exported):
     result = run_script("generate", "--checkpoint", exported, "--device", "cuda", "--max-new-tokens", 8)
     assert result.returncode == 0, result.stderr
+
+
+def test_latency_is_measured_with_the_compiled_step(exported, tmp_path):
+    options = ["--checkpoint", exported, "--engine", "transformers", "--dtype", "bfloat16", "--device", "cuda"]
+    options += ["--input-len", 8, "--output-len", 4, "--batch-sizes", 1, 8, "--warmup", 2, "--iterations", 3]
+    result = run_script("measure_latency", *options, "--output", tmp_path / "latency.json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "latency.json").read_text())
+    assert report["int4_path"] in (models.MSLK, models.TILE_PACKED)
+    assert [len(batch["latencies_s"]) for batch in report["batches"]] == [3, 3]
