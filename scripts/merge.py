@@ -42,7 +42,7 @@ def main() -> None:
         return weight_files.differing(sources[key], targets[key])
 
     with files.whole(arguments.output) as folder:
-        targets = weight_files.create(folder, models.stored_as(sources), {"format": "pt"})
+        targets = weight_files.create(folder, models.stored_as(sources))
         weight_files.in_parallel(write, sources, "merge")
         weight_files.refuse_differences(folder, weight_files.in_parallel(compare, sources, "compare"))
         config.save_pretrained(folder)

@@ -11,6 +11,7 @@ what the fake quantization of training makes of the same weight.
 
 import argparse
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -124,22 +125,26 @@ def reason_to_skip(
 
 def lay_out(
     plan: dict[str, torch.Tensor], names: dict[str, str], quantized: set[str], group_size: int
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The stored tensors, without values, and the files' metadata, as torchao flattens its tensors.
+) -> tuple[dict[str, torch.Tensor], Callable[[Iterable[str]], dict[str, str]]]:
+    """The stored tensors, without values, as torchao flattens its own; and the metadata of a file by its tensors.
 
-    A tensor goes by its name in the checkpoint, and vLLM looks all of them up by it in the metadata; transformers looks
-    up the int4 ones, by the parameter's name. Who finds nothing under a name passes it over. No more is described than
-    they need: torchao compares each name with each when it loads one weight.
+    A tensor goes by its name in the checkpoint. vLLM looks up each of a file in the file's metadata, transformers the
+    int4 ones of all files, by the parameter's name, in what it read last; who finds nothing under a name passes it
+    over. No more is described: for each weight that transformers loads, torchao compares each name with each.
     """
     whole = {
         key: models.to_torchao(int4.empty(tensor, group_size), group_size) if names[key] in quantized else tensor
         for key, tensor in plan.items()
     }
-    tensors, stored = flatten_tensor_state_dict(whole)
     in_int4 = {names[key]: tensor for key, tensor in whole.items() if names[key] in quantized}
-    _, renamed = flatten_tensor_state_dict(in_int4)
-    described = {"tensor_names": json.dumps(sorted({*whole, *in_int4}))}
-    return tensors, renamed | stored | described | {"format": "pt"}
+    tensors, described = flatten_tensor_state_dict(whole | in_int4)
+    by_part = {part: key for key, tensor in whole.items() for part in flatten_tensor_state_dict({key: tensor})[0]}
+
+    def metadata(parts: Iterable[str]) -> dict[str, str]:
+        listed = sorted({*(by_part[part] for part in parts), *in_int4})
+        return {name: described[name] for name in listed} | {"tensor_names": json.dumps(listed), "format": "pt"}
+
+    return {part: tensors[part] for part in by_part}, metadata
 
 
 def not_in_int4(layers: list[dict], skip: list[str], names: dict[str, str]) -> list[str]:

@@ -98,7 +98,7 @@ def make_checkpoint(folder: Path) -> None:
     config.save_pretrained(model)
     architecture = models.without_weights(model)
     plan = {name: tensor for name, tensor in architecture.state_dict().items() if name != "lm_head.weight"}
-    for tensor in weight_files.create(model, plan, {"format": "pt"}).values():
+    for tensor in weight_files.create(model, plan).values():
         for start, stop in tensor.blocks():
             tensor.write((0.02 * torch.randn(stop - start)).to(torch.bfloat16), start)
     lora = LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", exclude_modules=r".*vision_tower.*")
@@ -106,7 +106,7 @@ def make_checkpoint(folder: Path) -> None:
     tensors = {name.replace(".default", ""): p for name, p in adapted.named_parameters() if p.requires_grad}
     adapted.peft_config["default"].save_pretrained(adapter)
     random = {name: 0.02 * torch.randn(tensor.shape) for name, tensor in tensors.items()}
-    save_file(random, adapter / "adapter_model.safetensors", {"format": "pt"})
+    save_file(random, adapter / "adapter_model.safetensors")
 
 
 def in_memory_merge(folder: Path) -> None:

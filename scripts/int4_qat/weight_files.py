@@ -131,15 +131,23 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def create(folder: Path, plan: dict[str, torch.Tensor], metadata: dict[str, str]) -> dict[str, StoredTensor]:
+def of_pytorch(_: Iterable[str]) -> dict[str, str]:
+    """The metadata of a file of plain tensors."""
+    return {"format": "pt"}
+
+
+def create(
+    folder: Path, plan: dict[str, torch.Tensor], metadata: Callable[[Iterable[str]], dict[str, str]] = of_pytorch
+) -> dict[str, StoredTensor]:
     """Lay out a folder's weight files, in shards with an index where the Hub wants them; the tensors to be written.
 
-    plan holds tensors on the meta device, in the order in which they go into shards.
+    plan holds tensors on the meta device, in the order in which they go into shards; metadata says what a file's header
+    tells besides, by the names of the file's tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     split = split_torch_state_dict_into_shards(plan, max_shard_size=SHARD_SIZE)
     for name, members in split.filename_to_tensors.items():
-        _create_file(folder / name, {member: plan[member] for member in members}, metadata)
+        _create_file(folder / name, {member: plan[member] for member in members}, metadata(members))
     if split.is_sharded:
         files.write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
     return stored_tensors(folder)
