@@ -61,9 +61,17 @@ def test_a_linear_computes_with_the_dequantized_weight(path, tokens):
         pytest.importorskip("mslk")
     quantized = int4.quantize(normal(ROWS, COLUMNS), GROUP_SIZE)
     model, x = torch.nn.Sequential(linear_of(quantized)), normal(tokens, COLUMNS, seed=3)
-    if path == models.TILE_PACKED:
-        models.tile_pack_weights(model)
+    {models.MSLK: models.unwrap_weights, models.TILE_PACKED: models.tile_pack_weights}[path](model)
     assert relative_difference(model(x), x.float() @ int4.dequantize(quantized).T) < 0.01
+
+
+def test_an_unwrapped_linear_is_torchaos_bit_for_bit():
+    pytest.importorskip("mslk")
+    linear = linear_of(int4.quantize(normal(ROWS, COLUMNS), GROUP_SIZE))
+    model, x = torch.nn.Sequential(linear), normal(2, 4, COLUMNS, seed=3)
+    models.unwrap_weights(model)
+    assert isinstance(model[0], models.MslkLinear)
+    assert torch.equal(model(x), linear(x))
 
 
 @pytest.fixture(scope="module")

@@ -103,3 +103,26 @@ def test_bytes_of_a_weight_at_group_128():
 def test_a_group_that_does_not_divide_is_an_error():
     with pytest.raises(ValueError, match="group size 96 does not divide 256"):
         int4.quantize(weight(), 96)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_on_plain_buffers_is_torchaos(bias):
+    """A CPU plays the kernel that both call; tests/test_gpu.py has the real one."""
+    library = torch.library.Library("mslk", "FRAGMENT")
+    if not hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
+        library.define("bf16i4bf16_rowwise(Tensor X, Tensor W, Tensor w_scale_group, Tensor w_zero_group) -> Tensor")
+    library.impl(
+        "bf16i4bf16_rowwise",
+        lambda x, *parts: x @ int4.dequantize(int4.Int4Weight(int4.unpack(parts[0]), *parts[1:])).to(x.dtype).T,
+        "CPU",
+    )
+    linear = torch.nn.Linear(256, 64, bias=bias, dtype=torch.bfloat16)
+    quantized = int4.quantize(linear.weight.detach(), 32)
+    linear.weight = torch.nn.Parameter(models.to_torchao(quantized, 32), requires_grad=False)
+    model = torch.nn.ModuleDict({"deep": torch.nn.Sequential(linear, torch.nn.Linear(64, 8))})
+    models.unwrap_weights(model)
+    assert [type(module).__name__ for module in model["deep"]] == ["MslkLinear", "Linear"]
+    for shape in ((5, 256), (2, 3, 256)):
+        x = torch.randn(*shape, dtype=torch.bfloat16)
+        assert torch.equal(model["deep"][0](x), linear(x))
+    assert models.weight_bytes(model["deep"][0]) == models.weight_bytes(linear)

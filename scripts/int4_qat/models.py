@@ -18,7 +18,7 @@ from transformers import (
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from int4_qat import int4, weight_files
+from int4_qat import int4, int4_files, weight_files
 from int4_qat.errors import InputError
 
 DEQUANTIZED, MSLK, TILE_PACKED = "dequantized", "mslk", "tile_packed"
@@ -57,6 +57,8 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
     path = int4_path(folder, device)
     if path == DEQUANTIZED and dequantize:
         dequantize_weights(model, dtype)
+    elif path == MSLK:
+        unwrap_weights(model)
     elif path == TILE_PACKED:
         tile_pack_weights(model)
     return model.eval()
@@ -151,6 +153,34 @@ def dequantize_weights(model: torch.nn.Module, dtype: torch.dtype) -> int:
         model.is_quantized = False
         model.to(dtype)
     return len(quantized)
+
+
+class MslkLinear(torch.nn.Module):
+    """A linear on the parts of torchao's plain int4 tensor, as bf16 buffers but for the codes.
+
+    torchao's tensor calls the same kernel with the same parts; but torch.compile takes every such tensor apart at each
+    call, in Python, which for a token at a time takes longer than the kernels.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        for part in int4_files.PARTS:
+            self.register_buffer(part, getattr(linear.weight, part))
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """bf16 (..., inputs) to bf16 (..., outputs)."""
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.ops.mslk.bf16i4bf16_rowwise(rows, self.qdata, self.scale, self.zero_point)
+        y = y.reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+def unwrap_weights(model: torch.nn.Module) -> None:
+    """Replace every linear that holds a plain int4 weight; one that is more than a Linear keeps torchao's tensor."""
+    for name, module in list(model.named_modules()):
+        if type(module) is torch.nn.Linear and isinstance(module.weight, Int4Tensor):
+            model.set_submodule(name, MslkLinear(module))
 
 
 @torch.no_grad()

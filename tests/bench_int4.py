@@ -1,0 +1,109 @@
+"""Measure a linear of Gemma 3 12B, its dequantized weight beside the int4 kernels that a device has.
+
+On a CPU the loader dequantizes; beside that PyTorch's own kernel. On a GPU the two paths of the loader beside bf16, in
+CUDA graphs, so that the kernels alone count.
+
+    python tests/bench_int4.py
+    python tests/bench_int4.py --device cuda
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from int4_qat import int4, models
+
+ROWS, COLUMNS, GROUP_SIZE, ROUNDS = 15360, 3840, 128, 15
+TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 8, 64, 256)}
+DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+CALLS = 20  # in a CUDA graph
+Step = Callable[[torch.Tensor], torch.Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    device = parser.parse_args().device
+    torch.manual_seed(0)
+    quantized = int4.quantize(0.02 * torch.randn(ROWS, COLUMNS), GROUP_SIZE)
+    steps = {"cpu": on_cpu, "cuda": on_gpu}[device](quantized)
+    print(f"{'tokens':>8} " + " ".join(f"{name + ' ms':>14}" for name in steps))
+    for tokens in TOKENS[device]:
+        x = torch.randn(tokens, COLUMNS, device=device, dtype=DTYPES[device])
+        prepared = {name: {"cpu": call, "cuda": graph}[device](step, x) for name, step in steps.items()}
+        seconds = {name: [] for name in prepared}
+        for _ in range(ROUNDS):
+            for name, run in prepared.items():
+                seconds[name].append(run())
+        print(f"{tokens:8} " + " ".join(f"{1000 * statistics.median(times):14.3f}" for times in seconds.values()))
+
+
+def on_cpu(quantized: int4.Int4Weight) -> dict[str, Step]:
+    """fp32 and bf16 products with the dequantized weight, and PyTorch's int4 kernel."""
+    weight = int4.dequantize(quantized)
+    pairs, scale_and_zero = int4.pack_for_tinygemm(quantized)
+    codes = torch.stack([pairs >> 4, pairs & 0xF], dim=-1).flatten(1).to(torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    mm = torch.ops.aten._weight_int4pack_mm_for_cpu
+    linear, pad = torch.nn.functional.linear, torch.nn.functional.pad
+    half, more = weight.to(torch.bfloat16), codes.shape[1] - COLUMNS
+    return {
+        "fp32": lambda x: linear(x, weight),
+        "bf16": lambda x: linear(x.to(torch.bfloat16), half),
+        "int4": lambda x: mm(pad(x.to(torch.bfloat16), (0, more)), packed, GROUP_SIZE, scale_and_zero),
+    }
+
+
+def on_gpu(quantized: int4.Int4Weight) -> dict[str, Step]:
+    """The bf16 product, and the loader's modules for both int4 kernels."""
+    quantized = int4.Int4Weight(*(part.cuda() for part in quantized))
+    half = int4.dequantize(quantized).to(torch.bfloat16)
+    steps = {"bf16": lambda x: torch.nn.functional.linear(x, half)}
+    for path, prepare in {models.MSLK: models.unwrap_weights, models.TILE_PACKED: models.tile_pack_weights}.items():
+        linear = torch.nn.Linear(COLUMNS, ROWS, bias=False, device="meta")
+        linear.weight = torch.nn.Parameter(models.to_torchao(quantized, GROUP_SIZE), requires_grad=False)
+        module = torch.nn.Sequential(linear)
+        prepare(module)
+        steps[path] = module
+    return steps
+
+
+def call(step: Step, x: torch.Tensor) -> Callable[[], float]:
+    """Seconds of one call."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        step(x)
+        return time.perf_counter() - start
+
+    return run
+
+
+@torch.no_grad()
+def graph(step: Step, x: torch.Tensor) -> Callable[[], float]:
+    """Seconds of one of many calls in a CUDA graph."""
+    step(x)
+    recorded, begin, end = torch.cuda.CUDAGraph(), torch.cuda.Event(True), torch.cuda.Event(True)
+    with torch.cuda.graph(recorded):
+        for _ in range(CALLS):
+            step(x)
+
+    def run() -> float:
+        begin.record()
+        recorded.replay()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000 / CALLS
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
