@@ -18,7 +18,7 @@ from transformers import (
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from int4_qat import int4, int4_files, weight_files
+from int4_qat import int4, weight_files
 from int4_qat.errors import InputError
 
 DEQUANTIZED, MSLK, TILE_PACKED = "dequantized", "mslk", "tile_packed"
@@ -164,8 +164,9 @@ class MslkLinear(torch.nn.Module):
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
-        for part in int4_files.PARTS:
-            self.register_buffer(part, getattr(linear.weight, part))
+        self.register_buffer("qdata", linear.weight.qdata)
+        self.register_buffer("scale", linear.weight.scale)
+        self.register_buffer("zero_point", linear.weight.zero_point)
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
