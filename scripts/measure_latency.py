@@ -154,6 +154,7 @@ def with_transformers(arguments: argparse.Namespace) -> dict[int, list[list[floa
 
 def time_batch(model: PreTrainedModel, size: int, arguments: argparse.Namespace) -> list[list[float]]:
     """Seconds of each iteration of each repeat, of one batch size."""
+    torch.compiler.reset()  # a second size would make the first one's graphs those of any size
     length = arguments.input_len + arguments.output_len
     cache = static_cache(model.config, length) if arguments.device == "cuda" else None
     return [generate(model, cache, size, arguments) for _ in range(arguments.repeats)]
@@ -163,7 +164,8 @@ def static_cache(config: PretrainedConfig, length: int) -> StaticCache:
     """A cache for `length` tokens at fixed addresses, as torch.compile and CUDA graphs need it.
 
     transformers counts the tokens of a sliding window as a Python number, and for each number CUDA graphs are recorded
-    anew: minutes. A window that `length` does not fill holds what full attention holds, which counts on the GPU.
+    anew: minutes. A window that `length` does not fill holds what full attention holds, which counts on the GPU; a
+    longer `length` keeps the windows, and takes those minutes.
     """
     text = copy.deepcopy(config.get_text_config(decoder=True))
     if length <= (getattr(text, "sliding_window", None) or 0):

@@ -128,23 +128,24 @@ def lay_out(
 ) -> tuple[dict[str, torch.Tensor], Callable[[Iterable[str]], dict[str, str]]]:
     """The stored tensors, without values, as torchao flattens its own; and the metadata of a file by its tensors.
 
-    A tensor goes by its name in the checkpoint. vLLM looks up each of a file in the file's metadata, transformers the
-    int4 ones of all files, by the parameter's name, in what it read last; who finds nothing under a name passes it
-    over. No more is described: for each weight that transformers loads, torchao compares each name with each.
+    A tensor goes by its name in the checkpoint. vLLM looks up each of a file in the file's metadata, one that is split
+    in that of each of its files, since it keeps a part for the next; transformers the int4 ones of all files, by the
+    parameter's name, in what it read last. Who finds nothing under a name passes it over. No more is described: for
+    each weight that transformers loads, torchao compares each name in the last file with each name in any.
     """
     whole = {
         key: models.to_torchao(int4.empty(tensor, group_size), group_size) if names[key] in quantized else tensor
         for key, tensor in plan.items()
     }
     in_int4 = {names[key]: tensor for key, tensor in whole.items() if names[key] in quantized}
-    tensors, described = flatten_tensor_state_dict(whole | in_int4)
-    by_part = {part: key for key, tensor in whole.items() for part in flatten_tensor_state_dict({key: tensor})[0]}
+    flat = {name: flatten_tensor_state_dict({name: tensor}) for name, tensor in (whole | in_int4).items()}
+    by_part = {part: key for key in whole for part in flat[key][0]}
 
     def metadata(parts: Iterable[str]) -> dict[str, str]:
         listed = sorted({*(by_part[part] for part in parts), *in_int4})
-        return {name: described[name] for name in listed} | {"tensor_names": json.dumps(listed), "format": "pt"}
+        return {name: flat[name][1][name] for name in listed} | {"tensor_names": json.dumps(listed), "format": "pt"}
 
-    return {part: tensors[part] for part in by_part}, metadata
+    return {part: flat[key][0][part] for part, key in by_part.items()}, metadata
 
 
 def not_in_int4(layers: list[dict], skip: list[str], names: dict[str, str]) -> list[str]:

@@ -106,7 +106,7 @@ def make_checkpoint(folder: Path) -> None:
     tensors = {name.replace(".default", ""): p for name, p in adapted.named_parameters() if p.requires_grad}
     adapted.peft_config["default"].save_pretrained(adapter)
     random = {name: 0.02 * torch.randn(tensor.shape) for name, tensor in tensors.items()}
-    save_file(random, adapter / "adapter_model.safetensors")
+    save_file(random, adapter / "adapter_model.safetensors", {"format": "pt"})
 
 
 def in_memory_merge(folder: Path) -> None:

@@ -1,17 +1,18 @@
 """Measure a linear of Gemma 3 12B, its dequantized weight beside the int4 kernels that a device has.
 
 On a CPU the loader dequantizes; beside that PyTorch's own kernel. On a GPU the two paths of the loader beside bf16, in
-CUDA graphs, so that the kernels alone count.
+CUDA graphs, so that the kernels alone count, and on copies in turn, so that no weight is in the cache, as in a model.
 
     python tests/bench_int4.py
     python tests/bench_int4.py --device cuda
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -22,8 +23,8 @@ from int4_qat import int4, models
 
 ROWS, COLUMNS, GROUP_SIZE, ROUNDS = 15360, 3840, 128, 15
 TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 8, 64, 256)}
-DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
-CALLS = 20  # in a CUDA graph
+COPIES = 8  # more than the 50 MB of an H100's cache
+CALLS = 3 * COPIES  # in a CUDA graph
 Step = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -36,8 +37,9 @@ def main() -> None:
     steps = {"cpu": on_cpu, "cuda": on_gpu}[device](quantized)
     print(f"{'tokens':>8} " + " ".join(f"{name + ' ms':>14}" for name in steps))
     for tokens in TOKENS[device]:
-        x = torch.randn(tokens, COLUMNS, device=device, dtype=DTYPES[device])
-        prepared = {name: {"cpu": call, "cuda": graph}[device](step, x) for name, step in steps.items()}
+        x = torch.randn(tokens, COLUMNS, device=device)
+        inputs = {name: x if name == "fp32" else x.to(torch.bfloat16) for name in steps}
+        prepared = {name: {"cpu": call, "cuda": graph}[device](step, inputs[name]) for name, step in steps.items()}
         seconds = {name: [] for name in prepared}
         for _ in range(ROUNDS):
             for name, run in prepared.items():
@@ -56,23 +58,37 @@ def on_cpu(quantized: int4.Int4Weight) -> dict[str, Step]:
     half, more = weight.to(torch.bfloat16), codes.shape[1] - COLUMNS
     return {
         "fp32": lambda x: linear(x, weight),
-        "bf16": lambda x: linear(x.to(torch.bfloat16), half),
-        "int4": lambda x: mm(pad(x.to(torch.bfloat16), (0, more)), packed, GROUP_SIZE, scale_and_zero),
+        "bf16": lambda x: linear(x, half),
+        "int4": lambda x: mm(pad(x, (0, more)), packed, GROUP_SIZE, scale_and_zero),
     }
 
 
 def on_gpu(quantized: int4.Int4Weight) -> dict[str, Step]:
-    """The bf16 product, and the loader's modules for both int4 kernels."""
-    quantized = int4.Int4Weight(*(part.cuda() for part in quantized))
+    """The bf16 product, and the loader's modules for the int4 kernels that there are."""
+    paths = {models.TILE_PACKED: models.tile_pack_weights}
+    if hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
+        paths[models.MSLK] = models.unwrap_weights
     half = int4.dequantize(quantized).to(torch.bfloat16)
-    steps = {"bf16": lambda x: torch.nn.functional.linear(x, half)}
-    for path, prepare in {models.MSLK: models.unwrap_weights, models.TILE_PACKED: models.tile_pack_weights}.items():
-        linear = torch.nn.Linear(COLUMNS, ROWS, bias=False, device="meta")
-        linear.weight = torch.nn.Parameter(models.to_torchao(quantized, GROUP_SIZE), requires_grad=False)
-        module = torch.nn.Sequential(linear)
-        prepare(module)
-        steps[path] = module
+    steps = {"bf16": in_turn([linear_with(half.cuda()) for _ in range(COPIES)])}
+    for path, prepare in paths.items():
+        copies = [int4.Int4Weight(*(part.cuda() for part in quantized)) for _ in range(COPIES)]
+        modules = torch.nn.Sequential(*(linear_with(models.to_torchao(copy, GROUP_SIZE)) for copy in copies))
+        prepare(modules)
+        steps[path] = in_turn(modules)
     return steps
+
+
+def linear_with(weight: torch.Tensor) -> torch.nn.Linear:
+    """A linear that has this weight, and nothing more."""
+    linear = torch.nn.Linear(COLUMNS, ROWS, bias=False, device="meta")
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+def in_turn(modules: Iterable[torch.nn.Module]) -> Step:
+    """The next of some modules at each call."""
+    turns = itertools.cycle(modules)
+    return lambda x: next(turns)(x)
 
 
 def call(step: Step, x: torch.Tensor) -> Callable[[], float]:

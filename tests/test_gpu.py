@@ -3,13 +3,16 @@
 python -m pytest tests/test_gpu.py
 """
 
+import argparse
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
 import yaml
 from torchao.quantization import Int4Tensor
 
+import measure_latency
 from conftest import ROOT, SKIP, run_script
 from int4_qat import int4, models
 
@@ -110,11 +113,20 @@ def test_generate_runs_on_a_gpu(exported):
     assert result.returncode == 0, result.stderr
 
 
-def test_latency_is_measured_with_the_compiled_step(exported, tmp_path):
+def test_latency_is_measured_on_a_gpu(exported, tmp_path):
     options = ["--checkpoint", exported, "--engine", "transformers", "--dtype", "bfloat16", "--device", "cuda"]
     options += ["--input-len", 8, "--output-len", 4, "--batch-sizes", 1, 8, "--warmup", 2, "--iterations", 3]
     result = run_script("measure_latency", *options, "--output", tmp_path / "latency.json")
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "latency.json").read_text())
-    assert report["int4_path"] in (models.MSLK, models.TILE_PACKED)
+    assert report["int4_path"] == (models.MSLK if find_spec("mslk") else models.TILE_PACKED)
     assert [len(batch["latencies_s"]) for batch in report["batches"]] == [3, 3]
+
+
+def test_the_decoding_step_is_one_cuda_graph(exported):
+    model, counters = models.load_model(exported, torch.bfloat16, "cuda"), torch._dynamo.utils.counters
+    counters.clear()
+    options = argparse.Namespace(device="cuda", input_len=8, output_len=6, warmup=2, iterations=1, repeats=2)
+    measure_latency.time_batch(model, 2, options)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["inductor"]["cudagraph_skips"] == 0

@@ -119,10 +119,12 @@ def test_a_linear_on_plain_buffers_is_torchaos(bias):
     linear = torch.nn.Linear(256, 64, bias=bias, dtype=torch.bfloat16)
     quantized = int4.quantize(linear.weight.detach(), 32)
     linear.weight = torch.nn.Parameter(models.to_torchao(quantized, 32), requires_grad=False)
-    model = torch.nn.ModuleDict({"deep": torch.nn.Sequential(linear, torch.nn.Linear(64, 8))})
+    more = torch.nn.modules.linear.NonDynamicallyQuantizableLinear(256, 64)
+    more.weight = linear.weight
+    model = torch.nn.ModuleDict({"deep": torch.nn.Sequential(linear, torch.nn.Linear(64, 8), more)})
     models.unwrap_weights(model)
-    assert [type(module).__name__ for module in model["deep"]] == ["MslkLinear", "Linear"]
-    for shape in ((5, 256), (2, 3, 256)):
+    assert [type(module) for module in model["deep"]] == [models.MslkLinear, torch.nn.Linear, type(more)]
+    for shape in ((5, 256), (2, 3, 256), (0, 256)):
         x = torch.randn(*shape, dtype=torch.bfloat16)
         assert torch.equal(model["deep"][0](x), linear(x))
     assert models.weight_bytes(model["deep"][0]) == models.weight_bytes(linear)

@@ -35,7 +35,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
 def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: bool = True) -> PreTrainedModel:
     """A local checkpoint in evaluation mode; InputError on a missing, unexpected or mismatched key.
 
-    int4 weights take the path that `int4_path` names, unless `dequantize` is False.
+    int4 weights take the path that `int4_path` names; on a CPU they stay torchao's tensors if `dequantize` is False.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
@@ -159,7 +159,7 @@ class MslkLinear(torch.nn.Module):
     """A linear on the parts of torchao's plain int4 tensor, as bf16 buffers but for the codes.
 
     torchao's tensor calls the same kernel with the same parts; but torch.compile takes every such tensor apart at each
-    call, in Python, which for a token at a time takes longer than the kernels.
+    call, in Python: milliseconds of each token.
     """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
@@ -173,7 +173,7 @@ class MslkLinear(torch.nn.Module):
         """bf16 (..., inputs) to bf16 (..., outputs)."""
         rows = x.reshape(-1, x.shape[-1])
         y = torch.ops.mslk.bf16i4bf16_rowwise(rows, self.qdata, self.scale, self.zero_point)
-        y = y.reshape(*x.shape[:-1], -1)
+        y = y.reshape(*x.shape[:-1], self.qdata.shape[0])
         return y if self.bias is None else y + self.bias
 
 
