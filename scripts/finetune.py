@@ -21,17 +21,16 @@ from types import ModuleType
 import datasets
 import pandas as pd
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from int4_qat import devices, errors, files, models, parity, qat, sources, training_callbacks
+from int4_qat import checkpoints, devices, errors, files, models, parity, qat, sources, training_callbacks
 from int4_qat.errors import InputError
+from int4_qat.sft_trainer import IGNORED, AnyDeviceSFTTrainer
 
-IGNORED = -100
 PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
 VISION_MODULES = r".*(vision_tower|multi_modal_projector).*"
 
@@ -83,7 +82,7 @@ def main(backend: ModuleType | None = None) -> None:
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     recipe = Recipe(**json.loads(arguments.recipe))
-    prepare_checkpoints(arguments.checkpoints, settings(arguments, recipe, backend))
+    checkpoints.prepare(arguments.checkpoints, settings(arguments, recipe, backend))
     tokenizer = models.load_tokenizer(arguments.model)
     model = backend.add_adapters(arguments.model, recipe, arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
@@ -91,10 +90,10 @@ def main(backend: ModuleType | None = None) -> None:
         trainer = backend.make_trainer(model, tokenizer, data, recipe, arguments)
         preemption = training_callbacks.PreemptionCheckpoint()
         trainer.add_callback(preemption)
-        checkpoint = last_whole(arguments.checkpoints)
+        checkpoint = checkpoints.last_whole(arguments.checkpoints)
         print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
-        if checkpoint and steps_of(checkpoint) >= recipe.max_steps:
-            take_over(trainer, checkpoint)
+        if checkpoint and checkpoints.steps_of(checkpoint) >= recipe.max_steps:
+            checkpoints.take_over(trainer, checkpoint)
         else:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if preemption.requested and trainer.state.global_step < recipe.max_steps:
@@ -134,36 +133,6 @@ def settings(arguments: argparse.Namespace, recipe: Recipe, backend: ModuleType)
         "code": files.digest(*sources.local_modules(__file__), backend.__file__),
         "versions": {name: versions.get(name) for name in PACKAGES},
     }
-
-
-def prepare_checkpoints(folder: Path, wanted: dict) -> None:
-    """Keep whole checkpoints of the same settings; all others are of no use and go."""
-    record = folder / "settings.json"
-    if folder.exists() and any(folder.iterdir()) and not record.exists():
-        raise InputError(f"{folder}: expected checkpoints of this program, found something else")
-    if folder.exists() and not (record.exists() and files.read_json(record) == wanted):
-        print(f"{folder}: of other settings, of no use now")
-        files.remove(folder)
-    files.write_json(record, wanted)
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / training_callbacks.WHOLE).exists():
-            files.remove(checkpoint)
-
-
-def last_whole(folder: Path) -> Path | None:
-    """The checkpoint with the most steps, if any."""
-    return max(folder.glob("checkpoint-*"), key=steps_of, default=None)
-
-
-def steps_of(checkpoint: Path) -> int:
-    """How many steps were done when it was written."""
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def take_over(trainer: SFTTrainer, checkpoint: Path) -> None:
-    """Bring a trainer to the end of a training that was done when it was stopped: resuming would take a step more."""
-    set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
-    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
@@ -287,46 +256,6 @@ def watch(trainer: SFTTrainer, on_gpu: bool) -> SFTTrainer:
     ):
         trainer.add_callback(callback)
     return trainer
-
-
-class AnyDeviceSFTTrainer(SFTTrainer):
-    """trl computes the loss in a Triton kernel that no CPU has; there it is the model's own cross-entropy.
-
-    Distillation needs the logits, which that kernel does not build: it takes the model's own everywhere.
-    """
-
-    distillation_weight = 0.0
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.distillation_weight > 0:
-            teacher = self.teacher(model, inputs)
-            cross_entropy, student = super(SFTTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
-            divergence = kl_divergence(teacher, predictions(student.logits, inputs["labels"]), num_items_in_batch)
-            loss = (1 - self.distillation_weight) * cross_entropy + self.distillation_weight * divergence
-            return (loss, student) if return_outputs else loss
-        trainer_class = super() if inputs["input_ids"].is_cuda else super(SFTTrainer, self)
-        return trainer_class.compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-    def teacher(self, model: torch.nn.Module, inputs: dict) -> torch.Tensor:
-        """What the frozen base predicts of the same batch."""
-        with torch.no_grad(), qat.frozen_base(self.accelerator.unwrap_model(model)):
-            unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
-            return predictions(model(**unlabelled, use_cache=False).logits, inputs["labels"])
-
-
-def predictions(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The logits (tokens, vocabulary) that predict a label, of (batch, length, vocabulary) for (batch, length)."""
-    return logits[:, :-1][labels[:, 1:] != IGNORED]
-
-
-def kl_divergence(teacher: torch.Tensor, student: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
-    """KL(teacher || student) of logits (tokens, vocabulary), averaged.
-
-    As the cross-entropy it is averaged over `tokens`, the labels of all batches that make up a step, if that is given.
-    """
-    expected, found = (logits.float().log_softmax(-1) for logits in (teacher, student))
-    divergence = torch.nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
-    return divergence / (len(teacher) if tokens is None else tokens)
 
 
 if __name__ == "__main__":

@@ -13,65 +13,32 @@ machinery; its figures say nothing about Gemma's.
 
 import argparse
 import copy
-import math
 import random
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
-from tqdm import tqdm
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
-    Gemma3Processor,
     Gemma3TextConfig,
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from format_mmlu import messages, render_rows
-from int4_qat import errors, files, int4, mmlu, mmlu_harness, mmlu_parquet, standin
+from int4_qat import errors, files, gemma_folder, int4, mmlu, mmlu_harness, mmlu_parquet, standin, standin_training
+from int4_qat.standin_training import Lesson
 
 FAMILIES, WORDS = 12, 20
 SIZES = {"auxiliary_train": 24_000, "dev": 285, "validation": 570, "test": 2_280}
 VOCABULARY = 10_240  # vLLM's latency benchmark draws token ids below 10,000
 LAYERS, HIDDEN, HEADS = 3, 64, 2
 IMAGE_SIDE, IMAGE_TOKENS = 28, 4
-LEARNING_RATE, WARMUP_STEPS, MOST_STEPS = 4e-3, 50, 1_200
-ATTEMPTS, PATIENCE, PROMISING = 6, 500, 0.5  # less after PATIENCE steps: these weights may never learn
-SEQUENCES, QUESTIONS_A_SEQUENCE = 32, 4
-CHAT_SHARE = 0.25
-KNOWN = 0.97  # validation accuracy that ends the training
+ATTEMPTS = 6
 OUTLIER_SHARE, OUTLIER_STEP, LARGEST_OUTLIERS = 0.06, 2**0.125, 128
-FRAMES = ("prompt", "chat")
-# Of the last two no text has any; their numbers are those that stood for no and yes in training.
-NEWLINES = ["\n" * count for count in (2, 3, 4)]
-HUB_PREFIXES = {
-    "model.language_model.": "language_model.model.",
-    "model.vision_tower.": "vision_tower.vision_model.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-}
-IGNORED = -100
-FACT, MATCH, ANSWER, REPLY = range(4)
-LOSS_WEIGHTS = {FACT: 1.0, MATCH: 4.0, ANSWER: 1.0, REPLY: 1.0}
-
-
-class Lesson(NamedTuple):
-    """Questions in one frame: tokens, what each position must say, and which kind of lesson that is; (n, length)."""
-
-    tokens: np.ndarray
-    labels: np.ndarray
-    kinds: np.ndarray
-    head: list[list[int]]  # tokens ahead of a sequence, one of these
-
-    @property
-    def answer_position(self) -> int:
-        return int(np.argmax(self.kinds[0] == ANSWER))
 
 
 def main() -> None:
@@ -85,13 +52,13 @@ def main() -> None:
     facts = standin.invent_families(FAMILIES, WORDS, random.Random(arguments.seed))
     questions = standin.ask(facts, mmlu_harness.subjects(), SIZES, arguments.seed + 1)
     tokenizer = make_tokenizer(questions)
-    exams = [make_lesson(frame, facts, questions["validation"], tokenizer) for frame in FRAMES]
-    lessons = [make_lesson(frame, facts, questions["auxiliary_train"], tokenizer) for frame in FRAMES]
+    exams = [make_lesson(frame, facts, questions["validation"], tokenizer) for frame in standin_training.FRAMES]
+    lessons = [make_lesson(frame, facts, questions["auxiliary_train"], tokenizer) for frame in standin_training.FRAMES]
     model = learned(lessons, exams, tokenizer, arguments.seed)
     make_hard_to_quantize(model, exams[0], tokenizer, arguments.int4_cost, arguments.seed)
     with files.whole(arguments.output) as folder:
         write_dataset(questions, folder / "mmlu" / "all")
-        write_model(model, tokenizer, folder / "model")
+        gemma_folder.write_model(model, tokenizer, folder / "model")
 
 
 def make_tokenizer(questions: dict[str, list[standin.Question]]) -> PreTrainedTokenizerFast:
@@ -161,120 +128,26 @@ def learned(
     for attempt in range(ATTEMPTS):
         torch.manual_seed(seed + attempt)
         model = make_model(len(tokenizer))
-        if train(model, lessons, exams, tokenizer, np.random.default_rng(seed + attempt)):
+        if standin_training.train(model, lessons, exams, tokenizer, np.random.default_rng(seed + attempt)):
             return model
         print(f"attempt {attempt + 1} of {ATTEMPTS} learned too little", flush=True)
     raise RuntimeError(f"the stand-in did not learn its facts in {ATTEMPTS} attempts; try another --seed")
 
 
-def train(
-    model: Gemma3ForConditionalGeneration,
-    lessons: list[Lesson],
-    exams: list[Lesson],
-    tokenizer: PreTrainedTokenizerFast,
-    generator: np.random.Generator,
-) -> bool:
-    """Train the text model until it knows the validation questions, or knows too little too late; whether it knows.
-
-    Besides the answers it learns, at each choice, the word's family and whether that is the one asked for: the two
-    steps that lead to the answer. Without them small models stay at chance for many minutes.
-    """
-    text_model = model.model.language_model
-    optimizer = torch.optim.AdamW(text_model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    progress = tqdm(range(MOST_STEPS), desc="train the stand-in", unit=" steps", mininterval=1)
-    for step in progress:
-        cosine = (1 + math.cos(math.pi * step / MOST_STEPS)) / 2
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(cosine, (step + 1) / WARMUP_STEPS)
-        loss = lesson_loss(text_model, len(tokenizer) + 2, *draw(lessons[generator.random() < CHAT_SHARE], generator))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(text_model.parameters(), 1.0)
-        optimizer.step()
-        if step % 25 == 24:
-            scores = [accuracy(text_model, exam, tokenizer) for exam in exams]
-            progress.set_postfix(validation=f"{scores[0]:.2f}", chat=f"{scores[1]:.2f}")
-            if min(scores) > KNOWN:
-                shown = f"{scores[0]:.3f} in lm-eval's prompt, {scores[1]:.3f} in chat"
-                print(f"validation accuracy after {step + 1} steps: {shown}")
-                return True
-            if step + 1 >= PATIENCE and max(scores) < PROMISING:
-                return False
-    return False
-
-
 def make_lesson(
     frame: str, facts: dict[str, list[str]], questions: list[standin.Question], tokenizer: PreTrainedTokenizerFast
 ) -> Lesson:
-    """Tokens and labels of questions; every question of a frame has the same number of tokens."""
+    """Questions in a frame, as lm-eval asks them or as a chat, and what comes ahead of a sequence of them."""
     rows = [question.row() for question in questions]
-    if frame == "prompt":
+    if frame == standin_training.PROMPT:
         texts = [f"{mmlu_harness.prompt(row)} {mmlu.LETTERS[row['answer']]}\n\n" for row in rows]
         descriptions = [mmlu_harness.description(name) for name in mmlu_harness.subjects()]
         head = tokenizer(descriptions)["input_ids"]
     else:
         texts = render_rows(tokenizer, *messages(pa.RecordBatch.from_pylist(rows, mmlu_parquet.SCHEMA))).to_pylist()
         head = [[tokenizer.bos_token_id]]
-    tokens = np.array(tokenizer(texts, add_special_tokens=False)["input_ids"])
-    token = tokenizer.convert_tokens_to_ids
-    family_of = np.full(len(tokenizer), IGNORED)
-    for family, words in facts.items():
-        family_of[[token(f" {word}") for word in words]] = token(f" {family}")
-    labels, kinds = np.full_like(tokens, IGNORED), np.full_like(tokens, -1)
-
-    def teach(position: int, label: np.ndarray, kind: int) -> None:
-        labels[:, position], kinds[:, position] = label, kind
-
-    asked = np.array([token(f" {question.family}") for question in questions])
-    for position in np.flatnonzero(family_of[tokens[0]] != IGNORED):
-        teach(position, family_of[tokens[:, position]], FACT)
-        no, yes = len(tokenizer), len(tokenizer) + 1
-        teach(position + 1, np.where(family_of[tokens[:, position]] == asked, yes, no), MATCH)
-    letters = [token(f" {letter}") for letter in mmlu.LETTERS]
-    answer = int(np.flatnonzero(np.isin(tokens[0], letters))[-1])
-    reply = answer if frame == "prompt" else int(np.flatnonzero(tokens[0] == token("model"))[-1]) + 2
-    for position in range(reply, answer + 1 if frame == "prompt" else tokens.shape[1]):
-        teach(position - 1, tokens[:, position], ANSWER if position == answer else REPLY)
-    return Lesson(tokens, labels, kinds, head)
-
-
-def draw(lesson: Lesson, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch of sequences of several questions each: tokens, labels, kinds; (sequences, length)."""
-    head = lesson.head[generator.integers(len(lesson.head))]
-    chosen = generator.integers(len(lesson.tokens), size=(SEQUENCES, QUESTIONS_A_SEQUENCE))
-
-    def sequences(column: np.ndarray, ahead: list[int]) -> torch.Tensor:
-        return torch.from_numpy(np.hstack([np.tile(ahead, (SEQUENCES, 1)), column[chosen].reshape(SEQUENCES, -1)]))
-
-    nothing = [IGNORED] * len(head)
-    return sequences(lesson.tokens, head), sequences(lesson.labels, nothing), sequences(lesson.kinds, nothing)
-
-
-def lesson_loss(
-    text_model: torch.nn.Module, known: int, tokens: torch.Tensor, labels: torch.Tensor, kinds: torch.Tensor
-) -> torch.Tensor:
-    """Weighted sum of each kind's mean cross-entropy, over the whole vocabulary.
-
-    The embeddings past `known` are zero, so their logits are too: one column stands for all of them.
-    """
-    taught = labels != IGNORED
-    hidden = text_model(input_ids=tokens).last_hidden_state[taught]
-    logits = hidden @ text_model.embed_tokens.weight[:known].T
-    padding = logits.new_full((len(logits), 1), math.log(VOCABULARY - known))
-    losses = torch.nn.functional.cross_entropy(torch.hstack([logits, padding]), labels[taught], reduction="none")
-    kinds = kinds[taught]
-    return sum(weight * losses[kinds == kind].mean() for kind, weight in LOSS_WEIGHTS.items() if (kinds == kind).any())
-
-
-@torch.no_grad()
-def accuracy(text_model: torch.nn.Module, lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> float:
-    """Share of right letters, one question a sequence."""
-    end = lesson.answer_position + 1
-    ahead = np.tile(lesson.head[0], (len(lesson.tokens), 1))
-    tokens = torch.from_numpy(np.hstack([ahead, lesson.tokens[:, :end]]))
-    hidden = text_model(input_ids=tokens).last_hidden_state[:, -1]
-    letters = torch.tensor(tokenizer.convert_tokens_to_ids([f" {letter}" for letter in mmlu.LETTERS]))
-    chosen = letters[(hidden @ text_model.embed_tokens.weight[letters].T).argmax(-1)]
-    return (chosen.numpy() == lesson.labels[:, end - 1]).mean().item()
+    families = [question.family for question in questions]
+    return standin_training.make_lesson(frame, texts, head, facts, families, tokenizer)
 
 
 def make_hard_to_quantize(
@@ -282,11 +155,11 @@ def make_hard_to_quantize(
 ) -> None:
     """Raise the outlier channels until int4 answers `cost` less of the exam; errors out if it never does."""
     text_model = model.model.language_model
-    known, factor = accuracy(text_model, exam, tokenizer), 1.0
+    known, factor = standin_training.accuracy(text_model, exam, tokenizer), 1.0
     while factor < LARGEST_OUTLIERS:
         factor *= OUTLIER_STEP
         add_outliers(model, OUTLIER_STEP, torch.Generator().manual_seed(seed))
-        left = accuracy(in_int4(text_model), exam, tokenizer)
+        left = standin_training.accuracy(in_int4(text_model), exam, tokenizer)
         if left <= known - cost:
             print(f"outlier channels {factor:.1f} times as large: validation accuracy {known:.3f}, in int4 {left:.3f}")
             return
@@ -325,30 +198,6 @@ def write_dataset(questions: dict[str, list[standin.Question]], folder: Path) ->
     for split, asked in questions.items():
         table = pa.Table.from_pylist([question.row() for question in asked], mmlu_parquet.SCHEMA)
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
-
-
-def write_model(model: Gemma3ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """A Hub folder in bf16: weights, config, generation config, tokenizer, processor, chat template.
-
-    vLLM asks for what the Hub's Gemma 3 has: tokens of several newlines, and the names of the weights, of which
-    save_pretrained would leave out `vision_model`.
-    """
-    tokenizer.add_tokens([token for token in NEWLINES if token not in tokenizer.get_vocab()])
-    config = model.to(torch.bfloat16).config
-    side, tokens = config.vision_config.image_size, config.mm_tokens_per_image
-    images = Gemma3ImageProcessorPil(size={"height": side, "width": side}, image_seq_length=tokens)
-    Gemma3Processor(images, tokenizer, tokenizer.chat_template, image_seq_length=tokens).save_pretrained(folder)
-    config.architectures, config.dtype = [type(model).__name__], torch.bfloat16
-    config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    save_file(hub_weights(model), folder / "model.safetensors", {"format": "pt"})
-
-
-def hub_weights(model: Gemma3ForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """A model's weights by their names on the Hub, the tied ones once."""
-    weights = {name: weight for name, weight in model.state_dict().items() if name not in model.all_tied_weights_keys}
-    prefixes = {name: next(prefix for prefix in HUB_PREFIXES if name.startswith(prefix)) for name in weights}
-    return {HUB_PREFIXES[prefix] + name.removeprefix(prefix): weights[name] for name, prefix in prefixes.items()}
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Tex
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-import make_standin
-from int4_qat import devices, files, recipes, standin, weight_files
+from int4_qat import devices, files, gemma_folder, recipes, standin, weight_files
 
 ROOT = Path(__file__).parents[1]
 ARMS = {
@@ -123,7 +122,7 @@ def make_model(config: Gemma3Config, device: str, tokens: int, folder: Path) -> 
     with torch.device(device):
         model = Gemma3ForConditionalGeneration(config)
     with files.whole(folder / "model") as unfinished:
-        make_standin.write_model(model.cpu(), tokenizer, unfinished)
+        gemma_folder.write_model(model.cpu(), tokenizer, unfinished)
     torch.cuda.empty_cache()  # the steps, other processes, want all of the GPU
     pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
 

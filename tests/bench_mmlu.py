@@ -22,7 +22,7 @@ from transformers import Gemma3ForConditionalGeneration
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import make_standin
-from int4_qat import mmlu_harness, standin
+from int4_qat import gemma_folder, mmlu_harness, standin
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +53,7 @@ def write_model(folder: Path, vocabulary: int) -> Path:
     config = small.config
     config.text_config.vocab_size = vocabulary
     assert len(tokenizer) <= vocabulary
-    make_standin.write_model(Gemma3ForConditionalGeneration(config), tokenizer, folder / "model")
+    gemma_folder.write_model(Gemma3ForConditionalGeneration(config), tokenizer, folder / "model")
     return folder / "model"
 
 

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 import make_standin
-from int4_qat import mmlu_harness, standin
+from int4_qat import gemma_folder, mmlu_harness, standin
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
@@ -145,9 +145,28 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"auxiliary_train": 200, "dev": 5 * 57, "validation": 57, "test": 114}
     questions = standin.ask(facts, mmlu_harness.subjects(), sizes, seed=1)
     tokenizer = make_standin.make_tokenizer(questions)
-    make_standin.write_model(make_standin.make_model(len(tokenizer)), tokenizer, folder / "model")
+    gemma_folder.write_model(make_standin.make_model(len(tokenizer)), tokenizer, folder / "model")
     make_standin.write_dataset(questions, folder / "mmlu" / "all")
     return folder
+
+
+@pytest.fixture(scope="session")
+def texts(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in's questions, formatted for training."""
+    path = tmp_path_factory.mktemp("texts") / "train.parquet"
+    source = untrained / "mmlu" / "all" / "auxiliary_train-00000-of-00001.parquet"
+    result = run_script("format_mmlu", "--mmlu", source, "--tokenizer", untrained / "model", "--output", path)
+    assert result.returncode == 0, result.stderr
+    return path
+
+
+def finetune_options(untrained: Path, texts: Path, folder: Path, **changes) -> list:
+    """Options of finetune, for a recipe with some changes."""
+    return [
+        *("--model", untrained / "model", "--texts", texts, "--recipe", json.dumps(RECIPE | changes)),
+        *("--checkpoints", folder / "checkpoints"),
+        *("--adapter", folder / "adapter", "--log-table", folder / "training.csv"),
+    ]
 
 
 @pytest.fixture(scope="session")

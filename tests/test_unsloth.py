@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import make_standin
 from conftest import RECIPE, ROOT, SKIP, environment, run_script
-from int4_qat import mmlu_harness, recipes, standin, unsloth_backend
+from int4_qat import gemma_folder, mmlu_harness, recipes, standin, unsloth_backend
 from int4_qat.errors import InputError
 
 QAT = RECIPE | {"qat_scheme": "int4", "qat_target": "base+lora_a", "group_size": 128, "max_steps": 6, "save_steps": 2}
@@ -32,7 +32,7 @@ def wide(tmp_path_factory):
     tokenizer = make_standin.make_tokenizer(questions)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make_standin, "HIDDEN", 128)
-        make_standin.write_model(make_standin.make_model(len(tokenizer)), tokenizer, folder / "model")
+        gemma_folder.write_model(make_standin.make_model(len(tokenizer)), tokenizer, folder / "model")
     make_standin.write_dataset(questions, folder / "mmlu" / "all")
     download = run_script("download_mmlu", "--source", folder / "mmlu", "--output", folder / "data")
     assert download.returncode == 0, download.stderr

@@ -12,7 +12,7 @@ import yaml
 
 import make_standin
 from conftest import ROOT, demo, planned, run_script, snakemake, write_config
-from int4_qat import mmlu_harness, sources, standin
+from int4_qat import mmlu_harness, sources, standin, standin_training
 
 NOTHING = "Nothing to be done"
 
@@ -53,11 +53,13 @@ def test_modules_are_found_through_other_modules():
     assert found == {
         "finetune.py",
         "__init__.py",
+        "checkpoints.py",
         "devices.py",
         "errors.py",
         "files.py",
         "models.py",
         "qat.py",
+        "sft_trainer.py",
         "training_callbacks.py",
         "int4.py",
         "parity.py",
@@ -192,13 +194,14 @@ def test_the_demo_on_a_gpu_plans_with_vllm(tmp_path):
 
 
 def test_a_standin_that_learns_nothing_is_begun_anew_and_given_up(monkeypatch, capsys):
-    for name, value in {"ATTEMPTS": 2, "PATIENCE": 25, "PROMISING": 1.01}.items():
-        monkeypatch.setattr(make_standin, name, value)
+    monkeypatch.setattr(make_standin, "ATTEMPTS", 2)
+    monkeypatch.setattr(standin_training, "PATIENCE", 25)
+    monkeypatch.setattr(standin_training, "PROMISING", 1.01)
     facts = standin.invent_families(4, 10, random.Random(0))
     asked = standin.ask(facts, mmlu_harness.subjects(), {"auxiliary_train": 200, "validation": 57}, seed=1)
     tokenizer = make_standin.make_tokenizer(asked)
     exams, lessons = (
-        [make_standin.make_lesson(frame, facts, asked[split], tokenizer) for frame in make_standin.FRAMES]
+        [make_standin.make_lesson(frame, facts, asked[split], tokenizer) for frame in standin_training.FRAMES]
         for split in ("validation", "auxiliary_train")
     )
     with pytest.raises(RuntimeError, match="did not learn its facts in 2 attempts"):
