@@ -1,7 +1,8 @@
 """Measure a linear of Gemma 3 12B, its dequantized weight beside the int4 kernels that a device has.
 
-On a CPU the loader dequantizes; beside that PyTorch's own kernel. On a GPU the two paths of the loader beside bf16, in
-CUDA graphs, so that the kernels alone count, and on copies in turn, so that no weight is in the cache, as in a model.
+On a CPU the loader dequantizes; beside that PyTorch's own kernel. On a GPU bf16, what the loader makes, and, where mslk
+is installed, torchao's plain tensor on mslk's kernel; in CUDA graphs, so that the kernels alone count, and on copies in
+turn, so that no weight is in the cache, as in a model.
 
     python tests/bench_int4.py
     python tests/bench_int4.py --device cuda
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from int4_qat import int4, models
 
 ROWS, COLUMNS, GROUP_SIZE, ROUNDS = 15360, 3840, 128, 15
-TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 8, 64, 256)}
+TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 8, 16, 64, 256, 2048, 8192)}
 COPIES = 8  # more than the 50 MB of an H100's cache
 CALLS = 3 * COPIES  # in a CUDA graph
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -64,18 +65,19 @@ def on_cpu(quantized: int4.Int4Weight) -> dict[str, Step]:
 
 
 def on_gpu(quantized: int4.Int4Weight) -> dict[str, Step]:
-    """The bf16 product, and the loader's modules for the int4 kernels that there are."""
-    paths = {models.TILE_PACKED: models.tile_pack_weights}
-    if hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
-        paths[models.MSLK] = models.unwrap_weights
+    """The bf16 product, the loader's linears, and torchao's own if its kernel is there."""
     half = int4.dequantize(quantized).to(torch.bfloat16)
-    steps = {"bf16": in_turn([linear_with(half.cuda()) for _ in range(COPIES)])}
-    for path, prepare in paths.items():
-        copies = [int4.Int4Weight(*(part.cuda() for part in quantized)) for _ in range(COPIES)]
-        modules = torch.nn.Sequential(*(linear_with(models.to_torchao(copy, GROUP_SIZE)) for copy in copies))
-        prepare(modules)
-        steps[path] = in_turn(modules)
-    return steps
+    forms = {"bf16": [linear_with(half.cuda()) for _ in range(COPIES)], models.TILE_PACKED: plain_linears(quantized)}
+    models.tile_pack_weights(forms[models.TILE_PACKED])
+    if hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
+        forms["mslk"] = plain_linears(quantized)
+    return {name: in_turn(modules) for name, modules in forms.items()}
+
+
+def plain_linears(quantized: int4.Int4Weight) -> torch.nn.Sequential:
+    """Copies on the GPU, with torchao's tensor."""
+    copies = [int4.Int4Weight(*(part.cuda() for part in quantized)) for _ in range(COPIES)]
+    return torch.nn.Sequential(*(linear_with(models.to_torchao(copy, GROUP_SIZE)) for copy in copies))
 
 
 def linear_with(weight: torch.Tensor) -> torch.nn.Linear:

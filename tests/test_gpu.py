@@ -5,7 +5,6 @@ python -m pytest tests/test_gpu.py
 
 import argparse
 import json
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from int4_qat import int4, models
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-ROWS, COLUMNS, GROUP_SIZE = 256, 1024, 128
+ROWS, COLUMNS, GROUP_SIZE = 256, 3840, 128
 
 
 def normal(*shape, seed=0, device="cuda"):
@@ -26,10 +25,11 @@ def normal(*shape, seed=0, device="cuda"):
     return values.to(device, torch.bfloat16)
 
 
-def linear_of(quantized):
+def linear_of(quantized, group_size=GROUP_SIZE):
     """A linear that holds torchao's plain tensor."""
-    linear = torch.nn.Linear(COLUMNS, ROWS, bias=False, device="cuda", dtype=torch.bfloat16)
-    linear.weight = torch.nn.Parameter(models.to_torchao(quantized, GROUP_SIZE), requires_grad=False)
+    rows, columns = quantized.codes.shape
+    linear = torch.nn.Linear(columns, rows, bias=False, device="cuda", dtype=torch.bfloat16)
+    linear.weight = torch.nn.Parameter(models.to_torchao(quantized, group_size), requires_grad=False)
     return linear
 
 
@@ -58,23 +58,30 @@ def test_mslk_quantizes_to_the_same_codes(dtype):
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 256])
-@pytest.mark.parametrize("path", [models.MSLK, models.TILE_PACKED])
-def test_a_linear_computes_with_the_dequantized_weight(path, tokens):
-    if path == models.MSLK:
-        pytest.importorskip("mslk")
-    quantized = int4.quantize(normal(ROWS, COLUMNS), GROUP_SIZE)
-    model, x = torch.nn.Sequential(linear_of(quantized)), normal(tokens, COLUMNS, seed=3)
-    {models.MSLK: models.unwrap_weights, models.TILE_PACKED: models.tile_pack_weights}[path](model)
-    assert relative_difference(model(x), x.float() @ int4.dequantize(quantized).T) < 0.01
-
-
-def test_an_unwrapped_linear_is_torchaos_bit_for_bit():
+def test_mslk_computes_with_the_dequantized_weight(tokens):
+    """Who loads the folder with transformers alone has torchao's tensor, on mslk's kernel."""
     pytest.importorskip("mslk")
-    linear = linear_of(int4.quantize(normal(ROWS, COLUMNS), GROUP_SIZE))
-    model, x = torch.nn.Sequential(linear), normal(2, 4, COLUMNS, seed=3)
-    models.unwrap_weights(model)
-    assert isinstance(model[0], models.MslkLinear)
-    assert torch.equal(model(x), linear(x))
+    quantized = int4.quantize(normal(ROWS, COLUMNS), GROUP_SIZE)
+    x = normal(tokens, COLUMNS, seed=3)
+    assert relative_difference(linear_of(quantized)(x), x.float() @ int4.dequantize(quantized).T) < 0.01
+
+
+@pytest.mark.parametrize(("rows", "columns", "group_size"), [(ROWS, COLUMNS, 128), (45, 320, 64), (45, 416, 32)])
+def test_tiles_are_unpacked_to_the_exported_weight(rows, columns, group_size):
+    quantized = int4.quantize(normal(rows, columns, device="cpu"), group_size)
+    packed = models.TilePackedLinear(linear_of(int4.Int4Weight(*(part.cuda() for part in quantized)), group_size))
+    assert torch.equal(int4.unpack_tiles(packed.tiles)[:rows, :columns].cpu(), quantized.codes)
+    weight = int4.dequantize_tiles(packed.tiles, packed.scale_and_zero)[:rows, :columns]
+    assert torch.equal(weight.cpu(), int4.dequantize(quantized).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 16, 17, 256])
+@pytest.mark.parametrize(("rows", "columns", "group_size"), [(ROWS, COLUMNS, 128), (45, 320, 64)])
+def test_a_tile_packed_linear_computes_with_the_dequantized_weight(rows, columns, group_size, tokens):
+    quantized = int4.quantize(normal(rows, columns), group_size)
+    model, x = torch.nn.Sequential(linear_of(quantized, group_size)), normal(tokens, columns, seed=3)
+    models.tile_pack_weights(model)
+    assert relative_difference(model(x), x.float() @ int4.dequantize(quantized).T) < 0.01
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +126,7 @@ def test_latency_is_measured_on_a_gpu(exported, tmp_path):
     result = run_script("measure_latency", *options, "--output", tmp_path / "latency.json")
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "latency.json").read_text())
-    assert report["int4_path"] == (models.MSLK if find_spec("mslk") else models.TILE_PACKED)
+    assert report["int4_path"] == models.TILE_PACKED
     assert [len(batch["latencies_s"]) for batch in report["batches"]] == [3, 3]
 
 

@@ -1,5 +1,6 @@
 """int4.py against torchao's own numbers and hand-computed ones."""
 
+import itertools
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantize
 from torchao.quantization.qat.fake_quantizer import Int4WeightFakeQuantizer
 
 from int4_qat import int4, models
+from int4_qat.errors import InputError
 
 
 def weight(rows=48, columns=256, seed=0):
@@ -71,11 +73,11 @@ def test_tinygemm_computes_with_the_same_weight():
     """PyTorch's kernel for CPUs takes the scales, zero points and codes of its kernel for GPUs, but for their order."""
     quantized = int4.quantize(weight(45, 320), 64)
     pairs, scale_and_zero = int4.pack_for_tinygemm(quantized)
-    assert (pairs.shape, scale_and_zero.shape) == ((48, 512), (16, 48, 2))
+    assert (pairs.shape, scale_and_zero.shape) == ((48, 192), (6, 48, 2))
     codes = torch.stack([pairs >> 4, pairs & 0xF], dim=-1).flatten(1).to(torch.int32)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
     x = torch.randn(5, 320, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
-    padded = torch.nn.functional.pad(x, (0, 1024 - 320))
+    padded = torch.nn.functional.pad(x, (0, 384 - 320))
     found = torch.ops.aten._weight_int4pack_mm_for_cpu(padded, packed, 64, scale_and_zero)[:, :45]
     torch.testing.assert_close(found.float(), x.float() @ int4.dequantize(quantized).T, rtol=0.02, atol=0.1)
 
@@ -105,26 +107,67 @@ def test_a_group_that_does_not_divide_is_an_error():
         int4.quantize(weight(), 96)
 
 
+def tiles_of(pairs, inner_tiles):
+    """A loop in place of `aten._convert_weight_to_int4pack`, which only a GPU has, after PyTorch's int4mm.cu."""
+    codes = torch.stack([pairs >> 4, pairs & 0xF], dim=-1).flatten(1).tolist()
+    shape = (len(codes) // 8, len(codes[0]) // (16 * inner_tiles), 32, inner_tiles // 2)
+    tiles = torch.empty(shape, dtype=torch.int64)
+    for row_tile, column_tile, lane, pair in itertools.product(*map(range, shape)):
+        first = 16 * (inner_tiles * column_tile + 2 * pair) + 2 * (lane % 4)
+        columns = [first + more for more in (0, 1, 8, 9, 16, 17, 24, 25)]
+        v = [codes[8 * row_tile + lane // 4][column] for column in columns]
+        nibbles = [v[i] for i in (7, 5, 3, 1, 6, 4, 2, 0)]
+        tiles[row_tile, column_tile, lane, pair] = int("".join(f"{nibble:x}" for nibble in nibbles), 16)
+    return tiles.to(torch.uint32).view(torch.int32)
+
+
+def test_tiles_are_unpacked():
+    quantized = int4.quantize(weight(45, 320), 64)
+    pairs, scale_and_zero = int4.pack_for_tinygemm(quantized)
+    tiles = tiles_of(pairs, 8)
+    assert torch.equal(int4.unpack_tiles(tiles)[:45, :320], quantized.codes)
+    expected = int4.dequantize(quantized).to(torch.bfloat16)
+    assert torch.equal(int4.dequantize_tiles(tiles, scale_and_zero)[:45, :320], expected)
+
+
+@pytest.fixture
+def played_kernel():
+    """PyTorch's kernel for CPUs in place of its tinygemm; tests/test_gpu.py has the real one."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_convert_weight_to_int4pack", tiles_of, "CPU")
+
+    def multiply(x, tiles, group_size, scale_and_zero):
+        codes = (int4.unpack_tiles(tiles) + 8).to(torch.int32)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group_size, scale_and_zero)
+
+    library.impl("_weight_int4pack_mm", multiply, "CPU")
+    yield
+    library._destroy()
+
+
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_linear_on_plain_buffers_is_torchaos(bias):
-    """A CPU plays the kernel that both call; tests/test_gpu.py has the real one."""
-    library = torch.library.Library("mslk", "FRAGMENT")
-    if not hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
-        library.define("bf16i4bf16_rowwise(Tensor X, Tensor W, Tensor w_scale_group, Tensor w_zero_group) -> Tensor")
-    library.impl(
-        "bf16i4bf16_rowwise",
-        lambda x, *parts: x @ int4.dequantize(int4.Int4Weight(int4.unpack(parts[0]), *parts[1:])).to(x.dtype).T,
-        "CPU",
-    )
-    linear = torch.nn.Linear(256, 64, bias=bias, dtype=torch.bfloat16)
-    quantized = int4.quantize(linear.weight.detach(), 32)
-    linear.weight = torch.nn.Parameter(models.to_torchao(quantized, 32), requires_grad=False)
-    more = torch.nn.modules.linear.NonDynamicallyQuantizableLinear(256, 64)
-    more.weight = linear.weight
-    model = torch.nn.ModuleDict({"deep": torch.nn.Sequential(linear, torch.nn.Linear(64, 8), more)})
-    models.unwrap_weights(model)
-    assert [type(module) for module in model["deep"]] == [models.MslkLinear, torch.nn.Linear, type(more)]
-    for shape in ((5, 256), (2, 3, 256), (0, 256)):
+@pytest.mark.usefixtures("played_kernel")
+def test_a_tile_packed_linear_computes_with_the_exported_weight(bias):
+    linear = torch.nn.Linear(320, 45, bias=bias, dtype=torch.bfloat16)
+    quantized = int4.quantize(linear.weight.detach(), 64)
+    exported = int4.dequantize(quantized).to(torch.bfloat16)
+    linear.weight = torch.nn.Parameter(models.to_torchao(quantized, 64), requires_grad=False)
+    model = torch.nn.ModuleDict({"deep": torch.nn.Sequential(linear, torch.nn.Linear(45, 8))})
+    models.tile_pack_weights(model)
+    packed = model["deep"][0]
+    assert [type(module) for module in model["deep"]] == [models.TilePackedLinear, torch.nn.Linear]
+    for shape in ((5, 320), (2, 3, 320), (0, 320), (3, 20, 320)):
         x = torch.randn(*shape, dtype=torch.bfloat16)
-        assert torch.equal(model["deep"][0](x), linear(x))
-    assert models.weight_bytes(model["deep"][0]) == models.weight_bytes(linear)
+        expected = torch.nn.functional.linear(x, exported, linear.bias)
+        if x.shape[:-1].numel() > packed.FEW_TOKENS:
+            assert torch.equal(packed(x), expected)
+        torch.testing.assert_close(packed(x), expected, rtol=0.02, atol=0.02)
+    assert models.weight_bytes(packed) == packed.tiles.nbytes + packed.scale_and_zero.nbytes + 90 * bias
+
+
+def test_a_module_that_is_more_than_a_linear_is_an_error():
+    more = torch.nn.modules.linear.NonDynamicallyQuantizableLinear(256, 64)
+    more.weight = torch.nn.Parameter(models.to_torchao(int4.quantize(weight(64), 32), 32), requires_grad=False)
+    with pytest.raises(InputError, match=r"deep\.0: expected a Linear .* NonDynamicallyQuantizableLinear"):
+        models.tile_pack_weights(torch.nn.ModuleDict({"deep": torch.nn.Sequential(more)}))

@@ -24,7 +24,8 @@ LEVELS = 2**BITS - 1
 OFFSET = 2 ** (BITS - 1)
 SMALLEST_RANGE = 1e-6
 STORAGE_DTYPE = torch.bfloat16
-TILE_ROWS, TILE_COLUMNS = 8, 1024  # what torchao pads to for the tinygemm kernel
+# The layout of PyTorch's tinygemm kernel, as torchao asks for it: tiles of 8 rows and 16 columns, 8 tiles side by side.
+TILE_ROWS, TILE_COLUMNS, INNER_TILES = 8, 16, 8
 # Left alone, the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
 EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 CACHED_WEIGHTS = 2**18  # as fp32 about a core's cache; in smaller blocks many threads wait for Python's lock
@@ -121,14 +122,14 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
 
 
 def pack_for_tinygemm(quantized: Int4Weight) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same weight for `aten._weight_int4pack_mm`, padded as torchao's tile_packed_to_4d pads it.
+    """The same weight for `aten._weight_int4pack_mm`, padded to whole tiles.
 
     uint8 (rows, columns / 2) codes 0 ... 15 with even columns in the high nibble, for
     `aten._convert_weight_to_int4pack`, and bfloat16 (groups, rows, 2) scales and zero points. Rows are padded to a
-    multiple of 8, columns to one of 1024; the kernel computes with (code - 8) * scale + zero_point.
+    multiple of 8, columns to one of 128; the kernel computes with (code - 8) * scale + zero_point.
     """
     rows, columns = quantized.codes.shape
-    more_rows, more_columns = -rows % TILE_ROWS, -columns % TILE_COLUMNS
+    more_rows, more_columns = -rows % TILE_ROWS, -columns % (TILE_COLUMNS * INNER_TILES)
     more_groups = more_columns * quantized.scale.shape[0] // columns
     codes = torch.nn.functional.pad(quantized.codes + OFFSET, (0, more_columns, 0, more_rows)).to(torch.uint8)
     of_groups = torch.stack([quantized.scale, quantized.zero_point], dim=-1)
@@ -136,9 +137,35 @@ def pack_for_tinygemm(quantized: Int4Weight) -> tuple[torch.Tensor, torch.Tensor
     return codes[:, ::2] << BITS | codes[:, 1::2], padded.contiguous()
 
 
+def unpack_tiles(tiles: torch.Tensor) -> torch.Tensor:
+    """int8 (rows, columns) codes, the padding included, of what `aten._convert_weight_to_int4pack` made.
+
+    tiles int32 (rows / 8, columns / 128, 32, 4): of each of 32 lanes, of each pair of tiles, the 8 codes that a tensor
+    core wants of it, in the order of bits that PyTorch's int4mm.cu gives: a lane has one row of a tile, and in it two
+    columns beside each other, twice.
+    """
+    row_tiles, column_tiles = tiles.shape[:2]
+    lanes = tiles.view(row_tiles, column_tiles, TILE_ROWS, 4, INNER_TILES // 2)
+    bits = [16 * column + BITS * (2 * tile + half) for tile in (0, 1) for half in (0, 1) for column in (0, 1)]
+    codes = torch.stack([lanes >> bit & LEVELS for bit in bits], dim=-1).unflatten(-1, (2, 2, 2))
+    row, beside, pair, tile, half, column = 2, 3, 4, 5, 6, 7
+    in_order = codes.permute(0, row, 1, pair, tile, half, beside, column)
+    return (in_order.reshape(row_tiles * TILE_ROWS, -1) - OFFSET).to(torch.int8)
+
+
+def dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
+    """The bfloat16 (rows, columns) weight, the padding included, of tiles and the scales that belong to them."""
+    compiled = tiles.is_cuda and not torch.compiler.is_compiling()
+    return (_compiled(_dequantize_tiles) if compiled else _dequantize_tiles)(tiles, scale_and_zero)
+
+
 def stored_bytes(quantized: Int4Weight) -> int:
     """Bytes of a packed weight with its scales and zero points."""
     return quantized.codes.numel() * BITS // 8 + quantized.scale.nbytes + quantized.zero_point.nbytes
+
+
+def _dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
+    return dequantize(Int4Weight(unpack_tiles(tiles), *scale_and_zero.unbind(-1))).to(STORAGE_DTYPE)
 
 
 @functools.cache

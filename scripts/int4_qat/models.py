@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torchao.quantization import Int4Tensor, Int4TilePackedTo4dTensor
+from torchao.quantization import Int4Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,8 +21,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from int4_qat import int4, weight_files
 from int4_qat.errors import InputError
 
-DEQUANTIZED, MSLK, TILE_PACKED = "dequantized", "mslk", "tile_packed"
-INNER_K_TILES = 8  # of the tinygemm kernel, as torchao packs
+DEQUANTIZED, TILE_PACKED = "dequantized", "tile_packed"
 IMAGE_PARTS = ("vision_tower", "multi_modal_projector")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -57,8 +56,6 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
     path = int4_path(folder, device)
     if path == DEQUANTIZED and dequantize:
         dequantize_weights(model, dtype)
-    elif path == MSLK:
-        unwrap_weights(model)
     elif path == TILE_PACKED:
         tile_pack_weights(model)
     return model.eval()
@@ -73,19 +70,16 @@ def int4_path(folder: Path, device: str) -> str | None:
     """How a checkpoint's int4 weights are computed with on a device; None if it has none.
 
     dequantized  a CPU: made floats at loading, so memory and speed are those of unquantized weights
-    mslk         a GPU with the kernels that torchao's plain tensor calls
-    tile_packed  a GPU without them: packed anew in memory, for the tinygemm kernel of PyTorch itself
+    tile_packed  a GPU: packed anew in memory, for TilePackedLinear
 
-    InputError if a GPU has neither kernel.
+    InputError if a GPU is too old for the kernel.
     """
     if not is_int4(folder):
         return None
     if device == "cpu":
         return DEQUANTIZED
-    if hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
-        return MSLK
     if torch.cuda.get_device_capability() < (8, 0):
-        raise InputError(f"device: int4 needs compute capability 8.0 or mslk, {torch.cuda.get_device_name()} has less")
+        raise InputError(f"device: int4 needs compute capability 8.0, {torch.cuda.get_device_name()} has less")
     return TILE_PACKED
 
 
@@ -155,49 +149,51 @@ def dequantize_weights(model: torch.nn.Module, dtype: torch.dtype) -> int:
     return len(quantized)
 
 
-class MslkLinear(torch.nn.Module):
-    """A linear on the parts of torchao's plain int4 tensor, as bf16 buffers but for the codes.
+class TilePackedLinear(torch.nn.Module):
+    """A linear on the int4 weight of torchao's plain tensor, on a GPU.
 
-    torchao's tensor calls the same kernel with the same parts; but torch.compile takes every such tensor apart at each
-    call, in Python: milliseconds of each token.
+    Few tokens are multiplied by PyTorch's tinygemm kernel, whose time grows with each token; for more, the weight is
+    made bfloat16 at each call, bit for bit the exported one, and multiplied as any other (tests/bench_int4.py). The
+    buffers are plain ones, since torch.compile takes each tensor of torchao's apart at every call, in Python.
     """
+
+    FEW_TOKENS = 16
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
-        self.register_buffer("qdata", linear.weight.qdata)
-        self.register_buffer("scale", linear.weight.scale)
-        self.register_buffer("zero_point", linear.weight.zero_point)
+        self.outputs, self.inputs = linear.weight.shape
+        self.group_size = linear.weight.block_size[-1]
+        pairs, scale_and_zero = int4.pack_for_tinygemm(from_torchao(linear.weight))
+        self.register_buffer("tiles", torch.ops.aten._convert_weight_to_int4pack(pairs, int4.INNER_TILES))
+        self.register_buffer("scale_and_zero", scale_and_zero)
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """bf16 (..., inputs) to bf16 (..., outputs)."""
-        rows = x.reshape(-1, x.shape[-1])
-        y = torch.ops.mslk.bf16i4bf16_rowwise(rows, self.qdata, self.scale, self.zero_point)
-        y = y.reshape(*x.shape[:-1], self.qdata.shape[0])
-        return y if self.bias is None else y + self.bias
+        """(..., inputs) to (..., outputs), in the dtype of x."""
+        rows = x.reshape(-1, self.inputs)
+        if 0 < len(rows) <= self.FEW_TOKENS:
+            y = self.tinygemm(rows.to(torch.bfloat16)).to(x.dtype)
+            y = y if self.bias is None else y + self.bias
+        else:
+            weight = int4.dequantize_tiles(self.tiles, self.scale_and_zero)[: self.outputs, : self.inputs]
+            y = torch.nn.functional.linear(rows, weight.to(x.dtype), self.bias)
+        return y.reshape(*x.shape[:-1], self.outputs)
+
+    def tinygemm(self, rows: torch.Tensor) -> torch.Tensor:
+        """bfloat16 (tokens, inputs) to (tokens, outputs); the kernel wants whole tiles."""
+        padded = torch.nn.functional.pad(rows, (0, -self.inputs % (int4.TILE_COLUMNS * int4.INNER_TILES))).contiguous()
+        y = torch.ops.aten._weight_int4pack_mm(padded, self.tiles, self.group_size, self.scale_and_zero)
+        return y[:, : self.outputs]
 
 
-def unwrap_weights(model: torch.nn.Module) -> None:
-    """Replace every linear that holds a plain int4 weight; one that is more than a Linear keeps torchao's tensor."""
-    for name, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear and isinstance(module.weight, Int4Tensor):
-            model.set_submodule(name, MslkLinear(module))
-
-
-@torch.no_grad()
 def tile_pack_weights(model: torch.nn.Module) -> None:
-    """Replace every plain int4 weight, on a GPU, by the same one as torchao lays it out for the tinygemm kernel."""
-    for module in model.modules():
-        if isinstance(getattr(module, "weight", None), Int4Tensor):
-            weight = module.weight
-            codes, scale_and_zero = int4.pack_for_tinygemm(from_torchao(weight))
-            tensor = Int4TilePackedTo4dTensor(
-                qdata=torch.ops.aten._convert_weight_to_int4pack(codes, INNER_K_TILES),
-                scale_and_zero=scale_and_zero,
-                block_size=weight.block_size,
-                shape=weight.shape,
-            )
-            module.weight = torch.nn.Parameter(tensor, requires_grad=False)
+    """Replace every linear that holds torchao's plain int4 tensor, on a GPU, by a TilePackedLinear."""
+    modules = model.named_modules()
+    for name in [name for name, module in modules if isinstance(getattr(module, "weight", None), Int4Tensor)]:
+        module = model.get_submodule(name)
+        if type(module) is not torch.nn.Linear:
+            raise InputError(f"{name}: expected a Linear with an int4 weight, found a {type(module).__name__}")
+        model.set_submodule(name, TilePackedLinear(module))
 
 
 def is_dequantized(folder: Path, device: str) -> bool:
