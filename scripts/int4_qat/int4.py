@@ -144,13 +144,13 @@ def unpack_tiles(tiles: torch.Tensor) -> torch.Tensor:
     core wants of it, in the order of bits that PyTorch's int4mm.cu gives: a lane has one row of a tile, and in it two
     columns beside each other, twice.
     """
-    row_tiles, column_tiles = tiles.shape[:2]
-    lanes = tiles.view(row_tiles, column_tiles, TILE_ROWS, 4, INNER_TILES // 2)
-    bits = [16 * column + BITS * (2 * tile + half) for tile in (0, 1) for half in (0, 1) for column in (0, 1)]
-    codes = torch.stack([lanes >> bit & LEVELS for bit in bits], dim=-1).unflatten(-1, (2, 2, 2))
-    row, beside, pair, tile, half, column = 2, 3, 4, 5, 6, 7
-    in_order = codes.permute(0, row, 1, pair, tile, half, beside, column)
-    return (in_order.reshape(row_tiles * TILE_ROWS, -1) - OFFSET).to(torch.int8)
+    lanes = tiles.view(*tiles.shape[:2], TILE_ROWS, 4, INNER_TILES // 2, 1, 1, 1)
+    two = torch.arange(2, device=tiles.device)
+    bits = 8 * two.view(2, 1, 1) + 4 * two.view(2, 1) + 16 * two  # of the tile of a pair, of its half, of the column
+    codes = (lanes >> bits) & LEVELS
+    # Row tile and row make a row; column tile, pair, tile, half, the lane in a row, and the column make a column.
+    in_order = codes.permute(0, 2, 1, 4, 5, 6, 3, 7).reshape(len(tiles) * TILE_ROWS, -1)
+    return (in_order - OFFSET).to(torch.int8)
 
 
 def dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
