@@ -1,8 +1,8 @@
 """Measure a linear of Gemma 3 12B, its dequantized weight beside the int4 kernels that a device has.
 
-On a CPU the loader dequantizes; beside that PyTorch's own kernel. On a GPU bf16, what the loader makes, and, where mslk
-is installed, torchao's plain tensor on mslk's kernel; in CUDA graphs, so that the kernels alone count, and on copies in
-turn, so that no weight is in the cache, as in a model.
+On a CPU the loader dequantizes; beside that PyTorch's own kernel. On a GPU bf16, what the loader makes, the kernel that
+it calls for few tokens, and, where mslk is installed, torchao's plain tensor on mslk's kernel; in CUDA graphs, so that
+the kernels alone count, and on copies in turn, so that no weight is in the cache, as in a model.
 
     python tests/bench_int4.py
     python tests/bench_int4.py --device cuda
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from int4_qat import int4, models
 
 ROWS, COLUMNS, GROUP_SIZE, ROUNDS = 15360, 3840, 128, 15
-TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 8, 16, 64, 256, 2048, 8192)}
+TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 8, 16, 32, 64, 256, 2048, 8192)}
 COPIES = 8  # more than the 50 MB of an H100's cache
 CALLS = 3 * COPIES  # in a CUDA graph
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -65,13 +65,17 @@ def on_cpu(quantized: int4.Int4Weight) -> dict[str, Step]:
 
 
 def on_gpu(quantized: int4.Int4Weight) -> dict[str, Step]:
-    """The bf16 product, the loader's linears, and torchao's own if its kernel is there."""
-    half = int4.dequantize(quantized).to(torch.bfloat16)
-    forms = {"bf16": [linear_with(half.cuda()) for _ in range(COPIES)], models.TILE_PACKED: plain_linears(quantized)}
-    models.tile_pack_weights(forms[models.TILE_PACKED])
+    """The bf16 product, the loader's linears, their kernel for few tokens, and torchao's own if its kernel is there."""
+    half, packed = int4.dequantize(quantized).to(torch.bfloat16), plain_linears(quantized)
+    models.tile_pack_weights(packed)
+    forms = {
+        "bf16": [linear_with(half.cuda()) for _ in range(COPIES)],
+        models.TILE_PACKED: packed,
+        "tinygemm": [linear.tinygemm for linear in packed],
+    }
     if hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
         forms["mslk"] = plain_linears(quantized)
-    return {name: in_turn(modules) for name, modules in forms.items()}
+    return {name: in_turn(steps) for name, steps in forms.items()}
 
 
 def plain_linears(quantized: int4.Int4Weight) -> torch.nn.Sequential:
@@ -87,9 +91,9 @@ def linear_with(weight: torch.Tensor) -> torch.nn.Linear:
     return linear
 
 
-def in_turn(modules: Iterable[torch.nn.Module]) -> Step:
-    """The next of some modules at each call."""
-    turns = itertools.cycle(modules)
+def in_turn(steps: Iterable[Step]) -> Step:
+    """The next of some steps at each call."""
+    turns = itertools.cycle(steps)
     return lambda x: next(turns)(x)
 
 

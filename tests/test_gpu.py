@@ -18,6 +18,7 @@ from int4_qat import int4, models
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 ROWS, COLUMNS, GROUP_SIZE = 256, 3840, 128
+FEW, MANY = models.TilePackedLinear.FEW_TOKENS, models.TilePackedLinear.FEW_TOKENS + 1
 
 
 def normal(*shape, seed=0, device="cuda"):
@@ -71,17 +72,25 @@ def test_tiles_are_unpacked_to_the_exported_weight(rows, columns, group_size):
     quantized = int4.quantize(normal(rows, columns, device="cpu"), group_size)
     packed = models.TilePackedLinear(linear_of(int4.Int4Weight(*(part.cuda() for part in quantized)), group_size))
     assert torch.equal(int4.unpack_tiles(packed.tiles)[:rows, :columns].cpu(), quantized.codes)
-    weight = int4.dequantize_tiles(packed.tiles, packed.scale_and_zero)[:rows, :columns]
-    assert torch.equal(weight.cpu(), int4.dequantize(quantized).to(torch.bfloat16))
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = int4.dequantize_tiles(packed.tiles, packed.scale_and_zero, dtype)[:rows, :columns]
+        assert torch.equal(weight.cpu(), int4.dequantize(quantized).to(dtype))
 
 
-@pytest.mark.parametrize("tokens", [1, 8, 16, 17, 256])
+@pytest.mark.parametrize("tokens", [1, 8, FEW, MANY, 256])
 @pytest.mark.parametrize(("rows", "columns", "group_size"), [(ROWS, COLUMNS, 128), (45, 320, 64)])
 def test_a_tile_packed_linear_computes_with_the_dequantized_weight(rows, columns, group_size, tokens):
     quantized = int4.quantize(normal(rows, columns), group_size)
     model, x = torch.nn.Sequential(linear_of(quantized, group_size)), normal(tokens, columns, seed=3)
     models.tile_pack_weights(model)
     assert relative_difference(model(x), x.float() @ int4.dequantize(quantized).T) < 0.01
+
+
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+def test_a_tile_packed_linear_compiles(tokens):
+    model, x = torch.nn.Sequential(linear_of(int4.quantize(normal(ROWS, COLUMNS), GROUP_SIZE))), normal(tokens, COLUMNS)
+    models.tile_pack_weights(model)
+    assert relative_difference(torch.compile(model, fullgraph=True)(x), model(x).float()) < 0.01
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +140,7 @@ def test_latency_is_measured_on_a_gpu(exported, tmp_path):
 
 
 def test_the_decoding_step_is_one_cuda_graph(exported):
+    """The prompt is one of few tokens: more would be compiled too, a graph for each shape of a weight."""
     model, counters = models.load_model(exported, torch.bfloat16, "cuda"), torch._dynamo.utils.counters
     counters.clear()
     options = argparse.Namespace(device="cuda", input_len=8, output_len=6, warmup=2, iterations=1, repeats=2)

@@ -126,8 +126,9 @@ def test_tiles_are_unpacked():
     pairs, scale_and_zero = int4.pack_for_tinygemm(quantized)
     tiles = tiles_of(pairs, 8)
     assert torch.equal(int4.unpack_tiles(tiles)[:45, :320], quantized.codes)
-    expected = int4.dequantize(quantized).to(torch.bfloat16)
-    assert torch.equal(int4.dequantize_tiles(tiles, scale_and_zero)[:45, :320], expected)
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = int4.dequantize(quantized).to(dtype)
+        assert torch.equal(int4.dequantize_tiles(tiles, scale_and_zero, dtype)[:45, :320], expected)
 
 
 @pytest.fixture
@@ -147,23 +148,24 @@ def played_kernel():
 
 
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.usefixtures("played_kernel")
-def test_a_tile_packed_linear_computes_with_the_exported_weight(bias):
-    linear = torch.nn.Linear(320, 45, bias=bias, dtype=torch.bfloat16)
+def test_a_tile_packed_linear_computes_with_the_exported_weight(dtype, bias):
+    linear = torch.nn.Linear(320, 45, bias=bias, dtype=dtype)
     quantized = int4.quantize(linear.weight.detach(), 64)
-    exported = int4.dequantize(quantized).to(torch.bfloat16)
+    exported = int4.dequantize(quantized).to(dtype)
     linear.weight = torch.nn.Parameter(models.to_torchao(quantized, 64), requires_grad=False)
     model = torch.nn.ModuleDict({"deep": torch.nn.Sequential(linear, torch.nn.Linear(45, 8))})
     models.tile_pack_weights(model)
     packed = model["deep"][0]
     assert [type(module) for module in model["deep"]] == [models.TilePackedLinear, torch.nn.Linear]
-    for shape in ((5, 320), (2, 3, 320), (0, 320), (3, 20, 320)):
-        x = torch.randn(*shape, dtype=torch.bfloat16)
-        expected = torch.nn.functional.linear(x, exported, linear.bias)
-        if x.shape[:-1].numel() > packed.FEW_TOKENS:
-            assert torch.equal(packed(x), expected)
-        torch.testing.assert_close(packed(x), expected, rtol=0.02, atol=0.02)
-    assert models.weight_bytes(packed) == packed.tiles.nbytes + packed.scale_and_zero.nbytes + 90 * bias
+    assert models.weight_bytes(packed) == 48 * 384 // 2 + 6 * 48 * 4 + 45 * dtype.itemsize * bias
+    few, many = ((5,), (2, 3), (packed.FEW_TOKENS,)), ((0,), (packed.FEW_TOKENS + 1,), (3, packed.FEW_TOKENS))
+    for shape in (*few, *many):
+        x = torch.randn(*shape, 320, dtype=dtype)
+        found, expected = packed(x), torch.nn.functional.linear(x, exported, linear.bias)
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+        assert torch.equal(found, expected) or (dtype == torch.bfloat16 and shape in few)
 
 
 def test_a_module_that_is_more_than_a_linear_is_an_error():

@@ -24,7 +24,8 @@ LEVELS = 2**BITS - 1
 OFFSET = 2 ** (BITS - 1)
 SMALLEST_RANGE = 1e-6
 STORAGE_DTYPE = torch.bfloat16
-# The layout of PyTorch's tinygemm kernel, as torchao asks for it: tiles of 8 rows and 16 columns, 8 tiles side by side.
+# PyTorch's tinygemm kernel reads 8 rows and 16 columns in one tile, and of each row the most at once if 8 tiles stand
+# side by side.
 TILE_ROWS, TILE_COLUMNS, INNER_TILES = 8, 16, 8
 # Left alone, the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
 EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
@@ -140,23 +141,23 @@ def pack_for_tinygemm(quantized: Int4Weight) -> tuple[torch.Tensor, torch.Tensor
 def unpack_tiles(tiles: torch.Tensor) -> torch.Tensor:
     """int8 (rows, columns) codes, the padding included, of what `aten._convert_weight_to_int4pack` made.
 
-    tiles int32 (rows / 8, columns / 128, 32, 4): of each of 32 lanes, of each pair of tiles, the 8 codes that a tensor
-    core wants of it, in the order of bits that PyTorch's int4mm.cu gives: a lane has one row of a tile, and in it two
-    columns beside each other, twice.
+    tiles int32 (rows / 8, columns / 128, 32, 4): lane 4 r + c holds, of a pair of tiles, row r and of each tile columns
+    2 c, 2 c + 1, 2 c + 8 and 2 c + 9, in one integer. The order of its bits is that of PyTorch's int4mm.cu.
     """
     lanes = tiles.view(*tiles.shape[:2], TILE_ROWS, 4, INNER_TILES // 2, 1, 1, 1)
-    two = torch.arange(2, device=tiles.device)
+    two = torch.arange(2, dtype=torch.int32, device=tiles.device)
     bits = 8 * two.view(2, 1, 1) + 4 * two.view(2, 1) + 16 * two  # of the tile of a pair, of its half, of the column
     codes = (lanes >> bits) & LEVELS
-    # Row tile and row make a row; column tile, pair, tile, half, the lane in a row, and the column make a column.
+    # Row tile and row make a row; column tile, pair, tile, half, c, and the last bit of the column make a column.
     in_order = codes.permute(0, 2, 1, 4, 5, 6, 3, 7).reshape(len(tiles) * TILE_ROWS, -1)
     return (in_order - OFFSET).to(torch.int8)
 
 
-def dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
-    """The bfloat16 (rows, columns) weight, the padding included, of tiles and the scales that belong to them."""
-    compiled = tiles.is_cuda and not torch.compiler.is_compiling()
-    return (_compiled(_dequantize_tiles) if compiled else _dequantize_tiles)(tiles, scale_and_zero)
+def dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The (rows, columns) weight, the padding included, of tiles and the scales that belong to them."""
+    if torch.compiler.is_compiling() or not tiles.is_cuda:  # another compiler is at work; or a test is
+        return _dequantize_tiles(tiles, scale_and_zero, dtype)
+    return _compiled(_dequantize_tiles)(tiles, scale_and_zero, dtype)
 
 
 def stored_bytes(quantized: Int4Weight) -> int:
@@ -164,14 +165,15 @@ def stored_bytes(quantized: Int4Weight) -> int:
     return quantized.codes.numel() * BITS // 8 + quantized.scale.nbytes + quantized.zero_point.nbytes
 
 
-def _dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
-    return dequantize(Int4Weight(unpack_tiles(tiles), *scale_and_zero.unbind(-1))).to(STORAGE_DTYPE)
+def _dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return dequantize(Int4Weight(unpack_tiles(tiles), *scale_and_zero.unbind(-1))).to(dtype)
 
 
 @functools.cache
 def _compiled(function):
     """Fewer kernels in place of a chain of passes over the weight, that round where the chain does.
 
+    It holds eight shapes of weights, then runs uncompiled, and says so; a decoder has about five.
     merge and fake_quantize one by one: compiled together on a GPU, the rounding to bfloat16 between them is left out,
     in spite of EXACT.
     """

@@ -152,12 +152,12 @@ def dequantize_weights(model: torch.nn.Module, dtype: torch.dtype) -> int:
 class TilePackedLinear(torch.nn.Module):
     """A linear on the int4 weight of torchao's plain tensor, on a GPU.
 
-    Few tokens are multiplied by PyTorch's tinygemm kernel, whose time grows with each token; for more, the weight is
-    made bfloat16 at each call, bit for bit the exported one, and multiplied as any other (tests/bench_int4.py). The
-    buffers are plain ones, since torch.compile takes each tensor of torchao's apart at every call, in Python.
+    Few tokens are multiplied by PyTorch's tinygemm kernel, in bfloat16. For more, or in another dtype, the weight is
+    dequantized at each call, bit for bit as the CPU's loader does it, and multiplied as any other. The buffers are
+    plain ones, since torch.compile takes each tensor of torchao's apart at every call, in Python.
     """
 
-    FEW_TOKENS = 16
+    FEW_TOKENS = 32  # tinygemm's time grows with each; from 32 to 70 on it is the longer one (docs/gpu.md)
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -171,17 +171,18 @@ class TilePackedLinear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., inputs) to (..., outputs), in the dtype of x."""
         rows = x.reshape(-1, self.inputs)
-        if 0 < len(rows) <= self.FEW_TOKENS:
-            y = self.tinygemm(rows.to(torch.bfloat16)).to(x.dtype)
+        if rows.dtype == torch.bfloat16 and 0 < len(rows) <= self.FEW_TOKENS:
+            y = self.tinygemm(rows)
             y = y if self.bias is None else y + self.bias
         else:
-            weight = int4.dequantize_tiles(self.tiles, self.scale_and_zero)[: self.outputs, : self.inputs]
-            y = torch.nn.functional.linear(rows, weight.to(x.dtype), self.bias)
+            weight = int4.dequantize_tiles(self.tiles, self.scale_and_zero, x.dtype)
+            y = torch.nn.functional.linear(rows, weight[: self.outputs, : self.inputs], self.bias)
         return y.reshape(*x.shape[:-1], self.outputs)
 
     def tinygemm(self, rows: torch.Tensor) -> torch.Tensor:
-        """bfloat16 (tokens, inputs) to (tokens, outputs); the kernel wants whole tiles."""
-        padded = torch.nn.functional.pad(rows, (0, -self.inputs % (int4.TILE_COLUMNS * int4.INNER_TILES))).contiguous()
+        """bfloat16 (tokens, inputs) to (tokens, outputs), at least one token."""
+        padding = len(self.scale_and_zero) * self.group_size - self.inputs
+        padded = torch.nn.functional.pad(rows, (0, padding)).contiguous()  # the kernel takes nothing else
         y = torch.ops.aten._weight_int4pack_mm(padded, self.tiles, self.group_size, self.scale_and_zero)
         return y[:, : self.outputs]
 
@@ -194,6 +195,7 @@ def tile_pack_weights(model: torch.nn.Module) -> None:
         if type(module) is not torch.nn.Linear:
             raise InputError(f"{name}: expected a Linear with an int4 weight, found a {type(module).__name__}")
         model.set_submodule(name, TilePackedLinear(module))
+    torch.cuda.empty_cache()  # what packing let go would count as the model's
 
 
 def is_dequantized(folder: Path, device: str) -> bool:
