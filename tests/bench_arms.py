@@ -70,7 +70,8 @@ def main() -> None:
     results = directory / "results" / model
     table = tabulate(results, trials, arguments.seeds)
     with files.whole(arguments.output) as unfinished:
-        unfinished.write_text(document(table, arguments, read(results, variants.QUANTIZED_BASELINE).mean()))
+        untrained = read(results, variants.QUANTIZED_BASELINE).mean()
+        unfinished.write_text(document(table, arguments, config["finetune"]["max_steps"], untrained))
     print(table.to_string(index=False))
 
 
@@ -169,16 +170,17 @@ def interval(found: dict, form: str) -> str:
     return f"{form.format(found['mean'])} [{', '.join(form.format(end) for end in found['ci95'])}]"
 
 
-def document(table: pd.DataFrame, arguments: argparse.Namespace, untrained: float) -> str:
+def document(table: pd.DataFrame, arguments: argparse.Namespace, steps: int, untrained: float) -> str:
     """docs/arms.md."""
     lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]
     rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return (
         "# Arms on the stand-in\n\n"
-        f"Made by `python tests/bench_arms.py --directory runs/arms`: {len(arguments.seeds)} seeds of each row, on a\n"
-        "small stand-in with invented facts, not Gemma. Intervals are of 95%, over seeds and questions. `against\n"
-        "lora` is paired: the same questions, seed and learning rate, lora without distillation. `training differs\n"
-        "by` is the relative difference of the logits in training from those of the deployed model.\n"
+        f"Made by `python tests/bench_arms.py --directory runs/arms`: {len(arguments.seeds)} seeds of each row,\n"
+        f"{steps} steps of training, on a small stand-in with invented facts, not Gemma. Intervals are of 95%, over\n"
+        "seeds and questions. `against lora` is paired: the same questions, seed and learning rate, lora without\n"
+        "distillation. `training differs by` is the relative difference of the logits in training from those of the\n"
+        "deployed model.\n"
         f"{variants.QUANTIZED_BASELINE}, without any training, scores {untrained:.2%}.\n\n{rows}\n"
     )
 
