@@ -125,7 +125,13 @@ def small_config(standin: Path) -> dict:
     config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
     config["models"]["demo"]["source"] = str(standin / "model")
     config["data"]["source"] = str(standin / "mmlu")
-    config["finetune"] |= {"max_steps": 12, "save_steps": 4, "warmup_steps": 2, "per_device_train_batch_size": 8}
+    config["finetune"] |= {
+        "learning_rate": 3e-3,
+        "max_steps": 12,
+        "save_steps": 4,
+        "warmup_steps": 2,
+        "per_device_train_batch_size": 8,
+    }
     config["evaluation"]["memory"] |= {"max_new_tokens": 4}
     config["evaluation"]["latency"] |= {"input_len": 8, "output_len": 4, "warmup": 1, "iterations": 2}
     return config

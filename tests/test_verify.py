@@ -95,7 +95,7 @@ def test_a_result_is_followed_back_to_raw_data_and_programs(small_run):
     assert str(small_run.standin / "model" / "model.safetensors") in found
     adapter = recorded["results"]["results/demo/qat/adapter"]
     assert (adapter["rule"], adapter["started"] <= adapter["finished"]) == ("finetune", True)
-    assert '"learning_rate": 0.001' in adapter["command"]
+    assert '"learning_rate": 0.003' in adapter["command"]
     assert recorded["workflow"] == {"commit": None, "clean": None}  # a copy without git
     summary = json.loads((small_run.directory / "results" / "demo" / "summary.json").read_text())
     sources = [f"results/demo/{source}" for row in summary["variants"] for source in row["source"].values()]
