@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from int4_qat import int4, models
 
 ROWS, COLUMNS, GROUP_SIZE, ROUNDS = 15360, 3840, 128, 15
-TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 8, 16, 32, 64, 256, 2048, 8192)}
+TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 8, 16, 24, 32, 64, 256, 2048, 8192)}
 COPIES = 8  # more than the 50 MB of an H100's cache
 CALLS = 3 * COPIES  # in a CUDA graph
 Step = Callable[[torch.Tensor], torch.Tensor]

@@ -155,18 +155,16 @@ def unpack_tiles(tiles: torch.Tensor) -> torch.Tensor:
 
 def dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The (rows, columns) weight, the padding included, of tiles and the scales that belong to them."""
-    if torch.compiler.is_compiling() or not tiles.is_cuda:  # another compiler is at work; or a test is
-        return _dequantize_tiles(tiles, scale_and_zero, dtype)
-    return _compiled(_dequantize_tiles)(tiles, scale_and_zero, dtype)
+    if tiles.is_cuda:
+        from int4_qat import tile_kernel  # Triton comes with torch for CUDA alone
+
+        return tile_kernel.dequantize_tiles(tiles, scale_and_zero, dtype)
+    return dequantize(Int4Weight(unpack_tiles(tiles), *scale_and_zero.unbind(-1))).to(dtype)
 
 
 def stored_bytes(quantized: Int4Weight) -> int:
     """Bytes of a packed weight with its scales and zero points."""
     return quantized.codes.numel() * BITS // 8 + quantized.scale.nbytes + quantized.zero_point.nbytes
-
-
-def _dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return dequantize(Int4Weight(unpack_tiles(tiles), *scale_and_zero.unbind(-1))).to(dtype)
 
 
 @functools.cache

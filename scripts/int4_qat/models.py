@@ -157,7 +157,7 @@ class TilePackedLinear(torch.nn.Module):
     plain ones, since torch.compile takes each tensor of torchao's apart at every call, in Python.
     """
 
-    FEW_TOKENS = 32  # tinygemm's time grows with each; near 60 it was the longer one (docs/gpu.md)
+    FEW_TOKENS = 24  # tinygemm's time grows with each; from about 28 on it is the longer one (docs/gpu.md)
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
