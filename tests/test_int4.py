@@ -1,7 +1,9 @@
 """int4.py against torchao's own numbers and hand-computed ones."""
 
+import gc
 import itertools
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -166,6 +168,21 @@ def test_a_tile_packed_linear_computes_with_the_exported_weight(dtype, bias):
         found, expected = packed(x), torch.nn.functional.linear(x, exported, linear.bias)
         torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
         assert torch.equal(found, expected) or (dtype == torch.bfloat16 and shape in few)
+
+
+@pytest.mark.usefixtures("played_kernel")
+def test_packing_lets_the_old_weight_go():
+    """At once: on a GPU both would count. transformers gives each linear a method bound to it, a cycle."""
+    linear = torch.nn.Linear(256, 64, bias=False)
+    linear.weight = torch.nn.Parameter(models.to_torchao(int4.quantize(weight(64), 64), 64), requires_grad=False)
+    linear.extra_repr = linear.extra_repr
+    codes = weakref.ref(linear.weight.qdata)
+    model = torch.nn.Sequential(linear)
+    del linear
+    gc.disable()
+    models.tile_pack_weights(model)
+    gc.enable()
+    assert codes() is None
 
 
 def test_a_module_that_is_more_than_a_linear_is_an_error():

@@ -157,7 +157,7 @@ class TilePackedLinear(torch.nn.Module):
     plain ones, since torch.compile takes each tensor of torchao's apart at every call, in Python.
     """
 
-    FEW_TOKENS = 24  # tinygemm's time grows with each; from about 28 on it is the longer one (docs/gpu.md)
+    FEW_TOKENS = 24  # tinygemm's time grows with each; here both ways take as long (docs/gpu.md)
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -195,6 +195,7 @@ def tile_pack_weights(model: torch.nn.Module) -> None:
         if type(module) is not torch.nn.Linear:
             raise InputError(f"{name}: expected a Linear with an int4 weight, found a {type(module).__name__}")
         model.set_submodule(name, TilePackedLinear(module))
+        del module.weight  # transformers binds a method to the module: it stays until Python collects its garbage
     torch.cuda.empty_cache()  # what packing let go would count as the model's
 
 
