@@ -5,55 +5,20 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 
 import make_standin
 from int4_qat import gemma_folder, mmlu_harness, standin
-
-ROOT = Path(__file__).parents[1]
-VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
-SKIP = ["lm_head", "vision_tower", "multi_modal_projector"]
-RECIPE = {
-    "backend": "transformers",
-    "qat_scheme": None,
-    "group_size": 64,
-    "qat_target": "base",
-    "skip": ["lm_head", "vision_tower", "multi_modal_projector"],
-    "distillation_weight": 0,
-    "r": 8,
-    "lora_alpha": 8,
-    "lora_dropout": 0,
-    "finetune_vision_layers": False,
-    "dtype": "float32",
-    "max_seq_length": 2048,
-    "instruction_part": "<start_of_turn>user\n",
-    "response_part": "<start_of_turn>model\n",
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "gradient_checkpointing": False,
-    "warmup_steps": 2,
-    "num_train_epochs": 1,
-    "max_steps": 12,
-    "learning_rate": 3e-3,
-    "logging_steps": 1,
-    "save_steps": 4,
-    "optim": "adamw_torch",
-    "weight_decay": 0.01,
-    "lr_scheduler_type": "linear",
-    "seed": 3407,
-}
+from programs import ROOT, VARIANTS, run_script
+from workflows import Run, copy_workflow, demo, small_config, write_config
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -70,76 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def shares_a_run(item: pytest.Item) -> bool:
     return not {"demo_run", "small_run", "slurm"}.isdisjoint(item.fixturenames)
-
-
-def run_script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
-    """A program of scripts/, as a rule runs it."""
-    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
-    options.setdefault("env", os.environ | {"HF_HUB_OFFLINE": "1"})
-    return subprocess.run(command, capture_output=True, text=True, **options)
-
-
-def run_in_process(program: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    """A program of scripts/ without the seconds that its imports take; an InputError comes as it is."""
-    monkeypatch.setattr("sys.argv", [program.__name__, *map(str, arguments)])
-    program.main()
-
-
-def command(workflow: Path, *arguments: object) -> list[str]:
-    """Snakemake's command line for the workflow in a folder."""
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile"), *map(str, arguments)]
-
-
-def snakemake(*arguments: object, workflow: Path = ROOT, **options) -> subprocess.CompletedProcess:
-    """Run Snakemake from the workflow's folder, as its users do."""
-    return subprocess.run(command(workflow, *arguments), capture_output=True, text=True, cwd=workflow, **options)
-
-
-def demo(directory: Path, *arguments: object, **options) -> subprocess.CompletedProcess:
-    """The demo's profile in another folder."""
-    return snakemake("--profile", "profiles/demo", "--directory", directory, *arguments, **options)
-
-
-def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
-    """Jobs by rule of a dry-run."""
-    assert result.returncode == 0, result.stderr[-3000:]
-    pairs = [line.split() for line in result.stdout.splitlines()]
-    counts = {
-        pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0].isidentifier() and pair[1].isdigit()
-    }
-    return {name: count for name, count in counts.items() if name not in ("all", "total")}
-
-
-def copy_workflow(folder: Path) -> Path:
-    """The files that make up the workflow, to be edited."""
-    folder.mkdir()
-    shutil.copy(ROOT / "Snakefile", folder)
-    shutil.copy(ROOT / "config.yaml", folder)
-    for name in ("rules", "scripts", "envs", "profiles"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
-
-
-def small_config(standin: Path) -> dict:
-    """The demo's config with the untrained stand-in as local folders, and little work."""
-    config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
-    config["models"]["demo"]["source"] = str(standin / "model")
-    config["data"]["source"] = str(standin / "mmlu")
-    config["finetune"] |= {
-        "learning_rate": 3e-3,
-        "max_steps": 12,
-        "save_steps": 4,
-        "warmup_steps": 2,
-        "per_device_train_batch_size": 8,
-    }
-    config["evaluation"]["memory"] |= {"max_new_tokens": 4}
-    config["evaluation"]["latency"] |= {"input_len": 8, "output_len": 4, "warmup": 1, "iterations": 2}
-    return config
-
-
-def write_config(config: dict, path: Path) -> Path:
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -164,15 +59,6 @@ def texts(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run_script("format_mmlu", "--mmlu", source, "--tokenizer", untrained / "model", "--output", path)
     assert result.returncode == 0, result.stderr
     return path
-
-
-def finetune_options(untrained: Path, texts: Path, folder: Path, **changes) -> list:
-    """Options of finetune, for a recipe with some changes."""
-    return [
-        *("--model", untrained / "model", "--texts", texts, "--recipe", json.dumps(RECIPE | changes)),
-        *("--checkpoints", folder / "checkpoints"),
-        *("--adapter", folder / "adapter", "--log-table", folder / "training.csv"),
-    ]
 
 
 @pytest.fixture(scope="session")
@@ -211,19 +97,6 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory, hub: tuple[str, list[str]
     return folder
 
 
-class Run(NamedTuple):
-    """A finished run: a copy of the workflow, of the stand-in and of the config, and where it ran."""
-
-    workflow: Path
-    standin: Path
-    config: Path
-    directory: Path
-
-    def snakemake(self, *arguments: object, **options) -> subprocess.CompletedProcess:
-        profile = ["--profile", "profiles/demo", "--configfile", self.config, "--directory", self.directory]
-        return snakemake(*profile, *arguments, workflow=self.workflow, **options)
-
-
 @pytest.fixture(scope="session")
 def small_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The whole chain, small, with everything in copies that a test may edit."""
@@ -242,15 +115,6 @@ def finished(small_run: Run, tmp_path: Path) -> Path:
     for name in ("results", "resources", "benchmarks"):
         shutil.copytree(small_run.directory / name, tmp_path / "copy" / name)
     return tmp_path / "copy" / "results" / "demo"
-
-
-def environment(name: str) -> dict[str, str]:
-    """The variables with which programs and rules run in .venv-<name>; the test is skipped, or fails in CI, without."""
-    folder = Path(os.environ.get(f"{name.upper()}_ENVIRONMENT", ROOT / f".venv-{name}"))
-    if not (folder / "bin" / "python").exists():
-        reason = f"nothing in {folder}: run `make {name}-cpu`"
-        pytest.fail(reason) if os.environ.get(f"REQUIRE_{name.upper()}") else pytest.skip(reason)
-    return os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ import check_parity
 import finetune
 import merge
 import quantize
-from conftest import RECIPE, SKIP, run_in_process, run_script
 from int4_qat import files, int4, int4_files, models, parity, qat, weight_files
 from int4_qat.errors import InputError
+from programs import RECIPE, SKIP, run_in_process, run_script
 
 LAYER = "model.language_model.layers.0.mlp.down_proj"
 

@@ -10,9 +10,9 @@ import time
 import pandas as pd
 import pytest
 
-from conftest import ROOT, finetune_options, run_script
 from int4_qat import checkpoints
 from int4_qat.errors import InputError
+from programs import ROOT, finetune_options, run_script
 
 
 def adapter_bytes(folder):

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 import compare_runs
-from conftest import run_script
 from int4_qat.errors import InputError
+from programs import run_script
 from test_model_card import change
 
 

@@ -5,8 +5,9 @@ import copy
 import pytest
 import yaml
 
-from conftest import ROOT, snakemake
 from int4_qat import workflow_config
+from programs import ROOT
+from workflows import snakemake
 
 SCHEMA = yaml.safe_load((ROOT / "rules" / "config.schema.yaml").read_text())
 CARD = yaml.safe_load((ROOT / "config.yaml").read_text())

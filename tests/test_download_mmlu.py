@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import run_script
+from programs import run_script
 
 GOOD = ['What, is\n"this"? é', "one", "two", "three", "four", "C"]
 FOLDERS = ["auxiliary_train", "dev", "val", "test"]

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from conftest import run_script
+from programs import run_script
 
 COMMIT = "a" * 40
 FILES = {

@@ -15,8 +15,9 @@ import rattler
 import yaml
 from packaging.utils import canonicalize_name
 
-from conftest import ROOT, copy_workflow, small_config, snakemake, write_config
 from int4_qat import recipes, sources
+from programs import ROOT
+from workflows import copy_workflow, small_config, snakemake, write_config
 
 pytestmark = pytest.mark.slow
 

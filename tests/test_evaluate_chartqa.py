@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt
 import pytest
 import yaml
 
-from conftest import ROOT, VARIANTS, environment, run_script, write_config
+from programs import ROOT, VARIANTS, environment, run_script
+from workflows import write_config
 
 pytestmark = pytest.mark.slow
 

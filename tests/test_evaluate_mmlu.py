@@ -11,9 +11,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from conftest import run_script
 from int4_qat import mmlu_harness, models
 from int4_qat.errors import InputError
+from programs import run_script
 
 LIMIT = 3
 

@@ -12,8 +12,9 @@ import yaml
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from conftest import run_script, small_config, snakemake, write_config
 from int4_qat import models
+from programs import run_script
+from workflows import small_config, snakemake, write_config
 
 pytestmark = pytest.mark.slow
 

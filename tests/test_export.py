@@ -15,9 +15,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import in_memory
 import merge
 import quantize as quantize_program
-from conftest import SKIP, run_in_process, run_script
 from int4_qat import int4, int4_files, models, weight_files
 from int4_qat.errors import InputError
+from programs import SKIP, run_in_process, run_script
 
 LINEARS_IN_INT4 = 3 * 7  # layers of the stand-in, linears of a layer
 

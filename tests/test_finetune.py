@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import finetune
-from conftest import RECIPE, finetune_options, run_script
 from int4_qat import models
 from int4_qat.errors import InputError
+from programs import RECIPE, finetune_options, run_script
 
 
 def test_tokens_and_labels_are_the_cards(untrained, texts, tmp_path):

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import format_mmlu
-from conftest import ROOT, run_script
 from int4_qat import mmlu_parquet, models
+from programs import ROOT, run_script
 
 AWKWARD = [
     ("plain", ["a", "b", "c", "d"]),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from conftest import run_script
+from programs import run_script
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import yaml
 from torchao.quantization import Int4Tensor
 
 import measure_latency
-from conftest import ROOT, SKIP, run_script
 from int4_qat import int4, models
+from programs import ROOT, SKIP, run_script
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -7,7 +7,7 @@ import torch
 from transformers import Gemma3TextConfig
 
 import measure_memory
-from conftest import run_script
+from programs import run_script
 
 
 def test_the_cache_of_gemma_3_12b():

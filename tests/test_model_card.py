@@ -7,8 +7,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 import model_card
-from conftest import planned, run_script
 from int4_qat.errors import InputError
+from programs import run_script
+from workflows import planned
 
 
 def settings_of(results):

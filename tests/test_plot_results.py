@@ -10,7 +10,7 @@ import yaml
 from matplotlib.colors import to_rgb
 
 import plot_results
-from conftest import ROOT, VARIANTS, run_script
+from programs import ROOT, VARIANTS, run_script
 from test_summarize import run
 
 PLOTS = ["accuracy", "recovery_by_group", "recovery_by_subject", "training_loss", "memory", "latency"]

@@ -10,9 +10,9 @@ from torchao.quantization.qat import FakeQuantizedLinear, QATConfig
 from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
 
 import finetune
-from conftest import RECIPE, SKIP, run_script
 from int4_qat import int4, models, qat, sft_trainer
 from int4_qat.errors import InputError
+from programs import RECIPE, SKIP, run_script
 
 
 def adapted_model(untrained, **changes):

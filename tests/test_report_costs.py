@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from conftest import run_script
+from programs import run_script
 
 RECORD = "s\th:m:s\tmax_rss\n3600\t1:00:00\t2000\n"
 # As sacct --units=K prints a job and its steps: id, state, seconds, peak memory.

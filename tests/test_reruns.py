@@ -5,7 +5,7 @@ import os
 import pytest
 import yaml
 
-from conftest import planned, write_config
+from workflows import planned, write_config
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from conftest import VARIANTS, Run, command, copy_workflow, run_script, small_config, write_config
+from programs import VARIANTS, run_script
+from workflows import Run, command, copy_workflow, small_config, write_config
 
 GPU_RULES = {"finetune", "check_parity", "evaluate_mmlu", "measure_memory", "measure_latency"}
 CPU_RULES = {"check_contamination", "download_mmlu", "download_model", "format_mmlu", "merge", "quantize", "summarize"}

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 import summarize
-from conftest import VARIANTS, run_script
 from int4_qat import statistics
+from programs import VARIANTS, run_script
 
 CARD = {
     # variant: MMLU accuracy, the card's normalized degradation, as printed

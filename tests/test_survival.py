@@ -11,7 +11,8 @@ import time
 import pytest
 import yaml
 
-from conftest import ROOT, command, planned, run_script, write_config
+from programs import ROOT, run_script
+from workflows import command, planned, write_config
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 import make_standin
-from conftest import RECIPE, ROOT, SKIP, environment, run_script
 from int4_qat import gemma_folder, mmlu_harness, recipes, standin, unsloth_backend
 from int4_qat.errors import InputError
+from programs import RECIPE, ROOT, SKIP, environment, run_script
 
 QAT = RECIPE | {"qat_scheme": "int4", "qat_target": "base+lora_a", "group_size": 128, "max_steps": 6, "save_steps": 2}
 

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 import upload_model
-from conftest import ROOT, demo, run_script, snakemake, write_config
+from programs import ROOT, run_script
 from test_model_card import change
+from workflows import demo, snakemake, write_config
 
 TOKEN = "hf_secretSecretSecretSecretSecret"
 REPOSITORY = "me/demo-int4"

@@ -10,10 +10,11 @@ import pytest
 
 import record_provenance
 import verify
-from conftest import planned, run_script
 from int4_qat import files
 from int4_qat.errors import InputError
+from programs import run_script
 from test_model_card import change
+from workflows import planned
 
 
 def forge(results, path):

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 import measure_latency
-from conftest import ROOT, Run, copy_workflow, environment, run_script, small_config, write_config
 from int4_qat import models, vllm_process
 from int4_qat.errors import InputError
+from programs import ROOT, environment, run_script
+from workflows import Run, copy_workflow, small_config, write_config
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 import make_standin
-from conftest import ROOT, demo, planned, run_script, snakemake, write_config
 from int4_qat import mmlu_harness, sources, standin, standin_training
+from programs import ROOT, run_script
+from workflows import demo, planned, snakemake, write_config
 
 NOTHING = "Nothing to be done"
 

@@ -1,0 +1,74 @@
+"""Run the programs of scripts/, as rules do, and what the tests tell them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
+SKIP = ["lm_head", "vision_tower", "multi_modal_projector"]
+RECIPE = {
+    "backend": "transformers",
+    "qat_scheme": None,
+    "group_size": 64,
+    "qat_target": "base",
+    "skip": SKIP,
+    "distillation_weight": 0,
+    "r": 8,
+    "lora_alpha": 8,
+    "lora_dropout": 0,
+    "finetune_vision_layers": False,
+    "dtype": "float32",
+    "max_seq_length": 2048,
+    "instruction_part": "<start_of_turn>user\n",
+    "response_part": "<start_of_turn>model\n",
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "warmup_steps": 2,
+    "num_train_epochs": 1,
+    "max_steps": 12,
+    "learning_rate": 3e-3,
+    "logging_steps": 1,
+    "save_steps": 4,
+    "optim": "adamw_torch",
+    "weight_decay": 0.01,
+    "lr_scheduler_type": "linear",
+    "seed": 3407,
+}
+
+
+def run_script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+    """A program of scripts/, as a rule runs it."""
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+    options.setdefault("env", os.environ | {"HF_HUB_OFFLINE": "1"})
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def run_in_process(program: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """A program of scripts/ without the seconds that its imports take; an InputError comes as it is."""
+    monkeypatch.setattr("sys.argv", [program.__name__, *map(str, arguments)])
+    program.main()
+
+
+def finetune_options(untrained: Path, texts: Path, folder: Path, **changes) -> list:
+    """Options of finetune, for a recipe with some changes."""
+    return [
+        *("--model", untrained / "model", "--texts", texts, "--recipe", json.dumps(RECIPE | changes)),
+        *("--checkpoints", folder / "checkpoints"),
+        *("--adapter", folder / "adapter", "--log-table", folder / "training.csv"),
+    ]
+
+
+def environment(name: str) -> dict[str, str]:
+    """The variables with which programs and rules run in .venv-<name>; the test is skipped, or fails in CI, without."""
+    folder = Path(os.environ.get(f"{name.upper()}_ENVIRONMENT", ROOT / f".venv-{name}"))
+    if not (folder / "bin" / "python").exists():
+        reason = f"nothing in {folder}: run `make {name}-cpu`"
+        pytest.fail(reason) if os.environ.get(f"REQUIRE_{name.upper()}") else pytest.skip(reason)
+    return os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}

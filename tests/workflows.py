@@ -1,0 +1,81 @@
+"""Run the workflow, as its users do, whole or in a copy that a test may edit."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from programs import ROOT
+
+
+def command(workflow: Path, *arguments: object) -> list[str]:
+    """Snakemake's command line for the workflow in a folder."""
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile"), *map(str, arguments)]
+
+
+def snakemake(*arguments: object, workflow: Path = ROOT, **options) -> subprocess.CompletedProcess:
+    """Run Snakemake from the workflow's folder, as its users do."""
+    return subprocess.run(command(workflow, *arguments), capture_output=True, text=True, cwd=workflow, **options)
+
+
+def demo(directory: Path, *arguments: object, **options) -> subprocess.CompletedProcess:
+    """The demo's profile in another folder."""
+    return snakemake("--profile", "profiles/demo", "--directory", directory, *arguments, **options)
+
+
+def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
+    """Jobs by rule of a dry-run."""
+    assert result.returncode == 0, result.stderr[-3000:]
+    pairs = [line.split() for line in result.stdout.splitlines()]
+    counts = {
+        pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0].isidentifier() and pair[1].isdigit()
+    }
+    return {name: count for name, count in counts.items() if name not in ("all", "total")}
+
+
+def copy_workflow(folder: Path) -> Path:
+    """The files that make up the workflow, to be edited."""
+    folder.mkdir()
+    shutil.copy(ROOT / "Snakefile", folder)
+    shutil.copy(ROOT / "config.yaml", folder)
+    for name in ("rules", "scripts", "envs", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def small_config(standin: Path) -> dict:
+    """The demo's config with the untrained stand-in as local folders, and little work."""
+    config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
+    config["models"]["demo"]["source"] = str(standin / "model")
+    config["data"]["source"] = str(standin / "mmlu")
+    config["finetune"] |= {
+        "learning_rate": 3e-3,
+        "max_steps": 12,
+        "save_steps": 4,
+        "warmup_steps": 2,
+        "per_device_train_batch_size": 8,
+    }
+    config["evaluation"]["memory"] |= {"max_new_tokens": 4}
+    config["evaluation"]["latency"] |= {"input_len": 8, "output_len": 4, "warmup": 1, "iterations": 2}
+    return config
+
+
+def write_config(config: dict, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+class Run(NamedTuple):
+    """A finished run: a copy of the workflow, of the stand-in and of the config, and where it ran."""
+
+    workflow: Path
+    standin: Path
+    config: Path
+    directory: Path
+
+    def snakemake(self, *arguments: object, **options) -> subprocess.CompletedProcess:
+        profile = ["--profile", "profiles/demo", "--configfile", self.config, "--directory", self.directory]
+        return snakemake(*profile, *arguments, workflow=self.workflow, **options)
