@@ -6,7 +6,7 @@ same checkpoint in transformers: a server that had not loaded its weights would 
 answer run to --max-tokens: the time to the first token of each request, and the tokens per second of all together.
 
     python scripts/check_serving.py --checkpoint results/demo/qat-int4/checkpoint --dtype bfloat16 \\
-        --concurrency 1 8 --max-tokens 256 --output results/demo/qat-int4/serving.json -- -O3
+        --concurrency 1 8 --max-tokens 256 --output results/demo/qat-int4/serving.json
 """
 
 import argparse

@@ -120,17 +120,17 @@ def csv_rows(path: Path) -> Iterator[Row]:
 
 
 def check(where: str, row: dict) -> None:
-    """A row must have a question, four non-empty choices and an answer 0-3."""
-    if not row["question"]:
-        raise InputError(f"{where}: the question is empty")
-    choices = row["choices"] or []
-    if len(choices) != len(mmlu.LETTERS):
-        raise InputError(f"{where}: expected 4 choices, found {len(choices)}")
-    for letter, choice in zip(mmlu.LETTERS, choices, strict=True):
-        if not choice:
-            raise InputError(f"{where}: choice {letter} is empty")
-    if row["answer"] not in range(len(mmlu.LETTERS)):
-        raise InputError(f"{where}: expected an answer 0-3, found {row['answer']}")
+    """A row must have a question, a subject, four choices, all of them texts and none empty, and an answer 0-3."""
+    choices, answer = row["choices"], row["answer"]
+    if not isinstance(choices, list) or len(choices) != len(mmlu.LETTERS):
+        raise InputError(f"{where}: expected 4 choices, found {choices!r}")
+    texts = {"question": row["question"], "subject": row["subject"]}
+    texts |= {f"choice {letter}": choice for letter, choice in zip(mmlu.LETTERS, choices, strict=True)}
+    for name, text in texts.items():
+        if not isinstance(text, str) or not text:
+            raise InputError(f"{where}: {name}: expected a text, found {text!r}")
+    if type(answer) is not int or answer not in range(len(mmlu.LETTERS)):
+        raise InputError(f"{where}: expected an answer 0-3, found {answer!r}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,11 @@ Only safetensors, JSON, tokenizer and template files are taken: no pickle, no co
 """
 
 import argparse
+import math
+from collections import Counter
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from int4_qat import errors, files, hub
 from int4_qat.errors import InputError
@@ -39,7 +43,7 @@ def link(source: Path, folder: Path) -> None:
 
 
 def check(folder: Path, source: str) -> None:
-    """A model has a config, a tokenizer, and all its weights as safetensors."""
+    """A model has a config, a tokenizer, and all its weights as safetensors, most of them in bfloat16."""
     for name in ("config.json", "tokenizer_config.json"):
         if not (folder / name).exists():
             raise InputError(f"{source}: expected {name}, found none")
@@ -48,6 +52,21 @@ def check(folder: Path, source: str) -> None:
     for shard in sorted(shards):
         if not (folder / shard).exists():
             raise InputError(f"{source}: expected {shard}, found none")
+    elements = sum((count_elements(folder / shard) for shard in shards), Counter())
+    if not elements["BF16"] * 2 > elements.total():
+        raise InputError(f"{source}: expected weights in bfloat16, found {elements.most_common(1)[0][0]}; convert them")
+
+
+def count_elements(path: Path) -> Counter[str]:
+    """How many elements a file holds of each type, as safetensors calls it; InputError if the file is not whole."""
+    elements: Counter[str] = Counter()
+    try:
+        with safe_open(path, "numpy") as tensors:
+            for found in map(tensors.get_slice, tensors.keys()):
+                elements[found.get_dtype()] += math.prod(found.get_shape())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: the weights cannot be read ({str(error).splitlines()[0]})") from None
+    return elements
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ def main() -> None:
         print("\n".join(f"{name}: {size} bytes" for name, size in sizes.items()))
         print(f"would go to {arguments.repository} ({visibility}): {len(sizes)} files, {sum(sizes.values())} bytes")
         return
-    link = upload(contents, arguments, token)
-    print(f"{link} ({visibility}): {len(sizes)} files, {sum(sizes.values())} bytes")
+    link, private = upload(contents, arguments, token)
+    print(f"{link} ({'private' if private else 'public'}): {len(sizes)} files, {sum(sizes.values())} bytes")
     if arguments.output:
         hashes = {name: files.sha256(path.resolve()) for name, path in contents.items()}
         files.write_json(arguments.output, {"commit": link, "repository": arguments.repository, "files": hashes})
@@ -112,22 +112,27 @@ def read_token() -> str:
     return token
 
 
-def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str) -> str:
-    """The link of the one commit, after which the repository holds no other weights; InputError if the Hub refuses."""
+def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str) -> tuple[str, bool]:
+    """Link of the one commit, and whether the repository, whose only weights are now these, is private.
+
+    InputError if the Hub refuses. A repository that is there stays as private or public as it is.
+    """
     repository, private = arguments.repository, not arguments.public
     disable_progress_bars()
     api = HfApi(token=token)
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        if private and not api.repo_info(repository).private:
+        is_private = api.repo_info(repository).private
+        if private and not is_private:
             raise InputError(f"{repository} is there and public; --public, publish.private in the config, allows that")
         stale = {name for name in api.list_repo_files(repository) if name.endswith(WEIGHTS)} - contents.keys()
         additions = [CommitOperationAdd(name, str(path)) for name, path in contents.items()]
-        return api.create_commit(
+        commit = api.create_commit(
             repository,
             [*additions, *map(CommitOperationDelete, sorted(stale))],
             commit_message=f"{arguments.variant}: int4 checkpoint and model card",
-        ).commit_url
+        )
+        return commit.commit_url, is_private
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{repository}: the upload failed ({type(error).__name__}: {one_line(error)})") from None
 

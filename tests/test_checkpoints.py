@@ -74,6 +74,24 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "thesis").exists()
 
 
+def test_killed_while_old_checkpoints_go_it_can_start_again(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    checkpoints.prepare(folder, {"learning_rate": 1})
+    (folder / "checkpoint-8").mkdir()
+
+    def killed(path, **_):
+        if path.exists():
+            (path / "settings.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.prepare(folder, {"learning_rate": 2})
+    checkpoints.prepare(folder, {"learning_rate": 2})
+    assert [path.name for path in folder.iterdir()] == ["settings.json"]
+
+
 def test_checkpoints_of_other_settings_are_not_used(tmp_path):
     checkpoints.prepare(tmp_path, {"learning_rate": 1})
     assert checkpoints.last_whole(tmp_path) is None

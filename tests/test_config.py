@@ -12,6 +12,7 @@ from workflows import snakemake
 SCHEMA = yaml.safe_load((ROOT / "rules" / "config.schema.yaml").read_text())
 CARD = yaml.safe_load((ROOT / "config.yaml").read_text())
 DEMO = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
+MERGED = {"qat_scheme": "int4", "qat_target": "merged", "backend": "transformers"}
 
 
 def changed(path, value):
@@ -40,6 +41,7 @@ def test_the_shipped_configs_are_right(config):
         (["quantization", "group_size"], 100, "quantization.group_size: 100 is not one of"),
         (["quantization", "scheme"], "int2", "quantization.scheme: 'int2' is not one of ['int4']"),
         (["data", "source"], "hf://datasets/cais/mmlu@main", "data.source"),
+        (["data", "source"], "resources/mine", "data.source: the workflow writes to 'resources'; keep"),
         (["data", "source"], "/no/such/folder", "data.source: expected an existing folder, found none at"),
         (["models", "gemma-3-12b-it", "source"], "/no/model", "models.gemma-3-12b-it.source: expected an existing"),
         (["data", "source"], "standin", "data.source: is 'standin', but the config has no section 'standin'"),
@@ -72,6 +74,11 @@ def test_the_shipped_configs_are_right(config):
         ),
         (["finetune", "qat_target"], "merged", "finetune.arms.qat.qat_target: unsloth trains 'base+lora_a', not"),
         (["quantization", "group_size"], 64, "finetune.arms.qat.group_size: unsloth's int4 has groups of 128, not 64"),
+        (
+            ["finetune", "arms", "qat"],
+            MERGED | {"lora_dropout": 0.1},
+            "finetune.arms.qat.lora_dropout: expected 0 with",
+        ),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
     ],
 )

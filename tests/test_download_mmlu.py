@@ -68,9 +68,9 @@ def test_both_layouts_give_one_schema(csv_source, parquet_source, tmp_path):
     ("rows", "expected"),
     [
         ([GOOD, GOOD[:5]], ["row 2", "expected 6 columns, found 5"]),
-        ([[*GOOD[:3], "", *GOOD[4:]]], ["row 1", "choice C is empty"]),
+        ([[*GOOD[:3], "", *GOOD[4:]]], ["row 1", "choice C: expected a text, found ''"]),
         ([GOOD, GOOD, [*GOOD[:5], "E"]], ["row 3", "expected an answer A-D, found 'E'"]),
-        ([["", *GOOD[1:]]], ["row 1", "the question is empty"]),
+        ([["", *GOOD[1:]]], ["row 1", "question: expected a text, found ''"]),
         ([], ["the file holds no rows"]),
     ],
 )
@@ -104,13 +104,29 @@ def test_truncated_parquet(parquet_source, tmp_path):
     assert_fails(parquet_source, tmp_path, file.name, "not a whole parquet file")
 
 
-def test_wrong_columns_and_answers(parquet_source, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"question": 5}, "question: expected a text, found 5"),
+        ({"subject": ""}, "subject: expected a text, found ''"),
+        ({"subject": None}, "subject: expected a text, found None"),
+        ({"choices": "abcd"}, "expected 4 choices, found 'abcd'"),
+        ({"choices": [1, 2, 3, 4]}, "choice A: expected a text, found 1"),
+        ({"answer": True}, "expected an answer 0-3, found True"),
+        ({"answer": 4}, "expected an answer 0-3, found 4"),
+    ],
+)
+def test_parquet_of_other_types(parquet_source, tmp_path, changes, expected):
+    file = parquet_source / "all" / "test-00000-of-00001.parquet"
+    row = dict(question="q", subject="anatomy", choices=GOOD[1:5], answer=2) | changes
+    pq.write_table(pa.Table.from_pylist([row]), file)
+    assert_fails(parquet_source, tmp_path, f"{file.name}, row 1: {expected}")
+
+
+def test_missing_columns(parquet_source, tmp_path):
     file = parquet_source / "all" / "test-00000-of-00001.parquet"
     pq.write_table(pq.read_table(file).drop_columns("subject"), file)
     assert_fails(parquet_source, tmp_path, file.name, "subject missing")
-    row = dict(question="q", subject="anatomy", choices=GOOD[1:5], answer=4)
-    pq.write_table(pa.Table.from_pylist([row]), file)
-    assert_fails(parquet_source, tmp_path, "row 1", "expected an answer 0-3, found 4")
 
 
 def test_a_failure_keeps_what_was_there(csv_source, tmp_path):

@@ -1,5 +1,6 @@
 """A model from a Hub on loopback: what is taken, and what a failure leaves for the next call."""
 
+import hashlib
 import json
 import os
 import threading
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import safetensors.torch
+import torch
 
 from programs import run_script
 
@@ -14,7 +17,7 @@ COMMIT = "a" * 40
 FILES = {
     "config.json": b"{}",
     "tokenizer_config.json": b"{}",
-    "model.safetensors": b"weights",
+    "model.safetensors": safetensors.torch.save({"weight": torch.ones(4, 4, dtype=torch.bfloat16)}),
     "consolidated.safetensors": b"the same weights",
     "pytorch_model.bin": b"a pickle",
     "modeling.py": b"code",
@@ -56,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{content.hex()}"')
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)
@@ -93,3 +96,25 @@ def test_weights_and_no_code_or_pickle_come_once(served, tmp_path):
     assert taken == {name: FILES[name] for name in ("config.json", "tokenizer_config.json", "model.safetensors")}
     assert sorted(served.sent) == sorted(taken)
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        (
+            safetensors.torch.save({"weight": torch.ones(4, 4), "norm": torch.ones(4, dtype=torch.bfloat16)}),
+            "found F32",
+        ),
+        (FILES["model.safetensors"][:-1], "model.safetensors: the weights cannot be read"),
+    ],
+    ids=["fp32", "cut short"],
+)
+def test_weights_that_are_not_bfloat16_or_not_whole_are_refused(tmp_path, weights, expected):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, content in (FILES | {"model.safetensors": weights}).items():
+        (source / name).write_bytes(content)
+    result = run_script("download_model", "--source", source, "--output", tmp_path / "mine")
+    assert result.returncode == 1
+    assert expected in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "mine").exists()

@@ -67,7 +67,9 @@ def test_mslk_computes_with_the_dequantized_weight(tokens):
     assert relative_difference(linear_of(quantized)(x), x.float() @ int4.dequantize(quantized).T) < 0.01
 
 
-@pytest.mark.parametrize(("rows", "columns", "group_size"), [(ROWS, COLUMNS, 128), (45, 320, 64), (45, 416, 32)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "group_size"), [(ROWS, COLUMNS, 128), (45, 320, 64), (45, 416, 32), (45, 512, 256)]
+)
 def test_tiles_are_unpacked_to_the_exported_weight(rows, columns, group_size):
     quantized = int4.quantize(normal(rows, columns, device="cpu"), group_size)
     packed = models.TilePackedLinear(linear_of(int4.Int4Weight(*(part.cuda() for part in quantized)), group_size))
@@ -140,7 +142,6 @@ def test_latency_is_measured_on_a_gpu(exported, tmp_path):
 
 
 def test_the_decoding_step_is_one_cuda_graph(exported):
-    """The prompt is one of few tokens: more would be compiled too, a graph for each shape of a weight."""
     model, counters = models.load_model(exported, torch.bfloat16, "cuda"), torch._dynamo.utils.counters
     counters.clear()
     options = argparse.Namespace(device="cuda", input_len=8, output_len=6, warmup=2, iterations=1, repeats=2)

@@ -180,9 +180,11 @@ def test_packing_lets_the_old_weight_go():
     model = torch.nn.Sequential(linear)
     del linear
     gc.disable()
-    models.tile_pack_weights(model)
-    gc.enable()
-    assert codes() is None
+    try:
+        models.tile_pack_weights(model)
+        assert codes() is None
+    finally:
+        gc.enable()
 
 
 def test_a_module_that_is_more_than_a_linear_is_an_error():

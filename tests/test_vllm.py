@@ -39,7 +39,6 @@ def served(vllm, untrained, tmp_path_factory):
     config = small_config(untrained)
     config["evaluation"]["latency"] |= {"engine": "vllm", "dtype": "bfloat16", "vllm_arguments": CPU, "repeats": 1}
     config["evaluation"]["serving"] = {
-        "engine": "vllm",
         "dtype": "bfloat16",
         "concurrency": [1, 8],
         "max_tokens": 16,

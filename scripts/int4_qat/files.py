@@ -28,9 +28,11 @@ def whole(path: Path | str) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if there is one; of a link the link alone."""
+    """Delete a file or a folder, if there is one; of a link the link alone. No folder is there by half."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        going = path.with_name(f".{path.name}.removed")
+        shutil.rmtree(going, ignore_errors=True)
+        shutil.rmtree(path.rename(going))
     else:
         path.unlink(missing_ok=True)
 

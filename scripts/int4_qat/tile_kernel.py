@@ -1,6 +1,6 @@
-"""int4.dequantize_tiles as one kernel on a GPU, about as fast as copying the weight that it makes.
+"""int4.dequantize_tiles as one kernel on a GPU, about as fast as its bytes can be read and written.
 
-The compiler's own reads scales and codes anew for every weight, and takes three times as long (docs/gpu.md).
+The compiler's own reads scales and codes anew for every weight, and takes almost four times as long (docs/gpu.md).
 """
 
 import torch

@@ -10,6 +10,7 @@ from int4_qat import recipes, variants
 from int4_qat.recipes import STANDIN
 
 FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM makes one layer of each group
+WRITTEN = [("resources",), ("results",)]  # by this workflow alone: what lies there has a record of how it was made
 MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
 
 
@@ -63,6 +64,8 @@ def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> lis
     if source == STANDIN and has_standin:
         return [] if STANDIN in config else [f"{key}: is '{STANDIN}', but the config has no section '{STANDIN}'"]
     if not source.startswith("hf://"):
+        if Path(source).parts[:1] in WRITTEN:
+            return [f"{key}: the workflow writes to '{Path(source).parts[0]}'; keep '{source}' elsewhere"]
         return [] if Path(source).is_dir() else [f"{key}: expected an existing folder, found none at '{source}'"]
     kind = "" if key.startswith("models.") else "datasets/"
     expected = f"hf://{kind}<owner>/<name>@<commit>"
@@ -108,6 +111,8 @@ def _misfits(config: dict) -> list[str]:
     for arm in config["finetune"]["arms"]:
         recipe = recipes.recipe_of(config, arm)
         problems = recipes.unsloth_misfits(recipe, config["device"])
+        if recipe["qat_scheme"] and recipe["qat_target"] == "merged" and recipe["lora_dropout"]:
+            problems.append("lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout")
         if recipe["logging_steps"] > recipe["max_steps"]:
             problems.append(f"logging_steps: {recipe['logging_steps']} is more than max_steps, {recipe['max_steps']}")
         lines += [f"finetune.arms.{arm}.{problem}" for problem in problems]
