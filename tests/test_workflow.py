@@ -65,6 +65,7 @@ def test_modules_are_found_through_other_modules():
         "int4.py",
         "parity.py",
         "sources.py",
+        "tile_kernel.py",
         "weight_files.py",
     }
 
