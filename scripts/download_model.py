@@ -53,8 +53,9 @@ def check(folder: Path, source: str) -> None:
         if not (folder / shard).exists():
             raise InputError(f"{source}: expected {shard}, found none")
     elements = sum((count_elements(folder / shard) for shard in shards), Counter())
-    if not elements["BF16"] * 2 > elements.total():
-        raise InputError(f"{source}: expected weights in bfloat16, found {elements.most_common(1)[0][0]}; convert them")
+    most = max(elements, key=elements.get, default="none")
+    if most != "BF16":
+        raise InputError(f"{source}: expected weights in bfloat16 (BF16), found {most}; convert them")
 
 
 def count_elements(path: Path) -> Counter[str]:

@@ -19,11 +19,10 @@ from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 
-from int4_qat import errors, files
+from int4_qat import errors, files, sources
 from int4_qat.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-MADE = ("results", "resources")  # folders in which a rule made everything
 
 
 def main() -> None:
@@ -75,7 +74,7 @@ def follow(targets: list[str], records: dict[str, Path]) -> dict[str, dict | Non
             lineage[path] = files.read_json(records[path]) if path in records else None
             if lineage[path]:
                 waiting += lineage[path]["input"]
-            elif Path(path).parts[0] in MADE:
+            elif Path(path).parts[0] in sources.WRITTEN:
                 raise InputError(f"{path}: Snakemake has no record of how it was made; delete it and run again")
     return lineage
 

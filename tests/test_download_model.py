@@ -105,9 +105,10 @@ def test_weights_and_no_code_or_pickle_come_once(served, tmp_path):
             safetensors.torch.save({"weight": torch.ones(4, 4), "norm": torch.ones(4, dtype=torch.bfloat16)}),
             "found F32",
         ),
+        (safetensors.torch.save({}), "found none"),
         (FILES["model.safetensors"][:-1], "model.safetensors: the weights cannot be read"),
     ],
-    ids=["fp32", "cut short"],
+    ids=["fp32", "none", "cut short"],
 )
 def test_weights_that_are_not_bfloat16_or_not_whole_are_refused(tmp_path, weights, expected):
     source = tmp_path / "source"

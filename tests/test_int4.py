@@ -9,6 +9,12 @@ import pytest
 import torch
 from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
 from torchao.quantization.qat.fake_quantizer import Int4WeightFakeQuantizer
+from torchao.quantization.quant_primitives import (
+    MappingType,
+    _choose_qparams_affine_tinygemm,
+    _quantize_affine_tinygemm,
+)
+from torchao.quantization.utils import pack_tinygemm_scales_and_zeros
 
 from int4_qat import int4, models
 from int4_qat.errors import InputError
@@ -131,6 +137,31 @@ def test_tiles_are_unpacked():
     for dtype in (torch.float32, torch.bfloat16):
         expected = int4.dequantize(quantized).to(dtype)
         assert torch.equal(int4.dequantize_tiles(tiles, scale_and_zero, dtype)[:45, :320], expected)
+
+
+def of_torchaos_tiles(w, group_size):
+    """What torchao's tile_packed_to_4d makes of a weight before it packs: codes 0 ... 15, scales and zero points."""
+    block, levels = (1, group_size), {"quant_min": 0, "quant_max": 15}
+    kinds = {"mapping_type": MappingType.ASYMMETRIC, "scale_dtype": w.dtype, "zero_point_dtype": w.dtype}
+    of_groups = _choose_qparams_affine_tinygemm(w, block_size=block, target_dtype=torch.int32, **kinds, **levels)
+    codes = _quantize_affine_tinygemm(w, block, *of_groups, torch.int32, **levels)
+    return codes, *(part.view(len(w), -1).to(torch.bfloat16) for part in of_groups)
+
+
+def test_tiles_hold_what_torchaos_do_in_fp32():
+    w = weight(48, 512)
+    codes, scale, zero_point = of_torchaos_tiles(w, 128)
+    pairs, scale_and_zero = int4.pack_for_tinygemm(int4.quantize(w, 128))
+    assert torch.equal(pairs, (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8))
+    assert torch.equal(scale_and_zero, pack_tinygemm_scales_and_zeros(scale, zero_point, torch.bfloat16))
+
+
+def test_in_bfloat16_torchaos_tiles_are_not_torchaos_plain_format():
+    """So there is one to follow: the plain one, whose codes are those of the same weight in fp32."""
+    w = weight(48, 512).to(torch.bfloat16)
+    theirs, ours = of_torchaos_tiles(w, 128)[0] - 8, int4.quantize(w, 128).codes
+    assert 0.01 < (theirs != ours).float().mean() < 0.04
+    assert torch.equal(ours, int4.quantize(w.float(), 128).codes)
 
 
 @pytest.fixture

@@ -263,5 +263,12 @@ def test_a_public_repository_takes_nothing_private(trained, writable_hub):
     assert writable_hub.files == {}
 
 
+def test_a_private_repository_stays_private_and_is_called_so(trained, writable_hub):
+    writable_hub.is_private = True
+    result = upload(trained, "--public", env=environment(writable_hub))
+    assert result.returncode == 0, result.stderr
+    assert " (private): " in result.stdout
+
+
 def test_publishing_is_never_part_of_the_default(tmp_path):
     assert "upload_model" not in snakemake("--dry-run", "--directory", tmp_path).stdout

@@ -11,6 +11,10 @@ which is the arithmetic of torchao's `Int4WeightFakeQuantizer` and of `int4_row_
 kernels' quantizer, on a CPU; on a GPU they multiply by 1/15, and here the result is the CPU's. A checkpoint
 stores scale and zero point in bfloat16; torchao's fake quantizer forgets that rounding. `fake_quantize` here
 includes it, so that training sees the weight that is deployed.
+
+torchao's tile_packed_to_4d quantizes by itself, in the weight's dtype: from fp32 to the same bits, from bfloat16 one
+code in forty comes out otherwise. The tiles here hold the plain format's codes, so that a GPU computes with what was
+exported.
 """
 
 import functools

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+WRITTEN = ("results", "resources")  # folders in which a rule made everything
+
 
 def local_modules(script: str) -> list[str]:
     """The script and every module beside it or in our package that it imports, directly or through another."""

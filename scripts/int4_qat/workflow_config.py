@@ -6,11 +6,10 @@ from pathlib import Path
 import jsonschema
 import yaml
 
-from int4_qat import recipes, variants
+from int4_qat import recipes, sources, variants
 from int4_qat.recipes import STANDIN
 
 FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM makes one layer of each group
-WRITTEN = [("resources",), ("results",)]  # by this workflow alone: what lies there has a record of how it was made
 MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
 
 
@@ -52,20 +51,21 @@ def _missing_sources(config: dict) -> list[str]:
     evaluation = config["evaluation"]
     made = {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
     made["data.source"] = config["data"]["source"]
-    sources = made | {
+    named = made | {
         f"evaluation.tasks[{index}].source": task["source"] for index, task in enumerate(evaluation["tasks"])
     }
     if evaluation["chartqa"]:
-        sources["evaluation.chartqa.source"] = evaluation["chartqa"]["source"]
-    return [line for key, source in sources.items() for line in _wrong_source(config, key, source, key in made)]
+        named["evaluation.chartqa.source"] = evaluation["chartqa"]["source"]
+    return [line for key, source in named.items() for line in _wrong_source(config, key, source, key in made)]
 
 
 def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> list[str]:
     if source == STANDIN and has_standin:
         return [] if STANDIN in config else [f"{key}: is '{STANDIN}', but the config has no section '{STANDIN}'"]
     if not source.startswith("hf://"):
-        if Path(source).parts[:1] in WRITTEN:
-            return [f"{key}: the workflow writes to '{Path(source).parts[0]}'; keep '{source}' elsewhere"]
+        top = "".join(Path(source).parts[:1])
+        if top in sources.WRITTEN:
+            return [f"{key}: the workflow writes to '{top}'; keep '{source}' elsewhere"]
         return [] if Path(source).is_dir() else [f"{key}: expected an existing folder, found none at '{source}'"]
     kind = "" if key.startswith("models.") else "datasets/"
     expected = f"hf://{kind}<owner>/<name>@<commit>"
