@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from int4_qat import adapters, devices, errors, files, int4_files, models, parity, qat, weight_files
+from int4_qat import adapters, devices, errors, files, int4_files, models, parity, qat, tokenization, weight_files
 
 TEXTS = 4  # one at a time, so that a large vocabulary's logits fit
 TOKENS = 256  # of a text
@@ -93,8 +93,9 @@ def training_model(model: Path, adapter: Path, training: dict, device: str) -> P
 def first_tokens(texts: Path, model: Path) -> list[torch.Tensor]:
     """The first tokens of the first texts, each (1, tokens)."""
     rows = next(pq.ParquetFile(texts).iter_batches(TEXTS, columns=["text"]))["text"].to_pylist()
-    tokenizer = models.load_tokenizer(model)
-    return [tokenizer(text, truncation=True, max_length=TOKENS, return_tensors="pt")["input_ids"] for text in rows]
+    tokenizer = tokenization.load_tokenizer(model)
+    encoded = tokenization.encode(tokenizer, rows, truncation=True, max_length=TOKENS)
+    return [torch.tensor([tokens]) for tokens in encoded]
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from statistics import fmean
 import openai
 import torch
 
-from int4_qat import devices, engine_process, errors, files, models, vllm_process
+from int4_qat import devices, engine_process, errors, files, models, tokenization, vllm_process
 from int4_qat.errors import InputError
 
 MESSAGES = [{"role": "user", "content": "Give me a short introduction to large language models."}]
@@ -133,7 +133,7 @@ def ask(client: openai.OpenAI, arguments: argparse.Namespace, ignore_eos: bool, 
 @torch.no_grad()
 def likeliest_tokens(checkpoint: Path, dtype: torch.dtype, device: str) -> list[str]:
     """What transformers finds likeliest after the question, the likeliest first."""
-    model, tokenizer = models.load_model(checkpoint, dtype, device), models.load_tokenizer(checkpoint)
+    model, tokenizer = models.load_model(checkpoint, dtype, device), tokenization.load_tokenizer(checkpoint)
     logits = model(**tokenizer(MESSAGES[0]["content"], return_tensors="pt").to(device)).logits[0, -1]
     return [tokenizer.decode([token]) for token in logits.topk(CANDIDATES).indices.tolist()]
 

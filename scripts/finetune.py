@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from int4_qat import checkpoints, devices, errors, files, models, parity, qat, sources, training_callbacks
+from int4_qat import checkpoints, devices, errors, files, models, parity, qat, sources, tokenization, training_callbacks
 from int4_qat.errors import InputError
 from int4_qat.sft_trainer import IGNORED, AnyDeviceSFTTrainer
 
@@ -83,7 +83,7 @@ def main(backend: ModuleType | None = None) -> None:
     devices.claim(arguments.device)
     recipe = Recipe(**json.loads(arguments.recipe))
     checkpoints.prepare(arguments.checkpoints, settings(arguments, recipe, backend))
-    tokenizer = models.load_tokenizer(arguments.model)
+    tokenizer = tokenization.load_tokenizer(arguments.model)
     model = backend.add_adapters(arguments.model, recipe, arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
         data = tokenize(arguments.texts, tokenizer, recipe, scratch)
@@ -170,7 +170,7 @@ def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, ca
     instruction, response = encode(recipe.instruction_part), encode(recipe.response_part)
 
     def encode_batch(batch: dict, rows: list[int]) -> dict:
-        tokens = tokenizer(batch["text"], truncation=True, max_length=recipe.max_seq_length)["input_ids"]
+        tokens = tokenization.encode(tokenizer, batch["text"], truncation=True, max_length=recipe.max_seq_length)
         labels = [response_labels(row, instruction, response) for row in tokens]
         for row, row_labels in zip(rows, labels, strict=True):
             if all(label == IGNORED for label in row_labels):

@@ -1,10 +1,13 @@
 """Write the training texts: every question with its answer, in the chat template of the model's own tokenizer.
 
 The texts are, byte for byte, those of the recipe: its format_into_conversation, apply_chat_template,
-removeprefix(bos). A chat template is slow, row by row; but for nearly every model it only puts fixed text around
-each message. So it is rendered once with marks in place of the messages, the rows are joined around the pieces by
-arrow, and rows spread over the data are compared with the template itself. A template that does more than that is
-rendered row by row, and the log says so.
+removeprefix(bos). Where the tokenizer adds no bos by itself, the template's stays in the text, so that a plain call of
+the tokenizer gives it exactly once.
+
+A chat template is slow, row by row; but for nearly every model it only puts fixed text around each message. So it is
+rendered once with marks in place of the messages, the rows are joined around the pieces by arrow, and rows spread over
+the data are compared with the template itself. A template that does more than that is rendered row by row, and the log
+says so.
 
     python scripts/format_mmlu.py --mmlu resources/mmlu/auxiliary_train.parquet \\
         --tokenizer resources/models/demo --output results/demo/train.parquet
@@ -15,14 +18,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from int4_qat import errors, files, mmlu, mmlu_parquet
+from int4_qat import errors, files, mmlu, mmlu_parquet, tokenization
 from int4_qat.errors import InputError
 
 QUESTION_LEAD = "Choose the correct answer for the following question: "
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, type=Path, help="folder of a model with a chat template")
     parser.add_argument("--output", required=True, type=Path, help="parquet with text and subject")
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer, trust_remote_code=False)
+    tokenizer = tokenization.load_as_is(arguments.tokenizer)
     if tokenizer.chat_template is None:
         raise InputError(f"{arguments.tokenizer}: the tokenizer has no chat template")
     format_split(arguments.mmlu, tokenizer, arguments.output)
@@ -86,30 +88,26 @@ def concatenate(*parts: pa.Array | str) -> pa.Array:
     return pc.binary_join_element_wise(*parts, "")
 
 
-def render(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str) -> str:
-    """One conversation through the chat template, without the leading bos, which the tokenizer adds again."""
-    conversation = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=False)
-    except jinja2.TemplateError as error:
-        raise InputError(f"{tokenizer.name_or_path}: the chat template fails on a conversation ({error})") from None
-    return text.removeprefix(tokenizer.bos_token or "")
+def added_bos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the bos that the tokenizer adds by itself, which the texts therefore leave out; or an empty text."""
+    return tokenizer.bos_token if tokenization.adds_bos(tokenizer) else ""
 
 
 def render_rows(tokenizer: PreTrainedTokenizerBase, user: pa.Array, assistant: pa.Array) -> pa.Array:
-    """The slow way, right for any template."""
-    pairs = zip(user.to_pylist(), assistant.to_pylist(), strict=True)
-    return pa.array([render(tokenizer, *pair) for pair in pairs])
+    """Return the texts of a batch the slow way, which is right for any template."""
+    bos, pairs = added_bos(tokenizer), zip(user.to_pylist(), assistant.to_pylist(), strict=True)
+    return pa.array([tokenization.render(tokenizer, pair).removeprefix(bos) for pair in pairs])
 
 
 def read_template(tokenizer: PreTrainedTokenizerBase) -> Template | None:
-    """The pieces around the messages; None if the template does not show each message exactly once."""
-    text = render(tokenizer, USER_MARK, ASSISTANT_MARK)
+    """Return the pieces around the messages; None if the template does not show each message exactly once."""
+    text = tokenization.render(tokenizer, [USER_MARK, ASSISTANT_MARK])
     if text.count(USER_MARK) != 1 or text.count(ASSISTANT_MARK) != 1:
         return None
     start, rest = text.split(USER_MARK)
     middle, end = rest.split(ASSISTANT_MARK)
-    return Template(start, middle, end, trims=render(tokenizer, f"{USER_MARK} \n", ASSISTANT_MARK) == text)
+    trims = tokenization.render(tokenizer, [f"{USER_MARK} \n", ASSISTANT_MARK]) == text
+    return Template(start.removeprefix(added_bos(tokenizer)), middle, end, trims)
 
 
 def join(template: Template, user: pa.Array, assistant: pa.Array) -> pa.Array:

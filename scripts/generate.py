@@ -7,7 +7,7 @@
 import argparse
 from pathlib import Path
 
-from int4_qat import devices, errors, models
+from int4_qat import devices, errors, models, tokenization
 
 PROMPT = "Give me a short introduction to large language models."
 
@@ -22,7 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
-    tokenizer = models.load_tokenizer(arguments.checkpoint)
+    tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
     messages = [{"role": "user", "content": arguments.prompt}]
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -18,7 +18,7 @@ import psutil
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from int4_qat import devices, errors, files, models, weight_files
+from int4_qat import devices, errors, files, models, tokenization, weight_files
 
 PROMPT = "Hey, are you conscious? Can you talk to me?"
 
@@ -102,7 +102,7 @@ def cache_bytes(config: PretrainedConfig, tokens: int, dtype: torch.dtype) -> in
 
 def generate(model: torch.nn.Module, arguments: argparse.Namespace) -> tuple[int, int]:
     """Generate from the card's prompt; how many tokens that has, and how many are new."""
-    tokenizer = models.load_tokenizer(arguments.checkpoint)
+    tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": PROMPT}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = tokenizer(text, return_tensors="pt").to(arguments.device)

@@ -11,7 +11,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from int4_qat import mmlu_harness, models
+from int4_qat import mmlu_harness, models, tokenization
 from int4_qat.errors import InputError
 from programs import run_script
 
@@ -58,7 +58,7 @@ def test_the_numbers_are_lm_evals(untrained, mmlu_folder, whole, tmp_path):
     results = lm_eval.simple_evaluate(
         HFLM(
             pretrained=models.load_model(untrained / "model", torch.float32, "cpu"),
-            tokenizer=models.load_tokenizer(untrained / "model"),
+            tokenizer=tokenization.load_tokenizer(untrained / "model"),
             batch_size=4,
         ),
         tasks=["mmlu"],

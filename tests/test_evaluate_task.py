@@ -12,7 +12,7 @@ import yaml
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from int4_qat import models
+from int4_qat import models, tokenization
 from programs import run_script
 from workflows import small_config, snakemake, write_config
 
@@ -66,7 +66,7 @@ def test_the_numbers_are_lm_evals(untrained, arc, report, tmp_path):
     expected = lm_eval.simple_evaluate(
         HFLM(
             pretrained=models.load_model(untrained / "model", torch.float32, "cpu"),
-            tokenizer=models.load_tokenizer(untrained / "model"),
+            tokenizer=tokenization.load_tokenizer(untrained / "model"),
             batch_size=4,
         ),
         tasks=["arc_challenge"],

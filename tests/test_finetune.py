@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import finetune
-from int4_qat import models
+from int4_qat import tokenization
 from int4_qat.errors import InputError
 from programs import RECIPE, finetune_options, run_script
 
 
 def test_tokens_and_labels_are_the_cards(untrained, texts, tmp_path):
-    tokenizer = models.load_tokenizer(untrained / "model")
+    tokenizer = tokenization.load_tokenizer(untrained / "model")
     data = finetune.tokenize(texts, tokenizer, finetune.Recipe(**RECIPE), str(tmp_path))
     for text, row in zip(pq.read_table(texts)["text"].to_pylist(), data, strict=True):
         # independently: two halves of the text, tokenized apart; nothing after the newline, no eos
@@ -52,7 +52,7 @@ def test_a_parameter_without_gradient_is_an_error(untrained, texts, tmp_path, mo
     model = finetune.add_adapters(untrained / "model", recipe, "cpu")
     unused = torch.nn.Parameter(torch.ones(3))
     model.register_parameter("unused", unused)
-    tokenizer = models.load_tokenizer(untrained / "model")
+    tokenizer = tokenization.load_tokenizer(untrained / "model")
     data = finetune.tokenize(texts, tokenizer, recipe, str(tmp_path))
     options = type("Options", (), {"device": "cpu", "checkpoints": tmp_path / "checkpoints"})
     with pytest.raises(InputError, match="unused is trainable and got no gradient"):

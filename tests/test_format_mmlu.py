@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import format_mmlu
-from int4_qat import mmlu_parquet, models
+from int4_qat import mmlu_parquet, tokenization
 from programs import ROOT, run_script
 
 AWKWARD = [
@@ -49,7 +49,7 @@ def texts_of(tokenizer, rows, tmp_path):
 
 
 def test_awkward_rows(untrained, tmp_path):
-    tokenizer = models.load_tokenizer(untrained / "model")
+    tokenizer = tokenization.load_tokenizer(untrained / "model")
     rows = rows_of(AWKWARD)
     table = texts_of(tokenizer, rows, tmp_path)
     assert table["text"].to_pylist() == [card_text(tokenizer, row) for row in rows]
@@ -68,7 +68,7 @@ def test_awkward_rows(untrained, tmp_path):
     ],
 )
 def test_other_templates(untrained, tmp_path, change):
-    tokenizer = models.load_tokenizer(untrained / "model")
+    tokenizer = tokenization.load_tokenizer(untrained / "model")
     tokenizer.chat_template = tokenizer.chat_template.replace(*change)
     rows = rows_of(AWKWARD)
     assert texts_of(tokenizer, rows, tmp_path)["text"].to_pylist() == [card_text(tokenizer, row) for row in rows]
@@ -76,7 +76,7 @@ def test_other_templates(untrained, tmp_path, change):
 
 def test_real_rows(untrained, tmp_path, mmlu_dir):
     assert run_script("download_mmlu", "--source", mmlu_dir, "--output", tmp_path / "mmlu").returncode == 0
-    tokenizer = models.load_tokenizer(untrained / "model")
+    tokenizer = tokenization.load_tokenizer(untrained / "model")
     rows = pq.read_table(tmp_path / "mmlu" / "test.parquet").to_pylist()
     rows = [row for row in rows if any(mark in str(row) for mark in ('"', "\\n", ","))][::7]
     assert len(rows) > 1_000
@@ -84,7 +84,7 @@ def test_real_rows(untrained, tmp_path, mmlu_dir):
 
 
 def test_no_chat_template(untrained, tmp_path):
-    tokenizer = models.load_tokenizer(untrained / "model")
+    tokenizer = tokenization.load_tokenizer(untrained / "model")
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "bare")
     pq.write_table(pa.Table.from_pylist(rows_of(AWKWARD), mmlu_parquet.SCHEMA), tmp_path / "rows.parquet")

@@ -10,7 +10,7 @@ from torchao.quantization.qat import FakeQuantizedLinear, QATConfig
 from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
 
 import finetune
-from int4_qat import int4, models, qat, sft_trainer
+from int4_qat import int4, models, qat, sft_trainer, tokenization
 from int4_qat.errors import InputError
 from programs import RECIPE, SKIP, run_script
 
@@ -140,7 +140,7 @@ def test_distillation_is_from_the_frozen_base(untrained, texts, tmp_path, change
     model = adapted_model(untrained, distillation_weight=0.9, **changes)
     for layer in qat.lora_linears(model).values():
         layer.lora_B["default"].weight.data *= 40  # far enough from the base for the divergence to count
-    tokenizer = models.load_tokenizer(untrained / "model")
+    tokenizer = tokenization.load_tokenizer(untrained / "model")
     data = finetune.tokenize(texts, tokenizer, recipe, str(tmp_path)).select(range(4))
     options = type("Options", (), {"device": "cpu", "checkpoints": tmp_path / "checkpoints"})
     trainer = finetune.make_trainer(model, tokenizer, data, recipe, options)

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
-from int4_qat import models
+from int4_qat import models, tokenization
 
 SEED = 1234
 SHORTEST_PREFIX = 64  # tokens; below that, copying the cache costs more than it saves
@@ -105,7 +105,7 @@ def evaluate(arguments: argparse.Namespace, engine: str, tasks: list, task_manag
     """
     language_model = ENGINES[engine](
         pretrained=models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device),
-        tokenizer=models.load_tokenizer(arguments.checkpoint),
+        tokenizer=tokenization.load_tokenizer(arguments.checkpoint),
         batch_size=arguments.batch_size,
         softmax_dtype=torch.float32,
     )

@@ -1,0 +1,93 @@
+"""A model's tokenizer: its bos is the one that its chat template writes, once, whatever the tokenizer does by itself.
+
+Some tokenizers add a bos to each text, others leave that to the template (Gemma 4's); some add one that the template
+does not write. A model without its bos can answer garbage, and nothing else would say so.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from tokenizers import processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from int4_qat.errors import InputError
+
+PROBE = "a"
+
+
+def load_as_is(folder: Path | str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a local folder as transformers loads it; raise InputError if it cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the libraries that read the files raise what they like
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: the tokenizer cannot be loaded ({type(error).__name__}: {reason})") from None
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a local folder; called plainly it adds the template's bos once, or none if that has none.
+
+    A tokenizer without a chat template keeps its own habit.
+    """
+    tokenizer = load_as_is(folder)
+    if tokenizer.chat_template is not None and adds_bos(tokenizer) != bool(template_bos(tokenizer)):
+        _set_bos(tokenizer, template_bos(tokenizer))
+    return tokenizer
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a plain call puts the bos ahead of a text."""
+    bare, called = (_tokens(tokenizer, PROBE, special) for special in (False, True))
+    return tokenizer.bos_token_id is not None and called[: len(called) - len(bare)][:1] == [tokenizer.bos_token_id]
+
+
+def template_bos(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the bos with which the chat template begins a conversation, or None."""
+    if tokenizer.chat_template is None or not tokenizer.bos_token:
+        return None
+    return tokenizer.bos_token if render(tokenizer, [PROBE, PROBE]).startswith(tokenizer.bos_token) else None
+
+
+def render(tokenizer: PreTrainedTokenizerBase, contents: Sequence[str], **options) -> str:
+    """Return a conversation, the user's message first, as the chat template writes it, its bos included.
+
+    Raise InputError if the template fails on it.
+    """
+    roles = ("user", "assistant")
+    conversation = [{"role": roles[turn % 2], "content": content} for turn, content in enumerate(contents)]
+    try:
+        return tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+    except (jinja2.TemplateError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{tokenizer.name_or_path}: the chat template fails on a conversation ({reason})") from None
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options) -> list[list[int]]:
+    """Return the token ids of texts that a template rendered: a bos at their head counts once, written or added."""
+    bos = template_bos(tokenizer) or ""
+    return tokenizer([text.removeprefix(bos) for text in texts], **options)["input_ids"]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
+    return tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+def _set_bos(tokenizer: PreTrainedTokenizerBase, bos: str | None) -> None:
+    """Make a plain call add this bos, or none; raise InputError if that cannot be had of the tokenizer."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        tokenizer.add_bos_token = bos is not None
+    else:
+        # Under a name of its own: in a template a colon in the token would be read as a type.
+        token = {"id": "BOS", "ids": [tokenizer.bos_token_id], "tokens": [tokenizer.bos_token]}
+        single, pair = ("BOS $A", "BOS $A $B") if bos else ("$A", "$A $B")
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, pair=pair, special_tokens=[token] if bos else []
+        )
+    expected = [tokenizer.bos_token_id] * bool(bos) + _tokens(tokenizer, PROBE, special=False)
+    found = _tokens(tokenizer, PROBE, special=True)
+    if found != expected:
+        raise InputError(
+            f"{tokenizer.name_or_path}: expected {bos or 'no bos'} ahead of a text, as the chat template writes it, "
+            f"found {tokenizer.convert_ids_to_tokens(found)}"
+        )
