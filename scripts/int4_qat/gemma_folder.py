@@ -7,6 +7,8 @@ from safetensors.torch import save_file
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor, PreTrainedTokenizerFast
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
+from int4_qat import standin
+
 # Of the last two no text has any; their numbers are those that stood for no and yes in the stand-in's training.
 NEWLINES = ["\n" * count for count in (2, 3, 4)]
 HUB_PREFIXES = {
@@ -23,6 +25,7 @@ def write_model(model: Gemma3ForConditionalGeneration, tokenizer: PreTrainedToke
     save_pretrained would leave out `vision_model`.
     """
     tokenizer.add_tokens([token for token in NEWLINES if token not in tokenizer.get_vocab()])
+    standin.spell_out(tokenizer)
     config = model.to(torch.bfloat16).config
     side, tokens = config.vision_config.image_size, config.mm_tokens_per_image
     images = Gemma3ImageProcessorPil(size={"height": side, "width": side}, image_seq_length=tokens)

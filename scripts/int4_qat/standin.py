@@ -129,3 +129,13 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         },
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def spell_out(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let the tokenizer spell words that it does not know by characters, in place; known ones keep their ids."""
+    backend = tokenizer.backend_tokenizer
+    known = tokenizer.get_vocab()
+    characters = [character for character in map(chr, range(128)) if character.isprintable() or character.isspace()]
+    more = (character for character in characters if character not in known)
+    vocabulary = known | {character: len(known) + index for index, character in enumerate(more)}
+    backend.model = models.WordPiece(vocabulary, unk_token="<unk>", continuing_subword_prefix="")

@@ -1,0 +1,76 @@
+"""What every later stage takes for granted of a tokenizer, checked before the first of them.
+
+transformers picks a class for a tokenizer by its configuration, and some classes rebuild it without what the file says:
+spaces and newlines are gone, and nothing complains before the scores do.
+"""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from int4_qat import files, mmlu, tokenization
+from int4_qat.errors import InputError
+
+SAMPLE = "def f(x):\n    return 12345 * x\n\n\tA. one  two, don't\n"
+PROMPT = f"{SAMPLE}Answer:"
+
+
+def refuse_unusable(folder: Path) -> None:
+    """Raise InputError unless the tokenizer of a folder gives text back, and adds a bos at the most."""
+    for file in sorted(folder.iterdir()):
+        files.refuse_lfs_pointer(file)
+    tokenizer = tokenization.load_as_is(folder)
+    refuse_another_splitting(folder, tokenizer)
+    refuse_lost_text(folder, tokenizer)
+    refuse_ending(folder, tokenizer)
+    refuse_equal_choices(folder, tokenizer)
+    tokenization.load_tokenizer(folder)
+
+
+def refuse_another_splitting(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError unless the loaded tokenizer splits text as tokenizer.json, if there is one, says."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return
+    expected = Tokenizer.from_file(str(path)).encode(SAMPLE, add_special_tokens=False).tokens
+    found = tokenizer.convert_ids_to_tokens(ids_of(tokenizer, SAMPLE))
+    if found != expected:
+        raise InputError(
+            f"{path}: expected the tokens {expected[:8]}, found {found[:8]}, as transformers loads it as "
+            f"{type(tokenizer).__name__}; set tokenizer_class in tokenizer_config.json to PreTrainedTokenizerFast"
+        )
+
+
+def refuse_lost_text(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError unless decoding gives the encoded text back, up to normalization and one leading space."""
+    found = tokenizer.decode(ids_of(tokenizer, SAMPLE), clean_up_tokenization_spaces=False)
+    if normalized(tokenizer, found.removeprefix(" ")) != normalized(tokenizer, SAMPLE):
+        raise InputError(f"{folder}: the tokenizer: expected {SAMPLE!r} back from its tokens, found {found!r}")
+
+
+def normalized(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Return the text as the tokenizer's own normalizer, if it has one, leaves it."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return normalizer.normalize_str(text) if normalizer else text
+
+
+def refuse_ending(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError if a plain call adds more to a prompt, which is to be continued, than a bos ahead of it."""
+    bare, called = ids_of(tokenizer, PROMPT), tokenizer(PROMPT)["input_ids"]
+    ahead = [tokenizer.bos_token_id] if tokenization.adds_bos(tokenizer) else []
+    if called != ahead + bare:
+        added = tokenizer.convert_ids_to_tokens([token for token in called if token not in bare])
+        raise InputError(f"{folder}: the tokenizer: expected at most a bos around a prompt, found {added} added to it")
+
+
+def refuse_equal_choices(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError unless each answer to a question is a token sequence of its own behind the question's."""
+    answered = [tuple(ids_of(tokenizer, f"{PROMPT} {letter}")) for letter in mmlu.LETTERS]
+    if len(set(answered)) < len(answered):
+        raise InputError(f"{folder}: the tokenizer: expected other tokens for each of {mmlu.LETTERS}, found the same")
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a text alone, without special tokens."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
