@@ -63,7 +63,7 @@ rule download_model:
     benchmark:
         "benchmarks/download_model/{model}.tsv"
     conda:
-        "../envs/data.yaml"
+        "../envs/quantize.yaml"
     params:
         source=lambda wildcards: source_path(config["models"][wildcards.model]["source"], "resources/standin/model"),
     message:

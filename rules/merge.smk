@@ -9,7 +9,7 @@ localrules:
 
 rule link_base:
     input:
-        code=code_of("download_model"),
+        code=code_of("link_base"),
         model=rules.download_model.output[0],
     output:
         directory(f"results/{{model}}/{variants.BASELINE}/checkpoint"),
@@ -23,7 +23,7 @@ rule link_base:
         "link_base: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
-        " --source {input.model:q}"
+        " --model {input.model:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 

@@ -62,9 +62,8 @@ def main() -> None:
 
 def differing_weights(model: Path, adapter: Path, checkpoint: Path, manifest: dict) -> dict[str, int]:
     """How many weights of each tensor are not what base model and adapter make of it."""
-    sources, targets = weight_files.stored_tensors(model), weight_files.stored_tensors(checkpoint)
-    architecture = models.without_weights(model)
-    names = models.parameter_names(architecture, sources, model)
+    architecture, sources, names = models.open_checkpoint(model)
+    targets = weight_files.stored_tensors(checkpoint)
     pairs = adapters.read(architecture, adapter)
     quantized = {f"{layer['name']}.weight" for layer in manifest["layers"] if layer["quantized"]}
 

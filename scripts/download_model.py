@@ -1,21 +1,17 @@
-"""Bring a base model to a local folder: from the Hub at a pinned commit, or a link to a local folder.
+"""Bring a base model to a local folder: from the Hub at a pinned commit, or links to a local folder's files.
 
-Only safetensors, JSON, tokenizer and template files are taken: no pickle, no code.
+Only safetensors, JSON, tokenizer and template files are taken: no pickle, no code. What would end a later stage, or
+pass it and be wrong, ends this one with a line: other layers than plain linears, weights in other types, not finite or
+of another model, adapters, settings of other weights, a tokenizer that loses text.
 
     python scripts/download_model.py --source /models/gemma-3-12b-it --output resources/models/gemma-3-12b-it
 """
 
 import argparse
-import math
-from collections import Counter
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from int4_qat import errors, files, hub
+from int4_qat import errors, files, hub, model_folder, requirements, tokenizer_check
 from int4_qat.errors import InputError
-
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "README.md", "LICENSE*"]
 
 
 def main() -> None:
@@ -23,51 +19,30 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="hf://<owner>/<name>@<commit> or a local folder")
     parser.add_argument("--output", required=True, type=Path, help="folder of the model")
     arguments = parser.parse_args()
+    remote = hub.parse(arguments.source)
     with files.whole(arguments.output) as folder:
-        remote = hub.parse(arguments.source)
         if remote:
-            hub.download(remote, folder, PATTERNS)
+            hub.download(remote, folder, list(model_folder.PATTERNS))
+            model_folder.leave_out(folder)
         else:
             link(Path(arguments.source), folder)
         check(folder, arguments.source)
 
 
 def link(source: Path, folder: Path) -> None:
-    """A folder of links to a local model's files: nothing of many gigabytes is copied."""
+    """Make a folder of links to the files of a local model that count: nothing of many gigabytes is copied."""
     if not source.is_dir():
         raise InputError(f"{source}: expected a folder with a model, found none")
-    folder.mkdir()
-    for pattern in PATTERNS:
-        for file in source.glob(pattern):
-            (folder / file.name).symlink_to(file.resolve())
+    files.link(model_folder.taken(source), source, folder)
 
 
 def check(folder: Path, source: str) -> None:
-    """A model has a config, a tokenizer, and all its weights as safetensors, most of them in bfloat16."""
-    for name in ("config.json", "tokenizer_config.json"):
-        if not (folder / name).exists():
-            raise InputError(f"{source}: expected {name}, found none")
-    index = folder / "model.safetensors.index.json"
-    shards = set(files.read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    for shard in sorted(shards):
-        if not (folder / shard).exists():
-            raise InputError(f"{source}: expected {shard}, found none")
-    elements = sum((count_elements(folder / shard) for shard in shards), Counter())
-    most = max(elements, key=elements.get, default="none")
-    if most != "BF16":
-        raise InputError(f"{source}: expected weights in bfloat16 (BF16), found {most}; convert them")
-
-
-def count_elements(path: Path) -> Counter[str]:
-    """How many elements a file holds of each type, as safetensors calls it; InputError if the file is not whole."""
-    elements: Counter[str] = Counter()
+    """Raise InputError, with the source's name, if a later stage could not use the model."""
     try:
-        with safe_open(path, "numpy") as tensors:
-            for found in map(tensors.get_slice, tensors.keys()):
-                elements[found.get_dtype()] += math.prod(found.get_shape())
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: the weights cannot be read ({str(error).splitlines()[0]})") from None
-    return elements
+        requirements.refuse_unsupported(folder)
+        tokenizer_check.refuse_unusable(folder)
+    except InputError as error:
+        raise InputError(str(error).replace(str(folder), source.rstrip("/"))) from None
 
 
 if __name__ == "__main__":

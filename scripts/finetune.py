@@ -12,6 +12,7 @@ adapter and a table of each step.
 import argparse
 import dataclasses
 import json
+import re
 import sys
 import tempfile
 from importlib.metadata import distributions
@@ -27,12 +28,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from int4_qat import checkpoints, devices, errors, files, models, parity, qat, sources, tokenization, training_callbacks
+from int4_qat import (
+    checkpoints,
+    devices,
+    errors,
+    files,
+    models,
+    parity,
+    qat,
+    sources,
+    text_model,
+    tokenization,
+    training_callbacks,
+    turns,
+)
 from int4_qat.errors import InputError
-from int4_qat.sft_trainer import IGNORED, AnyDeviceSFTTrainer
+from int4_qat.sft_trainer import AnyDeviceSFTTrainer
 
 PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
-VISION_MODULES = r".*(vision_tower|multi_modal_projector).*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +157,7 @@ def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules="all-linear",
-        exclude_modules=None if recipe.finetune_vision_layers else VISION_MODULES,
+        exclude_modules=None if recipe.finetune_vision_layers else unreached_pattern(folder),
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, lora)
@@ -157,23 +170,31 @@ def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
     return model
 
 
+def unreached_pattern(folder: Path) -> str | None:
+    """Return a pattern of the modules that no text passes through, which texts cannot train; None if there are none."""
+    model = models.without_weights(folder)
+    names = [name for name, _ in model.named_parameters()]
+    roots = text_model.unreached_roots(names, text_model.reached_parameters(model))
+    return "|".join(rf"{re.escape(root)}(\..*)?" for root in roots) or None
+
+
 def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, cache: str) -> datasets.Dataset:
     """input_ids and labels of every text; InputError names a row in which nothing would be learned.
 
     The tokens are the recipe's: bos, the text as rendered, no eos. The labels leave out everything up to and
     including each response_part, and from each instruction_part on.
     """
-
-    def encode(part: str) -> list[int]:
-        return tokenizer(part, add_special_tokens=False)["input_ids"]
-
-    instruction, response = encode(recipe.instruction_part), encode(recipe.response_part)
+    instruction, response = (turns.ids_of(tokenizer, mark) for mark in (recipe.instruction_part, recipe.response_part))
+    cut = 0
 
     def encode_batch(batch: dict, rows: list[int]) -> dict:
-        tokens = tokenization.encode(tokenizer, batch["text"], truncation=True, max_length=recipe.max_seq_length)
-        labels = [response_labels(row, instruction, response) for row in tokens]
+        nonlocal cut
+        tokens = tokenization.encode(tokenizer, batch["text"])
+        cut += sum(len(row) > recipe.max_seq_length for row in tokens)
+        tokens = [row[: recipe.max_seq_length] for row in tokens]
+        labels = [turns.response_labels(row, instruction, response) for row in tokens]
         for row, row_labels in zip(rows, labels, strict=True):
-            if all(label == IGNORED for label in row_labels):
+            if all(label == turns.IGNORED for label in row_labels):
                 raise InputError(
                     f"{texts}, row {row + 1}: no token counts in the loss; expected '{recipe.response_part.strip()}' "
                     f"and an answer within max_seq_length {recipe.max_seq_length}"
@@ -181,23 +202,10 @@ def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, ca
         return {"input_ids": tokens, "labels": labels}
 
     rows = datasets.Dataset.from_parquet(str(texts), columns=["text"], cache_dir=cache)
-    return rows.map(encode_batch, batched=True, with_indices=True, remove_columns=["text"], desc="tokenize")
-
-
-def response_labels(tokens: list[int], instruction: list[int], response: list[int]) -> list[int]:
-    """The tokens, with IGNORED everywhere but after each response marker up to the next instruction marker."""
-    labels, position, learning = [], 0, False
-    while position < len(tokens):
-        for marker, starts_learning in ((response, True), (instruction, False)):
-            if tokens[position : position + len(marker)] == marker:
-                labels += [IGNORED] * len(marker)
-                learning = starts_learning
-                position += len(marker)
-                break
-        else:
-            labels.append(tokens[position] if learning else IGNORED)
-            position += 1
-    return labels
+    tokenized = rows.map(encode_batch, batched=True, with_indices=True, remove_columns=["text"], desc="tokenize")
+    if cut:
+        print(f"{cut} of {len(tokenized)} texts are cut at max_seq_length {recipe.max_seq_length}")
+    return tokenized
 
 
 def make_trainer(

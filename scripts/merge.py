@@ -21,9 +21,8 @@ def main() -> None:
     parser.add_argument("--adapter", required=True, type=Path, help="folder of the peft adapter")
     parser.add_argument("--output", required=True, type=Path, help="folder of the merged model")
     arguments = parser.parse_args()
-    sources = weight_files.stored_tensors(arguments.model)
-    model = models.without_weights(arguments.model)
-    config, names = model.config, models.parameter_names(model, sources, arguments.model)
+    model, sources, names = models.open_checkpoint(arguments.model)
+    config = model.config
     pairs = adapters.read(model, arguments.adapter)
     unstored = sorted(pairs.keys() - set(names.values()))
     if unstored:

@@ -1,12 +1,13 @@
 """Quantize a bf16 checkpoint to int4 safetensors that transformers and vLLM recognise (torchao, plain packing).
 
-Every linear is quantized but those whose name holds a --skip name and those that the group size does not divide;
-manifest.json says of each which it was and why. Goes through the weight files block by block, so it needs the memory
-of its libraries and not the model's. The result is read back and compared, weight by weight, before it counts: with
-what the fake quantization of training makes of the same weight.
+Every linear that a text passes through is quantized, but for the output head, those that --skip names, and those that
+the group size does not divide; manifest.json says of each which it was and why, and names all other matrices. Goes
+through the weight files block by block, so it needs the memory of its libraries and not the model's. The result is read
+back and compared, weight by weight, before it counts: with what the fake quantization of training makes of the same
+weight.
 
     python scripts/quantize.py --checkpoint results/demo/qat-bf16/checkpoint --scheme int4 --packing plain \\
-        --group-size 64 --skip lm_head vision_tower multi_modal_projector --output results/demo/qat-int4/checkpoint
+        --group-size 64 --output results/demo/qat-int4/checkpoint
 """
 
 import argparse
@@ -17,9 +18,10 @@ from pathlib import Path
 import torch
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from torchao.quantization import Int4WeightOnlyConfig
-from transformers import PreTrainedModel, TorchAoConfig
+from transformers import TorchAoConfig
+from transformers.quantizers.quantizers_utils import should_convert_module
 
-from int4_qat import errors, files, int4, int4_files, models, parity, weight_files
+from int4_qat import errors, files, int4, int4_files, linears, models, parity, text_model, weight_files
 from int4_qat.errors import InputError
 
 # vLLM's names, by those in checkpoints (hf_to_vllm_mapper of its multimodal models).
@@ -36,15 +38,13 @@ def main() -> None:
     parser.add_argument("--scheme", required=True, choices=["int4"])
     parser.add_argument("--packing", required=True, choices=["plain"], help="layout of the codes")
     parser.add_argument("--group-size", required=True, type=int, help="input features that share a scale")
-    parser.add_argument("--skip", nargs="*", default=[], help="parts of module names that stay in bf16")
+    parser.add_argument("--skip", nargs="*", default=[], help="modules that stay in bf16: names, or parts of names")
     parser.add_argument("--output", required=True, type=Path, help="folder in int4, with manifest.json")
     arguments = parser.parse_args()
     group_size = arguments.group_size
-    sources = weight_files.stored_tensors(arguments.checkpoint)
-    model = models.without_weights(arguments.checkpoint)
-    names = models.parameter_names(model, sources, arguments.checkpoint)
-    layers = choose_linears(model, set(names.values()), group_size, arguments.skip)
-    chosen = {"scheme": arguments.scheme, "group_size": group_size, "layers": layers}
+    model, sources, names = models.open_checkpoint(arguments.checkpoint)
+    layers = linears.choose(model, set(names.values()), group_size, arguments.skip)
+    chosen = {"scheme": arguments.scheme, "group_size": group_size, "layers": layers, "others": linears.others(model)}
     parity.refuse_mismatch(arguments.checkpoint, chosen)
     quantized = {f"{layer['name']}.weight" for layer in layers if layer["quantized"]}
     plan, metadata = lay_out(models.stored_as(sources), names, quantized, group_size)
@@ -68,7 +68,7 @@ def main() -> None:
         weight_files.refuse_differences(folder, differing)
         model.config.quantization_config = TorchAoConfig(
             Int4WeightOnlyConfig(group_size=group_size),
-            modules_to_not_convert=not_in_int4(layers, arguments.skip, names),
+            modules_to_not_convert=not_in_int4(layers, names),
         )
         model.config.save_pretrained(folder)
         models.copy_companions(arguments.checkpoint, folder)
@@ -77,50 +77,17 @@ def main() -> None:
 
 
 def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path, differing: int) -> dict:
-    """What was quantized and what it saved; bytes are those of the weight files."""
+    """Return what was quantized, what not, and what it saved; bytes are those of the weight files."""
+    in_int4 = sum(layer["bytes_before"] for layer in chosen["layers"] if layer["quantized"])
+    before = weight_files.file_bytes(arguments.checkpoint)
     return {
         **chosen,
+        "share_in_int4": in_int4 / before,
         "packing": arguments.packing,
-        "bytes_before": weight_files.file_bytes(arguments.checkpoint),
+        "bytes_before": before,
         "bytes_after": weight_files.file_bytes(folder),
         "weights_that_differ": differing,
     }
-
-
-def choose_linears(model: PreTrainedModel, stored: set[str], group_size: int, skip: list[str]) -> list[dict]:
-    """One entry a linear: name, shape, quantized, reason, bytes before and after."""
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    layers = []
-    for name, module in linears.items():
-        reason = reason_to_skip(name, module, stored, group_size, skip)
-        before = module.weight.numel() * int4.STORAGE_DTYPE.itemsize
-        layers.append(
-            {
-                "name": name,
-                "shape": [module.out_features, module.in_features],
-                "quantized": reason is None,
-                "reason": reason or f"linear, {module.in_features} inputs in groups of {group_size}",
-                "bytes_before": before,
-                "bytes_after": before if reason else int4.stored_bytes(int4.empty(module.weight, group_size)),
-            }
-        )
-    if not any(layer["quantized"] for layer in layers):
-        raise InputError("quantization: no layer can be quantized with this group size and skip list")
-    return layers
-
-
-def reason_to_skip(
-    name: str, module: torch.nn.Linear, stored: set[str], group_size: int, skip: list[str]
-) -> str | None:
-    """Why a linear stays in bf16, or None."""
-    named = sorted(set(skip) & set(name.split(".")))
-    if named:
-        return f"quantization.skip names {named[0]}"
-    if f"{name}.weight" not in stored:
-        return "tied to another weight"
-    if module.in_features % group_size:
-        return f"group size {group_size} does not divide {module.in_features} inputs"
-    return None
 
 
 def lay_out(
@@ -148,18 +115,34 @@ def lay_out(
     return {part: flat[key][0][part] for part, key in by_part.items()}, metadata
 
 
-def not_in_int4(layers: list[dict], skip: list[str], names: dict[str, str]) -> list[str]:
-    """What config.json says of the linears that are not in int4: their names in transformers and in vLLM.
+def not_in_int4(layers: list[dict], names: dict[str, str]) -> list[str]:
+    """Return what config.json says of the linears that are not in int4: their names in transformers and in vLLM.
 
-    A part of names stands for all linears that have it, if none of those is in int4. names are the parameters' by those
-    in the checkpoint.
+    The topmost module that holds none in int4 stands for all in it, also by its own name alone, by which vLLM asks for
+    a vision tower; but not where transformers would take its name for the beginning of another's. names are the
+    parameters' by those in the checkpoint. Raise InputError if no list tells the linears apart.
     """
-    stored = {name: key for key, name in names.items()}
+    in_int4 = [layer["name"] for layer in layers if layer["quantized"]]
     kept = [layer["name"] for layer in layers if not layer["quantized"]]
-    stored_kept = [stored.get(f"{name}.weight", name).removesuffix(".weight") for name in kept]
-    in_int4 = {part for layer in layers if layer["quantized"] for part in layer["name"].split(".")}
-    parts = {"lm_head", *models.IMAGE_PARTS, *skip} - in_int4
-    return sorted({*parts, *kept, *map(vllm_name, stored_kept)})
+    roots = text_model.unreached_roots([*in_int4, *kept], set(in_int4))
+    clear = [root for root in roots if not any(name.startswith(root) for name in in_int4)]
+    listed = [*clear, *(name for name in kept if not text_model.named_by(clear, name))]
+    as_stored = [stored_name(name, names) for name in listed]
+    used = {part for name in in_int4 for part in name.split(".")}
+    alone = {part for part in (name.rpartition(".")[2] for name in clear) if part not in used and not part.isdigit()}
+    patterns = sorted({*listed, *alone, *map(vllm_name, listed), *map(vllm_name, as_stored)})
+    for layer in layers:
+        if should_convert_module(f"{layer['name']}.weight", patterns) != layer["quantized"]:
+            raise InputError(f"quantization: config.json cannot tell {layer['name']} from a linear of another kind")
+    return patterns
+
+
+def stored_name(module: str, names: dict[str, str]) -> str:
+    """Return the name that a module has in the checkpoint."""
+    for key, name in names.items():
+        if name.startswith(f"{module}.") and key.endswith(end := name.removeprefix(module)):
+            return key.removesuffix(end)
+    return module
 
 
 def vllm_name(name: str) -> str:

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,16 @@ def whole(path: Path | str) -> Iterator[Path]:
         unfinished.rename(path)
     finally:
         remove(unfinished)
+
+
+def link(paths: Iterable[Path], source: Path, folder: Path) -> None:
+    """Make a folder of links to files below `source`, each in the place that it has there."""
+    folder.mkdir()
+    for path in paths:
+        if path.is_file():
+            place = folder / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path.resolve())
 
 
 def remove(path: Path) -> None:

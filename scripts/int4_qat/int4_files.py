@@ -17,6 +17,12 @@ def parts(key: str, stored: dict[str, StoredTensor]) -> list[StoredTensor]:
     return [stored[f"{module}._{name}_{part}"] for part in PARTS]
 
 
+def weight_of(key: str) -> str:
+    """Return the name of the weight that a stored tensor is, or is a part of."""
+    module, _, part = key.rpartition(".")
+    return f"{module}.weight" if part in {f"_weight_{name}" for name in PARTS} else key
+
+
 def row_blocks(source: StoredTensor) -> Iterator[Block]:
     """A stored weight, whatever its type."""
     for rows in int4.row_blocks(*source.shape):

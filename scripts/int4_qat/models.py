@@ -1,12 +1,17 @@
 """One loader for bf16 and int4 checkpoints, on any device; nothing is fetched and no code of a checkpoint is run."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torchao.quantization import Int4Tensor
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -16,11 +21,10 @@ from transformers import (
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from int4_qat import int4, weight_files
+from int4_qat import files, int4, int4_files, text_model, weight_files
 from int4_qat.errors import InputError
 
 DEQUANTIZED, TILE_PACKED = "dequantized", "tile_packed"
-IMAGE_PARTS = ("vision_tower", "multi_modal_projector")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -77,44 +81,93 @@ def int4_path(folder: Path, device: str) -> str | None:
 
 
 def read_config(folder: Path | str) -> PretrainedConfig:
-    """The config of a local folder; InputError if there is none."""
-    if not (Path(folder) / "config.json").exists():
-        raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """Return the config of a local folder; raise InputError if there is none, or none that transformers knows."""
+    path = Path(folder) / "config.json"
+    content = files.read_json(path)
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    if model_type not in CONFIG_MAPPING:
+        version = transformers.__version__
+        raise InputError(f"{path}: model_type: expected one that transformers {version} has, found {model_type!r}")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each model's config checks its values in its own way
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: expected the config of a {model_type}, found {reason}") from None
 
 
 def auto_class(config: PretrainedConfig) -> type:
-    """The class of transformers that makes the model of a config."""
+    """Return the class of transformers that makes the model of a config."""
     return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
 
 
 def without_weights(folder: Path) -> PreTrainedModel:
-    """The architecture of a local folder in bf16, on the meta device: modules, names and shapes, and no memory."""
+    """Return the architecture of a local folder in bf16, on the meta device: modules, names and shapes, and no memory.
+
+    Raise InputError if transformers has no model of that kind that writes text.
+    """
     config = read_config(folder)
-    with torch.device("meta"):
-        return auto_class(config).from_config(config, dtype=torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            return auto_class(config).from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    except ValueError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(f"{folder}: expected a model that writes text, found {config.model_type} ({reason})") from None
+
+
+class Checkpoint(NamedTuple):
+    """A bf16 folder: its architecture without weights, its tensors, and what transformers calls each of them."""
+
+    model: PreTrainedModel
+    tensors: dict[str, weight_files.StoredTensor]
+    names: dict[str, str]
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Return what a bf16 folder holds and transformers takes; raise InputError unless that is the whole model."""
+    model, stored = without_weights(folder), weight_files.stored_tensors(folder)
+    names = parameter_names(model, stored, folder)
+    return Checkpoint(model, {key: stored[key] for key in names}, names)
 
 
 def parameter_names(
     model: PreTrainedModel, stored: dict[str, weight_files.StoredTensor], folder: Path
 ) -> dict[str, str]:
-    """What transformers, which renames at loading, calls each stored tensor; InputError unless all fit the model."""
+    """Return what transformers, which renames at loading, calls each stored tensor that it does not pass over.
+
+    Raise InputError unless all of them fit the model, and none is missing.
+    """
+    state = model.state_dict()
+    names = {key: found or key for key, found in renamed(model, stored).items()}
+    strangers = unexpected(model, {name for name in names.values() if name not in state})
+    for key, name in names.items():
+        if name in strangers or (name in state and state[name].shape != stored[key].shape):
+            shape = list(stored[key].shape)
+            raise InputError(f"{folder}: {key} {shape} is no parameter of {type(model).__name__}")
+    missing = sorted(state.keys() - set(names.values()) - model.all_tied_weights_keys.keys())
+    if missing:
+        raise InputError(f"{folder}: the weights hold no {missing[0]}")
+    return {key: name for key, name in names.items() if name in state}
+
+
+def renamed(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str | None]:
+    """Return the state's name of each key of a checkpoint; None if it has none, or tensors are put together."""
     state = model.state_dict()
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
-    names = {}
-    for key, tensor in stored.items():
+
+    def rename(key: str) -> str | None:
         name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
-        if name not in state:
-            name = key
-        if converted or name not in state or state[name].shape != tensor.shape:
-            raise InputError(f"{folder}: {key} {list(tensor.shape)} is no parameter of {type(model).__name__}")
-        names[key] = name
-    missing = sorted(state.keys() - set(names.values()) - model.all_tied_weights_keys.keys())
-    if missing:
-        raise InputError(f"{folder}: the weights hold no {missing[0]}")
-    return names
+        return None if converted else name if name in state else key if key in state else None
+
+    return {key: rename(key) for key in keys}
+
+
+def unexpected(model: PreTrainedModel, names: set[str]) -> set[str]:
+    """Return those of the names that transformers does not pass over, as it does with buffers of old checkpoints."""
+    info = SimpleNamespace(missing_keys=set(), unexpected_keys=set(names))
+    model._adjust_missing_and_unexpected_keys(info)
+    return info.unexpected_keys
 
 
 def stored_as(stored: dict[str, weight_files.StoredTensor]) -> dict[str, torch.Tensor]:
@@ -198,9 +251,11 @@ def is_dequantized(folder: Path, device: str) -> bool:
 
 
 def text_bytes(folder: Path) -> int:
-    """Bytes of the stored weights that every generated token needs: all but those that see images."""
-    tensors = weight_files.stored_tensors(folder)
-    return sum(tensor.nbytes for name, tensor in tensors.items() if not set(name.split(".")) & set(IMAGE_PARTS))
+    """Return the bytes of the stored weights that every generated token needs: those that its text passes through."""
+    model, stored = without_weights(folder), weight_files.stored_tensors(folder)
+    reached = text_model.reached_parameters(model)
+    names = renamed(model, {int4_files.weight_of(key) for key in stored})
+    return sum(tensor.nbytes for key, tensor in stored.items() if names[int4_files.weight_of(key)] in reached)
 
 
 def to_torchao(quantized: int4.Int4Weight, group_size: int) -> Int4Tensor:

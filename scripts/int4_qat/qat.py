@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from peft.tuners import lora
 
-from int4_qat import int4
+from int4_qat import int4, linears
 from int4_qat.errors import InputError
 
 TARGETS = ("base", "base+lora_a", "merged")
@@ -32,21 +32,16 @@ def lora_linears(model: PeftModel) -> dict[str, lora.Linear]:
     return {name: module for name, module in modules if isinstance(module, lora.Linear)}
 
 
-def is_skipped(name: str, skip: Sequence[str]) -> bool:
-    """Whether a part of a module's name stands in quantization.skip."""
-    return bool(set(skip) & set(name.split(".")))
-
-
 def fake_quantize_linears(
     model: PeftModel, target: str, group_size: int, skip: Sequence[str] = (), keep_frozen: bool = False
 ) -> list[str]:
     """Let every linear below LoRA train on int4 weights, in place; the names of those linears.
 
-    A linear stays as it is if a part of its name stands in `skip`, as in the export. keep_frozen keeps the weights
+    A linear stays as it is if `skip` names it, as in the export. keep_frozen keeps the weights
     that `base` replaces, a second copy of them all, for `frozen_base`. InputError if there are no such linears, or if
     the group size does not divide one's input features: a training that only looks like QAT is worse than none.
     """
-    layers = {name: layer for name, layer in lora_linears(model).items() if not is_skipped(name, skip)}
+    layers = {name: layer for name, layer in lora_linears(model).items() if not linears.skipped(name, skip)}
     if not layers:
         raise InputError("qat_scheme: no layer could be fake-quantized; no linear lies below a LoRA adapter")
     for name, layer in layers.items():
@@ -68,7 +63,7 @@ def fake_quantize_linears(
 def record(model: PeftModel, recipe: Any) -> dict:
     """How the linears below LoRA were trained, and for each whether it was in int4: what an export is held against."""
     in_int4 = {
-        name: recipe.qat_scheme is not None and not is_skipped(name, recipe.skip) for name in lora_linears(model)
+        name: recipe.qat_scheme is not None and not linears.skipped(name, recipe.skip) for name in lora_linears(model)
     }
     return {
         "scheme": recipe.qat_scheme,

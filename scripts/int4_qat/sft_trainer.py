@@ -4,8 +4,7 @@ import torch
 from trl import SFTTrainer
 
 from int4_qat import qat
-
-IGNORED = -100  # the label of a token that does not count
+from int4_qat.turns import IGNORED
 
 
 class AnyDeviceSFTTrainer(SFTTrainer):

@@ -84,10 +84,10 @@ def check_fake_quantized(model: torch.nn.Module, group_size: int, skip: list[str
     """
     from torchao.quantization.qat import FakeQuantizedLinear
 
-    from int4_qat import qat
+    from int4_qat import linears, qat
 
     layers = qat.lora_linears(model)
-    expected = {name for name in layers if not qat.is_skipped(name, skip)}
+    expected = {name for name in layers if not linears.skipped(name, skip)}
     found = {name for name, layer in layers.items() if isinstance(layer.base_layer, FakeQuantizedLinear)}
     for name, layer in layers.items():
         inputs = layer.base_layer.in_features

@@ -96,7 +96,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         return read_header(folder / WEIGHTS)
     if not (folder / INDEX).exists():
         raise InputError(f"{folder}: expected {WEIGHTS} or {INDEX}, found neither")
-    index = files.read_json(folder / INDEX)["weight_map"]
+    index = read_index(folder / INDEX)
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(index.values())):
         found |= read_header(folder / shard)
@@ -104,6 +104,18 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     if wrong:
         raise InputError(f"{folder / INDEX}: {wrong[0][0]} is not where the index says")
     return found
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Return the file of each tensor; raise InputError unless each is a name of a file beside the index."""
+    index = files.read_json(path)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{path}: weight_map: expected a file for each tensor, found {names!r:.50}")
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{path}: weight_map: expected names of safetensors files, found {name!r:.50}")
+    return names
 
 
 def file_bytes(folder: Path) -> int:

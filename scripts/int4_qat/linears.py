@@ -1,0 +1,80 @@
+"""Which parameters of a model become int4, and what keeps the others in bf16."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from int4_qat import int4, text_model
+from int4_qat.errors import InputError
+
+
+def choose(model: PreTrainedModel, stored: set[str], group_size: int, skip: Sequence[str]) -> list[dict]:
+    """Return an entry for each linear: name, shape, quantized, reason, bytes before and after.
+
+    stored holds the names of the parameters that the weight files have. Raise InputError if no linear can be quantized,
+    or if an entry of skip names nothing.
+    """
+    refuse_idle(skip, model)
+    reached, head = text_model.reached_parameters(model), text_model.output_head(model)
+    layers = []
+    for name, module in linears_of(model).items():
+        reason = (
+            skipped(name, skip)
+            or (None if f"{name}.weight" in reached else "no text passes through it")
+            or ("the output head" if name == head else None)
+            or (None if f"{name}.weight" in stored else "tied to another weight")
+            or undivided(module, group_size)
+        )
+        before = module.weight.numel() * int4.STORAGE_DTYPE.itemsize
+        layers.append(
+            {
+                "name": name,
+                "shape": list(module.weight.shape),
+                "quantized": reason is None,
+                "reason": reason or f"linear, {module.in_features} inputs in groups of {group_size}",
+                "bytes_before": before,
+                "bytes_after": before if reason else int4.stored_bytes(int4.empty(module.weight, group_size)),
+            }
+        )
+    if not any(layer["quantized"] for layer in layers):
+        raise InputError("quantization: no layer can be quantized with this group size and skip list")
+    return layers
+
+
+def others(model: PreTrainedModel) -> list[dict]:
+    """Return an entry for each parameter of two or more dimensions that no linear holds: name, shape, reason, bytes."""
+    of_linears = {f"{name}.weight" for name in linears_of(model)}
+    found = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and name not in of_linears:
+            kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            size = parameter.numel() * int4.STORAGE_DTYPE.itemsize
+            reason = f"no weight of a linear, but of a {kind}"
+            found.append({"name": name, "shape": list(parameter.shape), "reason": reason, "bytes": size})
+    return found
+
+
+def linears_of(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
+    """Return the linears of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+
+
+def skipped(name: str, skip: Sequence[str]) -> str | None:
+    """Return why `quantization.skip` keeps a linear in bf16, or None."""
+    entry = text_model.named_by(skip, name)
+    return entry and f"quantization.skip names {entry}"
+
+
+def undivided(module: torch.nn.Linear, group_size: int) -> str | None:
+    """Return why the group size keeps a linear in bf16, or None."""
+    remainder = module.in_features % group_size
+    return f"group size {group_size} does not divide {module.in_features} inputs" if remainder else None
+
+
+def refuse_idle(skip: Sequence[str], model: PreTrainedModel) -> None:
+    """Raise InputError for an entry of `quantization.skip` that names no part of the model."""
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for entry in skip:
+        if not any(text_model.named_by([entry], name.rpartition(".")[0]) for name in names):
+            raise InputError(f"quantization.skip: expected parts of {type(model).__name__}, found '{entry}'")

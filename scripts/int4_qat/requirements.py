@@ -1,0 +1,86 @@
+"""What a base model must be, checked before any training: plain linears, finite weights in bfloat16, one head."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from int4_qat import models, text_model, weight_files
+from int4_qat.errors import InputError
+from int4_qat.weight_files import StoredTensor
+
+CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+LARGEST_OTHER_SHARE = 0.1  # of the text's weights, in matrices that no linear or embedding holds
+
+
+def refuse_unsupported(folder: Path) -> None:
+    """Raise InputError that names the first thing of a model which this workflow cannot train or make int4."""
+    refuse_layers(folder, models.without_weights(folder))
+    checkpoint = models.open_checkpoint(folder)
+    refuse_types(folder, checkpoint.tensors)
+    refuse_contradicted_ties(folder, checkpoint)
+    counts = weight_files.in_parallel(
+        lambda key: count_not_finite(checkpoint.tensors[key]), checkpoint.tensors, "check"
+    )
+    for key, count in counts.items():
+        if count:
+            path = checkpoint.tensors[key].path
+            raise InputError(f"{path}: {key}: expected finite numbers, found {count} that are NaN or infinite")
+
+
+def refuse_layers(folder: Path, model: PreTrainedModel) -> None:
+    """Raise InputError unless what a text passes through is made of plain linears and embeddings."""
+    parameters = dict(model.named_parameters())
+    unreached = text_model.unreached_roots(parameters, text_model.reached_parameters(model))
+    others: Counter[str] = Counter()
+    for name, parameter in parameters.items():
+        if parameter.ndim < 2 or text_model.named_by(unreached, name):
+            continue
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, Conv1D):
+            raise InputError(f"{folder}: {name}: expected a Linear, found a Conv1D, whose weight is transposed")
+        if isinstance(module, torch.nn.Linear) and type(module) is not torch.nn.Linear:
+            raise InputError(f"{folder}: {name}: expected a plain Linear, found a {type(module).__name__}")
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding, *CONVOLUTIONS)):
+            continue
+        if parameter.ndim > 2:
+            shape = list(parameter.shape)
+            raise InputError(f"{folder}: {name}: expected linears, found weights of shape {shape}: fused experts")
+        others[name] = parameter.numel()
+    share = others.total() / sum(parameter.numel() for parameter in parameters.values())
+    if share > LARGEST_OTHER_SHARE:
+        raise InputError(
+            f"{folder}: {others.most_common(1)[0][0]}: expected linears, found {share:.0%} in other matrices"
+        )
+
+
+def refuse_types(folder: Path, tensors: dict[str, StoredTensor]) -> None:
+    """Raise InputError unless most of the elements are in bfloat16."""
+    elements: Counter[str] = Counter()
+    for tensor in tensors.values():
+        elements[tensor.dtype] += tensor.elements
+    most = max(elements, key=elements.get, default="none")
+    if most != weight_files.NAMES[torch.bfloat16]:
+        raise InputError(f"{folder}: expected weights in bfloat16 (BF16), found {most}; convert them")
+
+
+def refuse_contradicted_ties(folder: Path, checkpoint: models.Checkpoint) -> None:
+    """Raise InputError if the config ties two weights that the files hold with different values.
+
+    transformers would keep both, with a warning; vLLM ties them.
+    """
+    stored = {name: checkpoint.tensors[key] for key, name in checkpoint.names.items()}
+    for target, source in checkpoint.model.all_tied_weights_keys.items():
+        if {target, source} <= stored.keys() and weight_files.differing(stored[source], stored[target]):
+            raise InputError(
+                f"{folder / 'config.json'}: tie_word_embeddings: expected false, since {target} is not {source}"
+            )
+
+
+def count_not_finite(tensor: StoredTensor) -> int:
+    """Return how many elements are NaN or infinite."""
+    if not weight_files.DTYPES[tensor.dtype].is_floating_point:
+        return 0
+    return sum(int((~tensor.read(*block).isfinite()).sum()) for block in tensor.blocks())

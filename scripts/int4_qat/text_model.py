@@ -1,0 +1,57 @@
+"""Which parts of a model its text passes through, found by running the architecture, not from a list of names.
+
+A text goes through the model on the meta device, which costs no memory; what gets a gradient was reached. What sees or
+hears is not, nor is what shared layers hold and never use: nothing there is trained on texts or made int4.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
+TOKENS = 4
+
+
+class NothingIsTrue(TorchDispatchMode):
+    """Answers what a forward pass asks of values that the meta device does not have: no picture, no padding."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return False if args[0].dtype == torch.bool else 0
+        return function(*args, **(kwargs or {}))
+
+
+def reached_parameters(model: PreTrainedModel) -> set[str]:
+    """Return the names of the parameters that a text's forward pass uses; the model must be on the meta device."""
+    tokens = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
+    with NothingIsTrue(), torch.device("meta"), torch.enable_grad():
+        # With a cache: without one transformers looks for packed sequences, in values.
+        model(input_ids=tokens, use_cache=True).logits.sum().backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    return reached
+
+
+def unreached_roots(names: Iterable[str], reached: set[str]) -> list[str]:
+    """Return the topmost modules none of whose parameters are reached; names are those of all parameters."""
+    used = {prefix for name in reached for prefix in prefixes(name)}
+    roots = {next(prefix for prefix in prefixes(name) if prefix not in used) for name in set(names) - reached}
+    return sorted(roots)
+
+
+def prefixes(name: str) -> list[str]:
+    """Return 'a', 'a.b', 'a.b.c' for 'a.b.c'."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
+def named_by(entries: Sequence[str], name: str) -> str | None:
+    """Return the first entry that is the name of a module, a part of it, or parts in a row; None if none is."""
+    return next((entry for entry in entries if f".{entry}." in f".{name}."), None)
+
+
+def output_head(model: PreTrainedModel) -> str | None:
+    """Return the name of the module that makes logits of the last hidden state, or None."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None) if head is not None else None
