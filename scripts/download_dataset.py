@@ -26,8 +26,11 @@ def main() -> None:
             hub.download(remote, folder, [*TABLES, CARD])
         else:
             link(Path(arguments.source), folder)
-        if not any(found for pattern in TABLES for found in folder.rglob(pattern)):
+        tables = [table for pattern in TABLES for table in folder.rglob(pattern)]
+        if not tables:
             raise InputError(f"{arguments.source}: expected a data set ({', '.join(TABLES)}), found none")
+        for table in sorted(tables):
+            files.refuse_lfs_pointer(table)
 
 
 def link(source: Path, folder: Path) -> None:

@@ -80,6 +80,7 @@ def rows_of(source: Path, split: str) -> Iterator[Row]:
     if not paths:
         raise InputError(f"{expected}: expected files of split {split}, found none")
     for path in paths:
+        files.refuse_lfs_pointer(path)
         yield from read(path)
 
 

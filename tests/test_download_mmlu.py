@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from programs import run_script
+from programs import LFS_POINTER, run_script
 
 GOOD = ['What, is\n"this"? é', "one", "two", "three", "four", "C"]
 FOLDERS = ["auxiliary_train", "dev", "val", "test"]
@@ -121,6 +121,18 @@ def test_parquet_of_other_types(parquet_source, tmp_path, changes, expected):
     row = dict(question="q", subject="anatomy", choices=GOOD[1:5], answer=2) | changes
     pq.write_table(pa.Table.from_pylist([row]), file)
     assert_fails(parquet_source, tmp_path, f"{file.name}, row 1: {expected}")
+
+
+def test_a_pointer_of_git_lfs_is_called_so(csv_source, tmp_path):
+    file = csv_source / "test" / "anatomy_test.csv"
+    file.write_text(LFS_POINTER)
+    assert_fails(csv_source, tmp_path, f"{file}: expected the file, found git-lfs's pointer to it; run `git lfs pull`")
+
+
+def test_a_parquet_file_that_is_a_pointer_of_git_lfs(parquet_source, tmp_path):
+    file = parquet_source / "all" / "test-00000-of-00001.parquet"
+    file.write_text(LFS_POINTER)
+    assert_fails(parquet_source, tmp_path, f"{file}: expected the file, found git-lfs's pointer to it")
 
 
 def test_missing_columns(parquet_source, tmp_path):

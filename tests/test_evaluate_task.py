@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from int4_qat import models
-from programs import run_script
+from programs import LFS_POINTER, run_script
 from workflows import small_config, snakemake, write_config
 
 pytestmark = pytest.mark.slow
@@ -89,4 +89,15 @@ def test_a_folder_without_data_is_refused(tmp_path):
     result = run_script("download_dataset", "--source", empty, "--output", tmp_path / "dataset")
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: {empty}: expected a data set (*.parquet, ")
+    assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.parametrize("name", ["data/test.parquet", "test.jsonl", "train.csv"])
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path, name):
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(LFS_POINTER)
+    result = run_script("download_dataset", "--source", tmp_path / "mine", "--output", tmp_path / "dataset")
+    assert result.returncode == 1
+    assert result.stderr == f"error: {file}: expected the file, found git-lfs's pointer to it; run `git lfs pull`\n"
     assert not (tmp_path / "dataset").exists()

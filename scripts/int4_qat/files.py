@@ -11,6 +11,8 @@ from typing import Any
 
 from int4_qat.errors import InputError
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what every pointer begins with
+
 
 @contextmanager
 def whole(path: Path | str) -> Iterator[Path]:
@@ -37,6 +39,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise InputError if git-lfs left a pointer in place of a file; the name is the one that a link leads to."""
+    with path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(f"{path.resolve()}: expected the file, found git-lfs's pointer to it; run `git lfs pull`")
+
+
 def write_json(path: Path | str, content: Any) -> None:
     """Write JSON that a person can read; NaN is a ValueError."""
     with whole(path) as unfinished:
@@ -50,6 +59,7 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: expected a JSON file, found none") from None
     except json.JSONDecodeError as error:
+        refuse_lfs_pointer(Path(path))
         raise InputError(f"{path}: not valid JSON ({error})") from None
 
 
