@@ -14,7 +14,7 @@ workflow_config.check(config, f"{workflow.basedir}/rules/config.schema.yaml")
 shell.prefix(
     "set -euo pipefail; trap : TERM; of_user=${{HF_HUB_OFFLINE:-}}; "
     "export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false; "
-    "online() {{ HF_HUB_OFFLINE=$of_user \"$@\"; }}; "
+    'online() {{ HF_HUB_OFFLINE=$of_user "$@"; }}; '
     "show() {{ (trap '' TERM; exec tee \"$1\"); }}; "
 )
 

@@ -68,6 +68,7 @@ def download(source: HubSource, folder: Path, patterns: list[str]) -> None:
     name = f"{source.repository}@{source.revision}"
     partial = folder.with_name(f"{folder.name}.{name.replace('/', '--')}")
     prepare(name, get_token())
+    limit_silence()
     try:
         snapshot_download(
             source.repository,
@@ -84,13 +85,13 @@ def download(source: HubSource, folder: Path, patterns: list[str]) -> None:
 
 
 def prepare(name: str, token: str | None) -> None:
-    """Raise InputError if the environment forbids or cannot serve a request to the Hub; limit how long one waits."""
+    """Raise InputError if the environment forbids a request to the Hub, or makes none possible."""
     refuse_offline(name)
     refuse_odd_token(token)
     refuse_odd_endpoint()
     refuse_odd_certificates()
     try:
-        limit_silence()
+        get_session()
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         raise InputError(f"HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: not a proxy to be used ({one_line(error)})") from None
 
