@@ -9,10 +9,12 @@ from int4_qat import mmlu, recipes, sources, variants, workflow_config
 
 workflow_config.check(config, f"{workflow.basedir}/rules/config.schema.yaml")
 
-# Compute nodes often have no network: only the download rules, which unset this, may touch the Hub.
+# Compute nodes often have no network: only what runs `online` may touch the Hub, if its user does not forbid it.
 # SIGTERM comes ahead of preemption: bash and the log wait for the program, which has its last words to save.
 shell.prefix(
-    "set -euo pipefail; trap : TERM; export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false; "
+    "set -euo pipefail; trap : TERM; of_user=${{HF_HUB_OFFLINE:-}}; "
+    "export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false; "
+    'online() {{ HF_HUB_OFFLINE=$of_user "$@"; }}; '
     "show() {{ (trap '' TERM; exec tee \"$1\"); }}; "
 )
 

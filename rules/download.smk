@@ -46,7 +46,7 @@ rule download_mmlu:
     message:
         "download_mmlu"
     shell:
-        "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
+        "online python {input.code[0]:q}"
         " --source {params.source:q}"
         " --output resources/mmlu"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
@@ -69,7 +69,7 @@ rule download_model:
     message:
         "download_model: {wildcards.model}"
     shell:
-        "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
+        "online python {input.code[0]:q}"
         " --source {params.source:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
@@ -92,7 +92,7 @@ rule download_dataset:
     message:
         "download_dataset: {wildcards.dataset}"
     shell:
-        "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
+        "online python {input.code[0]:q}"
         " --source {params.source:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -32,7 +32,7 @@ rule upload_model:
     message:
         "upload_model: {wildcards.model}"
     shell:
-        "env -u HF_HUB_OFFLINE python {input.code[0]:q}"
+        "online python {input.code[0]:q}"
         " --results {params.results:q}"
         " --variant {params.variant}"
         " {params.repository:q}"

@@ -22,11 +22,11 @@ def main() -> None:
     remote = hub.parse(arguments.source)
     with files.whole(arguments.output) as folder:
         if remote:
-            hub.download(remote, folder, list(model_folder.PATTERNS))
+            hub.download(remote, folder, list(model_folder.PATTERNS), lambda found: check(found, arguments.source))
             model_folder.leave_out(folder)
         else:
             link(Path(arguments.source), folder)
-        check(folder, arguments.source)
+            check(folder, arguments.source)
 
 
 def link(source: Path, folder: Path) -> None:
@@ -39,6 +39,7 @@ def link(source: Path, folder: Path) -> None:
 def check(folder: Path, source: str) -> None:
     """Raise InputError, with the source's name, if a later stage could not use the model."""
     try:
+        model_folder.taken(folder)
         requirements.refuse_unsupported(folder)
         tokenizer_check.refuse_unusable(folder)
     except InputError as error:

@@ -14,11 +14,10 @@ import os
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars
 
 import verify
-from int4_qat import errors, files, variants
+from int4_qat import errors, files, hub, variants
 from int4_qat.errors import InputError
 
 CARD_NAME = "README.md"
@@ -37,6 +36,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON: what was uploaded, and where")
     arguments = parser.parse_args()
     token = None if arguments.dry_run else read_token()
+    if token:
+        hub.prepare(arguments.repository or "a repository", token)
     found = obstacles(arguments)
     if found:
         raise InputError(f"{arguments.variant} is not published: {'; '.join(found)}")
@@ -106,7 +107,7 @@ def contents_of(results: Path, variant: str) -> dict[str, Path]:
 
 def read_token() -> str:
     """From the environment alone; a login of this machine is not used."""
-    token = os.environ.get("HF_TOKEN")
+    token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
         raise InputError("HF_TOKEN: expected a token that may write, found none in the environment")
     return token
@@ -133,12 +134,8 @@ def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str)
             commit_message=f"{arguments.variant}: int4 checkpoint and model card",
         )
         return commit.commit_url, is_private
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{repository}: the upload failed ({type(error).__name__}: {one_line(error)})") from None
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    except hub.FAILURES as error:
+        raise InputError(f"{repository}: the upload failed: {hub.explain(error, arguments.results)}") from None
 
 
 if __name__ == "__main__":

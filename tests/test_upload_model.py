@@ -33,9 +33,12 @@ class Hub:
         self.uploads = 0
         self.files: dict[str, bytes] = {}
         self.refuses_commits = False
+        self.refuses_tokens = False
         self.address = ""
 
     def answer(self, method: str, path: str, content: bytes) -> tuple[int, dict | list]:
+        if self.refuses_tokens:
+            return 401, {"error": f"Invalid credentials in Authorization header: {TOKEN}"}
         if path == "/api/repos/create":
             self.created = json.loads(content)
             if self.is_private is None:
@@ -212,7 +215,10 @@ def test_an_upload_goes_on_where_it_stopped(trained, writable_hub):
     writable_hub.refuses_commits = True
     result = upload(trained, recovered=0.0, lost=0.1, env=environment(writable_hub))
     assert result.returncode == 1
-    assert f"error: {REPOSITORY}: the upload failed" in result.stderr
+    expected = (
+        "the upload failed: the Hub forbids it (403: You may not write here): the token of HF_TOKEN may not do this"
+    )
+    assert f"error: {REPOSITORY}: {expected}" in result.stderr
     assert "Traceback" not in result.stderr
     assert TOKEN not in result.stderr
     assert (writable_hub.uploads, writable_hub.files) == (1, {})
@@ -253,6 +259,29 @@ def test_a_dry_run_shows_all_and_asks_nobody(trained, writable_hub):
 def test_without_a_token_nothing_is_asked(trained, writable_hub):
     result = upload(trained, env=environment(writable_hub, token=None))
     assert result.stderr == "error: HF_TOKEN: expected a token that may write, found none in the environment\n"
+    assert writable_hub.requests == []
+
+
+def test_a_token_that_the_hub_refuses_is_called_so(trained, writable_hub):
+    writable_hub.refuses_tokens = True
+    result = upload(trained, env=environment(writable_hub))
+    assert result.returncode == 1
+    expected = "the Hub refused the token of HF_TOKEN (401: Invalid credentials in Authorization header: <token>)"
+    assert f"error: {REPOSITORY}: the upload failed: {expected}: it is wrong or has expired" in result.stderr
+    assert TOKEN not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, f"HF_HUB_OFFLINE=1: the environment forbids asking the Hub for {REPOSITORY}; unset"),
+        ({"HF_TOKEN": f"{TOKEN} {TOKEN}"}, "HF_TOKEN: expected a token of the Hub, found blanks or characters beyond"),
+    ],
+)
+def test_what_cannot_be_sent_ends_before_the_results_are_verified(tmp_path, writable_hub, variables, expected):
+    result = upload(tmp_path / "nowhere", env=environment(writable_hub) | variables)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {expected}")
     assert writable_hub.requests == []
 
 

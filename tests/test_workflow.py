@@ -142,7 +142,7 @@ def test_only_the_downloads_switch_the_hub_on(tmp_path):
     """That no rule asked it in a whole run is asserted where that run is made."""
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
-    online = [line for line in commands if "env -u HF_HUB_OFFLINE" in line]
+    online = [line for line in commands if "online python" in line]
     assert len(commands) == 54
     programs = sorted(line.split("/scripts/")[1].split(".py")[0] for line in online)
     assert programs == ["download_dataset", "download_dataset", "download_mmlu", "download_model"]
@@ -156,14 +156,6 @@ def test_a_gated_model_says_what_to_do(hub, tmp_path):
     assert result.returncode == 1
     assert "is gated: accept its terms on its Hub page, then set HF_TOKEN" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "model").exists()
-
-
-def test_a_missing_hub_is_one_line(tmp_path):
-    source = f"hf://datasets/cais/mmlu@{'0' * 40}"
-    result = run_script("download_mmlu", "--source", source, "--output", tmp_path / "mmlu")
-    assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith(f"error: cais/mmlu@{'0' * 40}")
-    assert not (tmp_path / "mmlu").exists()
 
 
 def test_the_real_mmlu_through_the_same_rules(demo_run, mmlu_dir, tmp_path):
