@@ -45,9 +45,9 @@ def main() -> None:
         include_path = mmlu_harness.lay_out(arguments.mmlu, Path(scratch))
         task_manager = TaskManager(include_path=str(include_path), include_defaults=False)
         tasks = [mmlu_harness.task_name(subject) for subject in subjects]
-        results = scoring.evaluate(arguments, arguments.engine, tasks, task_manager)
-    samples = sample_table(results["samples"])
-    report = make_report(arguments, subjects, results, samples)
+        evaluation = scoring.evaluate(arguments, arguments.engine, tasks, task_manager)
+    samples = sample_table(evaluation.results["samples"])
+    report = make_report(arguments, subjects, evaluation, samples)
     with files.whole(arguments.samples) as unfinished:
         samples.to_parquet(unfinished, index=False)
     files.write_json(arguments.output, report)
@@ -75,34 +75,31 @@ def sample_table(samples: dict[str, list[dict]]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["subject", "index"], ignore_index=True)
 
 
-def make_report(arguments: argparse.Namespace, subjects: list[str], results: dict, samples: pd.DataFrame) -> dict:
+def make_report(
+    arguments: argparse.Namespace, subjects: list[str], evaluation: scoring.Evaluation, samples: pd.DataFrame
+) -> dict:
     """What lm-eval reports of each subject; InputError if the table's accuracy is not lm-eval's."""
     by_subject = {}
     for subject in subjects:
         task = mmlu_harness.task_name(subject)
-        scores, correct = results["results"][task], samples["correct"][samples["subject"] == subject]
+        scores, correct = evaluation.results["results"][task], samples["correct"][samples["subject"] == subject]
         if abs(scores["acc,none"] - correct.mean()) > 1e-9:
             raise InputError(f"{task}: lm-eval reports {scores['acc,none']}, its samples give {correct.mean()}")
         by_subject[subject] = {
             "accuracy": scores["acc,none"],
             "stderr": scores["acc_stderr,none"],
             "questions": len(correct),
+            "prompts_over_max_length": evaluation.prompts_over_max_length[task],
             "category": mmlu_harness.category(subject),
-            "task_version": results["versions"][task],
+            "task_version": evaluation.results["versions"][task],
         }
     return {
         "by_subject": by_subject,
+        "stock_check": evaluation.stock_check,
         "settings": {
             "task": "mmlu",
-            "engine": arguments.engine,
-            "num_fewshot": arguments.num_fewshot,
-            "limit": arguments.limit,
-            "batch_size": arguments.batch_size,
-            "dtype": arguments.dtype,
-            "softmax_dtype": "float32",
-            "device": arguments.device,
+            **evaluation.settings,
             "int4_path": models.int4_path(arguments.checkpoint, arguments.device),
-            "seed": scoring.SEED,
         },
         "versions": {name: version(name) for name in ("lm-eval", "transformers", "torch", "torchao")},
     }

@@ -42,8 +42,8 @@ def main() -> None:
         raise InputError(f"evaluation.tasks: lm-eval {version('lm-eval')} has no task or group '{arguments.task}'")
     arguments.checkpoint = arguments.checkpoint.resolve()
     with as_on_the_hub(dataset_names(arguments.task, task_manager.task_index), arguments.dataset.resolve()):
-        results = scoring.evaluate(arguments, "stock", [arguments.task], task_manager)
-    report = make_report(arguments, results)
+        evaluation = scoring.evaluate(arguments, scoring.STOCK, [arguments.task], task_manager)
+    report = make_report(arguments, evaluation)
     files.write_json(arguments.output, report)
     for name, metric in report["metrics"].items():
         print(f"{arguments.task} {name} {metric['value']:.4f} on {report['questions']} questions")
@@ -70,8 +70,9 @@ def dataset_names(task: str, index: dict) -> set[str]:
     return set().union(*(dataset_names(member, index) for member in members))
 
 
-def make_report(arguments: argparse.Namespace, results: dict) -> dict:
+def make_report(arguments: argparse.Namespace, evaluation: scoring.Evaluation) -> dict:
     """Metrics of the task, and of its members if it is a group; InputError if lm-eval has no figure for the whole."""
+    results = evaluation.results
     found = {name: metrics(scores) for name, scores in results["results"].items()}
     members = sorted(found.keys() - {arguments.task})
     if not found.get(arguments.task):
@@ -80,16 +81,8 @@ def make_report(arguments: argparse.Namespace, results: dict) -> dict:
         "metrics": found.pop(arguments.task),
         "members": found,
         "questions": sum(samples["effective"] for samples in results["n-samples"].values()),
-        "settings": {
-            "task": arguments.task,
-            "num_fewshot": arguments.num_fewshot,
-            "limit": arguments.limit,
-            "batch_size": arguments.batch_size,
-            "dtype": arguments.dtype,
-            "softmax_dtype": "float32",
-            "device": arguments.device,
-            "seed": scoring.SEED,
-        },
+        "prompts_over_max_length": evaluation.prompts_over_max_length.total(),
+        "settings": {"task": arguments.task, **evaluation.settings},
         "task_version": results["versions"].get(arguments.task),
         "versions": {name: version(name) for name in ("lm-eval", "transformers", "torch", "torchao")},
     }

@@ -56,8 +56,19 @@ def gather(reports: dict[Path, dict], samples: pd.DataFrame) -> dict:
         "subjects": len(subjects),
         "by_category": categories,
         "by_subject": subjects.to_dict(orient="index"),
+        "stock_check": worst([report["stock_check"] for report in reports.values()]),
         "settings": first["settings"],
         "versions": first["versions"],
+    }
+
+
+def worst(checks: list[dict | None]) -> dict | None:
+    """What the comparison with lm-eval's own code found over all shards; None where that code scored."""
+    if checks[0] is None:
+        return None
+    return checks[0] | {
+        "questions": sum(check["questions"] for check in checks),
+        "largest_difference": max(check["largest_difference"] for check in checks),
     }
 
 
@@ -70,6 +81,7 @@ def pool(subjects: pd.DataFrame) -> dict:
         "accuracy": float((sizes * subjects["accuracy"].to_numpy()).sum() / total),
         "stderr": float(np.sqrt(variance / total)),
         "questions": int(total),
+        "prompts_over_max_length": int(subjects["prompts_over_max_length"].sum()),
     }
 
 

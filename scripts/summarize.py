@@ -21,6 +21,7 @@ import pandas as pd
 from int4_qat import errors, files, mmlu, mmlu_parquet, statistics, tables, variants
 from int4_qat.errors import InputError
 
+MMLU = ("accuracy", "stderr", "questions", "prompts_over_max_length", "subjects")
 CHARTQA = ("relaxed_overall", "human", "augmented", "stderr", "questions", "dequantized")
 KEY = ["subject", "index"]
 # What must be the same for two variants to be compared, by the file in which it stands.
@@ -162,7 +163,7 @@ def summarize(measured: dict[str, dict], correct: pd.DataFrame, right: dict) -> 
                 | {task: f"{name}/tasks/{task}.json" for task in results["tasks"]}
                 | ({"chartqa": f"{name}/chartqa.json"} if results["chartqa"] else {})
                 | ({"parity": f"{name}/parity.json"} if results["parity"] else {}),
-                "mmlu": {key: score[key] for key in ("accuracy", "stderr", "questions", "subjects")}
+                "mmlu": {key: score[key] for key in MMLU}
                 | {"accuracy_ci95": statistics.wilson(correct[name].sum(), len(correct))},
                 "tasks": results["tasks"],
                 "chartqa": results["chartqa"] and {key: results["chartqa"][key] for key in CHARTQA},

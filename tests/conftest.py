@@ -147,7 +147,7 @@ def results(tmp_path: Path) -> Path:
         table = pd.DataFrame({"subject": "anatomy", "index": range(1000), "correct": correct, "answer": 0})
         table[[f"log_likelihood_{letter}" for letter in "ABCD"]] = generator.normal(size=(1000, 4))
         table.to_parquet(folder / "mmlu_samples.parquet")
-        mmlu = {"accuracy": right[name], "stderr": 0.01, "questions": 1000, "subjects": 1}
+        mmlu = {"accuracy": right[name], "stderr": 0.01, "questions": 1000, "subjects": 1, "prompts_over_max_length": 0}
         mmlu["by_subject"] = {"anatomy": {"category": "stem"}}
         memory = {"peak_gb": 24.5 if name == "base-bf16" else 8.34, "checkpoint_gb": 1, "weights_gb": 1}
         memory |= {"dequantized": False, "measure": "max_memory_reserved", "predicted": {"cache_gb": 0.1}}
