@@ -6,12 +6,14 @@ Only tables, their images inside, and the README that says which file is which s
 """
 
 import argparse
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from int4_qat import errors, files, hub
+from int4_qat import errors, files, hub, mmlu_parquet, sources, text_files
 from int4_qat.errors import InputError
 
-TABLES = ["*.parquet", "*.json", "*.jsonl", "*.csv", "*.tsv", "*.gz", "*.zst"]
+TEXTS = ("*.json", "*.jsonl", "*.csv", "*.tsv")
+TABLES = ("*.parquet", *TEXTS, "*.gz", "*.zst")
 CARD = "README.md"
 
 
@@ -26,11 +28,16 @@ def main() -> None:
             hub.download(remote, folder, [*TABLES, CARD])
         else:
             link(Path(arguments.source), folder)
-        tables = [table for pattern in TABLES for table in folder.rglob(pattern)]
+        tables = [path for path in map(Path, sources.local_files(folder)) if is_one_of(TABLES, path.name)]
         if not tables:
             raise InputError(f"{arguments.source}: expected a data set ({', '.join(TABLES)}), found none")
-        for table in sorted(tables):
-            files.refuse_lfs_pointer(table)
+        for path in tables:
+            files.refuse_lfs_pointer(path)
+            check(path)
+
+
+def is_one_of(patterns: tuple[str, ...], name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def link(source: Path, folder: Path) -> None:
@@ -38,11 +45,22 @@ def link(source: Path, folder: Path) -> None:
     if not source.is_dir():
         raise InputError(f"{source}: expected a folder with a data set, found none")
     folder.mkdir()
-    for pattern in [*TABLES, CARD]:
-        for file in source.rglob(pattern):
+    for file in map(Path, sources.local_files(source)):
+        if is_one_of((*TABLES, CARD), file.name):
             place = folder / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(file.resolve())
+        elif is_one_of(TABLES, file.name.lower()):
+            raise InputError(f"{file}: expected a suffix in lower case, `datasets` reads no other, found {file.suffix}")
+
+
+def check(path: Path) -> None:
+    """InputError unless a table can be read; a byte order mark, at which JSON ends, is taken away."""
+    if path.suffix == ".parquet":
+        mmlu_parquet.open_file(path.resolve(), [])
+    elif is_one_of(TEXTS, path.name):
+        text_files.check_encoding(path.resolve())
+        text_files.remove_byte_order_mark(path)
 
 
 if __name__ == "__main__":

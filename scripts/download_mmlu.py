@@ -1,7 +1,7 @@
 """Bring MMLU into one schema (question, subject, choices, answer), one checked parquet file a split.
 
 The source is the Hub at a pinned commit or a local folder, in the Hub's layout (all/<split>-*.parquet) or as the
-original CSV files (<split>/<subject>_<split>.csv: question, A, B, C, D, answer). A row that is not what MMLU
+original CSV files (<split>/<subject>_<split>.csv: question, A, B, C, D, answer). A file or row that is not what MMLU
 promises ends the program with one line that names it. Duplicates are counted in report.json, not dropped.
 
     python scripts/download_mmlu.py --source /data/mmlu --output resources/mmlu
@@ -9,7 +9,9 @@ promises ends the program with one line that names it. Duplicates are counted in
 
 import argparse
 import csv
+import itertools
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from int4_qat import errors, files, hub, mmlu, mmlu_parquet
+from int4_qat import errors, files, hub, mmlu, mmlu_parquet, sources, text_files
 from int4_qat.errors import InputError
 
+HUB_FOLDER = "all"
 CSV_FOLDER = {"auxiliary_train": "auxiliary_train", "dev": "dev", "validation": "val", "test": "test"}
+LAYOUTS = {
+    ".parquet": {split: f"{HUB_FOLDER}/{split}-*.parquet" for split in mmlu.SPLITS},
+    ".csv": {split: f"{folder}/*.csv" for split, folder in CSV_FOLDER.items()},
+}
 CSV_FIELDS = ("question", *mmlu.LETTERS, "answer")
+BYTE_ORDER_MARK = "\ufeff"
+BATCH_ROWS = 8192
 Row = tuple[str, dict]  # where it stands, what it says
 
 
@@ -32,10 +41,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, files.whole(arguments.output) as folder:
         folder.mkdir()
-        source = fetch(arguments.source, Path(scratch))
-        splits = {split: write_split(source, split, folder) for split in mmlu.SPLITS}
-        files.write_json(folder / "report.json", {"source": arguments.source, "splits": splits})
-    for split, report in splits.items():
+        found = find_files(fetch(arguments.source, Path(scratch)))
+        questions, reports = {}, {}
+        for split, paths in found.items():
+            questions[split], reports[split] = write_split(split, paths, folder)
+        check_subjects(arguments.source, questions)
+        files.write_json(folder / "report.json", {"source": arguments.source, "splits": reports})
+    for split, report in reports.items():
         print(f"{split}: {report['rows']} rows, {report['subjects']} subjects, {report['duplicates']} duplicates")
 
 
@@ -43,95 +55,128 @@ def fetch(source: str, scratch: Path) -> Path:
     """The local folder that holds the raw files."""
     remote = hub.parse(source)
     if remote:
-        hub.download(remote, scratch / "raw", ["all/*.parquet"])
+        hub.download(remote, scratch / "raw", [f"{HUB_FOLDER}/*.parquet"])
         return scratch / "raw"
     if not Path(source).is_dir():
         raise InputError(f"{source}: expected a folder with MMLU, found none")
     return Path(source)
 
 
-def write_split(source: Path, split: str, folder: Path) -> dict:
-    """Check and write one split; returns its counts."""
-    batch, rows, seen, subjects = [], 0, set(), set()
+def find_files(source: Path) -> dict[str, list[Path]]:
+    """The files of each split in whichever of the two layouts the folder has.
+
+    InputError names a split that has none, and a file that seems to be of a split but for its name.
+    """
+    suffix = ".parquet" if (source / HUB_FOLDER).is_dir() else ".csv"
+    patterns = LAYOUTS[suffix]
+    folders = {Path(pattern).parts[0] for pattern in patterns.values()}
+    found: dict[str, list[Path]] = {split: [] for split in mmlu.SPLITS}
+    for path in map(Path, sources.local_files(source)):
+        place = path.relative_to(source)
+        splits = [split for split, pattern in patterns.items() if len(place.parts) == 2 and place.match(pattern)]
+        for split in splits:
+            found[split].append(path)
+        if not splits and place.parts[0] in folders and suffix in place.name.lower():
+            raise InputError(f"{source}: expected {', '.join(patterns.values())}, found {place}")
+    for split, paths in found.items():
+        if not paths:
+            raise InputError(f"{source / patterns[split]}: expected files of split {split}, found none")
+    return found
+
+
+def write_split(split: str, paths: list[Path], folder: Path) -> tuple[Counter[str], dict]:
+    """Check and write one split; returns how many questions each subject has, and the split's counts."""
+    seen, questions = set(), Counter()
     with pq.ParquetWriter(folder / f"{split}.parquet", mmlu_parquet.SCHEMA) as writer:
-        for where, row in tqdm(rows_of(source, split), desc=split, unit=" rows", mininterval=1):
-            check(where, row)
-            rows += 1
-            seen.add(hash((row["question"], *row["choices"], row["answer"])))
-            subjects.add(row["subject"])
-            batch.append(row)
-            if len(batch) == 8192:
-                writer.write_table(pa.Table.from_pylist(batch, mmlu_parquet.SCHEMA))
-                batch.clear()
-        writer.write_table(pa.Table.from_pylist(batch, mmlu_parquet.SCHEMA))
-    if not rows:
-        raise InputError(f"{source}: split {split} holds no rows")
-    return {"rows": rows, "subjects": len(subjects), "duplicates": rows - len(seen)}
+        raw = tqdm(rows_of(paths), desc=split, unit=" rows", mininterval=1)
+        while batch := [checked(where, row, split) for where, row in itertools.islice(raw, BATCH_ROWS)]:
+            writer.write_table(pa.Table.from_pylist(batch, mmlu_parquet.SCHEMA))
+            seen.update(hash((row["question"], *row["choices"], row["answer"])) for row in batch)
+            questions.update(row["subject"] for row in batch)
+    named = sum(1 for subject in questions if subject)
+    rows = questions.total()
+    return questions, {"rows": rows, "subjects": named, "duplicates": rows - len(seen)}
 
 
-def rows_of(source: Path, split: str) -> Iterator[Row]:
-    """The rows of a split in whichever of the two layouts the folder has."""
-    if (source / "all").is_dir():
-        paths, read = sorted((source / "all").glob(f"{split}-*.parquet")), parquet_rows
-        expected = source / "all" / f"{split}-*.parquet"
-    else:
-        paths, read = sorted((source / CSV_FOLDER[split]).glob("*.csv")), csv_rows
-        expected = source / CSV_FOLDER[split] / "*.csv"
-    if not paths:
-        raise InputError(f"{expected}: expected files of split {split}, found none")
+def rows_of(paths: list[Path]) -> Iterator[Row]:
+    """The rows of a split's files; InputError if a file has none."""
     for path in paths:
         files.refuse_lfs_pointer(path)
-        yield from read(path)
+        rows = parquet_rows(path) if path.suffix == ".parquet" else csv_rows(path)
+        first = next(rows, None)
+        if not first:
+            raise InputError(f"{path}: the file holds no rows")
+        yield first
+        yield from rows
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
     """The rows of one parquet file of the Hub."""
-    number = 0
-    for batch in mmlu_parquet.read_batches(path, mmlu_parquet.SCHEMA.names):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}, row {number}", row
-    if not number:
-        raise InputError(f"{path}: the file holds no rows")
+    batches = mmlu_parquet.read_batches(path, mmlu_parquet.SCHEMA.names)
+    rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, row {number}", row
 
 
 def csv_rows(path: Path) -> Iterator[Row]:
-    """The rows of one original CSV file; its subject is in its name."""
+    """The rows of one original CSV file but for blank lines; the subject is in the file's name."""
+    text_files.check_encoding(path)
     subject = path.stem.removesuffix(f"_{path.parent.name}")
     number = 0
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             for number, fields in enumerate(csv.reader(stream, strict=True), start=1):
-                where = f"{path}, row {number}"
-                if len(fields) != len(CSV_FIELDS):
-                    raise InputError(f"{where}: expected {len(CSV_FIELDS)} columns, found {len(fields)}")
-                question, *choices, letter = fields
-                if letter not in mmlu.LETTERS:
-                    raise InputError(f"{where}: expected an answer A-D, found '{letter}'")
-                yield (
-                    where,
-                    dict(question=question, subject=subject, choices=choices, answer=mmlu.LETTERS.index(letter)),
-                )
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, after row {number}: not UTF-8 ({error.reason})") from None
+                is_blank = len(fields) < 2 and not "".join(fields).strip()
+                if not is_blank:
+                    where = f"{path}, row {number}"
+                    yield where, {"subject": subject, **read_fields(where, fields)}
     except csv.Error as error:
         raise InputError(f"{path}, after row {number}: not CSV ({error})") from None
-    if not number:
-        raise InputError(f"{path}: the file holds no rows")
 
 
-def check(where: str, row: dict) -> None:
-    """A row must have a question, a subject, four choices, all of them texts and none empty, and an answer 0-3."""
+def read_fields(where: str, fields: list[str]) -> dict:
+    """The fields of a CSV row in the Hub's columns; InputError if they are not MMLU's."""
+    if len(fields) != len(CSV_FIELDS):
+        raise InputError(f"{where}: expected {len(CSV_FIELDS)} columns, found {len(fields)}")
+    question, *choices, letter = fields
+    if question.startswith(BYTE_ORDER_MARK):
+        raise InputError(f"{where}: expected a byte order mark at the start of the file alone, found one in it")
+    if letter not in mmlu.LETTERS:
+        raise InputError(f"{where}: expected an answer A-D, found {letter!r}")
+    return {"question": question, "choices": choices, "answer": mmlu.LETTERS.index(letter)}
+
+
+def checked(where: str, row: dict, split: str) -> dict:
+    """The row, which must have a question and four choices, texts that are not empty, a subject and an answer 0-3."""
     choices, answer = row["choices"], row["answer"]
     if not isinstance(choices, list) or len(choices) != len(mmlu.LETTERS):
         raise InputError(f"{where}: expected 4 choices, found {choices!r}")
-    texts = {"question": row["question"], "subject": row["subject"]}
+    texts = {"question": row["question"]}
     texts |= {f"choice {letter}": choice for letter, choice in zip(mmlu.LETTERS, choices, strict=True)}
     for name, text in texts.items():
         if not isinstance(text, str) or not text:
             raise InputError(f"{where}: {name}: expected a text, found {text!r}")
     if type(answer) is not int or answer not in range(len(mmlu.LETTERS)):
         raise InputError(f"{where}: expected an answer 0-3, found {answer!r}")
+    return row | {"subject": checked_subject(where, row["subject"], split)}
+
+
+def checked_subject(where: str, subject: object, split: str) -> str:
+    """The subject, one of MMLU's; of auxiliary_train any or, as on the Hub, none: nothing asks for it."""
+    if split == mmlu.TRAIN_SPLIT:
+        if not isinstance(subject, str | None):
+            raise InputError(f"{where}: subject: expected a text or none, found {subject!r}")
+        return subject or ""
+    if subject not in mmlu.SUBJECTS:
+        raise InputError(f"{where}: subject: expected one of MMLU's {len(mmlu.SUBJECTS)}, found {subject!r}")
+    return subject
+
+
+def check_subjects(source: str, questions: dict[str, Counter[str]]) -> None:
+    """InputError names a subject that has examples and no test questions, as where a file is missing."""
+    for split in mmlu.EVALUATION_SPLITS:
+        for subject in sorted(questions[split].keys() - questions["test"].keys()):
+            raise InputError(f"{source}: expected '{subject}', which {split} has, in test too, found no question of it")
 
 
 if __name__ == "__main__":

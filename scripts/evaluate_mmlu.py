@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from lm_eval.tasks import TaskManager
 
-from int4_qat import devices, errors, files, mmlu, mmlu_harness, models, scoring
+from int4_qat import devices, errors, files, mmlu, mmlu_harness, mmlu_parquet, models, scoring
 from int4_qat.errors import InputError
 
 LOG_LIKELIHOODS = [f"log_likelihood_{letter}" for letter in mmlu.LETTERS]
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="JSON with what lm-eval reports")
     parser.add_argument("--samples", required=True, type=Path, help="parquet with a row a question")
     arguments = parser.parse_args()
+    mmlu_parquet.check_questions(arguments.mmlu, arguments.num_fewshot)
     devices.claim(arguments.device)
     subjects = mmlu_harness.shard_subjects(arguments.mmlu, arguments.shard, arguments.shards)
     with tempfile.TemporaryDirectory() as scratch:

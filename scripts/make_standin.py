@@ -50,7 +50,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     facts = standin.invent_families(FAMILIES, WORDS, random.Random(arguments.seed))
-    questions = standin.ask(facts, mmlu_harness.subjects(), SIZES, arguments.seed + 1)
+    questions = standin.ask(facts, mmlu.SUBJECTS, SIZES, arguments.seed + 1)
     tokenizer = make_tokenizer(questions)
     exams = [make_lesson(frame, facts, questions["validation"], tokenizer) for frame in standin_training.FRAMES]
     lessons = [make_lesson(frame, facts, questions["auxiliary_train"], tokenizer) for frame in standin_training.FRAMES]
@@ -68,7 +68,7 @@ def make_tokenizer(questions: dict[str, list[standin.Question]]) -> PreTrainedTo
     user, assistant = messages(
         pa.RecordBatch.from_pylist([question.row() for question in everything], mmlu_parquet.SCHEMA)
     )
-    turns = ["user\nmodel\n", *(mmlu_harness.description(name) for name in mmlu_harness.subjects())]
+    turns = ["user\nmodel\n", *(mmlu_harness.description(name) for name in mmlu.SUBJECTS)]
     letters = [f" {letter}" for letter in mmlu.LETTERS]
     return standin.build_tokenizer([*texts, *user.to_pylist(), *assistant.to_pylist(), *turns, *letters])
 
@@ -141,7 +141,7 @@ def make_lesson(
     rows = [question.row() for question in questions]
     if frame == standin_training.PROMPT:
         texts = [f"{mmlu_harness.prompt(row)} {mmlu.LETTERS[row['answer']]}\n\n" for row in rows]
-        descriptions = [mmlu_harness.description(name) for name in mmlu_harness.subjects()]
+        descriptions = [mmlu_harness.description(name) for name in mmlu.SUBJECTS]
         head = tokenizer(descriptions)["input_ids"]
     else:
         texts = render_rows(tokenizer, *messages(pa.RecordBatch.from_pylist(rows, mmlu_parquet.SCHEMA))).to_pylist()

@@ -22,7 +22,7 @@ from transformers import Gemma3ForConditionalGeneration
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import make_standin
-from int4_qat import gemma_folder, mmlu_harness, standin
+from int4_qat import gemma_folder, mmlu, mmlu_harness, standin
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +47,7 @@ def write_model(folder: Path, vocabulary: int) -> Path:
     torch.manual_seed(0)
     rows = pd.concat(pd.read_parquet(folder / "mmlu" / f"{split}.parquet") for split in ("dev", "test"))
     texts = [mmlu_harness.prompt(row) for row in rows.to_dict("records")]
-    texts += [mmlu_harness.description(subject) for subject in mmlu_harness.subjects()]
+    texts += [mmlu_harness.description(subject) for subject in mmlu.SUBJECTS]
     tokenizer = standin.build_tokenizer([*texts, *(f" {letter}" for letter in "ABCD")])
     small = make_standin.make_model(len(tokenizer))
     config = small.config

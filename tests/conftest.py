@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import make_standin
-from int4_qat import gemma_folder, mmlu_harness, standin
+from int4_qat import gemma_folder, mmlu, standin
 from programs import ROOT, VARIANTS, run_script
 from workflows import Run, copy_workflow, demo, small_config, write_config
 
@@ -44,7 +44,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     facts = standin.invent_families(4, 10, random.Random(0))
     sizes = {"auxiliary_train": 200, "dev": 5 * 57, "validation": 57, "test": 114}
-    questions = standin.ask(facts, mmlu_harness.subjects(), sizes, seed=1)
+    questions = standin.ask(facts, mmlu.SUBJECTS, sizes, seed=1)
     tokenizer = make_standin.make_tokenizer(questions)
     gemma_folder.write_model(make_standin.make_model(len(tokenizer)), tokenizer, folder / "model")
     make_standin.write_dataset(questions, folder / "mmlu" / "all")

@@ -11,9 +11,10 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from int4_qat import mmlu_harness, models, tokenization
+import check_mmlu
+from int4_qat import mmlu, mmlu_harness, models, tokenization
 from int4_qat.errors import InputError
-from programs import run_script
+from programs import run_in_process, run_script
 
 LIMIT = 3
 
@@ -115,16 +116,68 @@ def scores_of(table):
     return [name for name in table.columns if name.startswith("log_likelihood_")]
 
 
+def test_mmlus_subjects_are_lm_evals():
+    assert list(mmlu.SUBJECTS) == sorted(mmlu_harness.tasks())
+
+
+def kept(data, split, subject, count):
+    """Leave the first questions of one subject in a split; returns its file."""
+    path = data / f"{split}.parquet"
+    table = pd.read_parquet(path)
+    table[(table["subject"] != subject) | (table.groupby("subject").cumcount() < count)].to_parquet(path, index=False)
+    return path
+
+
+def check(monkeypatch, data, shots, output):
+    run_in_process(check_mmlu, monkeypatch, "--mmlu", data, "--num-fewshot", shots, "--output", output)
+
+
+@pytest.mark.parametrize("split", ["dev", "validation", "test"])
+def test_another_subject_is_one_line(monkeypatch, mmlu_folder, tmp_path, split):
+    data = shutil.copytree(mmlu_folder, tmp_path / "mmlu")
+    path = data / f"{split}.parquet"
+    table = pd.read_parquet(path)
+    table.assign(subject=table["subject"].replace("virology", "baking")).to_parquet(path, index=False)
+    with pytest.raises(InputError, match=f"^{path}: expected MMLU's 57 subjects, found 'baking'$"):
+        check(monkeypatch, data, 0, tmp_path / "questions.json")
+
+
 @pytest.mark.parametrize(
-    ("change", "problem"),
+    ("split", "count", "shots", "problem"),
     [
-        (lambda subjects: subjects.replace("virology", "baking"), "expected MMLU's 57 subjects, found 'baking'"),
-        (lambda subjects: subjects.replace("virology", "sociology"), "2 or more questions of 'virology', found 0"),
+        ("test", 0, 0, "expected 2 or more questions of 'anatomy', found 0"),
+        ("test", 1, 0, "expected 2 or more questions of 'anatomy', found 1"),
+        ("dev", 3, 4, "expected 4 or more questions of 'anatomy' for 4 shots, found 3"),
+        ("dev", 0, 1, "expected 1 or more questions of 'anatomy' for 1 shots, found 0"),
     ],
 )
-def test_other_subjects_are_one_line(untrained, mmlu_folder, tmp_path, change, problem):
+def test_too_few_questions_are_one_line(monkeypatch, mmlu_folder, tmp_path, split, count, shots, problem):
     data = shutil.copytree(mmlu_folder, tmp_path / "mmlu")
-    test = pd.read_parquet(data / "test.parquet")
-    test.assign(subject=change(test["subject"])).to_parquet(data / "test.parquet", index=False)
-    with pytest.raises(InputError, match=problem):
-        mmlu_harness.lay_out(data, tmp_path)
+    path = kept(data, split, "anatomy", count)
+    with pytest.raises(InputError, match=f"^{path}: {problem}$"):
+        check(monkeypatch, data, shots, tmp_path / "questions.json")
+
+
+@pytest.mark.parametrize(("split", "count", "shots"), [("dev", 3, 3), ("dev", 0, 0), ("validation", 0, 5)])
+def test_just_enough_questions(monkeypatch, mmlu_folder, tmp_path, split, count, shots):
+    data = shutil.copytree(mmlu_folder, tmp_path / "mmlu")
+    kept(data, split, "anatomy", count)
+    check(monkeypatch, data, shots, tmp_path / "questions.json")
+
+
+def test_the_shots_leave_no_trace(monkeypatch, mmlu_folder, tmp_path):
+    """Else provenance would find that the training texts come from another check than the one that is there."""
+    for shots in (0, 5):
+        check(monkeypatch, mmlu_folder, shots, tmp_path / f"{shots}.json")
+        assert json.loads((tmp_path / f"{shots}.json").read_text())["least"] == {"dev": 5, "validation": 1, "test": 2}
+    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "5.json").read_bytes()
+
+
+def test_evaluation_by_hand_says_the_same(untrained, mmlu_folder, tmp_path):
+    data = shutil.copytree(mmlu_folder, tmp_path / "mmlu")
+    path = kept(data, "dev", "anatomy", 1)
+    options = ["--checkpoint", untrained / "model", "--mmlu", data, "--num-fewshot", 2, "--batch-size", 1]
+    outputs = ["--output", tmp_path / "0.json", "--samples", tmp_path / "0.parquet"]
+    result = run_script("evaluate_mmlu", *options, "--dtype", "float32", *outputs)
+    problem = f"{path}: expected 2 or more questions of 'anatomy' for 2 shots, found 1"
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, f"error: {problem}")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import make_standin
-from int4_qat import gemma_folder, mmlu_harness, recipes, standin, unsloth_backend
+from int4_qat import gemma_folder, mmlu, recipes, standin, unsloth_backend
 from int4_qat.errors import InputError
 from programs import RECIPE, ROOT, SKIP, environment, run_script
 
@@ -28,7 +28,7 @@ def wide(tmp_path_factory):
     torch.manual_seed(0)
     facts = standin.invent_families(4, 10, random.Random(0))
     sizes = {"auxiliary_train": 64, "dev": 57, "validation": 57, "test": 57}
-    questions = standin.ask(facts, mmlu_harness.subjects(), sizes, seed=1)
+    questions = standin.ask(facts, mmlu.SUBJECTS, sizes, seed=1)
     tokenizer = make_standin.make_tokenizer(questions)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make_standin, "HIDDEN", 128)

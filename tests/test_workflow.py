@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import make_standin
-from int4_qat import mmlu_harness, sources, standin, standin_training
+from int4_qat import mmlu, mmlu_harness, sources, standin, standin_training
 from programs import ROOT, run_script
 from workflows import demo, planned, snakemake, write_config
 
@@ -43,7 +43,14 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
     expected = {"download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
     expected |= {"finetune": 24, "merge": 24, "quantize": 26, "check_parity": 24}
     expected |= {"evaluate_mmlu": 52, "gather_mmlu": 52, "measure_memory": 52, "measure_latency": 52}
-    expected |= {"check_serving": 26, "check_contamination": 1, "report_costs": 2, "summarize": 2, "plot_results": 2}
+    expected |= {
+        "check_serving": 26,
+        "check_mmlu": 1,
+        "check_contamination": 1,
+        "report_costs": 2,
+        "summarize": 2,
+        "plot_results": 2,
+    }
     expected |= {"model_card": 2, "record_provenance": 2, "render_pages": 2}
     expected |= {"download_dataset": 2, "evaluate_task": 52, "evaluate_chartqa": 28}
     assert planned(snakemake("--dry-run", "--directory", tmp_path, "--configfile", path)) == expected
@@ -143,7 +150,7 @@ def test_only_the_downloads_switch_the_hub_on(tmp_path):
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
     online = [line for line in commands if "online python" in line]
-    assert len(commands) == 54
+    assert len(commands) == 55
     programs = sorted(line.split("/scripts/")[1].split(".py")[0] for line in online)
     assert programs == ["download_dataset", "download_dataset", "download_mmlu", "download_model"]
 
@@ -192,7 +199,7 @@ def test_a_standin_that_learns_nothing_is_begun_anew_and_given_up(monkeypatch, c
     monkeypatch.setattr(standin_training, "PATIENCE", 25)
     monkeypatch.setattr(standin_training, "PROMISING", 1.01)
     facts = standin.invent_families(4, 10, random.Random(0))
-    asked = standin.ask(facts, mmlu_harness.subjects(), {"auxiliary_train": 200, "validation": 57}, seed=1)
+    asked = standin.ask(facts, mmlu.SUBJECTS, {"auxiliary_train": 200, "validation": 57}, seed=1)
     tokenizer = make_standin.make_tokenizer(asked)
     exams, lessons = (
         [make_standin.make_lesson(frame, facts, asked[split], tokenizer) for frame in standin_training.FRAMES]

@@ -1,11 +1,13 @@
 """MMLU as this workflow keeps it: one parquet file a split, columns question, subject, choices, answer."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from int4_qat import mmlu
 from int4_qat.errors import InputError
 
 SCHEMA = pa.schema(
@@ -34,3 +36,25 @@ def open_file(path: Path | str, columns: list[str]) -> pq.ParquetFile:
     if missing:
         raise InputError(f"{path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing")
     return file
+
+
+def check_questions(folder: Path, num_fewshot: int) -> dict[str, int]:
+    """Return the least number of questions that a subject has in each split.
+
+    InputError unless the subjects are MMLU's, and each can be scored: it takes two test questions, the least that show
+    variation, and as many in dev as there are shots.
+    """
+    needed = {"dev": num_fewshot, "validation": 0, "test": 2}
+    least = {}
+    for split in mmlu.EVALUATION_SPLITS:
+        path = folder / f"{split}.parquet"
+        questions = Counter(open_file(path, ["subject"]).read(["subject"])["subject"].to_pylist())
+        if others := sorted(questions.keys() - set(mmlu.SUBJECTS)):
+            raise InputError(f"{path}: expected MMLU's {len(mmlu.SUBJECTS)} subjects, found '{others[0]}'")
+        subject = min(mmlu.SUBJECTS, key=lambda name: questions[name])
+        least[split] = questions[subject]
+        if least[split] < needed[split]:
+            shots = f" for {num_fewshot} shots" if split == "dev" else ""
+            wanted = f"{needed[split]} or more questions of '{subject}'{shots}"
+            raise InputError(f"{path}: expected {wanted}, found {least[split]}")
+    return least

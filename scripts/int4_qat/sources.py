@@ -1,9 +1,13 @@
 """What the rules depend on: local modules that a script imports, local files that a source holds."""
 
 import ast
+import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 WRITTEN = ("results", "resources")  # folders in which a rule made everything
+# Hidden files; locks of Excel; backups of editors; what macOS puts into archives, and Windows into folders.
+LEFT_OUT = (".*", "~$*", "*~", "#*#", "*.bak", "__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 def local_modules(script: str) -> list[str]:
@@ -34,14 +38,20 @@ def _imported_names(path: Path) -> list[str]:
     return names
 
 
-def local_files(source: str) -> list[str]:
-    """The files below a local folder, but for hidden ones, as git's and the Hub's; none for a source on the Hub."""
-    if source.startswith("hf://"):
+def local_files(source: str | Path) -> list[str]:
+    """The files below a local folder that are data to Snakemake and to the programs alike; none for the Hub.
+
+    Left out is what a system or an editor leaves behind: hidden files, as git's and the Hub's, backups and locks.
+    """
+    if str(source).startswith("hf://"):
         return []
-    found = (path for path in Path(source).rglob("*") if path.is_file())
-    return sorted(str(path) for path in found if not is_hidden(path.relative_to(source)))
+    found = []
+    for folder, folders, names in os.walk(Path(source), followlinks=True):
+        folders[:] = [name for name in folders if not is_left_out(name)]
+        found += [os.path.join(folder, name) for name in names if not is_left_out(name)]
+    return sorted(path for path in found if os.path.isfile(path))
 
 
-def is_hidden(path: Path) -> bool:
-    """Whether a part of a relative path begins with a dot."""
-    return any(part.startswith(".") for part in path.parts)
+def is_left_out(name: str) -> bool:
+    """Whether a file or folder of this name is no data."""
+    return any(fnmatchcase(name, pattern) for pattern in LEFT_OUT)

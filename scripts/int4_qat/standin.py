@@ -7,6 +7,7 @@ recipe's chat, and in both every choice stands on a line of its own behind its l
 
 import itertools
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -78,7 +79,7 @@ def invent_families(families: int, words: int, generator: random.Random) -> dict
 
 
 def ask(
-    facts: dict[str, list[str]], subjects: list[str], sizes: dict[str, int], seed: int
+    facts: dict[str, list[str]], subjects: Sequence[str], sizes: dict[str, int], seed: int
 ) -> dict[str, list[Question]]:
     """Questions for each split, `sizes[split]` of them, spread evenly over subjects; none stands in two splits."""
     generator = random.Random(seed)
