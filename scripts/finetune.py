@@ -172,9 +172,7 @@ def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
 
 def unreached_pattern(folder: Path) -> str | None:
     """Return a pattern of the modules that no text passes through, which texts cannot train; None if there are none."""
-    model = models.without_weights(folder)
-    names = [name for name, _ in model.named_parameters()]
-    roots = text_model.unreached_roots(names, text_model.reached_parameters(model))
+    roots = text_model.unreached(models.without_weights(folder))
     return "|".join(rf"{re.escape(root)}(\..*)?" for root in roots) or None
 
 

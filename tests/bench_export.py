@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-SKIP = ["lm_head", "vision_tower", "multi_modal_projector"]
+NOT_TEXT = ["lm_head", "vision_tower", "multi_modal_projector"]
 TEXT = {
     "vocab_size": 262208,
     "hidden_size": 3840,
@@ -50,7 +50,7 @@ def main() -> None:
         print(f"{'':34} {'seconds':>8} {'CPU s':>8} {'peak GB':>8}")
         merge = [sys.executable, SCRIPTS / "merge.py", "--model", folder / "model", "--adapter", folder / "adapter"]
         quantize = [sys.executable, SCRIPTS / "quantize.py", "--checkpoint", folder / "model", "--scheme", "int4"]
-        quantize += ["--packing", "plain", "--group-size", "128", "--skip", *SKIP]
+        quantize += ["--packing", "plain", "--group-size", "128"]
         for title, command in {
             "imports of merge": [*merge, "--help"],
             "plain copy": ["cp", "-r", folder / "model", folder / "output"],
@@ -120,7 +120,7 @@ def in_memory_merge(folder: Path) -> None:
 def in_memory_quantize(folder: Path) -> None:
     import in_memory
 
-    in_memory.quantize(folder / "model", 128, SKIP, folder / "output", max_shard_size="5GB")
+    in_memory.quantize(folder / "model", 128, NOT_TEXT, folder / "output", max_shard_size="5GB")
 
 
 def torchao_config(folder: Path) -> None:
@@ -130,7 +130,7 @@ def torchao_config(folder: Path) -> None:
     from transformers import AutoModelForImageTextToText, TorchAoConfig
 
     scheme = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(128))
-    config = TorchAoConfig(scheme, modules_to_not_convert=[*SKIP, "model.vision_tower"])
+    config = TorchAoConfig(scheme, modules_to_not_convert=[*NOT_TEXT, "model.vision_tower"])
     model = AutoModelForImageTextToText.from_pretrained(
         folder / "model", dtype=torch.bfloat16, quantization_config=config
     )

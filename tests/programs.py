@@ -11,14 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
-SKIP = ["lm_head", "vision_tower", "multi_modal_projector"]
+
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\n" + f"oid sha256:{'4d' * 32}\nsize 12345\n"
 RECIPE = {
     "backend": "transformers",
     "qat_scheme": None,
     "group_size": 64,
     "qat_target": "base",
-    "skip": SKIP,
+    "skip": [],
     "distillation_weight": 0,
     "r": 8,
     "lora_alpha": 8,

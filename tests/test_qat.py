@@ -12,7 +12,7 @@ from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantize
 import finetune
 from int4_qat import int4, models, qat, sft_trainer, tokenization
 from int4_qat.errors import InputError
-from programs import RECIPE, SKIP, run_script
+from programs import RECIPE, run_script
 
 
 def adapted_model(untrained, **changes):
@@ -51,7 +51,7 @@ def test_merged_computes_with_what_is_deployed(untrained, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     paths = ["--model", untrained / "model", "--adapter", tmp_path / "adapter", "--output", tmp_path / "bf16"]
     assert run_script("merge", *paths).returncode == 0
-    options = ["--scheme", "int4", "--packing", "plain", "--group-size", 64, "--skip", *SKIP]
+    options = ["--scheme", "int4", "--packing", "plain", "--group-size", 64]
     assert (
         run_script("quantize", "--checkpoint", tmp_path / "bf16", *options, "--output", tmp_path / "int4").returncode
         == 0
@@ -111,8 +111,11 @@ def test_skipped_linears_train_as_they_are(untrained):
 
 @pytest.mark.parametrize("target", qat.TARGETS)
 def test_qat_without_a_layer_is_refused(untrained, target):
-    model = models.load_model(untrained / "model", torch.float32, "cpu")
-    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], exclude_modules=finetune.VISION_MODULES))
+    model, pattern = (
+        models.load_model(untrained / "model", torch.float32, "cpu"),
+        finetune.unreached_pattern(untrained / "model"),
+    )
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], exclude_modules=pattern))
     with pytest.raises(InputError, match="no layer could be fake-quantized"):
         qat.fake_quantize_linears(model, target, 64, skip=["language_model"])
     with pytest.raises(InputError, match=r"group_size: 128 does not divide the 64 inputs of .*q_proj"):

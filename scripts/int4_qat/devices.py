@@ -47,6 +47,27 @@ def claim(device: str) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def any_gpu() -> bool:
+    """Return whether this machine has a GPU, without starting CUDA."""
+    return torch.cuda.device_count() > 0
+
+
+def total_memory() -> int:
+    """Return the bytes of the largest GPU's memory."""
+    return max(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
+
+
+def free_memory() -> int:
+    """Return the bytes that are free on this process's GPU."""
+    return torch.cuda.mem_get_info()[0]
+
+
+def refuse_too_small(needed: int, what: str, found: int) -> None:
+    """Raise InputError unless so many bytes are found in a GPU's memory; `what` needs them at the least."""
+    if found < needed:
+        raise InputError(f"device: expected {needed / 1e9:.1f} GB of GPU memory for {what}, found {found / 1e9:.1f} GB")
+
+
 def name(device: str) -> str:
     """The GPU's name, or cpu."""
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"

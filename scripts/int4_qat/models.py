@@ -21,7 +21,7 @@ from transformers import (
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from int4_qat import files, int4, int4_files, text_model, weight_files
+from int4_qat import devices, files, int4, int4_files, text_model, weight_files
 from int4_qat.errors import InputError
 
 DEQUANTIZED, TILE_PACKED = "dequantized", "tile_packed"
@@ -35,6 +35,8 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
+    if device == "cuda":
+        devices.refuse_too_small(weight_files.file_bytes(Path(folder)), str(folder), devices.free_memory())
     try:
         model, report = auto_class(read_config(folder)).from_pretrained(
             folder,

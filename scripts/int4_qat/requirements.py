@@ -33,7 +33,7 @@ def refuse_unsupported(folder: Path) -> None:
 def refuse_layers(folder: Path, model: PreTrainedModel) -> None:
     """Raise InputError unless what a text passes through is made of plain linears and embeddings."""
     parameters = dict(model.named_parameters())
-    unreached = text_model.unreached_roots(parameters, text_model.reached_parameters(model))
+    unreached = text_model.unreached(model)
     others: Counter[str] = Counter()
     for name, parameter in parameters.items():
         if parameter.ndim < 2 or text_model.named_by(unreached, name):

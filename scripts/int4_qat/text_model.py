@@ -28,9 +28,15 @@ def reached_parameters(model: PreTrainedModel) -> set[str]:
     with NothingIsTrue(), torch.device("meta"), torch.enable_grad():
         # With a cache: without one transformers looks for packed sequences, in values.
         model(input_ids=tokens, use_cache=True).logits.sum().backward()
-    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    parameters = model.named_parameters(remove_duplicate=False)
+    reached = {name for name, parameter in parameters if parameter.grad is not None}
     model.zero_grad()
     return reached
+
+
+def unreached(model: PreTrainedModel) -> list[str]:
+    """Return the topmost modules of a model that no text passes through; the model must be on the meta device."""
+    return unreached_roots([name for name, _ in model.named_parameters()], reached_parameters(model))
 
 
 def unreached_roots(names: Iterable[str], reached: set[str]) -> list[str]:

@@ -37,9 +37,17 @@ def refuse_another_splitting(folder: Path, tokenizer: PreTrainedTokenizerBase) -
     found = tokenizer.convert_ids_to_tokens(ids_of(tokenizer, SAMPLE))
     if found != expected:
         raise InputError(
-            f"{path}: expected the tokens {expected[:8]}, found {found[:8]}, as transformers loads it as "
-            f"{type(tokenizer).__name__}; set tokenizer_class in tokenizer_config.json to PreTrainedTokenizerFast"
+            f"{path}: expected the tokens {expected[:8]}, found {found[:8]}, since transformers makes a "
+            f"{type(tokenizer).__name__} of it{remedy(folder, tokenizer)}"
         )
+
+
+def remedy(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what brings another class about: nothing if the model's type decides on it, not the tokenizer's config."""
+    configured = files.read_json(folder / "tokenizer_config.json").get("tokenizer_class") or ""
+    if configured.removesuffix("Fast") != type(tokenizer).__name__.removesuffix("Fast"):
+        return ""
+    return f"; set tokenizer_class in {folder / 'tokenizer_config.json'} to PreTrainedTokenizerFast"
 
 
 def refuse_lost_text(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

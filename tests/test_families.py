@@ -1,0 +1,103 @@
+"""Each family that the README lists goes through every stage, from download_model to its scores and memory."""
+
+import json
+
+import pytest
+import torch
+from torchao.quantization import Int4Tensor
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+import check_model
+import check_parity
+import download_model
+import evaluate_mmlu
+import finetune
+import format_mmlu
+import link_base
+import measure_memory
+import merge
+import quantize
+from families import FAMILIES, marks, write
+from int4_qat import models
+from programs import RECIPE, run_in_process, run_script
+
+LAYERS = 2
+ARM = {"qat_scheme": "int4", "qat_target": "merged", "group_size": 32, "max_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def mmlu_folder(untrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mmlu") / "mmlu"
+    result = run_script("download_mmlu", "--source", untrained / "mmlu", "--output", folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_goes_through_the_chain(family, untrained, mmlu_folder, tmp_path, monkeypatch):
+    def run(program, *arguments):
+        run_in_process(program, monkeypatch, *arguments)
+
+    source = write(family, untrained / "model", tmp_path / "source")
+    base, adapter = tmp_path / "base", tmp_path / "qat" / "adapter"
+    plain, merged, exported = (tmp_path / name / "checkpoint" for name in ("base-bf16", "qat-bf16", "qat-int4"))
+    recipe = RECIPE | ARM | marks(family)
+    run(download_model, "--source", source, "--output", base)
+    variants = ["--variants", "base-bf16", "base-int4", "qat-int4"]
+    checks = [
+        "--model",
+        base,
+        "--results",
+        tmp_path,
+        "--group-size",
+        32,
+        *variants,
+        "--output",
+        tmp_path / "model.json",
+    ]
+    run(check_model, *checks, "--arms", json.dumps({"qat": recipe}))
+    run(link_base, "--model", base, "--output", plain)
+    places = ["--checkpoints", tmp_path / "checkpoints", "--adapter", adapter, "--log-table", tmp_path / "training.csv"]
+    rows, texts = mmlu_folder / "auxiliary_train.parquet", tmp_path / "train.parquet"
+    run(format_mmlu, "--mmlu", rows, "--tokenizer", base, "--output", texts)
+    run(finetune, "--model", base, "--texts", texts, "--recipe", json.dumps(recipe), *places)
+    run(merge, "--model", base, "--adapter", adapter, "--output", merged)
+    form = ["--scheme", "int4", "--packing", "plain", "--group-size", 32]
+    run(quantize, "--checkpoint", merged, *form, "--output", exported)
+    comparison = ["--model", base, "--adapter", adapter, "--checkpoint", exported, "--texts", texts]
+    run(check_parity, *comparison, "--output", tmp_path / "parity.json")
+    scored = ["--mmlu", mmlu_folder, "--engine", "last_position", "--num-fewshot", 0, "--limit", 2, "--batch-size", 8]
+    outputs = ["--output", tmp_path / "mmlu.json", "--samples", tmp_path / "mmlu.parquet"]
+    run(evaluate_mmlu, "--checkpoint", exported, *scored, "--dtype", "float32", *outputs)
+    memory = ["--checkpoint", plain, "--dtype", "float32", "--max-new-tokens", 4, "--output", tmp_path / "memory.json"]
+    run(measure_memory, *memory)
+
+    found = json.loads((tmp_path / "model.json").read_text())
+    assert found["linears_in_int4"] == LAYERS * FAMILIES[family][2]
+    assert found["no_text_passes_through"] == (
+        ["model.multi_modal_projector", "model.vision_tower"] if family == "gemma3" else []
+    )
+    parity = json.loads((tmp_path / "parity.json").read_text())
+    assert parity["weights_that_differ"] == 0
+    assert parity["relative_logit_difference"] < 1e-5
+    scores = json.loads((tmp_path / "mmlu.json").read_text())
+    assert scores["settings"]["bos"] == found["bos"] == (None if family == "qwen2" else "<bos>")
+    assert len(scores["by_subject"]) == 57
+    assert json.loads((tmp_path / "memory.json").read_text())["predicted"]["cache_gb"] > 0
+    assert_config_says_what_the_export_holds(exported)
+
+
+def assert_config_says_what_the_export_holds(folder):
+    """By transformers' own reading of the list, the linears in int4 are those that the manifest and the files have."""
+    patterns = json.loads((folder / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    in_int4 = {layer["name"] for layer in manifest["layers"] if layer["quantized"]}
+    loaded = models.load_model(folder, torch.bfloat16, "cpu", dequantize=False)
+    linears = {name: module for name, module in loaded.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert {name for name in linears if should_convert_module(f"{name}.weight", patterns)} == in_int4
+    assert {name for name, module in linears.items() if isinstance(module.weight, Int4Tensor)} == in_int4
+    named = {layer["name"] for layer in manifest["layers"]} | {
+        other["name"].removesuffix(".weight") for other in manifest["others"]
+    }
+    matrices = {name for name, parameter in loaded.named_parameters() if parameter.ndim > 1}
+    assert {name.removesuffix(".weight") for name in matrices} <= named
