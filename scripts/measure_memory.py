@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import Cache, PreTrainedModel
 
 from int4_qat import devices, errors, files, models, tokenization, weight_files
 
@@ -67,7 +67,7 @@ def main() -> None:
             "measure": "max_memory_reserved" if on_gpu else "resident memory above the start",
             "weights_gb": models.weight_bytes(model) / 1e9,
             "checkpoint_gb": weight_files.file_bytes(arguments.checkpoint) / 1e9,
-            "predicted": predict(arguments.checkpoint, prompt + generated, models.DTYPES[arguments.dtype]),
+            "predicted": predict(arguments.checkpoint, model, prompt + generated),
             "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
             "int4_path": models.int4_path(arguments.checkpoint, arguments.device),
             "generated_tokens": generated,
@@ -77,13 +77,12 @@ def main() -> None:
     )
 
 
-def predict(checkpoint: Path, tokens: int, dtype: torch.dtype) -> dict:
+def predict(checkpoint: Path, model: PreTrainedModel, tokens: int) -> dict:
     """Gigabytes that the checkpoint's own numbers ask for: its weights as stored, and the cache of `tokens`."""
     weights: Counter[str] = Counter()
     for tensor in weight_files.stored_tensors(checkpoint).values():
         weights[tensor.dtype] += tensor.nbytes
-    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
-    cache = cache_bytes(config.get_text_config(), tokens, dtype)
+    cache = cache_bytes(model, tokens)
     return {
         "weights_gb": {name: size / 1e9 for name, size in sorted(weights.items())},
         "cache_gb": cache / 1e9,
@@ -91,26 +90,47 @@ def predict(checkpoint: Path, tokens: int, dtype: torch.dtype) -> dict:
     }
 
 
-def cache_bytes(config: PretrainedConfig, tokens: int, dtype: torch.dtype) -> int:
-    """Keys and values of every layer; a layer with a sliding window keeps no more than that."""
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    window = getattr(config, "sliding_window", None) or tokens
-    kept = sum(min(tokens, window) if kind == "sliding_attention" else tokens for kind in kinds)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * kept * config.num_key_value_heads * head * dtype.itemsize
+def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes of the cache of so many tokens, from what the model itself keeps of one and of two.
+
+    A layer with a sliding window keeps no more than that; a recurrent one keeps the same of any text.
+    """
+    total = 0
+    for one, two in zip(cache_layers(model, 1), cache_layers(model, 2), strict=True):
+        kept = min(tokens, getattr(two, "sliding_window", tokens))
+        total += layer_bytes(one) + (kept - 1) * (layer_bytes(two) - layer_bytes(one))
+    return total
 
 
-def generate(model: torch.nn.Module, arguments: argparse.Namespace) -> tuple[int, int]:
-    """Generate from the card's prompt; how many tokens that has, and how many are new."""
+@torch.no_grad()
+def cache_layers(model: PreTrainedModel, tokens: int) -> list:
+    """The layers of the cache that a model returns, none if it returns no cache."""
+    output = model(torch.zeros(1, tokens, dtype=torch.long, device=model.device), use_cache=True)
+    return next((value.layers for value in output.values() if isinstance(value, Cache)), [])
+
+
+def layer_bytes(layer: object) -> int:
+    """Bytes of the tensors that a layer of a cache holds, under whatever names."""
+    values = [*vars(layer).values()]
+    values += [part for value in values if isinstance(value, (list, tuple)) for part in value]
+    values += [part for value in values if isinstance(value, dict) for part in value.values()]
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor) and value.ndim)
+
+
+def generate(model: PreTrainedModel, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Generate from the card's prompt; how many tokens that has, and how many are new.
+
+    The card's empty system message is left out: it changes nothing that is measured, and some templates refuse any.
+    """
     tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
-    messages = [{"role": "system", "content": ""}, {"role": "user", "content": PROMPT}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    inputs = tokenizer(text, return_tensors="pt").to(arguments.device)
+    text = tokenization.render(tokenizer, [PROMPT], add_generation_prompt=True)
+    inputs = torch.tensor(tokenization.encode(tokenizer, [text]), device=arguments.device)
     if arguments.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     length = arguments.max_new_tokens
-    output = model.generate(**inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False)
-    prompt = inputs["input_ids"].shape[1]
+    mask = torch.ones_like(inputs)
+    output = model.generate(inputs, attention_mask=mask, max_new_tokens=length, min_new_tokens=length, do_sample=False)
+    prompt = inputs.shape[1]
     return prompt, output.shape[1] - prompt
 
 

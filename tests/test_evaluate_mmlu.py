@@ -49,10 +49,18 @@ def whole(untrained, mmlu_folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_four_shards_are_one(untrained, mmlu_folder, whole, tmp_path):
-    parts = evaluate(untrained / "model", mmlu_folder, tmp_path, 4)
+@pytest.mark.parametrize("engine", ["stock", "last_position"])
+def test_four_shards_are_one(untrained, mmlu_folder, tmp_path, engine):
+    """What the comparison with lm-eval's own code found included."""
+    folders = [tmp_path / str(shards) for shards in (1, 4)]
+    for folder in folders:
+        folder.mkdir()
+        evaluate(untrained / "model", mmlu_folder, folder, int(folder.name), engine)
+    whole, parts = folders
     for name in ("mmlu.json", "mmlu_samples.parquet"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    check = json.loads((whole / "mmlu.json").read_text())["stock_check"]
+    assert (check and check["questions"]) == (2 * 57 if engine == "last_position" else None)
 
 
 def test_the_numbers_are_lm_evals(untrained, mmlu_folder, whole, tmp_path):

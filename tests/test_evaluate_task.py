@@ -79,6 +79,8 @@ def test_the_numbers_are_lm_evals(untrained, arc, report, tmp_path):
         assert found["value"] == pytest.approx(expected[name])
         assert found["stderr"] == pytest.approx(expected[name.replace(",", "_stderr,")])
     assert report["questions"] == 8
+    assert report["prompts_over_max_length"] == 0
+    assert (report["settings"]["bos"], report["settings"]["bos_added_by_tokenizer"]) == ("<bos>", True)
     assert (report["settings"]["num_fewshot"], report["settings"]["limit"]) == (2, 8)
 
 

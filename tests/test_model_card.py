@@ -84,6 +84,18 @@ def test_every_accuracy_stands_in_the_table_with_its_interval(finished):
         assert re.search(rf"^\| \**{row['name']}\** \| {re.escape(wanted)} \|", card, re.MULTILINE)
 
 
+def test_prompts_that_were_cut_are_said(finished):
+    settings = settings_of(finished)
+    assert "lost their beginning" not in model_card.render(finished, settings)
+    summary = json.loads((finished / "summary.json").read_text())
+    index = [row["name"] for row in summary["variants"]].index("qat-int4")
+    change(finished / "summary.json", "variants", index, "mmlu", "prompts_over_max_length", value=7)
+    change(finished / "qat-int4" / "mmlu.json", "prompts_over_max_length", value=7)
+    card = model_card.render(finished, settings)
+    length = json.loads((finished / "qat-int4" / "mmlu.json").read_text())["settings"]["max_length"]
+    assert f"**7 of these questions, with their examples, are longer than the {length} tokens that" in card
+
+
 def test_another_benchmark_is_shown_and_its_absence_said(finished):
     settings = settings_of(finished)
     assert "No benchmark other than MMLU was run." in model_card.render(finished, settings)

@@ -42,6 +42,14 @@ def run(results, names=VARIANTS, tasks=()):
     )
 
 
+def test_prompts_that_were_cut_are_in_the_summary(results):
+    path = results / "qat-int4" / "mmlu.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prompts_over_max_length": 7}))
+    assert run(results).returncode == 0
+    rows = json.loads((results / "summary.json").read_text())["variants"]
+    assert [row["mmlu"]["prompts_over_max_length"] for row in rows] == [0, 0, 7]
+
+
 def test_columns_of_the_three_tables(results):
     assert run(results).returncode == 0
     rows = {row["name"]: row for row in json.loads((results / "summary.json").read_text())["variants"]}

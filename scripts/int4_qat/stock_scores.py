@@ -38,17 +38,21 @@ class StockScores(HFLM):
                 refuse_tokens(subject, tokens, self.max_length)
                 self.count_long(subject, [len(prompt) + len(choice) - 1 for prompt, choice in tokens])
                 found = self.score_subject(subject, tokens)
-                refuse_infinite(subject, found)
+                self.check_subject(subject, tokens, found)
                 scores += found
                 progress.update(len(subject))
         refuse_equal(requests, scores)
-        self.say_long()
+        self.say_long(requests)
         return scores
 
     def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:
         """Return lm-eval's own scores of a subject's requests."""
         known = [(request.args, *pair) for request, pair in zip(requests, tokens, strict=True)]
         return self._loglikelihood_tokens(known, disable_tqdm=True)
+
+    def check_subject(self, requests: list[Instance], tokens: list[Tokens], scores: Scores) -> None:
+        """Raise InputError if a log-likelihood is none."""
+        refuse_infinite(requests, [value for value, _ in scores])
 
     def tokens(self, request: Instance) -> Tokens:
         """Return lm-eval's tokens of a request; an empty prompt is the token with which the model's texts begin."""
@@ -57,6 +61,11 @@ class StockScores(HFLM):
             return self._encode_pair(prompt, choice)
         tokens = self.tok_encode(choice, add_special_tokens=False)
         return [self.prefix_token_id], tokens[1:] if tokens[:1] == [self.prefix_token_id] else tokens
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        values = super().loglikelihood_rolling(requests, disable_tqdm)
+        refuse_infinite(requests, values)
+        return values
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         lengths = []
@@ -68,7 +77,7 @@ class StockScores(HFLM):
                 raise InputError(f"{request.task_name}: expected fewer new tokens than {context}, found {new}")
             lengths.append(len(self.tok_encode(prompt)) + new)
         self.count_long(requests, lengths)
-        self.say_long()
+        self.say_long(requests)
         return super().generate_until(requests, disable_tqdm)
 
     def count_long(self, requests: list[Instance], lengths: list[int]) -> None:
@@ -77,11 +86,12 @@ class StockScores(HFLM):
         long = {(request.task_name, request.doc_id) for request, length in pairs if length > self.max_length}
         self.prompts_over_max_length.update(task for task, _ in long)
 
-    def say_long(self) -> None:
+    def say_long(self, requests: list[Instance]) -> None:
         """Print in one line how many prompts were cut."""
         if count := self.prompts_over_max_length.total():
+            of = f"{count} of {len({(request.task_name, request.doc_id) for request in requests})} questions"
             context = f"the model's context of {self.max_length} tokens"
-            print(f"{count} questions are longer than {context}: they lose their beginning, bos included", flush=True)
+            print(f"{of} are longer than {context}: they lose their beginning, bos included", flush=True)
 
 
 def refuse_appended(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -110,9 +120,9 @@ def refuse_tokens(requests: list[Instance], tokens: list[Tokens], max_length: in
             raise InputError(f"{question(request)}: '{other[1]}' and '{request.args[1]}' are the same tokens")
 
 
-def refuse_infinite(requests: list[Instance], scores: Scores) -> None:
+def refuse_infinite(requests: list[Instance], values: list[float]) -> None:
     """Raise InputError if a log-likelihood is none."""
-    for request, (value, _) in zip(requests, scores, strict=True):
+    for request, value in zip(requests, values, strict=True):
         if not math.isfinite(value):
             raise InputError(f"{question(request)}: expected a log-likelihood, found {value}")
 
