@@ -4,7 +4,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-if "models" not in config:
+if not workflow.overwrite_configfiles and "models" not in config:
 
     # A --configfile replaces the default one as a whole: a merge of two would run the models of both.
     configfile: f"{workflow.basedir}/config.yaml"

@@ -37,6 +37,7 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
     }
     arms = {f"{name}_{seed}": arm | {"seed": seed} for name, arm in arms.items() for seed in (1, 2, 3)}
     config["finetune"]["arms"] = arms
+    config["plots"]["colours"] = {"base": "#7a7a7a"}
     config["variants"] = [f"{weights}-{precision}" for weights in ["base", *arms] for precision in ["bf16", "int4"]]
     config["publish"]["variant"] = "qat_1-int4"
     path = write_config(config, tmp_path / "config.yaml")

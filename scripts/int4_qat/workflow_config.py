@@ -1,28 +1,37 @@
 """The check of the config, before anything runs: one line that names the key."""
 
+import datetime
+import os
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jsonschema
 import yaml
 
-from int4_qat import recipes, sources, variants
+from int4_qat import config_values, recipes, sources, variants
 from int4_qat.recipes import STANDIN
 
 FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM makes one layer of each group
 MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
 
 
-def check(config: dict, schema: str) -> None:
-    """End the program with one line for each thing that is wrong."""
-    found = problems(config, yaml.safe_load(Path(schema).read_text(encoding="utf-8")))
+def check(config: dict, schema: str, configfiles: Iterable[Path]) -> None:
+    """Put the config's values into the form that all rules see; end the program with a line for each that is wrong."""
+    rules = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))
+    found = list(dict.fromkeys(line for path in configfiles for line in config_values.hidden_problems(path)))
+    found = found or list(_odd_keys(config))
+    if not found:
+        config_values.normalise(config, rules)
+        found = problems(config, rules)
     if found:
         sys.exit("\n".join(f"config error: {line}" for line in found))
 
 
 def problems(config: dict, schema: dict) -> list[str]:
     """What is wrong, a line each; the schema comes first, since the rest relies on it."""
-    validator = jsonschema.Draft202012Validator(schema)
+    validator = config_values.Validator(schema)
     errors = sorted(validator.iter_errors(config), key=lambda error: error.json_path)
     lines = [_line(error) for error in errors if not _follows_from_another(error, errors)]
     lines = lines or [
@@ -30,21 +39,56 @@ def problems(config: dict, schema: dict) -> list[str]:
         *_repeated_tasks(config),
         *_unknown_variants(config),
         *_misfits(config),
+        *_idle_words(config),
         *_split_layers(config),
     ]
     return lines or _unpublishable(config)
 
 
+def _odd_keys(value: object, place: str = "") -> Iterator[str]:
+    """Keys that YAML takes for a number, a date or a truth value; the schema speaks of texts alone."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield f"{place or 'config'}: expected texts as keys, found {key!r}; put it in quotes"
+            yield from _odd_keys(item, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _odd_keys(item, f"{place}[{index}]")
+
+
 def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonschema.ValidationError]) -> bool:
-    """A wrong value also makes the keys around it `unevaluated`; only the value is worth a line."""
-    deeper = [other for other in errors if other.json_path.startswith(f"{error.json_path}.")]
-    return error.validator == "unevaluatedProperties" and bool(deeper)
+    """A wrong value also makes the keys around it `unevaluated`, a wrong type is in no list: one line is enough."""
+    if error.validator == "unevaluatedProperties":
+        return any(other.json_path.startswith(f"{error.json_path}.") for other in errors)
+    return error.validator == "enum" and any(
+        other.validator == "type" and other.json_path == error.json_path for other in errors
+    )
 
 
 def _line(error: jsonschema.ValidationError) -> str:
     key = error.json_path.removeprefix("$.").removeprefix("$")
     message = error.message if len(error.message) < 200 else f"{error.message[:200]} ..."
+    message += _hint(error)
     return f"{key}: {message}" if key else message
+
+
+def _hint(error: jsonschema.ValidationError) -> str:
+    """What to write instead, where YAML and people mean different things by the same words."""
+    found = error.instance
+    wanted = error.validator_value if error.validator in ("type", "enum") else []
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    if found in ("None", "null", "") and {"null", None} & set(wanted):
+        return "; nothing is written null, without quotes"
+    if found is None and wanted:
+        return "; there is no value"
+    if "boolean" in wanted and isinstance(found, str | int):
+        return "; write true or false, without quotes"
+    if "string" in wanted and isinstance(found, bool | int | float | datetime.date):
+        return "; put it in quotes"
+    if isinstance(found, float) and not config_values.is_number(None, found):
+        return "; expected a finite number"
+    return ""
 
 
 def _missing_sources(config: dict) -> list[str]:
@@ -66,7 +110,7 @@ def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> lis
         top = "".join(Path(source).parts[:1])
         if top in sources.WRITTEN:
             return [f"{key}: the workflow writes to '{top}'; keep '{source}' elsewhere"]
-        return [] if Path(source).is_dir() else [f"{key}: expected an existing folder, found none at '{source}'"]
+        return [] if os.path.isdir(source) else [f"{key}: expected an existing folder, found none at {source!r}"]
     kind = "" if key.startswith("models.") else "datasets/"
     expected = f"hf://{kind}<owner>/<name>@<commit>"
     is_dataset = source.startswith("hf://datasets/")
@@ -107,16 +151,47 @@ def _unknown_variants(config: dict) -> list[str]:
 
 
 def _misfits(config: dict) -> list[str]:
-    lines = []
-    for arm in config["finetune"]["arms"]:
-        recipe = recipes.recipe_of(config, arm)
-        problems = recipes.unsloth_misfits(recipe, config["device"])
-        if recipe["qat_scheme"] and recipe["qat_target"] == "merged" and recipe["lora_dropout"]:
-            problems.append("lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout")
-        if recipe["logging_steps"] > recipe["max_steps"]:
-            problems.append(f"logging_steps: {recipe['logging_steps']} is more than max_steps, {recipe['max_steps']}")
-        lines += [f"finetune.arms.{arm}.{problem}" for problem in problems]
-    return lines
+    """What the settings of an arm, taken together, make impossible or idle; what holds for all arms is one line."""
+    arms = config["finetune"]["arms"]
+    found = [(arm, problem) for arm in arms for problem in _misfits_of(config, arm)]
+    everywhere = [problem for problem, count in Counter(problem for _, problem in found).items() if count > 1]
+    everywhere = [problem for problem in everywhere if all((arm, problem) in found for arm in arms)]
+    return [f"finetune.{problem}" for problem in everywhere] + [
+        f"finetune.arms.{arm}.{problem}" for arm, problem in found if problem not in everywhere
+    ]
+
+
+def _misfits_of(config: dict, arm: str) -> list[str]:
+    recipe = recipes.recipe_of(config, arm)
+    problems = [*recipes.unsloth_misfits(recipe, config["device"]), *_impossible(recipe)]
+    if not recipe["qat_scheme"] and "qat_target" in config["finetune"]["arms"][arm]:
+        problems.append("qat_target: has no effect in an arm whose qat_scheme is null")
+    return problems
+
+
+def _impossible(recipe: dict) -> Iterator[str]:
+    steps = recipe["max_steps"]
+    if recipe["qat_scheme"] and recipe["qat_target"] == "merged" and recipe["lora_dropout"]:
+        yield "lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout"
+    if recipe["finetune_vision_layers"]:
+        yield "finetune_vision_layers: expected false; no picture stands in the training texts, so they would not learn"
+    if recipe["logging_steps"] > steps:
+        yield f"logging_steps: {recipe['logging_steps']} is more than max_steps, {steps}"
+    if recipe["lr_scheduler_type"] == "constant" and recipe["warmup_steps"]:
+        yield f"warmup_steps: expected 0 with lr_scheduler_type constant, found {recipe['warmup_steps']}"
+    elif recipe["warmup_steps"] >= steps:
+        yield f"warmup_steps: expected fewer than max_steps, {steps}, found {recipe['warmup_steps']}"
+
+
+def _idle_words(config: dict) -> Iterator[str]:
+    """Words that nothing would heed."""
+    names = [variants.BASE, *config["finetune"]["arms"]]
+    for name in config["plots"]["colours"]:
+        if name not in names:
+            yield f"plots.colours.{name}: expected one of {', '.join(names)}"
+    latency = config["evaluation"]["latency"]
+    if latency["engine"] != "vllm" and latency["vllm_arguments"]:
+        yield f"evaluation.latency.vllm_arguments: expected none with engine {latency['engine']}"
 
 
 def _split_layers(config: dict) -> list[str]:
@@ -133,6 +208,11 @@ def _unpublishable(config: dict) -> list[str]:
     shipped = [variant for variant in config["variants"] if variants.split(variant)[1] == "int4"]
     lines = [] if name in shipped else [f"publish.variant: '{name}' is not one of the int4 variants {shipped}"]
     repositories = [recipes.repository_of(config, model) for model in config["models"]]
+    lines += [
+        f"publish.repository: expected <owner>/<name>, in which {{model}} alone is filled in, found '{repository}'"
+        for repository in repositories[:1]
+        if repository and {"{", "}"} & set(repository)
+    ]
     if None not in repositories and len(set(repositories)) < len(repositories):
         lines.append(f"publish.repository: '{repositories[0]}' is that of several models; '{{model}}' tells them apart")
     return lines
