@@ -21,8 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoProcessor, Gemma3ForConditionalGeneration
 
 import download_dataset
-import download_model
-from int4_qat import gemma_folder, hub, mmlu, models
+from int4_qat import gemma_folder, hub, mmlu, model_folder, models
 from programs import ROOT, environment, run_script
 
 TEXT = datasets.Value("string")
@@ -150,7 +149,7 @@ def test_all_is_taken_that_is_needed():
     """The patterns of download_mmlu are tested below, by what they bring."""
     tables = [*download_dataset.TABLES, download_dataset.CARD]
     for files, patterns in (
-        (GEMMA_FILES, download_model.PATTERNS),
+        (GEMMA_FILES, model_folder.PATTERNS),
         (ARC_FILES, tables),
         (CHARTQA_FILES, tables),
     ):
@@ -367,7 +366,7 @@ def test_gemma_is_downloaded_loaded_and_formats_texts(hub_gemma, texts, download
     folder = tmp_path / "model"
     result = run_script("download_model", "--source", hub_gemma, "--output", folder)
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in folder.iterdir()) == taken(GEMMA_FILES, download_model.PATTERNS)
+    assert sorted(path.name for path in folder.iterdir()) == taken(GEMMA_FILES, model_folder.PATTERNS)
     model = models.load_model(folder, torch.bfloat16, "cpu")  # refuses what is missing and what is left over
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert AutoProcessor.from_pretrained(folder, local_files_only=True).image_seq_length == 4

@@ -18,9 +18,9 @@ PROMPT = f"{SAMPLE}Answer:"
 
 def refuse_unusable(folder: Path) -> None:
     """Raise InputError unless the tokenizer of a folder gives text back, and adds a bos at the most."""
-    for file in sorted(folder.iterdir()):
-        files.refuse_lfs_pointer(file)
     tokenizer = tokenization.load_as_is(folder)
+    if tokenizer.chat_template is None:
+        raise InputError(f"{folder}: the tokenizer: expected a chat template, in chat_template.jinja, found none")
     refuse_another_splitting(folder, tokenizer)
     refuse_lost_text(folder, tokenizer)
     refuse_ending(folder, tokenizer)
