@@ -24,6 +24,7 @@ rule check_model:
         skip=config["quantization"]["skip"],
         variants=config["variants"],
         arms=json.dumps({arm: recipes.recipe_of(config, arm) for arm in arms}, sort_keys=True),
+        charts=["--charts"] if charted else [],
         device=config["device"],
         results=lambda wildcards, output: os.path.dirname(output[0]),
     message:
@@ -36,6 +37,7 @@ rule check_model:
         " --skip {params.skip:q}"
         " --variants {params.variants:q}"
         " --arms {params.arms:q}"
+        " {params.charts:q}"
         " --device {params.device}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

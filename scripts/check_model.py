@@ -29,11 +29,14 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], help="modules that stay in bf16: names, or parts of names")
     parser.add_argument("--variants", required=True, nargs="+")
     parser.add_argument("--arms", default={}, type=json.loads, help="JSON: the recipe of each arm, by its name")
+    parser.add_argument("--charts", action="store_true", help="the model will be asked about charts")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", required=True, type=Path, help="JSON: what the model is made of")
     arguments = parser.parse_args()
     model, _, names = models.open_checkpoint(arguments.model)
     layers = linears.choose(model, set(names.values()), arguments.group_size, arguments.skip)
+    if arguments.charts and not hasattr(model.config, "vision_config"):
+        raise InputError(f"evaluation.chartqa: expected null, since a {type(model).__name__} sees no pictures")
     tokenizer = tokenization.load_tokenizer(arguments.model)
     for arm, recipe in arguments.arms.items():
         key = f"finetune.arms.{arm}"

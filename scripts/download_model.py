@@ -8,9 +8,10 @@ of another model, adapters, settings of other weights, a tokenizer that loses te
 """
 
 import argparse
+import importlib
 from pathlib import Path
 
-from int4_qat import errors, files, hub, model_folder, requirements, tokenizer_check
+from int4_qat import errors, files, hub, model_folder
 from int4_qat.errors import InputError
 
 
@@ -37,11 +38,15 @@ def link(source: Path, folder: Path) -> None:
 
 
 def check(folder: Path, source: str) -> None:
-    """Raise InputError, with the source's name, if a later stage could not use the model."""
+    """Raise InputError, with the source's name, if a later stage could not use the model.
+
+    What only refuses changes nothing in the folder. So it is no import, of which Snakemake would make an input: an edit
+    of it would fetch the model again.
+    """
     try:
         model_folder.taken(folder)
-        requirements.refuse_unsupported(folder)
-        tokenizer_check.refuse_unusable(folder)
+        importlib.import_module("int4_qat.requirements").refuse_unsupported(folder)
+        importlib.import_module("int4_qat.tokenizer_check").refuse_unusable(folder)
     except InputError as error:
         raise InputError(str(error).replace(str(folder), source.rstrip("/"))) from None
 

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
-from int4_qat import devices, engine_process, errors, files, models, vllm_process
+from int4_qat import devices, engine_process, errors, files, int4_files, models, text_model, vllm_process, weight_files
 from int4_qat.errors import InputError
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
@@ -83,7 +83,7 @@ def batch_report(size: int, repeats: list[list[float]], arguments: argparse.Name
     means = [fmean(latencies) for latencies in repeats]
     latencies = torch.tensor(repeats, dtype=torch.float64).flatten()
     mean = fmean(means)
-    weights = models.text_bytes(arguments.checkpoint)
+    weights = text_bytes(arguments.checkpoint)
     return {
         "batch_size": size,
         "mean_s": mean,
@@ -96,6 +96,14 @@ def batch_report(size: int, repeats: list[list[float]], arguments: argparse.Name
             weights, arguments.output_len, mean, devices.name(arguments.device)
         ),
     }
+
+
+def text_bytes(folder: Path) -> int:
+    """Return the bytes of the stored weights that every generated token needs: those that its text passes through."""
+    model, stored = models.without_weights(folder), weight_files.stored_tensors(folder)
+    reached = text_model.reached_parameters(model)
+    names = models.renamed(model, {int4_files.weight_of(key) for key in stored})
+    return sum(tensor.nbytes for key, tensor in stored.items() if names[int4_files.weight_of(key)] in reached)
 
 
 def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: str) -> float | None:

@@ -259,4 +259,4 @@ def test_share_of_the_bandwidth_limit(untrained):
     assert measure_latency.bandwidth_limit_percent(23_500_000_000, 256, 3.73, "cpu") is None
     model = models.load_model(untrained / "model", torch.bfloat16, "cpu")
     weights = sum(weight.nbytes for weight in model.model.language_model.parameters())
-    assert models.text_bytes(untrained / "model") == weights
+    assert measure_latency.text_bytes(untrained / "model") == weights

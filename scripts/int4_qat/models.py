@@ -21,7 +21,7 @@ from transformers import (
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from int4_qat import devices, files, int4, int4_files, text_model, weight_files
+from int4_qat import devices, files, int4, weight_files
 from int4_qat.errors import InputError
 
 DEQUANTIZED, TILE_PACKED = "dequantized", "tile_packed"
@@ -252,14 +252,6 @@ def is_dequantized(folder: Path, device: str) -> bool:
     return device == "cpu" and is_int4(folder)
 
 
-def text_bytes(folder: Path) -> int:
-    """Return the bytes of the stored weights that every generated token needs: those that its text passes through."""
-    model, stored = without_weights(folder), weight_files.stored_tensors(folder)
-    reached = text_model.reached_parameters(model)
-    names = renamed(model, {int4_files.weight_of(key) for key in stored})
-    return sum(tensor.nbytes for key, tensor in stored.items() if names[int4_files.weight_of(key)] in reached)
-
-
 def to_torchao(quantized: int4.Int4Weight, group_size: int) -> Int4Tensor:
     """torchao's tensor in plain packing: what transformers and vLLM load."""
     return Int4Tensor(
@@ -287,7 +279,9 @@ def weight_bytes(model: torch.nn.Module) -> int:
 
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy what a model folder holds besides weights and config, unless `folder` has it already."""
-    for file in sorted(source.iterdir()):
+    for file in sorted(source.rglob("*")):
         is_weights = file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json")
-        if file.is_file() and not is_weights and not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
+        place = folder / file.relative_to(source)
+        if file.is_file() and not is_weights and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
