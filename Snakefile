@@ -15,8 +15,6 @@ report: "rules/captions/workflow.rst"
 
 include: "rules/common.smk"
 include: "rules/download.smk"
-include: "rules/check_mmlu.smk"
-include: "rules/check_model.smk"
 include: "rules/format_mmlu.smk"
 include: "rules/finetune.smk"
 include: "rules/merge.smk"

@@ -43,11 +43,15 @@ rule download_mmlu:
         "../envs/data.yaml"
     params:
         source=source_path(config["data"]["source"], "resources/standin/mmlu"),
+        # Snakemake counts no param that a function makes from `input`: another number of shots downloads, and so trains,
+        # nothing again. The check of the config knows what was downloaded.
+        num_fewshot=lambda wildcards, input: evaluation("mmlu")["num_fewshot"],
     message:
         "download_mmlu"
     shell:
         "online python {input.code[0]:q}"
         " --source {params.source:q}"
+        " --num-fewshot {params.num_fewshot}"
         " --output resources/mmlu"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 

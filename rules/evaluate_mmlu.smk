@@ -8,7 +8,6 @@ rule evaluate_mmlu:
         code=code_of("evaluate_mmlu"),
         checkpoint="results/{model}/{variant}/checkpoint",
         mmlu=expand("resources/mmlu/{split}.parquet", split=mmlu.EVALUATION_SPLITS),
-        checked=ancient(rules.check_mmlu.output[0]),
     output:
         report="results/{model}/{variant}/mmlu_shards/{shard}.json",
         samples="results/{model}/{variant}/mmlu_shards/{shard}.parquet",

@@ -8,8 +8,6 @@ rule format_mmlu:
         code=code_of("format_mmlu"),
         mmlu=f"resources/mmlu/{mmlu.TRAIN_SPLIT}.parquet",
         model=rules.download_model.output[0],
-        # Only its success counts, ahead of training: another number of shots trains nothing again.
-        checked=ancient(rules.check_mmlu.output[0]),
     output:
         "results/{model}/train.parquet",
     log:

@@ -4,7 +4,7 @@ The source is the Hub at a pinned commit or a local folder, in the Hub's layout 
 original CSV files (<split>/<subject>_<split>.csv: question, A, B, C, D, answer). A file or row that is not what MMLU
 promises ends the program with one line that names it. Duplicates are counted in report.json, not dropped.
 
-    python scripts/download_mmlu.py --source /data/mmlu --output resources/mmlu
+    python scripts/download_mmlu.py --source /data/mmlu --num-fewshot 0 --output resources/mmlu
 """
 
 import argparse
@@ -37,6 +37,7 @@ Row = tuple[str, dict]  # where it stands, what it says
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="hf://datasets/<owner>/<name>@<commit> or a local folder")
+    parser.add_argument("--num-fewshot", type=int, help="refuse what lm-eval cannot score with so many examples")
     parser.add_argument("--output", required=True, type=Path, help="folder for <split>.parquet and report.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, files.whole(arguments.output) as folder:
@@ -46,7 +47,13 @@ def main() -> None:
         for split, paths in found.items():
             questions[split], reports[split] = write_split(split, paths, folder)
         check_subjects(arguments.source, questions)
-        files.write_json(folder / "report.json", {"source": arguments.source, "splits": reports})
+        if arguments.num_fewshot is not None:
+            mmlu_parquet.check_questions(arguments.source, questions, arguments.num_fewshot)
+        rarest = mmlu_parquet.fewest(questions["dev"])
+        examples = {"subject": rarest, "count": questions["dev"][rarest]}
+        files.write_json(
+            folder / "report.json", {"source": arguments.source, "splits": reports, "fewest_examples": examples}
+        )
     for split, report in reports.items():
         print(f"{split}: {report['rows']} rows, {report['subjects']} subjects, {report['duplicates']} duplicates")
 

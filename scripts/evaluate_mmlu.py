@@ -39,7 +39,10 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="JSON with what lm-eval reports")
     parser.add_argument("--samples", required=True, type=Path, help="parquet with a row a question")
     arguments = parser.parse_args()
-    mmlu_parquet.check_questions(arguments.mmlu, arguments.num_fewshot)
+    splits = {
+        split: mmlu_parquet.count_subjects(arguments.mmlu / f"{split}.parquet") for split in mmlu.EVALUATION_SPLITS
+    }
+    mmlu_parquet.check_questions(arguments.mmlu, splits, arguments.num_fewshot)
     devices.claim(arguments.device)
     subjects = mmlu_harness.shard_subjects(arguments.mmlu, arguments.shard, arguments.shards)
     with tempfile.TemporaryDirectory() as scratch:

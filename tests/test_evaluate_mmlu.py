@@ -11,10 +11,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-import check_mmlu
+import download_mmlu
 from int4_qat import mmlu, mmlu_harness, models, tokenization
 from int4_qat.errors import InputError
 from programs import run_in_process, run_script
+from workflows import small_config, snakemake, write_config
 
 LIMIT = 3
 
@@ -128,64 +129,99 @@ def test_mmlus_subjects_are_lm_evals():
     assert list(mmlu.SUBJECTS) == sorted(mmlu_harness.tasks())
 
 
-def kept(data, split, subject, count):
-    """Leave the first questions of one subject in a split; returns its file."""
-    path = data / f"{split}.parquet"
-    table = pd.read_parquet(path)
-    table[(table["subject"] != subject) | (table.groupby("subject").cumcount() < count)].to_parquet(path, index=False)
-    return path
+@pytest.fixture
+def source(untrained, tmp_path):
+    """A copy of the stand-in's data that a test may edit."""
+    return shutil.copytree(untrained / "mmlu", tmp_path / "source")
 
 
-def check(monkeypatch, data, shots, output):
-    run_in_process(check_mmlu, monkeypatch, "--mmlu", data, "--num-fewshot", shots, "--output", output)
+def change_split(source, split, change):
+    path = source / "all" / f"{split}-00000-of-00001.parquet"
+    change(pd.read_parquet(path)).to_parquet(path, index=False)
 
 
-@pytest.mark.parametrize("split", ["dev", "validation", "test"])
-def test_another_subject_is_one_line(monkeypatch, mmlu_folder, tmp_path, split):
-    data = shutil.copytree(mmlu_folder, tmp_path / "mmlu")
-    path = data / f"{split}.parquet"
-    table = pd.read_parquet(path)
-    table.assign(subject=table["subject"].replace("virology", "baking")).to_parquet(path, index=False)
-    with pytest.raises(InputError, match=f"^{path}: expected MMLU's 57 subjects, found 'baking'$"):
-        check(monkeypatch, data, 0, tmp_path / "questions.json")
+def keep(source, split, count):
+    """Leave the first questions of anatomy."""
+    change_split(
+        *(source, split),
+        lambda table: table[(table["subject"] != "anatomy") | (table.groupby("subject").cumcount() < count)],
+    )
+
+
+def download(monkeypatch, source, shots, folder):
+    run_in_process(download_mmlu, monkeypatch, "--source", source, "--num-fewshot", shots, "--output", folder)
 
 
 @pytest.mark.parametrize(
     ("split", "count", "shots", "problem"),
     [
-        ("test", 0, 0, "expected 2 or more questions of 'anatomy', found 0"),
-        ("test", 1, 0, "expected 2 or more questions of 'anatomy', found 1"),
-        ("dev", 3, 4, "expected 4 or more questions of 'anatomy' for 4 shots, found 3"),
-        ("dev", 0, 1, "expected 1 or more questions of 'anatomy' for 1 shots, found 0"),
+        ("test", 1, 0, "test: expected 2 or more questions of 'anatomy', found 1"),
+        ("dev", 3, 4, "dev: expected 4 or more questions of 'anatomy', the examples of num_fewshot 4, found 3"),
+        ("dev", 0, 1, "dev: expected 1 or more questions of 'anatomy', the examples of num_fewshot 1, found 0"),
     ],
 )
-def test_too_few_questions_are_one_line(monkeypatch, mmlu_folder, tmp_path, split, count, shots, problem):
-    data = shutil.copytree(mmlu_folder, tmp_path / "mmlu")
-    path = kept(data, split, "anatomy", count)
-    with pytest.raises(InputError, match=f"^{path}: {problem}$"):
-        check(monkeypatch, data, shots, tmp_path / "questions.json")
+def test_too_few_questions_are_one_line_at_download(monkeypatch, source, tmp_path, split, count, shots, problem):
+    keep(source, split, count)
+    with pytest.raises(InputError, match=f"^{source}: {problem}$"):
+        download(monkeypatch, source, shots, tmp_path / "mmlu")
+    assert not (tmp_path / "mmlu").exists()
+
+
+def test_a_subject_of_mmlu_that_is_nowhere_is_one_line_at_download(monkeypatch, source, tmp_path):
+    for split in ("dev", "validation", "test"):
+        keep(source, split, 0)
+    problem = "test: expected 2 or more questions of 'anatomy', found 0"
+    with pytest.raises(InputError, match=f"^{source}: {problem}$"):
+        download(monkeypatch, source, 0, tmp_path / "mmlu")
 
 
 @pytest.mark.parametrize(("split", "count", "shots"), [("dev", 3, 3), ("dev", 0, 0), ("validation", 0, 5)])
-def test_just_enough_questions(monkeypatch, mmlu_folder, tmp_path, split, count, shots):
+def test_just_enough_questions(monkeypatch, source, tmp_path, split, count, shots):
+    keep(source, split, count)
+    download(monkeypatch, source, shots, tmp_path / "mmlu")
+    report = json.loads((tmp_path / "mmlu" / "report.json").read_text())
+    assert report["fewest_examples"]["count"] == (count if split == "dev" else 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda names: names.replace("virology", "baking"), "test: expected MMLU's 57 subjects, found 'baking'"),
+        (
+            lambda names: names.replace("virology", "sociology"),
+            "test: expected 2 or more questions of 'virology', found 0",
+        ),
+    ],
+)
+def test_evaluation_by_hand_says_the_same(untrained, mmlu_folder, tmp_path, change, problem):
     data = shutil.copytree(mmlu_folder, tmp_path / "mmlu")
-    kept(data, split, "anatomy", count)
-    check(monkeypatch, data, shots, tmp_path / "questions.json")
-
-
-def test_the_shots_leave_no_trace(monkeypatch, mmlu_folder, tmp_path):
-    """Else provenance would find that the training texts come from another check than the one that is there."""
-    for shots in (0, 5):
-        check(monkeypatch, mmlu_folder, shots, tmp_path / f"{shots}.json")
-        assert json.loads((tmp_path / f"{shots}.json").read_text())["least"] == {"dev": 5, "validation": 1, "test": 2}
-    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "5.json").read_bytes()
-
-
-def test_evaluation_by_hand_says_the_same(untrained, mmlu_folder, tmp_path):
-    data = shutil.copytree(mmlu_folder, tmp_path / "mmlu")
-    path = kept(data, "dev", "anatomy", 1)
-    options = ["--checkpoint", untrained / "model", "--mmlu", data, "--num-fewshot", 2, "--batch-size", 1]
+    test = pd.read_parquet(data / "test.parquet")
+    test.assign(subject=change(test["subject"])).to_parquet(data / "test.parquet", index=False)
+    options = ["--checkpoint", untrained / "model", "--mmlu", data, "--num-fewshot", 0, "--batch-size", 1]
     outputs = ["--output", tmp_path / "0.json", "--samples", tmp_path / "0.parquet"]
     result = run_script("evaluate_mmlu", *options, "--dtype", "float32", *outputs)
-    problem = f"{path}: expected 2 or more questions of 'anatomy' for 2 shots, found 1"
-    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, f"error: {problem}")
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, f"error: {data}: {problem}")
+
+
+@pytest.mark.slow
+def test_too_many_shots_end_the_workflow_ahead_of_training(untrained, source, tmp_path):
+    """At download, and later, when another number of shots downloads nothing again, in the check of the config."""
+    keep(source, "dev", 1)
+    config = small_config(untrained)
+    config["data"]["source"] = str(source)
+    options = ["--profile", "profiles/demo", "--directory", tmp_path / "run", "results/demo/train.parquet"]
+
+    def run(shots):
+        config["evaluation"]["mmlu"]["num_fewshot"] = shots
+        return snakemake(*options, "--configfile", write_config(config, tmp_path / "config.yaml"))
+
+    result, few = run(2), "dev: expected 2 or more questions of 'anatomy', the examples of num_fewshot 2, found 1"
+    assert result.returncode != 0
+    assert f"error: {source}: {few}" in result.stderr.splitlines()
+    assert not (tmp_path / "run" / "results").exists()
+    assert run(1).returncode == 0
+    result, known = run(2), f"expected at most 1, since dev of {source} has 1 of 'anatomy', found 2"
+    assert result.returncode != 0
+    assert result.stderr.strip().endswith(f"config error: evaluation.mmlu.num_fewshot: {known}")
+    keep(source, "dev", 0)  # other data: they are downloaded, and looked at, again
+    assert f"error: {source}: {few.replace('found 1', 'found 0')}" in run(2).stderr.splitlines()

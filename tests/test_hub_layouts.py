@@ -175,7 +175,7 @@ def hub_mmlu(untrained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def downloaded(hub_mmlu, tmp_path_factory):
     folder = tmp_path_factory.mktemp("resources") / "mmlu"
-    result = run_script("download_mmlu", "--source", hub_mmlu, "--output", folder)
+    result = run_script("download_mmlu", "--source", hub_mmlu, "--num-fewshot", 5, "--output", folder)
     assert result.returncode == 0, result.stderr
     assert "auxiliary_train: 200 rows, 0 subjects" in result.stdout
     return folder
@@ -207,9 +207,6 @@ def test_mmlu_without_a_subject_at_all(hub_mmlu, tmp_path):
 
 
 def test_mmlu_is_scored_by_lm_evals_task(untrained, downloaded, tmp_path):
-    questions = tmp_path / "questions.json"
-    result = run_script("check_mmlu", "--mmlu", downloaded, "--num-fewshot", 5, "--output", questions)
-    assert result.returncode == 0, result.stderr
     options = ["--checkpoint", untrained / "model", "--mmlu", downloaded, "--num-fewshot", 0, "--batch-size", 16]
     outputs = ["--output", tmp_path / "0.json", "--samples", tmp_path / "0.parquet"]
     result = run_script("evaluate_mmlu", *options, "--dtype", "float32", *outputs)

@@ -24,9 +24,7 @@ FORMATTED = {"format_mmlu": 1} | TRAINED
 ONE_ARM = {"finetune": 1, "merge": 1, "quantize": 1, "check_parity": 1}
 ONE_VARIANT = {"evaluate_mmlu": 1, "gather_mmlu": 1, "measure_memory": 1, "measure_latency": 1} | SUMMARY
 FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | TRAINED | MEASURED | {"quantize": 3}
-FROM_DATA = (
-    {"download_mmlu": 1, "check_mmlu": 1, "check_contamination": 1} | FORMATTED | {"evaluate_mmlu": 5, "gather_mmlu": 5}
-)
+FROM_DATA = {"download_mmlu": 1, "check_contamination": 1} | FORMATTED | {"evaluate_mmlu": 5, "gather_mmlu": 5}
 
 
 @pytest.fixture
@@ -57,7 +55,6 @@ def test_nothing_changed(small_run):
         ("scripts/make_standin.py", {}),
         ("scripts/download_mmlu.py", FROM_DATA),
         ("scripts/download_model.py", FROM_MODEL),
-        ("scripts/check_mmlu.py", {"check_mmlu": 1}),
         ("scripts/format_mmlu.py", FORMATTED),
         ("scripts/finetune.py", TRAINED),
         ("scripts/merge.py", MERGED),
@@ -119,7 +116,7 @@ def test_an_edited_file(small_run, edit, path, expected):
         ("finetune.arms.qat.learning_rate", 1e-4, ONE_ARM | ONE_VARIANT),
         ("quantization.group_size", 32, QUANTIZED | {"finetune": 1, "merge": 1}),
         ("quantization.skip", ["lm_head"], QUANTIZED | {"finetune": 1, "merge": 1}),
-        ("evaluation.mmlu.num_fewshot", 1, {"check_mmlu": 1, "evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
+        ("evaluation.mmlu.num_fewshot", 1, {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.mmlu.engine", "stock", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.mmlu.shards", 2, {"evaluate_mmlu": 10, "gather_mmlu": 5} | SUMMARY),
         ("evaluation.memory.max_new_tokens", 5, {"measure_memory": 5} | SUMMARY),

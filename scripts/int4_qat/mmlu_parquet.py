@@ -38,23 +38,28 @@ def open_file(path: Path | str, columns: list[str]) -> pq.ParquetFile:
     return file
 
 
-def check_questions(folder: Path, num_fewshot: int) -> dict[str, int]:
-    """Return the least number of questions that a subject has in each split.
+def count_subjects(path: Path) -> Counter[str]:
+    """Return how many questions of each subject a split has."""
+    return Counter(open_file(path, ["subject"]).read(["subject"])["subject"].to_pylist())
 
-    InputError unless the subjects are MMLU's, and each can be scored: it takes two test questions, the least that show
-    variation, and as many in dev as there are shots.
+
+def check_questions(where: str | Path, questions: dict[str, Counter[str]], num_fewshot: int) -> None:
+    """Raise InputError unless each of MMLU's subjects, and no other, can be scored with `num_fewshot` examples.
+
+    It takes two test questions, the least that show variation.
     """
     needed = {"dev": num_fewshot, "validation": 0, "test": 2}
-    least = {}
-    for split in mmlu.EVALUATION_SPLITS:
-        path = folder / f"{split}.parquet"
-        questions = Counter(open_file(path, ["subject"]).read(["subject"])["subject"].to_pylist())
-        if others := sorted(questions.keys() - set(mmlu.SUBJECTS)):
-            raise InputError(f"{path}: expected MMLU's {len(mmlu.SUBJECTS)} subjects, found '{others[0]}'")
-        subject = min(mmlu.SUBJECTS, key=lambda name: questions[name])
-        least[split] = questions[subject]
-        if least[split] < needed[split]:
-            shots = f" for {num_fewshot} shots" if split == "dev" else ""
-            wanted = f"{needed[split]} or more questions of '{subject}'{shots}"
-            raise InputError(f"{path}: expected {wanted}, found {least[split]}")
-    return least
+    for split, count in needed.items():
+        if others := sorted(questions[split].keys() - set(mmlu.SUBJECTS)):
+            raise InputError(f"{where}: {split}: expected MMLU's {len(mmlu.SUBJECTS)} subjects, found '{others[0]}'")
+        subject = fewest(questions[split])
+        if (found := questions[split][subject]) < count:
+            reason = f", the examples of num_fewshot {num_fewshot}" if split == "dev" else ""
+            raise InputError(
+                f"{where}: {split}: expected {count} or more questions of '{subject}'{reason}, found {found}"
+            )
+
+
+def fewest(questions: Counter[str]) -> str:
+    """Return the subject of MMLU with the fewest questions."""
+    return min(mmlu.SUBJECTS, key=lambda subject: questions[subject])

@@ -1,6 +1,7 @@
 """The check of the config, before anything runs: one line that names the key."""
 
 import datetime
+import json
 import os
 import sys
 from collections import Counter
@@ -14,6 +15,7 @@ from int4_qat import config_values, recipes, sources, variants
 from int4_qat.recipes import STANDIN
 
 FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM makes one layer of each group
+DATA_REPORT = Path("resources/mmlu/report.json")  # of download_mmlu
 MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
 
 
@@ -41,6 +43,7 @@ def problems(config: dict, schema: dict) -> list[str]:
         *_misfits(config),
         *_idle_words(config),
         *_split_layers(config),
+        *_too_few_examples(config),
     ]
     return lines or _unpublishable(config)
 
@@ -201,6 +204,22 @@ def _split_layers(config: dict) -> list[str]:
         for layers in FUSED
         if skip & layers and not layers <= skip
     ]
+
+
+def _too_few_examples(config: dict) -> list[str]:
+    """More shots than the data have examples, if those were downloaded; else download_mmlu says so."""
+    source = config["data"]["source"]
+    try:
+        report = json.loads(DATA_REPORT.read_text(encoding="utf-8"))
+        changed = max(map(os.path.getmtime, sources.local_files(source)), default=0) > DATA_REPORT.stat().st_mtime
+        examples = report["fewest_examples"]
+    except (OSError, ValueError, KeyError):
+        return []
+    shots = config["evaluation"]["mmlu"]["num_fewshot"]
+    if report["source"] != source or changed or examples["count"] >= shots:
+        return []
+    found = f"dev of {source} has {examples['count']} of '{examples['subject']}'"
+    return [f"evaluation.mmlu.num_fewshot: expected at most {examples['count']}, since {found}, found {shots}"]
 
 
 def _unpublishable(config: dict) -> list[str]:
