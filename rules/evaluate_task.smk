@@ -1,5 +1,6 @@
 # A task or group of lm-eval's, by its name: what the config lists besides MMLU.
-#   in:  results/<model>/<variant>/checkpoint/, resources/datasets/<task>/
+#   in:  results/<model>/<variant>/checkpoint/, resources/datasets/<task>/,
+#        resources/tasks/<task>.json
 #   out: results/<model>/<variant>/tasks/<task>.json
 
 
@@ -8,6 +9,7 @@ rule evaluate_task:
         code=code_of("evaluate_task"),
         checkpoint="results/{model}/{variant}/checkpoint",
         dataset="resources/datasets/{task}",
+        checked=rules.check_task.output[0],
     output:
         "results/{model}/{variant}/tasks/{task}.json",
     log:

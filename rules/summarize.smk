@@ -1,6 +1,6 @@
 # One table of all variants.
 #   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, tasks/<task>.json, chartqa.json,
-#        results/<model>/costs.json, results/<model>/<arm>-int4/parity.json
+#        results/<model>/costs.json, results/<model>/<arm>-int4/parity.json, resources/metrics/<task>.json
 #   out: results/<model>/summary.json, summary.csv
 
 
@@ -17,6 +17,7 @@ rule summarize:
         ),
         parity=expand(rules.check_parity.output, arm=arms_in_int4, allow_missing=True),
         tasks=expand("results/{{model}}/{variant}/tasks/{task}.json", variant=config["variants"], task=tasks),
+        metrics=expand(rules.check_metric.output, task=tasks),
         charts=expand("results/{{model}}/{variant}/chartqa.json", variant=charted),
     output:
         json="results/{model}/summary.json",

@@ -9,19 +9,10 @@ settings and versions.
 """
 
 import argparse
-import contextlib
-import tempfile
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import datasets
-from lm_eval.tasks import TaskManager
-
-from int4_qat import devices, errors, files, models, scoring
-from int4_qat.errors import InputError
-
-STDERR = "_stderr"
+from int4_qat import devices, errors, files, models, scoring, task_harness
 
 
 def main() -> None:
@@ -37,11 +28,10 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="JSON with what lm-eval reports")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
-    task_manager = TaskManager()
-    if arguments.task not in [*task_manager.all_subtasks, *task_manager.all_groups]:
-        raise InputError(f"evaluation.tasks: lm-eval {version('lm-eval')} has no task or group '{arguments.task}'")
+    task_manager = task_harness.find(arguments.task)
     arguments.checkpoint = arguments.checkpoint.resolve()
-    with as_on_the_hub(dataset_names(arguments.task, task_manager.task_index), arguments.dataset.resolve()):
+    names = task_harness.dataset_names(arguments.task, task_manager.task_index)
+    with task_harness.as_on_the_hub(names, arguments.dataset.resolve()):
         evaluation = scoring.evaluate(arguments, scoring.STOCK, [arguments.task], task_manager)
     report = make_report(arguments, evaluation)
     files.write_json(arguments.output, report)
@@ -49,54 +39,19 @@ def main() -> None:
         print(f"{arguments.task} {name} {metric['value']:.4f} on {report['questions']} questions")
 
 
-@contextlib.contextmanager
-def as_on_the_hub(names: set[str], folder: Path) -> Iterator[None]:
-    """Work where a data set's names on the Hub are folders: `datasets` looks there first, the task stays as it is."""
-    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
-        for name in names:
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
-            Path(name).symlink_to(folder)
-        datasets.config.HF_DATASETS_CACHE = Path(scratch) / "cache"
-        yield
-
-
-def dataset_names(task: str, index: dict) -> set[str]:
-    """The Hub's names of the data sets of one of lm-eval's tasks, or of all tasks of a group."""
-    config = index[task].cfg
-    if config and "dataset_path" in config:
-        return {config["dataset_path"]}
-    members = config["task"] if config else index[task].tags
-    members = [member if isinstance(member, str) else member["task"] for member in members]
-    return set().union(*(dataset_names(member, index) for member in members))
-
-
 def make_report(arguments: argparse.Namespace, evaluation: scoring.Evaluation) -> dict:
-    """Metrics of the task, and of its members if it is a group; InputError if lm-eval has no figure for the whole."""
+    """Every metric, with settings and versions."""
     results = evaluation.results
-    found = {name: metrics(scores) for name, scores in results["results"].items()}
-    members = sorted(found.keys() - {arguments.task})
-    if not found.get(arguments.task):
-        raise InputError(f"evaluation.tasks: lm-eval gives no figure for {arguments.task}; name its parts, {members}")
+    whole, members = task_harness.metrics_of(arguments.task, results)
     return {
-        "metrics": found.pop(arguments.task),
-        "members": found,
+        "metrics": whole,
+        "members": members,
         "questions": sum(samples["effective"] for samples in results["n-samples"].values()),
         "prompts_over_max_length": evaluation.prompts_over_max_length.total(),
         "settings": {"task": arguments.task, **evaluation.settings},
         "task_version": results["versions"].get(arguments.task),
         "versions": {name: version(name) for name in ("lm-eval", "transformers", "torch", "torchao")},
     }
-
-
-def metrics(scores: dict) -> dict[str, dict]:
-    """value and stderr (None if lm-eval has none) by lm-eval's name, `<metric>,<filter>`."""
-    found = {}
-    for name, value in scores.items():
-        metric, _, name_of_filter = name.partition(",")
-        if name_of_filter and not metric.endswith(STDERR):
-            stderr = scores.get(f"{metric}{STDERR},{name_of_filter}")
-            found[name] = {"value": float(value), "stderr": stderr if isinstance(stderr, float) else None}
-    return found
 
 
 if __name__ == "__main__":

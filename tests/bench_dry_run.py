@@ -42,6 +42,7 @@ def config(models: int, arms: int) -> dict:
     default["finetune"]["arms"] = {name: {"qat_scheme": "int4", "seed": index} for index, name in enumerate(names)}
     default["variants"] = [f"{weights}-{precision}" for weights in ["base", *names] for precision in ["bf16", "int4"]]
     default["publish"]["variant"] = "arm0-int4"
+    default["plots"]["colours"] = {}
     return default
 
 

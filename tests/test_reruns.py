@@ -152,7 +152,7 @@ def test_a_new_task_is_evaluated_on_every_variant(small_run, tmp_path):
     settings = {"metric": "acc_norm,none", "num_fewshot": 25, "limit": None, "batch_size": 8, "dtype": "float32"}
     config["evaluation"]["tasks"] = [{"task": "arc_challenge", "source": str(small_run.standin)} | settings]
     result = small_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
-    assert planned(result) == {"download_dataset": 1, "evaluate_task": 5} | SUMMARY
+    assert planned(result) == {"download_dataset": 1, "check_task": 1, "check_metric": 1, "evaluate_task": 5} | SUMMARY
 
 
 def test_the_order_of_keys_is_no_change(small_run, tmp_path):

@@ -53,7 +53,7 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
         "plot_results": 2,
     }
     expected |= {"model_card": 2, "record_provenance": 2, "render_pages": 2}
-    expected |= {"download_dataset": 2, "evaluate_task": 52, "evaluate_chartqa": 28}
+    expected |= {"download_dataset": 2, "check_task": 1, "check_metric": 1, "evaluate_task": 52, "evaluate_chartqa": 28}
     assert planned(snakemake("--dry-run", "--directory", tmp_path, "--configfile", path)) == expected
 
 
@@ -151,7 +151,7 @@ def test_only_the_downloads_switch_the_hub_on(tmp_path):
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
     online = [line for line in commands if "online python" in line]
-    assert len(commands) == 54
+    assert len(commands) == 56
     programs = sorted(line.split("/scripts/")[1].split(".py")[0] for line in online)
     assert programs == ["download_dataset", "download_dataset", "download_mmlu", "download_model"]
 

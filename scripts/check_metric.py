@@ -1,0 +1,32 @@
+"""Refuse a metric that lm-eval does not report of a task, before any GPU works for it.
+
+A rule of its own beside check_task: another metric is a reason to summarize again, not to ask the questions again.
+
+    python scripts/check_metric.py --checked resources/tasks/arc_challenge.json --metric acc_norm,none \\
+        --output resources/metrics/arc_challenge.json
+"""
+
+import argparse
+from pathlib import Path
+
+from int4_qat import errors, files
+from int4_qat.errors import InputError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checked", required=True, type=Path, help="JSON of check_task")
+    parser.add_argument("--metric", required=True, help="the one for the summary, <metric>,<filter>")
+    parser.add_argument("--output", required=True, type=Path, help="JSON: the metric")
+    arguments = parser.parse_args()
+    checked = files.read_json(arguments.checked)
+    task, metrics = checked["task"], checked["metrics"]
+    if arguments.metric not in metrics:
+        raise InputError(
+            f"evaluation.tasks: {task} has no metric '{arguments.metric}'; expected {' or '.join(metrics)}"
+        )
+    files.write_json(arguments.output, {"task": task, "metric": arguments.metric})
+
+
+if __name__ == "__main__":
+    errors.run(main)

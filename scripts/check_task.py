@@ -1,0 +1,106 @@
+"""Try one of lm-eval's tasks or groups on the data that was downloaded, before any GPU works for it.
+
+A model that answers at random is asked the first questions, as evaluate_task asks a real one. What would end there ends
+here, with one line: a task that lm-eval does not have or that does not fit the data, examples that the data does not
+hold or the task does not take. Writes which metrics there are.
+
+    python scripts/check_task.py --task arc_challenge --dataset resources/datasets/arc_challenge \\
+        --num-fewshot 25 --output resources/tasks/arc_challenge.json
+"""
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+import lm_eval
+from lm_eval.models.dummy import DummyLM
+from lm_eval.tasks import TaskManager
+
+from int4_qat import errors, files, task_harness
+from int4_qat.errors import InputError
+
+QUESTIONS = 2
+
+
+class Guesser(DummyLM):
+    """lm-eval's model that answers at random; DummyLM would fetch a tokenizer from the Hub."""
+
+    tokenizer = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, help="lm-eval's name of a task or of a group that it aggregates")
+    parser.add_argument("--dataset", required=True, type=Path, help="folder of the task's data set, as on the Hub")
+    parser.add_argument("--num-fewshot", required=True, type=int, help="examples ahead of each question")
+    parser.add_argument("--output", required=True, type=Path, help="JSON: the metrics that lm-eval reports")
+    arguments = parser.parse_args()
+    task_manager = task_harness.find(arguments.task)
+    names = task_harness.dataset_names(arguments.task, task_manager.task_index)
+    with task_harness.as_on_the_hub(names, arguments.dataset.resolve()):
+        refuse_missing_examples(arguments, load(arguments, task_manager))
+        results = ask(arguments, task_manager)
+    metrics, members = task_harness.metrics_of(arguments.task, results)
+    refuse_other_examples(arguments, results["n-shot"])
+    report = {"task": arguments.task, "metrics": list(metrics), "members": sorted(members)}
+    files.write_json(arguments.output, report | {"versions": {"lm-eval": version("lm-eval")}})
+    print(f"{arguments.task} reports {', '.join(metrics)}")
+
+
+def load(arguments: argparse.Namespace, task_manager: TaskManager) -> dict:
+    """The tasks by name, their data loaded; InputError if that does not fit."""
+    try:
+        return task_manager.load([arguments.task])["tasks"]
+    except Exception as error:  # a task's own code runs here, and reads columns as it expects them
+        raise misfit(arguments, error) from None
+
+
+def ask(arguments: argparse.Namespace, task_manager: TaskManager) -> dict:
+    """lm-eval's results for the model that guesses; InputError if a question cannot be asked."""
+    try:
+        return lm_eval.simple_evaluate(
+            Guesser(),
+            tasks=[arguments.task],
+            num_fewshot=arguments.num_fewshot,
+            limit=QUESTIONS,
+            bootstrap_iters=0,
+            log_samples=False,
+            task_manager=task_manager,
+        )
+    except Exception as error:  # as above
+        raise misfit(arguments, error) from None
+
+
+def misfit(arguments: argparse.Namespace, error: Exception) -> InputError:
+    """What lm-eval or the task says, in one line."""
+    message = " ".join(str(error).split())
+    return InputError(
+        f"evaluation.tasks: {arguments.task} does not fit {arguments.dataset} ({type(error).__name__}: {message})"
+    )
+
+
+def refuse_missing_examples(arguments: argparse.Namespace, tasks: dict) -> None:
+    """InputError if a task's data holds too few rows to take the examples from."""
+    for name, task in tasks.items():
+        rows = len(task.sampler.df) if hasattr(task, "sampler") else 0
+        asked = task.fewshot_cfg.split == task.config.test_split  # there a question is no example of its own
+        least = arguments.num_fewshot + (1 if asked and arguments.num_fewshot else 0)
+        if rows < least:
+            raise InputError(
+                f"evaluation.tasks: {name}: expected {least} or more rows for num_fewshot {arguments.num_fewshot}, "
+                f"found {rows} in {arguments.dataset}"
+            )
+
+
+def refuse_other_examples(arguments: argparse.Namespace, examples: dict[str, int]) -> None:
+    """InputError if a task's own number of examples stands above the config's, as lm-eval has it for some."""
+    for name, count in examples.items():
+        if count != arguments.num_fewshot:
+            raise InputError(
+                f"evaluation.tasks: lm-eval asks {name} with {count} examples whatever is set; expected num_fewshot "
+                f"{count}, found {arguments.num_fewshot}"
+            )
+
+
+if __name__ == "__main__":
+    errors.run(main)
