@@ -1,6 +1,6 @@
 # Raw data and base models, the only rules that touch the network.
 #   in:  the Hub at a pinned commit, a local folder, or the stand-in
-#   out: resources/mmlu/<split>.parquet, resources/models/<model>/, resources/datasets/<dataset>/
+#   out: resources/mmlu/<split>.parquet, resources/models/<model>/ and <model>.json, resources/datasets/<dataset>/
 
 
 rule make_standin:
@@ -62,6 +62,7 @@ rule download_model:
         raw=lambda wildcards: source_input(config["models"][wildcards.model]["source"], "resources/standin/model"),
     output:
         directory("resources/models/{model}"),
+        facts="resources/models/{model}.json",
     log:
         "logs/{model}/download_model.log",
     benchmark:
@@ -70,12 +71,18 @@ rule download_model:
         "../envs/quantize.yaml"
     params:
         source=lambda wildcards: source_path(config["models"][wildcards.model]["source"], "resources/standin/model"),
+        # As with num_fewshot: only what the settings refuse depends on them, and the check of the config knows the facts.
+        settings=lambda wildcards, input: settings(wildcards),
+        results="results/{model}",
     message:
         "download_model: {wildcards.model}"
     shell:
         "online python {input.code[0]:q}"
         " --source {params.source:q}"
-        " --output {output:q}"
+        " --settings {params.settings:q}"
+        " --results {params.results:q}"
+        " --facts {output.facts:q}"
+        " --output {output[0]:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
 

@@ -8,7 +8,6 @@ rule finetune:
         code=finetune_code,
         texts=rules.format_mmlu.output[0],
         model=rules.download_model.output[0],
-        checked=ancient(rules.check_model.output[0]),
     output:
         adapter=directory("results/{model}/{arm}/adapter"),
         table="results/{model}/{arm}/training.csv",

@@ -7,7 +7,6 @@ rule quantize:
     input:
         code=code_of("quantize"),
         checkpoint="results/{model}/{weights}-bf16/checkpoint",
-        checked=ancient(rules.check_model.output[0]),
     output:
         directory("results/{model}/{weights}-int4/checkpoint"),
     log:

@@ -4,11 +4,15 @@ Only safetensors, JSON, tokenizer and template files are taken: no pickle, no co
 pass it and be wrong, ends this one with a line: other layers than plain linears, weights in other types, not finite or
 of another model, adapters, settings of other weights, a tokenizer that loses text.
 
+Before the output counts, the settings of the workflow, if they are given, are held against what the model is; that is
+kept in --facts, for the check of another config.
+
     python scripts/download_model.py --source /models/gemma-3-12b-it --output resources/models/gemma-3-12b-it
 """
 
 import argparse
 import importlib
+import json
 from pathlib import Path
 
 from int4_qat import errors, files, hub, model_folder
@@ -18,16 +22,19 @@ from int4_qat.errors import InputError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="hf://<owner>/<name>@<commit> or a local folder")
+    parser.add_argument("--settings", type=json.loads, help="JSON: the config of this model, which must fit it")
+    parser.add_argument("--results", type=Path, help="folder of the results, whose disk must have room for them")
+    parser.add_argument("--facts", type=Path, help="JSON: what a config must know of the model to fit it")
     parser.add_argument("--output", required=True, type=Path, help="folder of the model")
     arguments = parser.parse_args()
     remote = hub.parse(arguments.source)
     with files.whole(arguments.output) as folder:
         if remote:
-            hub.download(remote, folder, list(model_folder.PATTERNS), lambda found: check(found, arguments.source))
+            hub.download(remote, folder, list(model_folder.PATTERNS), lambda found: check(found, arguments))
             model_folder.leave_out(folder)
         else:
             link(Path(arguments.source), folder)
-            check(folder, arguments.source)
+            check(folder, arguments)
 
 
 def link(source: Path, folder: Path) -> None:
@@ -37,8 +44,8 @@ def link(source: Path, folder: Path) -> None:
     files.link(model_folder.taken(source), source, folder)
 
 
-def check(folder: Path, source: str) -> None:
-    """Raise InputError, with the source's name, if a later stage could not use the model.
+def check(folder: Path, arguments: argparse.Namespace) -> None:
+    """Raise InputError, with the source's name, if a later stage could not use the model; write what is known of it.
 
     What only refuses changes nothing in the folder. So it is no import, of which Snakemake would make an input: an edit
     of it would fetch the model again.
@@ -47,8 +54,22 @@ def check(folder: Path, source: str) -> None:
         model_folder.taken(folder)
         importlib.import_module("int4_qat.requirements").refuse_unsupported(folder)
         importlib.import_module("int4_qat.tokenizer_check").refuse_unusable(folder)
+        if arguments.facts:
+            facts = importlib.import_module("int4_qat.requirements").describe(folder)
+            refuse_misfits(facts, arguments)
+            named = arguments.settings["source"] if arguments.settings else arguments.source
+            files.write_json(arguments.facts, {"source": named} | facts)
     except InputError as error:
-        raise InputError(str(error).replace(str(folder), source.rstrip("/"))) from None
+        raise InputError(str(error).replace(str(folder), arguments.source.rstrip("/"))) from None
+
+
+def refuse_misfits(facts: dict, arguments: argparse.Namespace) -> None:
+    """Raise InputError for the first thing in the settings that does not fit the model, the disk or the GPU."""
+    model_facts = importlib.import_module("int4_qat.model_facts")
+    for line in model_facts.misfits(facts, arguments.settings) if arguments.settings else ():
+        raise InputError(line)
+    for line in model_facts.full_disk(facts, arguments.settings, arguments.results) if arguments.results else ():
+        raise InputError(line)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from int4_qat import (
     tokenization,
     training_callbacks,
     turns,
+    weight_files,
 )
 from int4_qat.errors import InputError
 from int4_qat.sft_trainer import AnyDeviceSFTTrainer
@@ -95,6 +96,8 @@ def main(backend: ModuleType | None = None) -> None:
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     recipe = Recipe(**json.loads(arguments.recipe))
+    if arguments.device == "cuda":
+        devices.refuse_too_small(least_bytes(arguments.model, recipe), "training", devices.free_memory())
     checkpoints.prepare(arguments.checkpoints, settings(arguments, recipe, backend))
     tokenizer = tokenization.load_tokenizer(arguments.model)
     model = backend.add_adapters(arguments.model, recipe, arguments.device)
@@ -119,6 +122,12 @@ def main(backend: ModuleType | None = None) -> None:
         check_saved(folder / "adapter_model.safetensors", trainer.model)
         files.write_json(folder / parity.RECORD, qat.record(trainer.model, recipe))
     files.remove(arguments.checkpoints)
+
+
+def least_bytes(model: Path, recipe: Recipe) -> int:
+    """Return the bytes of GPU memory that the frozen weights take: twice theirs, if distillation keeps them too."""
+    quantized = recipe.qat_scheme is not None and recipe.qat_target != "merged"
+    return weight_files.file_bytes(model) * (2 if quantized and recipe.distillation_weight else 1)
 
 
 def check_saved(adapter: Path, model: PreTrainedModel) -> None:

@@ -21,7 +21,7 @@ from torchao.quantization import Int4WeightOnlyConfig
 from transformers import TorchAoConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from int4_qat import errors, files, int4, int4_files, linears, models, parity, text_model, weight_files
+from int4_qat import errors, files, int4, int4_files, linears, models, module_names, parity, weight_files
 from int4_qat.errors import InputError
 
 # vLLM's names, by those in checkpoints (hf_to_vllm_mapper of its multimodal models).
@@ -124,9 +124,9 @@ def not_in_int4(layers: list[dict], names: dict[str, str]) -> list[str]:
     """
     in_int4 = [layer["name"] for layer in layers if layer["quantized"]]
     kept = [layer["name"] for layer in layers if not layer["quantized"]]
-    roots = text_model.unreached_roots([*in_int4, *kept], set(in_int4))
+    roots = module_names.unreached_roots([*in_int4, *kept], set(in_int4))
     clear = [root for root in roots if not any(name.startswith(root) for name in in_int4)]
-    listed = [*clear, *(name for name in kept if not text_model.named_by(clear, name))]
+    listed = [*clear, *(name for name in kept if not module_names.named_by(clear, name))]
     as_stored = [stored_name(name, names) for name in listed]
     used = {part for name in in_int4 for part in name.split(".")}
     alone = {part for part in (name.rpartition(".")[2] for name in clear) if part not in used and not part.isdigit()}

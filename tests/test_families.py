@@ -7,7 +7,6 @@ import torch
 from torchao.quantization import Int4Tensor
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-import check_model
 import check_parity
 import download_model
 import evaluate_mmlu
@@ -19,7 +18,7 @@ import merge
 import quantize
 from families import FAMILIES, marks, write
 from int4_qat import models
-from programs import RECIPE, run_in_process, run_script
+from programs import RECIPE, VARIANTS, run_in_process, run_script
 
 LAYERS = 2
 ARM = {"qat_scheme": "int4", "qat_target": "merged", "group_size": 32, "max_steps": 4}
@@ -42,20 +41,10 @@ def test_a_family_goes_through_the_chain(family, untrained, mmlu_folder, tmp_pat
     base, adapter = tmp_path / "base", tmp_path / "qat" / "adapter"
     plain, merged, exported = (tmp_path / name / "checkpoint" for name in ("base-bf16", "qat-bf16", "qat-int4"))
     recipe = RECIPE | ARM | marks(family)
-    run(download_model, "--source", source, "--output", base)
-    variants = ["--variants", "base-bf16", "base-int4", "qat-int4"]
-    checks = [
-        "--model",
-        base,
-        "--results",
-        tmp_path,
-        "--group-size",
-        32,
-        *variants,
-        "--output",
-        tmp_path / "model.json",
-    ]
-    run(check_model, *checks, "--arms", json.dumps({"qat": recipe}))
+    settings = {"source": str(source), "model": family, "variants": VARIANTS, "evaluation": {"chartqa": None}}
+    settings |= {"quantization": {"group_size": 32, "skip": []}, "arms": {"qat": recipe}}
+    facts = ["--settings", json.dumps(settings), "--results", tmp_path, "--facts", tmp_path / "base.json"]
+    run(download_model, "--source", source, *facts, "--output", base)
     run(link_base, "--model", base, "--output", plain)
     places = ["--checkpoints", tmp_path / "checkpoints", "--adapter", adapter, "--log-table", tmp_path / "training.csv"]
     rows, texts = mmlu_folder / "auxiliary_train.parquet", tmp_path / "train.parquet"
@@ -72,8 +61,8 @@ def test_a_family_goes_through_the_chain(family, untrained, mmlu_folder, tmp_pat
     memory = ["--checkpoint", plain, "--dtype", "float32", "--max-new-tokens", 4, "--output", tmp_path / "memory.json"]
     run(measure_memory, *memory)
 
-    found = json.loads((tmp_path / "model.json").read_text())
-    assert found["linears_in_int4"] == LAYERS * FAMILIES[family][2]
+    found = json.loads((tmp_path / "base.json").read_text())
+    assert len(found["inputs"]) == LAYERS * FAMILIES[family][2]
     assert found["no_text_passes_through"] == (
         ["model.multi_modal_projector", "model.vision_tower"] if family == "gemma3" else []
     )

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 
 BITS = 4
+GROUP_SIZES = (32, 64, 128, 256)
 LEVELS = 2**BITS - 1
 OFFSET = 2 ** (BITS - 1)
 SMALLEST_RANGE = 1e-6

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from int4_qat import int4, text_model
+from int4_qat import int4, module_names, text_model
 from int4_qat.errors import InputError
 
 
@@ -55,6 +55,12 @@ def others(model: PreTrainedModel) -> list[dict]:
     return found
 
 
+def for_int4(model: PreTrainedModel, stored: set[str]) -> dict[str, int]:
+    """Return the input features of each linear that int4 is for, whatever the group size, by name."""
+    layers = choose(model, stored, group_size=1, skip=())
+    return {layer["name"]: layer["shape"][1] for layer in layers if layer["quantized"]}
+
+
 def linears_of(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
     """Return the linears of a model by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
@@ -62,7 +68,7 @@ def linears_of(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
 
 def skipped(name: str, skip: Sequence[str]) -> str | None:
     """Return why `quantization.skip` keeps a linear in bf16, or None."""
-    entry = text_model.named_by(skip, name)
+    entry = module_names.named_by(skip, name)
     return entry and f"quantization.skip names {entry}"
 
 
@@ -76,5 +82,5 @@ def refuse_idle(skip: Sequence[str], model: PreTrainedModel) -> None:
     """Raise InputError for an entry of `quantization.skip` that names no part of the model."""
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for entry in skip:
-        if not any(text_model.named_by([entry], name.rpartition(".")[0]) for name in names):
+        if not any(module_names.named_by([entry], name.rpartition(".")[0]) for name in names):
             raise InputError(f"quantization.skip: expected parts of {type(model).__name__}, found '{entry}'")

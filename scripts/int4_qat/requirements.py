@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from int4_qat import models, text_model, weight_files
+from int4_qat import int4, linears, models, module_names, text_model, tokenization, turns, weight_files
 from int4_qat.errors import InputError
 from int4_qat.weight_files import StoredTensor
 
@@ -30,13 +30,46 @@ def refuse_unsupported(folder: Path) -> None:
             raise InputError(f"{path}: {key}: expected finite numbers, found {count} that are NaN or infinite")
 
 
+def describe(folder: Path) -> dict:
+    """Return what a config must fit, for model_facts."""
+    model, _, names = models.open_checkpoint(folder)
+    inputs = linears.for_int4(model, set(names.values()))
+    tokenizer = tokenization.load_tokenizer(folder)
+    instruction, response = turns.propose(tokenizer)
+    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    return {
+        "model_type": model.config.model_type,
+        "class": type(model).__name__,
+        "sees_pictures": hasattr(model.config, "vision_config"),
+        "modules": sorted({name.rpartition(".")[0] for name in parameters}),
+        "no_text_passes_through": text_model.unreached(model),
+        "inputs": inputs,
+        "bos": tokenization.template_bos(tokenizer),
+        "conversation": turns.conversation(tokenizer),
+        "instruction_part": instruction,
+        "response_part": response,
+        "bytes": sizes_of(folder, model, list(inputs)),
+    }
+
+
+def sizes_of(folder: Path, model: PreTrainedModel, in_int4: list[str]) -> dict:
+    """Return the bytes of the weights in bf16, and in int4 by the group size."""
+    bf16, weights = weight_files.file_bytes(folder), [model.get_submodule(name).weight for name in in_int4]
+    before = sum(weight.numel() for weight in weights) * int4.STORAGE_DTYPE.itemsize
+
+    def after(group_size: int) -> int:
+        return sum(int4.stored_bytes(int4.empty(weight, group_size)) for weight in weights)
+
+    return {"bf16": bf16, "int4": {str(size): bf16 - before + after(size) for size in int4.GROUP_SIZES}}
+
+
 def refuse_layers(folder: Path, model: PreTrainedModel) -> None:
     """Raise InputError unless what a text passes through is made of plain linears and embeddings."""
     parameters = dict(model.named_parameters())
     unreached = text_model.unreached(model)
     others: Counter[str] = Counter()
     for name, parameter in parameters.items():
-        if parameter.ndim < 2 or text_model.named_by(unreached, name):
+        if parameter.ndim < 2 or module_names.named_by(unreached, name):
             continue
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, Conv1D):

@@ -4,11 +4,11 @@ A text goes through the model on the meta device, which costs no memory; what ge
 hears is not, nor is what shared layers hold and never use: nothing there is trained on texts or made int4.
 """
 
-from collections.abc import Iterable, Sequence
-
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
+
+from int4_qat import module_names
 
 TOKENS = 4
 
@@ -36,25 +36,7 @@ def reached_parameters(model: PreTrainedModel) -> set[str]:
 
 def unreached(model: PreTrainedModel) -> list[str]:
     """Return the topmost modules of a model that no text passes through; the model must be on the meta device."""
-    return unreached_roots([name for name, _ in model.named_parameters()], reached_parameters(model))
-
-
-def unreached_roots(names: Iterable[str], reached: set[str]) -> list[str]:
-    """Return the topmost modules none of whose parameters are reached; names are those of all parameters."""
-    used = {prefix for name in reached for prefix in prefixes(name)}
-    roots = {next(prefix for prefix in prefixes(name) if prefix not in used) for name in set(names) - reached}
-    return sorted(roots)
-
-
-def prefixes(name: str) -> list[str]:
-    """Return 'a', 'a.b', 'a.b.c' for 'a.b.c'."""
-    parts = name.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
-
-
-def named_by(entries: Sequence[str], name: str) -> str | None:
-    """Return the first entry that is the name of a module, a part of it, or parts in a row; None if none is."""
-    return next((entry for entry in entries if f".{entry}." in f".{name}."), None)
+    return module_names.unreached_roots([name for name, _ in model.named_parameters()], reached_parameters(model))
 
 
 def output_head(model: PreTrainedModel) -> str | None:

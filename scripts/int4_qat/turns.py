@@ -25,6 +25,11 @@ def response_labels(tokens: list[int], instruction: list[int], response: list[in
     return labels
 
 
+def conversation(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a question and its answer as the chat template writes them."""
+    return tokenization.render(tokenizer, [QUESTION, ANSWER])
+
+
 def propose(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Return the instruction mark and the response mark of the chat template.
 
@@ -49,7 +54,7 @@ def written_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 def learned_text(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -> str:
     """Return what counts in the loss of a conversation by these marks."""
-    (tokens,) = tokenization.encode(tokenizer, [tokenization.render(tokenizer, [QUESTION, ANSWER])])
+    (tokens,) = tokenization.encode(tokenizer, [conversation(tokenizer)])
     labels = response_labels(tokens, ids_of(tokenizer, instruction), ids_of(tokenizer, response))
     return tokenizer.decode([label for label in labels if label != IGNORED])
 
@@ -65,7 +70,7 @@ def refuse_wrong_marks(tokenizer: PreTrainedTokenizerBase, key: str, instruction
 
     key is where the marks stand in the config: `finetune`, or an arm of it.
     """
-    text, proposed = tokenization.render(tokenizer, [QUESTION, ANSWER]), propose(tokenizer)
+    text, proposed = conversation(tokenizer), propose(tokenizer)
     for name, mark, fitting in zip(
         ("instruction_part", "response_part"), (instruction, response), proposed, strict=True
     ):

@@ -11,11 +11,12 @@ from pathlib import Path
 import jsonschema
 import yaml
 
-from int4_qat import config_values, recipes, sources, variants
+from int4_qat import config_values, model_facts, recipes, sources, variants
 from int4_qat.recipes import STANDIN
 
 FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM makes one layer of each group
 DATA_REPORT = Path("resources/mmlu/report.json")  # of download_mmlu
+MODELS = Path("resources/models")  # of download_model, with the facts of each in <model>.json
 MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
 
 
@@ -44,6 +45,7 @@ def problems(config: dict, schema: dict) -> list[str]:
         *_idle_words(config),
         *_split_layers(config),
         *_too_few_examples(config),
+        *_misfits_of_models(config),
     ]
     return lines or _unpublishable(config)
 
@@ -220,6 +222,21 @@ def _too_few_examples(config: dict) -> list[str]:
         return []
     found = f"dev of {source} has {examples['count']} of '{examples['subject']}'"
     return [f"evaluation.mmlu.num_fewshot: expected at most {examples['count']}, since {found}, found {shots}"]
+
+
+def _misfits_of_models(config: dict) -> list[str]:
+    """What does not fit the models that were brought already; of others download_model says so."""
+    lines = []
+    for name, model in config["models"].items():
+        path = MODELS / f"{name}.json"
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            changed = max(map(os.path.getmtime, sources.local_files(model["source"])), default=0) > path.stat().st_mtime
+        except (OSError, ValueError):
+            continue
+        if facts["source"] == model["source"] and not changed:
+            lines += model_facts.misfits(facts, recipes.settings_of(config, name))
+    return lines
 
 
 def _unpublishable(config: dict) -> list[str]:

@@ -1,0 +1,59 @@
+"""What a config must know of a model to fit it: written when the model is brought, read at each start of the workflow.
+
+So a slip in a config is a line in a second, also where it takes the model to see that it is one.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from int4_qat import module_names, variants
+
+
+def misfits(facts: dict, settings: dict) -> Iterator[str]:
+    """Yield a line for each key of the settings of one model that does not fit what is known of it."""
+    yield from idle_skips(facts, settings["quantization"]["skip"])
+    for arm, recipe in settings["arms"].items():
+        yield from wrong_marks(facts, f"finetune.arms.{arm}", recipe)
+        if recipe["qat_scheme"]:
+            yield from undivided(facts, settings["quantization"], arm)
+    if settings["evaluation"]["chartqa"] and not facts["sees_pictures"]:
+        yield f"evaluation.chartqa: expected null for {settings['model']}, since a {facts['class']} sees no pictures"
+
+
+def idle_skips(facts: dict, skip: list[str]) -> Iterator[str]:
+    """Yield a line for each entry of `quantization.skip` that names no part of the model."""
+    for entry in skip:
+        if not any(module_names.named_by([entry], module) for module in facts["modules"]):
+            yield f"quantization.skip: expected parts of a {facts['class']}, as its modules are called, found '{entry}'"
+
+
+def wrong_marks(facts: dict, key: str, recipe: dict) -> Iterator[str]:
+    """Yield a line for each mark of a turn that the model's chat template does not write."""
+    for name in ("instruction_part", "response_part"):
+        if recipe[name] not in facts["conversation"]:
+            yield f"{key}.{name}: expected what the chat template writes, {facts[name]!r}, found {recipe[name]!r}"
+
+
+def undivided(facts: dict, quantization: dict, arm: str) -> Iterator[str]:
+    """Yield a line if an arm would train a linear in int4 that the group size does not divide."""
+    group_size, skip = quantization["group_size"], quantization["skip"]
+    for name, inputs in facts["inputs"].items():
+        if inputs % group_size and not module_names.named_by(skip, name):
+            expected = f"a divisor of the {inputs} inputs of {name}, which arm '{arm}' trains in int4"
+            yield f"quantization.group_size: expected {expected}, found {group_size}; `skip` can leave the linear out"
+            return
+
+
+def full_disk(facts: dict, settings: dict, results: Path) -> Iterator[str]:
+    """Yield a line if the weights of the variants that are not there yet do not fit on the disk of the results."""
+    names, sizes = settings["variants"], facts["bytes"]
+    int4 = sizes["int4"][str(settings["quantization"]["group_size"])]
+    merged = [f"{weights}-bf16" for weights in variants.weights_of(names) if weights != variants.BASE]
+    needed = dict.fromkeys([*merged, *(name for name in names if name != variants.BASELINE)])
+    missing = [variants.split(name)[1] for name in needed if not (results / name / "checkpoint").exists()]
+    total = sum(sizes["bf16"] if precision == "bf16" else int4 for precision in missing)
+    place = next(folder for folder in [results.absolute(), *results.absolute().parents] if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < total:
+        yield f"{results}: expected {total / 1e9:.1f} GB free for the variants of the model, found {free / 1e9:.1f} GB"

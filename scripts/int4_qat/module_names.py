@@ -1,0 +1,21 @@
+"""Names of modules and parameters, parts joined by dots."""
+
+from collections.abc import Iterable, Sequence
+
+
+def named_by(entries: Sequence[str], name: str) -> str | None:
+    """Return the first entry that is the name of a module, a part of it, or parts in a row; None if none is."""
+    return next((entry for entry in entries if f".{entry}." in f".{name}."), None)
+
+
+def unreached_roots(names: Iterable[str], reached: set[str]) -> list[str]:
+    """Return the topmost modules none of whose parameters are reached; names are those of all parameters."""
+    names = set(names)
+    used = {prefix for name in reached for prefix in prefixes(name)}
+    return sorted({next(prefix for prefix in prefixes(name) if prefix not in used) for name in names - reached})
+
+
+def prefixes(name: str) -> list[str]:
+    """Return 'a', 'a.b', 'a.b.c' for 'a.b.c'."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
