@@ -256,6 +256,7 @@ def likeliest(model, tokenizer, question, choices):
     return totals.index(max(totals))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_arc_is_scored_whatever_its_labels(untrained, hub_arc, tmp_path):
     result = run_script("download_dataset", "--source", hub_arc, "--output", tmp_path / "arc")
