@@ -229,6 +229,14 @@ def test_likelihoods_that_say_nothing_are_no_accuracy(
     assert not (tmp_path / "shard.json").exists()
 
 
+def test_whole_texts_need_a_likelihood_too(llama):
+    asked = [Instance("loglikelihood_rolling", {}, ("Which is it?",), 0, ("task", 0, 1))]
+    assert stock(llama).loglikelihood_rolling(asked)[0] < 0
+    change_weights(llama, lambda w: w | {"model.norm.weight": w["model.norm.weight"] * torch.nan})
+    with pytest.raises(InputError, match=r"^task, question 0: expected a log-likelihood, found nan$"):
+        stock(llama).loglikelihood_rolling(asked)
+
+
 def test_some_equal_likelihoods_are_a_result():
     asked = requests(["Who?", "What?"])
     scores = [(value, False) for value in (-1.0, -1.0, -1.0, -1.0, -1.0, -2.0, -3.0, -4.0)]
