@@ -50,7 +50,7 @@ def others(model: PreTrainedModel) -> list[dict]:
         if parameter.ndim > 1 and name not in of_linears:
             kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
             size = parameter.numel() * int4.STORAGE_DTYPE.itemsize
-            reason = f"no weight of a linear, but of a {kind}"
+            reason = f"no weight of a Linear: {kind}"
             found.append({"name": name, "shape": list(parameter.shape), "reason": reason, "bytes": size})
     return found
 

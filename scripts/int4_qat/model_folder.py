@@ -6,7 +6,7 @@ others not is left out here, or refused if it changes what the model is.
 
 from pathlib import Path
 
-from int4_qat import files, weight_files
+from int4_qat import files, sources, weight_files
 from int4_qat.errors import InputError
 
 CONFIG = "config.json"
@@ -67,13 +67,14 @@ def companions_of(source: Path) -> list[Path]:
     """Return the files that go with the weights; raise InputError if one would put an adapter on them."""
     if (source / ADAPTER).exists():
         raise InputError(f"{source / ADAPTER}: expected a model without adapters, found one; merge it first")
-    found = {file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()}
-    return sorted(file for file in found if not is_left_out(file))
+    listed = {Path(path) for path in sources.local_files(str(source))}
+    found = {file for pattern in COMPANIONS for file in source.glob(pattern)}
+    return sorted(file for file in found & listed if not is_left_out(file))
 
 
 def is_left_out(file: Path) -> bool:
-    """Return whether a file is hidden, belongs to other weights, or tells other engines of such."""
-    return file.name.startswith(".") or file.name in LEFT_OUT or file.name.endswith((".index.json", ".safetensors"))
+    """Return whether a file belongs to other weights, or tells other engines of such."""
+    return file.name in LEFT_OUT or file.name.endswith((".index.json", ".safetensors"))
 
 
 def refuse_foreign_settings(source: Path) -> None:
