@@ -1,4 +1,7 @@
-"""Each family that the README lists goes through every stage, from download_model to its scores and memory."""
+"""Each family that the README lists goes through every stage, from download_model to its scores and memory.
+
+On a GPU if there is one, in bf16 then.
+"""
 
 import json
 
@@ -21,7 +24,10 @@ from int4_qat import models
 from programs import RECIPE, VARIANTS, run_in_process, run_script
 
 LAYERS = 2
-ARM = {"qat_scheme": "int4", "qat_target": "merged", "group_size": 32, "max_steps": 4}
+ON_GPU = torch.cuda.is_available()
+PLACE = ["--dtype", "bfloat16", "--device", "cuda"] if ON_GPU else ["--dtype", "float32", "--device", "cpu"]
+DTYPE, DEVICE = PLACE[1], PLACE[2:]
+ARM = {"qat_scheme": "int4", "qat_target": "merged", "group_size": 32, "max_steps": 4, "dtype": DTYPE}
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +55,16 @@ def test_a_family_goes_through_the_chain(family, untrained, mmlu_folder, tmp_pat
     places = ["--checkpoints", tmp_path / "checkpoints", "--adapter", adapter, "--log-table", tmp_path / "training.csv"]
     rows, texts = mmlu_folder / "auxiliary_train.parquet", tmp_path / "train.parquet"
     run(format_mmlu, "--mmlu", rows, "--tokenizer", base, "--output", texts)
-    run(finetune, "--model", base, "--texts", texts, "--recipe", json.dumps(recipe), *places)
+    run(finetune, "--model", base, "--texts", texts, "--recipe", json.dumps(recipe), *places, *DEVICE)
     run(merge, "--model", base, "--adapter", adapter, "--output", merged)
     form = ["--scheme", "int4", "--packing", "plain", "--group-size", 32]
     run(quantize, "--checkpoint", merged, *form, "--output", exported)
     comparison = ["--model", base, "--adapter", adapter, "--checkpoint", exported, "--texts", texts]
-    run(check_parity, *comparison, "--output", tmp_path / "parity.json")
+    run(check_parity, *comparison, *DEVICE, "--output", tmp_path / "parity.json")
     scored = ["--mmlu", mmlu_folder, "--engine", "last_position", "--num-fewshot", 0, "--limit", 2, "--batch-size", 8]
     outputs = ["--output", tmp_path / "mmlu.json", "--samples", tmp_path / "mmlu.parquet"]
-    run(evaluate_mmlu, "--checkpoint", exported, *scored, "--dtype", "float32", *outputs)
-    memory = ["--checkpoint", plain, "--dtype", "float32", "--max-new-tokens", 4, "--output", tmp_path / "memory.json"]
-    run(measure_memory, *memory)
+    run(evaluate_mmlu, "--checkpoint", exported, *scored, *PLACE, *outputs)
+    run(measure_memory, "--checkpoint", plain, *PLACE, "--max-new-tokens", 4, "--output", tmp_path / "memory.json")
 
     found = json.loads((tmp_path / "base.json").read_text())
     assert len(found["inputs"]) == LAYERS * FAMILIES[family][2]

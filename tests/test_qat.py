@@ -80,6 +80,20 @@ def test_the_gradient_of_merged_is_autograds(untrained):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_merged_trains_under_autocast_behind_a_layer_norm(untrained):
+    """As on a GPU, where autocast has a LayerNorm's result in fp32, and multiplies in bf16."""
+    (layer, *_) = layers_of(adapted_model(untrained, qat_scheme="int4", qat_target="merged"), "gate_proj")
+    matrices = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    x = torch.nn.functional.layer_norm(INPUT, INPUT.shape[-1:]).requires_grad_()
+    expected = torch.autograd.grad(torch.sin(layer(x)).sum(), [x, *matrices])
+    layer.base_layer.weight.data = layer.base_layer.weight.data.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = torch.sin(layer(x)).sum()
+    for found, gradient in zip(torch.autograd.grad(loss, [x, *matrices]), expected, strict=True):
+        assert found.dtype == gradient.dtype
+        torch.testing.assert_close(found, gradient, rtol=0.05, atol=0.05 * gradient.abs().max().item())
+
+
 def test_base_with_lora_a_is_a_formula_away(untrained):
     """y = Q(W)x + s·B·Q(A)x, and its gradient with the rounding passed straight through, by autograd."""
     plain, model = adapted_model(untrained), adapted_model(untrained, qat_scheme="int4", qat_target="base+lora_a")

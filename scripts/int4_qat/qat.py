@@ -142,7 +142,8 @@ class _MergedInt4(torch.autograd.Function):
     def backward(ctx, dy):
         x, weight, a, b = ctx.saved_tensors
         dx = dy @ int4.fake_quantize_merged(weight, a, b, ctx.scaling, ctx.group_size).to(dy.dtype)
-        rows, gradients = x.flatten(0, -2), dy.flatten(0, -2)
-        db = ctx.scaling * gradients.T @ (rows @ a.T.to(x.dtype))
+        # Behind a LayerNorm autocast has x in fp32, and dy in bf16.
+        rows, gradients = x.flatten(0, -2).to(dy.dtype), dy.flatten(0, -2)
+        db = ctx.scaling * gradients.T @ (rows @ a.T.to(dy.dtype))
         da = ctx.scaling * (gradients @ b.to(dy.dtype)).T @ rows
-        return dx, None, da.to(a.dtype), db.to(b.dtype), None, None
+        return dx.to(x.dtype), None, da.to(a.dtype), db.to(b.dtype), None, None
