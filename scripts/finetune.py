@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from int4_qat import checkpoints, devices, errors, files, models, parity, qat, sources, training_callbacks
+from int4_qat import checkpoints, devices, errors, files, models, parity, qat, scratch, sources, training_callbacks
 from int4_qat.errors import InputError
 from int4_qat.sft_trainer import IGNORED, AnyDeviceSFTTrainer
 
@@ -85,8 +84,8 @@ def main(backend: ModuleType | None = None) -> None:
     checkpoints.prepare(arguments.checkpoints, settings(arguments, recipe, backend))
     tokenizer = models.load_tokenizer(arguments.model)
     model = backend.add_adapters(arguments.model, recipe, arguments.device)
-    with tempfile.TemporaryDirectory() as scratch:
-        data = tokenize(arguments.texts, tokenizer, recipe, scratch)
+    with scratch.folder() as work:
+        data = tokenize(arguments.texts, tokenizer, recipe, work)
         trainer = backend.make_trainer(model, tokenizer, data, recipe, arguments)
         preemption = training_callbacks.PreemptionCheckpoint()
         trainer.add_callback(preemption)
@@ -157,7 +156,7 @@ def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
     return model
 
 
-def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, cache: str) -> datasets.Dataset:
+def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, work: Path) -> datasets.Dataset:
     """input_ids and labels of every text; InputError names a row in which nothing would be learned.
 
     The tokens are the recipe's: bos, the text as rendered, no eos. The labels leave out everything up to and
@@ -180,7 +179,8 @@ def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, ca
                 )
         return {"input_ids": tokens, "labels": labels}
 
-    rows = datasets.Dataset.from_parquet(str(texts), columns=["text"], cache_dir=cache)
+    with scratch.plain(texts) as path:
+        rows = datasets.Dataset.from_parquet(str(path), columns=["text"], cache_dir=str(work))
     return rows.map(encode_batch, batched=True, with_indices=True, remove_columns=["text"], desc="tokenize")
 
 
