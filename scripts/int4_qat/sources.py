@@ -1,8 +1,10 @@
 """What the rules depend on: local modules that a script imports, local files that a source holds."""
 
 import ast
+import re
 from pathlib import Path
 
+WILDCARD = re.compile(r"\{\s*\w+\s*(,[^{}]*)?\}")  # as Snakemake has it
 WRITTEN = ("results", "resources")  # folders in which a rule made everything
 
 
@@ -40,6 +42,11 @@ def local_files(source: str) -> list[str]:
         return []
     found = (path for path in Path(source).rglob("*") if path.is_file())
     return sorted(str(path) for path in found if not is_hidden(path.relative_to(source)))
+
+
+def has_wildcard(path: str) -> bool:
+    """Whether Snakemake would take a part of a path, a word in braces, for a wildcard."""
+    return bool(WILDCARD.search(path))
 
 
 def is_hidden(path: Path) -> bool:
