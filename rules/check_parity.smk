@@ -31,6 +31,6 @@ rule check_parity:
         " --adapter {input.adapter:q}"
         " --checkpoint {input.checkpoint:q}"
         " --texts {input.texts:q}"
-        " --device {params.device}"
+        " --device {params.device:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -28,7 +28,7 @@ rule check_task:
         "python {input.code[0]:q}"
         " --task {wildcards.task:q}"
         " --dataset {input.dataset:q}"
-        " --num-fewshot {params.num_fewshot}"
+        " --num-fewshot {params.num_fewshot:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 

@@ -7,7 +7,7 @@ sys.path.insert(0, f"{workflow.basedir}/scripts")
 
 from int4_qat import mmlu, recipes, sources, variants, workflow_config
 
-workflow_config.check(config, f"{workflow.basedir}/rules/config.schema.yaml", workflow.configfiles)
+workflow_config.check(config, workflow.basedir, workflow.configfiles)
 
 # Compute nodes often have no network: only what runs `online` may touch the Hub, if its user does not forbid it.
 # SIGTERM comes ahead of preemption: bash and the log wait for the program, which has its last words to save.

@@ -23,8 +23,8 @@ rule make_standin:
     shell:
         "python {input.code[0]:q}"
         " --output resources/standin"
-        " --seed {params.seed}"
-        " --int4-cost {params.int4_cost}"
+        " --seed {params.seed:q}"
+        " --int4-cost {params.int4_cost:q}"
         " 2>&1 | show {log:q}"
 
 
@@ -50,7 +50,7 @@ rule download_mmlu:
         "download_mmlu"
     shell:
         "online python {input.code[0]:q}"
-        " --source {params.source:q}"
+        " --source={params.source:q}"
         " --num-fewshot {params.num_fewshot}"
         " --output resources/mmlu"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
@@ -78,7 +78,7 @@ rule download_model:
         "download_model: {wildcards.model}"
     shell:
         "online python {input.code[0]:q}"
-        " --source {params.source:q}"
+        " --source={params.source:q}"
         " --settings {params.settings:q}"
         " --results {params.results:q}"
         " --facts {output.facts:q}"
@@ -104,6 +104,6 @@ rule download_dataset:
         "download_dataset: {wildcards.dataset}"
     shell:
         "online python {input.code[0]:q}"
-        " --source {params.source:q}"
+        " --source={params.source:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -31,7 +31,7 @@ rule finetune:
         " --model {input.model:q}"
         " --texts {input.texts:q}"
         " --recipe {params.recipe:q}"
-        " --device {params.device}"
+        " --device {params.device:q}"
         " --checkpoints {params.checkpoints:q}"
         " --adapter {output.adapter:q}"
         " --log-table {output.table:q}"

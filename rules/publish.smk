@@ -34,10 +34,10 @@ rule upload_model:
     shell:
         "online python {input.code[0]:q}"
         " --results {params.results:q}"
-        " --variant {params.variant}"
+        " --variant {params.variant:q}"
         " {params.repository:q}"
-        " --recovered-at-least {params.thresholds[recovered_at_least]}"
-        " --accuracy-lost-at-most {params.thresholds[accuracy_lost_at_most]}"
+        " --recovered-at-least={params.thresholds[recovered_at_least]:q}"
+        " --accuracy-lost-at-most={params.thresholds[accuracy_lost_at_most]:q}"
         " {params.public:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

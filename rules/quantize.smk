@@ -25,9 +25,9 @@ rule quantize:
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
-        " --scheme {params.scheme}"
-        " --packing {params.packing}"
-        " --group-size {params.group_size}"
+        " --scheme {params.scheme:q}"
+        " --packing {params.packing:q}"
+        " --group-size {params.group_size:q}"
         " --skip {params.skip:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -55,7 +55,7 @@ rule report_costs:
     shell:
         "python {input.code[0]:q}"
         " --records {params.records:q}"
-        " --gpu-stages {params.gpu_stages}"
+        " --gpu-stages {params.gpu_stages:q}"
         " --json {output.json:q}"
         " --csv {output.csv:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -38,7 +38,7 @@ rule summarize:
         "summarize: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
-        " --model {wildcards.model}"
+        " --model {wildcards.model:q}"
         " --variants {params.variants:q}"
         " --arms {params.arms:q}"
         " --tasks {params.tasks:q}"

@@ -41,7 +41,7 @@ def link(source: Path, folder: Path) -> None:
     """Make a folder of links to the files of a local model that count: nothing of many gigabytes is copied."""
     if not source.is_dir():
         raise InputError(f"{source}: expected a folder with a model, found none")
-    files.link(model_folder.taken(source), source, folder)
+    files.link(source, folder, model_folder.taken(source))
 
 
 def check(folder: Path, arguments: argparse.Namespace) -> None:

@@ -11,13 +11,12 @@ An answer is right within 5% of a number, or letter by letter. lmms-eval's log, 
 import argparse
 import os
 import shutil
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from int4_qat import devices, engine_process, errors, files, models
+from int4_qat import devices, engine_process, errors, files, models, scratch
 from int4_qat.errors import InputError
 
 DATASET = "lmms-lab-encoder/ChartQA"  # in lmms-eval's task; a folder of that name in its working folder goes first
@@ -57,17 +56,15 @@ def run_lmms_eval(arguments: argparse.Namespace) -> dict:
         (arguments.lmms_runs / kept).unlink(missing_ok=True)
     with (
         engine_process.readable(arguments.checkpoint, torch.bfloat16, arguments.device) as checkpoint,
-        tempfile.TemporaryDirectory() as scratch,
+        scratch.folder() as folder,
     ):
-        folder = Path(scratch)
-        (folder / DATASET).parent.mkdir()
-        (folder / DATASET).symlink_to(arguments.dataset.resolve())
+        files.link(arguments.dataset, folder / DATASET)
         environment = {name: value for name, value in os.environ.items() if name not in TOKENS}
         environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
         engine_process.run(
             "lmms-eval",
             "accelerate.commands.launch",
-            command_words(arguments, checkpoint.resolve(), folder / "output"),
+            command_words(arguments, checkpoint.absolute(), folder / "output"),
             log,
             arguments.time_limit,
             environment=environment,

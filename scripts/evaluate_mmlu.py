@@ -10,7 +10,6 @@ and answer. The accuracies of the table must be lm-eval's. gather_mmlu puts the 
 """
 
 import argparse
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 from lm_eval.tasks import TaskManager
 
-from int4_qat import devices, errors, files, mmlu, mmlu_harness, mmlu_parquet, models, scoring
+from int4_qat import devices, errors, files, mmlu, mmlu_harness, mmlu_parquet, models, scoring, scratch
 from int4_qat.errors import InputError
 
 LOG_LIKELIHOODS = [f"log_likelihood_{letter}" for letter in mmlu.LETTERS]
@@ -45,8 +44,8 @@ def main() -> None:
     mmlu_parquet.check_questions(arguments.mmlu, splits, arguments.num_fewshot)
     devices.claim(arguments.device)
     subjects = mmlu_harness.shard_subjects(arguments.mmlu, arguments.shard, arguments.shards)
-    with tempfile.TemporaryDirectory() as scratch:
-        include_path = mmlu_harness.lay_out(arguments.mmlu, Path(scratch))
+    with scratch.folder() as work:
+        include_path = mmlu_harness.lay_out(arguments.mmlu, work)
         task_manager = TaskManager(include_path=str(include_path), include_defaults=False)
         tasks = [mmlu_harness.task_name(subject) for subject in subjects]
         evaluation = scoring.evaluate(arguments, arguments.engine, tasks, task_manager)

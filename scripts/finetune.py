@@ -14,7 +14,6 @@ import dataclasses
 import json
 import re
 import sys
-import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +35,7 @@ from int4_qat import (
     models,
     parity,
     qat,
+    scratch,
     sources,
     text_model,
     tokenization,
@@ -101,8 +101,8 @@ def main(backend: ModuleType | None = None) -> None:
     checkpoints.prepare(arguments.checkpoints, settings(arguments, recipe, backend))
     tokenizer = tokenization.load_tokenizer(arguments.model)
     model = backend.add_adapters(arguments.model, recipe, arguments.device)
-    with tempfile.TemporaryDirectory() as scratch:
-        data = tokenize(arguments.texts, tokenizer, recipe, scratch)
+    with scratch.folder() as work:
+        data = tokenize(arguments.texts, tokenizer, recipe, work)
         trainer = backend.make_trainer(model, tokenizer, data, recipe, arguments)
         preemption = training_callbacks.PreemptionCheckpoint()
         trainer.add_callback(preemption)
@@ -185,7 +185,7 @@ def unreached_pattern(folder: Path) -> str | None:
     return "|".join(rf"{re.escape(root)}(\..*)?" for root in roots) or None
 
 
-def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, cache: str) -> datasets.Dataset:
+def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, work: Path) -> datasets.Dataset:
     """input_ids and labels of every text; InputError names a row in which nothing would be learned.
 
     The tokens are the recipe's: bos, the text as rendered, no eos. The labels leave out everything up to and
@@ -208,7 +208,8 @@ def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, ca
                 )
         return {"input_ids": tokens, "labels": labels}
 
-    rows = datasets.Dataset.from_parquet(str(texts), columns=["text"], cache_dir=cache)
+    with scratch.plain(texts) as path:
+        rows = datasets.Dataset.from_parquet(str(path), columns=["text"], cache_dir=str(work))
     tokenized = rows.map(encode_batch, batched=True, with_indices=True, remove_columns=["text"], desc="tokenize")
     if cut:
         print(f"{cut} of {len(tokenized)} texts are cut at max_seq_length {recipe.max_seq_length}")

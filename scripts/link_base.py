@@ -18,7 +18,7 @@ def main() -> None:
     if not arguments.model.is_dir():
         raise InputError(f"{arguments.model}: expected a folder with a model, found none")
     with files.whole(arguments.output) as folder:
-        files.link(sorted(arguments.model.rglob("*")), arguments.model, folder)
+        files.link(arguments.model, folder)
 
 
 if __name__ == "__main__":

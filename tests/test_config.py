@@ -329,5 +329,5 @@ def test_the_jobs_get_what_is_meant(tmp_path):
     assert result.returncode == 0, result.stderr
     assert '"learning_rate": 2e-05' in result.stdout
     assert '"r": 8,' in result.stdout
-    assert f"download_mmlu.py --source {tmp_path}/m " in result.stdout.replace("'", "")
-    assert f"download_model.py --source {tmp_path}/m " in result.stdout.replace("'", "")
+    assert f"download_mmlu.py --source={tmp_path}/m " in result.stdout.replace("'", "")
+    assert f"download_model.py --source={tmp_path}/m " in result.stdout.replace("'", "")

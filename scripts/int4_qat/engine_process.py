@@ -6,14 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from int4_qat import models
+from int4_qat import models, scratch
 from int4_qat.errors import InputError
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -26,13 +25,14 @@ SIGNAL_AT_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 def readable(checkpoint: Path, dtype: torch.dtype, device: str) -> Iterator[Path]:
     """A folder that an engine can run: on a CPU, which has no int4 kernels, a copy with dequantized weights."""
     if not models.is_dequantized(checkpoint, device):
-        yield checkpoint
+        with scratch.plain(checkpoint) as path:
+            yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         # The names of the modules: the way back to the file's names leads through torchao.
         models.load_model(checkpoint, dtype, device).save_pretrained(folder, save_original_format=False)
-        models.copy_companions(checkpoint, Path(folder))
-        yield Path(folder)
+        models.copy_companions(checkpoint, folder)
+        yield folder
 
 
 def run(name: str, module: str, words: list, log: Path, time_limit: float, **options) -> None:

@@ -29,10 +29,13 @@ def whole(path: Path | str) -> Iterator[Path]:
         remove(unfinished)
 
 
-def link(paths: Iterable[Path], source: Path, folder: Path) -> None:
-    """Make a folder of links to files below `source`, each in the place that it has there."""
-    folder.mkdir()
-    for path in paths:
+def link(source: Path, folder: Path, paths: Iterable[Path] | None = None) -> None:
+    """Make a folder of links to files below another, each in the place that it has there: all of them, or those given.
+
+    A link to the folder itself would be followed by `datasets`.
+    """
+    folder.mkdir(parents=True)
+    for path in source.rglob("*") if paths is None else paths:
         if path.is_file():
             place = folder / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def lay_out(data: Path, folder: Path) -> Path:
     template = (include / TEMPLATE).read_text(encoding="utf-8")
     if DATASET_LINE not in template:
         raise RuntimeError(f"{TASKS / TEMPLATE} no longer says '{DATASET_LINE.strip()}'")
-    cache = f"dataset_kwargs: {{cache_dir: {folder / 'cache'}}}\n"
+    cache = yaml.safe_dump({"dataset_kwargs": {"cache_dir": str(folder / "cache")}})
     (include / TEMPLATE).write_text(template.replace(DATASET_LINE, cache), encoding="utf-8")
     files = [{"split": split, "path": f"{split}.parquet"} for split in mmlu.EVALUATION_SPLITS]
     for subject in mmlu.SUBJECTS:
@@ -78,5 +78,5 @@ def lay_out(data: Path, folder: Path) -> Path:
         header = yaml.safe_dump({"configs": [{"config_name": subject, "data_files": files}]})
         (dataset / subject / "README.md").write_text(f"---\n{header}---\n", encoding="utf-8")
         with (include / f"{task_name(subject)}.yaml").open("a", encoding="utf-8") as task:
-            task.write(f"\ndataset_path: {dataset / subject}\n")
+            task.write("\n" + yaml.safe_dump({"dataset_path": str(dataset / subject)}))
     return include

@@ -2,9 +2,11 @@
 
 import ast
 import os
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+WILDCARD = re.compile(r"\{\s*\w+\s*(,[^{}]*)?\}")  # as Snakemake has it
 WRITTEN = ("results", "resources")  # folders in which a rule made everything
 # Hidden files; locks of Excel; backups of editors; what macOS puts into archives, and Windows into folders.
 LEFT_OUT = (".*", "~$*", "*~", "#*#", "*.bak", "__MACOSX", "Thumbs.db", "desktop.ini")
@@ -55,3 +57,8 @@ def local_files(source: str | Path) -> list[str]:
 def is_left_out(name: str) -> bool:
     """Whether a file or folder of this name is no data."""
     return any(fnmatchcase(name, pattern) for pattern in LEFT_OUT)
+
+
+def has_wildcard(path: str) -> bool:
+    """Whether Snakemake would take a part of a path, a word in braces, for a wildcard."""
+    return bool(WILDCARD.search(path))

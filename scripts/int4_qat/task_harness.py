@@ -1,7 +1,6 @@
 """lm-eval's tasks and groups by name, on data that was downloaded."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import datasets
 from lm_eval.tasks import TaskManager
 
+from int4_qat import scratch
 from int4_qat.errors import InputError
 
 STDERR = "_stderr"
@@ -25,11 +25,10 @@ def find(task: str) -> TaskManager:
 @contextlib.contextmanager
 def as_on_the_hub(names: set[str], folder: Path) -> Iterator[None]:
     """Work where a data set's names on the Hub are folders: `datasets` looks there first, the task stays as it is."""
-    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+    with scratch.folder() as work, contextlib.chdir(work):
         for name in names:
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
-            Path(name).symlink_to(folder)
-        datasets.config.HF_DATASETS_CACHE = Path(scratch) / "cache"
+            files.link(folder, work / name)
+        datasets.config.HF_DATASETS_CACHE = work / "cache"
         yield
 
 

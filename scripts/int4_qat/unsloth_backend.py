@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from int4_qat import devices, recipes
+from int4_qat import devices, recipes, scratch
 from int4_qat.errors import InputError
 
 
@@ -27,15 +27,15 @@ def import_unsloth() -> None:
         raise InputError("finetune.backend: unsloth needs a GPU, found none")
     devices.claim("cuda")
     # The code that unsloth generates would else go into the folder of the workflow.
-    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(scratch() / "compiled")
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(own_folder() / "compiled")
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     import unsloth  # noqa: F401
 
 
 @functools.cache
-def scratch() -> Path:
+def own_folder() -> Path:
     """A folder that goes with this process."""
-    folder = Path(tempfile.mkdtemp(prefix="unsloth-"))
+    folder = Path(tempfile.mkdtemp(prefix="unsloth-", dir=scratch.place()))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
@@ -108,7 +108,8 @@ def make_trainer(model, tokenizer, data, recipe, arguments: argparse.Namespace):
 
     import finetune
 
-    texts = datasets.Dataset.from_parquet(str(arguments.texts), columns=["text"], cache_dir=str(scratch()))
+    with scratch.plain(arguments.texts) as path:
+        texts = datasets.Dataset.from_parquet(str(path), columns=["text"], cache_dir=str(own_folder()))
     config = SFTConfig(**finetune.training_settings(recipe, arguments), dataset_text_field="text")
     trainer = SFTTrainer(model=model, args=config, train_dataset=texts, processing_class=tokenizer)
     trainer = train_on_responses_only(

@@ -20,10 +20,11 @@ MODELS = Path("resources/models")  # of download_model, with the facts of each i
 MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
 
 
-def check(config: dict, schema: str, configfiles: Iterable[Path]) -> None:
+def check(config: dict, workflow: str, configfiles: Iterable[Path]) -> None:
     """Put the config's values into the form that all rules see; end the program with a line for each that is wrong."""
-    rules = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))
-    found = list(dict.fromkeys(line for path in configfiles for line in config_values.hidden_problems(path)))
+    rules = yaml.safe_load((Path(workflow) / "rules" / "config.schema.yaml").read_text(encoding="utf-8"))
+    found = [f"the workflow's folder: Snakemake takes no braces in {workflow!r}"] if {"{", "}"} & set(workflow) else []
+    found += list(dict.fromkeys(line for path in configfiles for line in config_values.hidden_problems(path)))
     found = found or list(_odd_keys(config))
     if not found:
         config_values.normalise(config, rules)
@@ -115,11 +116,20 @@ def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> lis
         top = "".join(Path(source).parts[:1])
         if top in sources.WRITTEN:
             return [f"{key}: the workflow writes to '{top}'; keep '{source}' elsewhere"]
-        return [] if os.path.isdir(source) else [f"{key}: expected an existing folder, found none at {source!r}"]
+        if not os.path.isdir(source):
+            return [f"{key}: expected an existing folder, found none at {source!r}"]
+        return list(_wildcards(key, [source, *sources.local_files(source)]))
     kind = "" if key.startswith("models.") else "datasets/"
     expected = f"hf://{kind}<owner>/<name>@<commit>"
     is_dataset = source.startswith("hf://datasets/")
     return [] if is_dataset == bool(kind) else [f"{key}: expected {expected}, found '{source}'"]
+
+
+def _wildcards(key: str, paths: Iterable[str]) -> Iterator[str]:
+    """The first path that Snakemake would misread; there is no way to tell it not to."""
+    for path in filter(sources.has_wildcard, paths):
+        yield f"{key}: expected no word in braces, which is a wildcard to Snakemake, found {path!r}"
+        return
 
 
 def _repeated_tasks(config: dict) -> list[str]:
