@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 from lm_eval.tasks import TaskManager
 
-from int4_qat import scratch
+from int4_qat import files, scratch
 from int4_qat.errors import InputError
 
 STDERR = "_stderr"
