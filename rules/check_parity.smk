@@ -7,7 +7,7 @@
 rule check_parity:
     input:
         code=code_of("check_parity"),
-        model=rules.download_model.output[0],
+        model=rules.download_model.output.folder,
         adapter=rules.finetune.output.adapter,
         checkpoint="results/{model}/{arm}-int4/checkpoint",
         texts=rules.format_mmlu.output[0],

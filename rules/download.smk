@@ -61,7 +61,7 @@ rule download_model:
         code=code_of("download_model"),
         raw=lambda wildcards: source_input(config["models"][wildcards.model]["source"], "resources/standin/model"),
     output:
-        directory("resources/models/{model}"),
+        folder=directory("resources/models/{model}"),
         facts="resources/models/{model}.json",
     log:
         "logs/{model}/download_model.log",
@@ -82,7 +82,7 @@ rule download_model:
         " --settings {params.settings:q}"
         " --results {params.results:q}"
         " --facts {output.facts:q}"
-        " --output {output[0]:q}"
+        " --output {output.folder:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
 

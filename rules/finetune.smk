@@ -7,7 +7,7 @@ rule finetune:
     input:
         code=finetune_code,
         texts=rules.format_mmlu.output[0],
-        model=rules.download_model.output[0],
+        model=rules.download_model.output.folder,
     output:
         adapter=directory("results/{model}/{arm}/adapter"),
         table="results/{model}/{arm}/training.csv",

@@ -7,7 +7,7 @@ rule format_mmlu:
     input:
         code=code_of("format_mmlu"),
         mmlu=f"resources/mmlu/{mmlu.TRAIN_SPLIT}.parquet",
-        model=rules.download_model.output[0],
+        model=rules.download_model.output.folder,
     output:
         "results/{model}/train.parquet",
     log:

@@ -10,7 +10,7 @@ localrules:
 rule link_base:
     input:
         code=code_of("link_base"),
-        model=rules.download_model.output[0],
+        model=rules.download_model.output.folder,
     output:
         directory(f"results/{{model}}/{variants.BASELINE}/checkpoint"),
     log:
@@ -31,7 +31,7 @@ rule link_base:
 rule merge:
     input:
         code=code_of("merge"),
-        model=rules.download_model.output[0],
+        model=rules.download_model.output.folder,
         adapter=rules.finetune.output.adapter,
     output:
         directory("results/{model}/{arm}-bf16/checkpoint"),

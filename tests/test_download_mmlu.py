@@ -255,7 +255,9 @@ def test_a_parquet_file_that_is_a_pointer_of_git_lfs(parquet_source, refused):
 
 
 @pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
-@pytest.mark.parametrize("choices", [pa.list_, pa.large_list, lambda text: pa.list_(text, 4)], ids=str)
+@pytest.mark.parametrize(
+    "choices", [pa.list_, pa.large_list, lambda text: pa.list_(text, 4)], ids=["list", "large list", "list of four"]
+)
 @pytest.mark.parametrize("answer", [pa.int64(), pa.int32(), pa.uint8()], ids=str)
 def test_the_same_rows_in_other_types_of_arrow(parquet_source, tmp_path, text, choices, answer, download):
     """As pandas (categories, large strings), polars (large lists) and numpy (lists of one length) write them."""
