@@ -52,7 +52,7 @@ def test_texts_are_read_from_an_odd_folder(untrained, texts, nasty):
     assert (nasty / "adapter" / "adapter_model.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["a b", "x:y", "50%", "#1", "é"])
+@pytest.mark.parametrize("name", ["a b", "50%", "#1", "é"])
 def test_a_plain_place_for_scratch_files_is_kept(tmp_path, monkeypatch, name):
     (tmp_path / name).mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / name))
@@ -61,7 +61,7 @@ def test_a_plain_place_for_scratch_files_is_kept(tmp_path, monkeypatch, name):
     assert list((tmp_path / name).iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["[a]", "*", "?", "a::b", "a,b", "a=b", "{a}", "'", '"', "$HOME", "a\nb"])
+@pytest.mark.parametrize("name", ["[a]", "*", "?", "a:b", "a,b", "a=b", "{a}", "'", '"', "$HOME", "a\nb"])
 def test_an_odd_one_is_left_for_another_and_that_is_said(tmp_path, monkeypatch, capsys, name):
     (tmp_path / name).mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / name))
