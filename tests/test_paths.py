@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import subprocess
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from int4_qat import scratch
-from programs import finetune_options, run_script
+from programs import ROOT, finetune_options, run_script
 from workflows import copy_workflow, small_config, snakemake, write_config
 
 NASTY = "n [a]*{b#'q\"%s::x,y=$z&;?é"
@@ -118,3 +120,14 @@ def test_a_source_may_begin_with_a_dash(untrained, tmp_path):
     options = ["--profile", "profiles/demo", "--configfile", path, "--directory", tmp_path / "run"]
     result = snakemake("resources/mmlu/report.json", *options)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "b"', "a: {b}, [c] #d", "%s & ;"])
+def test_make_hands_on_the_folder_of_mmlu(tmp_path, name):
+    (tmp_path / name).mkdir()
+    words = ["MMLU_DIR=" + str(tmp_path / name), "DEMO=printf '%s\\n'"]
+    command = ["make", "--silent", "--old-file", ".venv/installed", "demo-mmlu", *words]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    key, _, value = shown.stdout.splitlines()[-1].partition("=")
+    assert (key, yaml.safe_load(value)) == ("data", {"source": str(tmp_path / name)})
