@@ -17,6 +17,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
 # Two workers, and threads that leave a core to the other one while they wait.
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 PROFILE ?= profiles/demo
+export MMLU_DIR ?=
 RESULTS ?= results/demo
 
 .PHONY: demo demo-mmlu report verify test test-slow lint dag why bench setup vllm-cpu lmms-cpu unsloth-cpu lock clean
@@ -26,14 +27,14 @@ demo: .venv/installed ## the whole chain on the stand-in
 	@echo "table: results/demo/summary.csv, summary.json; the int4 model: results/demo/qat-int4/checkpoint/"
 
 demo-mmlu: .venv/installed ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
-	@test -d "$(MMLU_DIR)" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$(MMLU_DIR)'" >&2; exit 1; }
-	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath "$(MMLU_DIR)")'}"
+	@test -d "$$MMLU_DIR" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$$MMLU_DIR'" >&2; exit 1; }
+	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath -- "$$MMLU_DIR" | sed "s/'/''/g")'}"
 
 report: .venv/installed ## the finished run as one page: results/report.html; make report PROFILE=slurm
 	@$(SNAKEMAKE) --profile $(PROFILE) --report results/report.html
 
 verify: .venv/installed ## every hash and number of finished results: make verify RESULTS=results/demo
-	@python scripts/verify.py $(RESULTS)
+	@python scripts/verify.py "$(RESULTS)"
 
 test: .venv/installed ## unit, workflow and chain tests
 	@$(PYTEST) -m "not slow"

@@ -92,6 +92,10 @@ def test_nothing_changed(small_run):
         ("scripts/int4_qat/sft_trainer.py", TRAINED),
         ("scripts/int4_qat/standin_training.py", {}),
         ("scripts/int4_qat/mmlu_harness.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
+        (
+            "scripts/int4_qat/scratch.py",
+            TRAINED | {"quantize": 2, "evaluate_mmlu": 5, "gather_mmlu": 5, "measure_latency": 5},
+        ),
         ("scripts/int4_qat/scoring.py", {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY),
         ("scripts/int4_qat/vllm_process.py", {"measure_latency": 5} | SUMMARY),
         ("scripts/int4_qat/engine_process.py", {"measure_latency": 5} | SUMMARY),

@@ -67,6 +67,7 @@ def test_modules_are_found_through_other_modules():
         "files.py",
         "models.py",
         "qat.py",
+        "scratch.py",
         "sft_trainer.py",
         "training_callbacks.py",
         "int4.py",

@@ -1,7 +1,8 @@
 """Folders for what a program throws away, by names that no library misreads.
 
 `datasets` takes `*`, `?` and brackets in any path for a pattern and `::` for a chain of addresses, lmms-eval splits its
-arguments at commas and equals signs, and neither can be told not to. So what they are given lies, or is linked, here.
+arguments at commas and equals signs, Python its PYTHONPATH at colons, and none can be told not to. So what they are
+given lies, or is linked, here.
 """
 
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from int4_qat.errors import InputError
 
-PLAIN = re.compile(r"(?!.*::)[\w/ .:+@~#%-]*")
+PLAIN = re.compile(r"[\w/ .+@~#%-]*")
 USUAL = ("/tmp", "/var/tmp")  # where TMPDIR is not plain
 
 

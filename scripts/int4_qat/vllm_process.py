@@ -5,7 +5,7 @@ import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from int4_qat import engine_process
+from int4_qat import engine_process, scratch
 
 MODULE = "vllm.entrypoints.cli.main"
 PLUGIN = Path(__file__).parents[1] / "vllm_plugin"
@@ -15,9 +15,10 @@ SETTINGS = {"VLLM_DISABLE_COMPILE_CACHE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_H
 
 def run(words: list, log: Path, time_limit: float) -> None:
     """Run a vllm command, with our plugin, to its end; InputError with its last lines if it fails or takes too long."""
-    path = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | SETTINGS | {"PYTHONPATH": path}
-    engine_process.run(f"vllm {words[0]}", MODULE, words, log, time_limit, environment=environment)
+    with scratch.plain(PLUGIN) as plugin:
+        path = os.pathsep.join(filter(None, [str(plugin), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | SETTINGS | {"PYTHONPATH": path}
+        engine_process.run(f"vllm {words[0]}", MODULE, words, log, time_limit, environment=environment)
 
 
 def started(words: list, log: Path) -> AbstractContextManager[subprocess.Popen]:
