@@ -77,7 +77,6 @@ def test_modules_are_found_through_other_modules():
         "weight_files.py",
         "linears.py",
         "module_names.py",
-        "scratch.py",
         "text_model.py",
         "tokenization.py",
         "turns.py",
