@@ -62,6 +62,15 @@ def texts(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mmlu_folder(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in's questions, as download_mmlu keeps them."""
+    folder = tmp_path_factory.mktemp("mmlu") / "mmlu"
+    result = run_script("download_mmlu", "--source", untrained / "mmlu", "--output", folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
 def hub() -> Iterator[tuple[str, list[str]]]:
     """A Hub on loopback that knows gated repositories only: its address, and the requests that came."""
     requests: list[str] = []

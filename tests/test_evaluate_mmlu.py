@@ -20,14 +20,6 @@ from workflows import small_config, snakemake, write_config
 LIMIT = 3
 
 
-@pytest.fixture(scope="module")
-def mmlu_folder(untrained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mmlu") / "mmlu"
-    result = run_script("download_mmlu", "--source", untrained / "mmlu", "--output", folder)
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
 def evaluate(model, mmlu, folder, shards, engine="stock", fewshot=1):
     """mmlu.json and mmlu_samples.parquet by way of some shards."""
     options = ["--checkpoint", model, "--mmlu", mmlu, "--num-fewshot", fewshot, "--limit", LIMIT, "--batch-size", 4]

@@ -21,21 +21,13 @@ import merge
 import quantize
 from families import FAMILIES, marks, write
 from int4_qat import models
-from programs import RECIPE, VARIANTS, run_in_process, run_script
+from programs import RECIPE, VARIANTS, run_in_process
 
 LAYERS = 2
 ON_GPU = torch.cuda.is_available()
 PLACE = ["--dtype", "bfloat16", "--device", "cuda"] if ON_GPU else ["--dtype", "float32", "--device", "cpu"]
 DTYPE, DEVICE = PLACE[1], PLACE[2:]
 ARM = {"qat_scheme": "int4", "qat_target": "merged", "group_size": 32, "max_steps": 4, "dtype": DTYPE}
-
-
-@pytest.fixture(scope="module")
-def mmlu_folder(untrained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mmlu") / "mmlu"
-    result = run_script("download_mmlu", "--source", untrained / "mmlu", "--output", folder)
-    assert result.returncode == 0, result.stderr
-    return folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,19 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import evaluate_mmlu
 from int4_qat import last_position, models, stock_scores, tokenization
 from int4_qat.errors import InputError
-from programs import run_in_process, run_script
+from programs import run_in_process
 
 ENGINES = {"stock": stock_scores.StockScores, "last_position": last_position.LastPosition}
 LLAMA = {"vocab_size": 16384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
-
-
-@pytest.fixture(scope="module")
-def mmlu_folder(untrained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mmlu") / "mmlu"
-    result = run_script("download_mmlu", "--source", untrained / "mmlu", "--output", folder)
-    assert result.returncode == 0, result.stderr
-    return folder
 
 
 @pytest.fixture
