@@ -27,14 +27,19 @@ def main() -> None:
     parser.add_argument("--facts", type=Path, help="JSON: what a config must know of the model to fit it")
     parser.add_argument("--output", required=True, type=Path, help="folder of the model")
     arguments = parser.parse_args()
-    remote = hub.parse(arguments.source)
+    remote, facts = hub.parse(arguments.source), {}
     with files.whole(arguments.output) as folder:
         if remote:
-            hub.download(remote, folder, list(model_folder.PATTERNS), lambda found: check(found, arguments))
+            hub.download(
+                remote, folder, list(model_folder.PATTERNS), lambda found: facts.update(check(found, arguments))
+            )
             model_folder.leave_out(folder)
         else:
             link(Path(arguments.source), folder)
-            check(folder, arguments)
+            facts.update(check(folder, arguments))
+    if arguments.facts:
+        named = arguments.settings["source"] if arguments.settings else arguments.source
+        files.write_json(arguments.facts, {"source": named} | facts)
 
 
 def link(source: Path, folder: Path) -> None:
@@ -44,21 +49,22 @@ def link(source: Path, folder: Path) -> None:
     files.link(source, folder, model_folder.taken(source))
 
 
-def check(folder: Path, arguments: argparse.Namespace) -> None:
-    """Raise InputError, with the source's name, if a later stage could not use the model; write what is known of it.
+def check(folder: Path, arguments: argparse.Namespace) -> dict:
+    """Return what is known of the model; raise InputError, with the source's name, if a later stage could not use it.
 
     What only refuses changes nothing in the folder. So it is no import, of which Snakemake would make an input: an edit
     of it would fetch the model again.
     """
     try:
         model_folder.taken(folder)
-        importlib.import_module("int4_qat.requirements").refuse_unsupported(folder)
+        requirements = importlib.import_module("int4_qat.requirements")
+        requirements.refuse_unsupported(folder)
         importlib.import_module("int4_qat.tokenizer_check").refuse_unusable(folder)
-        if arguments.facts:
-            facts = importlib.import_module("int4_qat.requirements").describe(folder)
+        facts = requirements.describe(folder)
+        if arguments.settings:
             refuse_misfits(facts, arguments)
-            named = arguments.settings["source"] if arguments.settings else arguments.source
-            files.write_json(arguments.facts, {"source": named} | facts)
+            requirements.refuse_wrong_marks(folder, arguments.settings["arms"])
+        return facts
     except InputError as error:
         raise InputError(str(error).replace(str(folder), arguments.source.rstrip("/"))) from None
 
@@ -66,7 +72,7 @@ def check(folder: Path, arguments: argparse.Namespace) -> None:
 def refuse_misfits(facts: dict, arguments: argparse.Namespace) -> None:
     """Raise InputError for the first thing in the settings that does not fit the model, the disk or the GPU."""
     model_facts = importlib.import_module("int4_qat.model_facts")
-    for line in model_facts.misfits(facts, arguments.settings) if arguments.settings else ():
+    for line in model_facts.misfits(facts, arguments.settings):
         raise InputError(line)
     for line in model_facts.full_disk(facts, arguments.settings, arguments.results) if arguments.results else ():
         raise InputError(line)

@@ -100,6 +100,7 @@ def main(backend: ModuleType | None = None) -> None:
         devices.refuse_too_small(least_bytes(arguments.model, recipe), "training", devices.free_memory())
     checkpoints.prepare(arguments.checkpoints, settings(arguments, recipe, backend))
     tokenizer = tokenization.load_tokenizer(arguments.model)
+    turns.refuse_wrong_marks(tokenizer, "finetune", recipe.instruction_part, recipe.response_part)
     model = backend.add_adapters(arguments.model, recipe, arguments.device)
     with scratch.folder() as work:
         data = tokenize(arguments.texts, tokenizer, recipe, work)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import finetune
-from int4_qat import tokenization
+from int4_qat import tokenization, turns
 from int4_qat.errors import InputError
 from programs import RECIPE, finetune_options, run_script
 
@@ -32,7 +32,7 @@ def test_labels_of_several_turns():
     tokens = [0, 1, 2, 9, 1, 3, 7, 8, 1, 2, 9, 1, 3, 6]
     masked = -100
     expected = [masked] * 6 + [7, 8] + [masked] * 5 + [6]
-    assert finetune.response_labels(tokens, user, model) == expected
+    assert turns.response_labels(tokens, user, model) == expected
 
 
 def test_a_row_without_an_answer_is_named(untrained, texts, tmp_path):

@@ -61,11 +61,11 @@ MISFITS = [
     ),
     (
         {"arms": {"qat": QAT | {"response_part": "<|assistant|>\n"}}},
-        "finetune.arms.qat.response_part: expected what the chat template writes, '<start_of_turn>model\\n', found",
+        "finetune.response_part: expected what the chat template writes, '<start_of_turn>model\\n', found",
     ),
     (
         {"arms": {"qat": QAT | {"instruction_part": "[INST]"}}},
-        "finetune.arms.qat.instruction_part: expected what the chat template writes, '<start_of_turn>user\\n', found",
+        "finetune.instruction_part: expected what the chat template writes, '<start_of_turn>user\\n', found",
     ),
 ]
 
@@ -80,7 +80,10 @@ def test_what_names_something_fits(facts):
     for skip in ("lm_head", "vision_tower", "multi_modal_projector", "layers.1", "model.language_model.layers.0.mlp"):
         assert list(model_facts.misfits(facts, SETTINGS | quantization(skip=[skip]))) == []
     for layer in facts["inputs"]:
-        assert list(model_facts.misfits(facts, SETTINGS | quantization(skip=[layer]))) == []
+        found = list(model_facts.misfits(facts, SETTINGS | quantization(skip=[layer])))
+        assert len(found) == (0 if layer.endswith(("o_proj", "down_proj")) else 1), (
+            layer
+        )  # vLLM puts the others together
 
 
 def test_charts_for_a_model_that_sees_none(facts):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, processors
 
 import download_model
 from families import SIZES, write, write_byte_level_tokenizer, write_model
-from int4_qat import model_folder, models, text_model, tokenization
+from int4_qat import model_folder, models, text_model, tokenization, turns
 from int4_qat.errors import InputError
 from programs import LFS_POINTER, run_in_process
 
@@ -181,7 +181,6 @@ def test_weights_of_a_type_that_torch_cannot_quantize(source, refused):
             "{}",
             "adapter_config.json: expected a model without adapters, found one",
         ),
-        (f"{WEIGHTS}.index.json", "{}", "expected model.safetensors or model.safetensors.index.json, found both"),
     ],
 )
 def test_a_file_that_cannot_be_used(name, content, expected, source, refused):
@@ -212,6 +211,62 @@ def test_a_head_that_the_config_ties_and_the_file_does_not(source, refused, tmp_
     assert refused(source) == expected
     change_weights(source, lambda tensors: {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
     bring(source, tmp_path / "tied", monkeypatch)
+
+
+def test_of_two_sets_of_weights_the_one_that_transformers_loads_is_taken(source, tmp_path, monkeypatch):
+    (source / f"{WEIGHTS}.index.json").write_text("{}")
+    (source / "model-00001-of-00001.safetensors").touch()
+    folder = bring(source, tmp_path / "model", monkeypatch)
+    assert [path.name for path in folder.glob("*.safetensors*")] == [WEIGHTS]
+
+
+def test_a_template_that_shows_lists_of_parts_alone(source, refused):
+    template = "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    (source / "chat_template.jinja").write_text(template)
+    assert refused(source) == "the chat template: expected the texts of a conversation, found 'user:assistant:'"
+
+
+TEMPLATES = {  # as the Hub's models of these names have them, in short
+    "OLMo 2": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>\n' + m.content + '\n' }}"
+        "{% else %}{{ '<|assistant|>\n' + m.content + eos_token }}{{ '' if loop.last else '\n' }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
+        ("<|user|>\n", "<|assistant|>\n"),
+        "<bos>",
+    ),
+    "Phi-3": (
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
+        ("<|user|>\n", "<|end|>\n<|assistant|>\n"),  # the latter's second half alone would do too
+        None,
+    ),
+    "SmolLM 2, whose bos is the mark of its turns": (
+        "{% for m in messages %}{{ bos_token + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ bos_token + 'assistant\n' }}{% endif %}",
+        ("<bos>user\n", "<bos>assistant\n"),
+        None,
+    ),
+    "one that thinks before it answers": (
+        "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}",
+        ("<|user|>", "<|assistant|>"),
+        "<bos>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_marks_of_a_template_are_proposed(source, name):
+    template, marks, bos = TEMPLATES[name]
+    (source / "chat_template.jinja").write_text(template)
+    tokenizer = tokenization.load_tokenizer(source)
+    assert turns.propose(tokenizer) == marks
+    assert tokenization.template_bos(tokenizer) == bos
+    turns.refuse_wrong_marks(tokenizer, "finetune", *marks)
+    for wrong in (marks[::-1], (marks[0], marks[0]), ("<|nobody|>", marks[1])):
+        with pytest.raises(InputError, match=r"finetune\.(instruction|response)_part: expected"):
+            turns.refuse_wrong_marks(tokenizer, "finetune", *wrong)
 
 
 def test_a_head_that_is_not_there(source, refused):

@@ -47,16 +47,6 @@ def claim(device: str) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def any_gpu() -> bool:
-    """Return whether this machine has a GPU, without starting CUDA."""
-    return torch.cuda.device_count() > 0
-
-
-def total_memory() -> int:
-    """Return the bytes of the largest GPU's memory."""
-    return max(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
-
-
 def free_memory() -> int:
     """Return the bytes that are free on this process's GPU."""
     return torch.cuda.mem_get_info()[0]

@@ -81,7 +81,10 @@ def download(
             ignore_patterns=IGNORED,
             local_dir=partial,
         )
-        refuse_unusable(partial)
+    except FAILURES as error:
+        raise InputError(f"{name}: {explain(error, partial)}") from None
+    refuse_unusable(partial)
+    try:
         files.remove(partial / ".cache")
         partial.rename(folder)
     except FAILURES as error:

@@ -4,17 +4,22 @@ So a slip in a config is a line in a second, also where it takes the model to se
 """
 
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from int4_qat import module_names, variants
 
+KEYS = {"class", "sees_pictures", "modules", "inputs", "conversation", "instruction_part", "response_part", "bytes"}
+FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM makes one layer of each group
+
 
 def misfits(facts: dict, settings: dict) -> Iterator[str]:
     """Yield a line for each key of the settings of one model that does not fit what is known of it."""
     yield from idle_skips(facts, settings["quantization"]["skip"])
+    yield from split_layers(facts, settings["quantization"]["skip"])
+    yield from wrong_marks(facts, settings["arms"])
     for arm, recipe in settings["arms"].items():
-        yield from wrong_marks(facts, f"finetune.arms.{arm}", recipe)
         if recipe["qat_scheme"]:
             yield from undivided(facts, settings["quantization"], arm)
     if settings["evaluation"]["chartqa"] and not facts["sees_pictures"]:
@@ -28,11 +33,31 @@ def idle_skips(facts: dict, skip: list[str]) -> Iterator[str]:
             yield f"quantization.skip: expected parts of a {facts['class']}, as its modules are called, found '{entry}'"
 
 
-def wrong_marks(facts: dict, key: str, recipe: dict) -> Iterator[str]:
-    """Yield a line for each mark of a turn that the model's chat template does not write."""
+def split_layers(facts: dict, skip: list[str]) -> Iterator[str]:
+    """Yield a line if only some of the linears stay in bf16 of which vLLM makes one layer."""
+    skipped = defaultdict(set)
+    for name in facts["inputs"]:
+        parent, _, leaf = name.rpartition(".")
+        if module_names.named_by(skip, name):
+            skipped[parent].add(leaf)
+    for parent, leaves in skipped.items():
+        for layers in FUSED:
+            if leaves & layers and not layers <= leaves:
+                together = ", ".join(sorted(layers))
+                yield f"quantization.skip: expected all of {together} of {parent} or none; vLLM makes one layer of them"
+                return
+
+
+def wrong_marks(facts: dict, arms: dict[str, dict]) -> Iterator[str]:
+    """Yield a line for each mark of a turn that the model's chat template does not write, whichever arms have it."""
     for name in ("instruction_part", "response_part"):
-        if recipe[name] not in facts["conversation"]:
-            yield f"{key}.{name}: expected what the chat template writes, {facts[name]!r}, found {recipe[name]!r}"
+        by_mark = defaultdict(list)
+        for arm, recipe in arms.items():
+            by_mark[recipe[name]].append(arm)
+        for mark, names in by_mark.items():
+            if mark not in facts["conversation"]:
+                key = f"finetune.{name}" if names == list(arms) else f"finetune.arms.{names[0]}.{name}"
+                yield f"{key}: expected what the chat template writes, {facts[name]!r}, found {mark!r}"
 
 
 def undivided(facts: dict, quantization: dict, arm: str) -> Iterator[str]:

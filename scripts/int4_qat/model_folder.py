@@ -48,11 +48,9 @@ def leave_out(folder: Path) -> None:
 
 
 def weights_of(source: Path) -> list[Path]:
-    """Return the files of the weights and their index; raise InputError unless they are one whole set."""
+    """Return the files of the weights and their index, or the single file; raise InputError if a part is missing."""
     single, index = source / weight_files.WEIGHTS, source / weight_files.INDEX
-    if single.exists() and index.exists():
-        raise InputError(f"{source}: expected {single.name} or {index.name}, found both; remove what is not the model")
-    if single.exists():
+    if single.exists():  # then transformers reads no index, and vLLM that alone: it is left out
         return [single]
     if not index.exists():
         raise InputError(f"{source}: expected {single.name} or {index.name}, found neither")

@@ -52,6 +52,13 @@ def describe(folder: Path) -> dict:
     }
 
 
+def refuse_wrong_marks(folder: Path, arms: dict[str, dict]) -> None:
+    """Raise InputError unless by each arm's marks of turns the answers alone count in the loss, token by token."""
+    tokenizer = tokenization.load_tokenizer(folder)
+    for arm, recipe in arms.items():
+        turns.refuse_wrong_marks(tokenizer, f"finetune.arms.{arm}", recipe["instruction_part"], recipe["response_part"])
+
+
 def sizes_of(folder: Path, model: PreTrainedModel, in_int4: list[str]) -> dict:
     """Return the bytes of the weights in bf16, and in int4 by the group size."""
     bf16, weights = weight_files.file_bytes(folder), [model.get_submodule(name).weight for name in in_int4]

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from int4_qat import module_names
+from int4_qat.errors import InputError
 
 TOKENS = 4
 
@@ -25,9 +26,14 @@ class NothingIsTrue(TorchDispatchMode):
 def reached_parameters(model: PreTrainedModel) -> set[str]:
     """Return the names of the parameters that a text's forward pass uses; the model must be on the meta device."""
     tokens = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
-    with NothingIsTrue(), torch.device("meta"), torch.enable_grad():
-        # With a cache: without one transformers looks for packed sequences, in values.
-        model(input_ids=tokens, use_cache=True).logits.sum().backward()
+    try:
+        with NothingIsTrue(), torch.device("meta"), torch.enable_grad():
+            # With a cache: without one transformers looks for packed sequences, in values.
+            model(input_ids=tokens, use_cache=True).logits.sum().backward()
+    except Exception as error:  # each model's own code runs here
+        reason = " ".join(str(error).split())[:200]
+        name = type(model).__name__
+        raise InputError(f"{name}: expected a model that a text can be sent through, found {reason}") from None
     parameters = model.named_parameters(remove_duplicate=False)
     reached = {name for name, parameter in parameters if parameter.grad is not None}
     model.zero_grad()

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from int4_qat.errors import InputError
 
 PROBE = "a"
+FIRST, SECOND = "What is one?", "It is a number."  # messages that stand in no template
 
 
 def load_as_is(folder: Path | str) -> PreTrainedTokenizerBase:
@@ -43,10 +44,15 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def template_bos(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the bos with which the chat template begins a conversation, or None."""
-    if tokenizer.chat_template is None or not tokenizer.bos_token:
+    """Return the bos with which the chat template begins a conversation, or None.
+
+    A token that stands ahead of an answer too is a mark of turns, whatever the tokenizer calls it (SmolLM 2's).
+    """
+    bos = tokenizer.bos_token
+    if tokenizer.chat_template is None or not bos:
         return None
-    return tokenizer.bos_token if render(tokenizer, [PROBE, PROBE]).startswith(tokenizer.bos_token) else None
+    begin, _, rest = render(tokenizer, [FIRST, SECOND]).partition(FIRST)
+    return bos if begin.startswith(bos) and bos not in rest.partition(SECOND)[0] else None
 
 
 def render(tokenizer: PreTrainedTokenizerBase, contents: Sequence[str], **options) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from int4_qat import files, mmlu, tokenization
+from int4_qat import files, mmlu, tokenization, turns
 from int4_qat.errors import InputError
 
 SAMPLE = "def f(x):\n    return 12345 * x\n\n\tA. one  two, don't\n"
@@ -21,11 +21,19 @@ def refuse_unusable(folder: Path) -> None:
     tokenizer = tokenization.load_as_is(folder)
     if tokenizer.chat_template is None:
         raise InputError(f"{folder}: the tokenizer: expected a chat template, in chat_template.jinja, found none")
+    refuse_lost_messages(folder, tokenizer)
     refuse_another_splitting(folder, tokenizer)
     refuse_lost_text(folder, tokenizer)
     refuse_ending(folder, tokenizer)
     refuse_equal_choices(folder, tokenizer)
     tokenization.load_tokenizer(folder)
+
+
+def refuse_lost_messages(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError unless the chat template shows a message that is a text: some show lists of parts alone."""
+    text = turns.conversation(tokenizer)
+    if turns.QUESTION not in text or turns.ANSWER not in text:
+        raise InputError(f"{folder}: the chat template: expected the texts of a conversation, found {text!r:.200}")
 
 
 def refuse_another_splitting(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

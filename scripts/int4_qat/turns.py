@@ -6,7 +6,7 @@ from int4_qat import tokenization
 from int4_qat.errors import InputError
 
 IGNORED = -100  # the label of a token that does not count
-QUESTION, ANSWER = "Which letter comes first?", "The letter A comes first."
+QUESTION, ANSWER, NEXT = "Which letter comes first?", "The letter A comes first.", "And which one is last?"
 
 
 def response_labels(tokens: list[int], instruction: list[int], response: list[int]) -> list[int]:
@@ -31,25 +31,35 @@ def conversation(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def propose(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return the instruction mark and the response mark of the chat template.
+    """Return an instruction's and a response's mark by which answers alone count; raise InputError if there are none.
 
     They are bare of spaces at their ends if the tokenizer makes one token of those and of what stands beside them.
     """
-    written = written_marks(tokenizer)
-    candidates = (tuple(strip(mark) for mark in written) for strip in (str, str.rstrip, str.strip))
-    return next((marks for marks in candidates if counts_the_answer_alone(tokenizer, *marks)), written)
+    instruction, responses = instruction_mark(tokenizer), response_marks(tokenizer)
+    pairs = [(strip(instruction), strip(response)) for response in responses for strip in (str, str.rstrip, str.strip)]
+    text = conversation(tokenizer)
+    for pair in pairs:
+        if all(mark and mark in text for mark in pair) and counts_the_answer_alone(tokenizer, *pair):
+            return pair
+    raise InputError(f"{tokenizer.name_or_path}: the chat template: expected marks ahead of its turns, found {text!r}")
 
 
-def written_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return what the chat template writes ahead of a question and ahead of an answer, read off two turns of each."""
-    first, second = (QUESTION, ANSWER), ("And last?", "Z.")
-    _, rest = tokenization.render(tokenizer, [*first, *second]).split(first[0], 1)
-    before_answer, rest = rest.split(first[1], 1)
-    before_question, rest = rest.split(second[0], 1)
-    _, end = rest.split(second[1], 1)
-    asked, prompted = (tokenization.render(tokenizer, first[:1], add_generation_prompt=ask) for ask in (False, True))
-    response = prompted.removeprefix(asked) if prompted.startswith(asked) and prompted != asked else before_answer
-    return before_question.removeprefix(end) or before_question, response
+def instruction_mark(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what the chat template writes ahead of a first question and of a second one alike."""
+    first, _, rest = conversation(tokenizer).partition(QUESTION)
+    _, _, rest = tokenization.render(tokenizer, [QUESTION, ANSWER, NEXT, ANSWER]).partition(ANSWER)
+    second, _, _ = rest.partition(NEXT)
+    length = next((n for n in range(len(first), 0, -1) if second.endswith(first[-n:])), 0)
+    alike = first[len(first) - length :]
+    end = conversation(tokenizer).rpartition(ANSWER)[2]
+    return alike.removeprefix(end) or alike
+
+
+def response_marks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return what the chat template writes to prompt for an answer, if it does, and what stands ahead of one."""
+    asked, prompted = (tokenization.render(tokenizer, [QUESTION], add_generation_prompt=ask) for ask in (False, True))
+    ahead = conversation(tokenizer).partition(QUESTION)[2].partition(ANSWER)[0]
+    return [prompted.removeprefix(asked), ahead] if prompted.startswith(asked) else [ahead]
 
 
 def learned_text(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -> str:
@@ -70,7 +80,8 @@ def refuse_wrong_marks(tokenizer: PreTrainedTokenizerBase, key: str, instruction
 
     key is where the marks stand in the config: `finetune`, or an arm of it.
     """
-    text, proposed = conversation(tokenizer), propose(tokenizer)
+    text = conversation(tokenizer)
+    proposed = propose(tokenizer)
     for name, mark, fitting in zip(
         ("instruction_part", "response_part"), (instruction, response), proposed, strict=True
     ):
@@ -85,5 +96,13 @@ def refuse_wrong_marks(tokenizer: PreTrainedTokenizerBase, key: str, instruction
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, mark: str) -> list[int]:
-    """Return the token ids of a mark alone."""
-    return tokenizer(mark, add_special_tokens=False)["input_ids"]
+    """Return the token ids of a mark: those that it has alone, or else those that it has in a conversation."""
+    alone, text = tokenizer(mark, add_special_tokens=False)["input_ids"], conversation(tokenizer)
+    if not tokenizer.is_fast or mark not in text:
+        return alone
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    if any(encoded["input_ids"][start : start + len(alone)] == alone for start in range(len(encoded["input_ids"]))):
+        return alone
+    begin, end = text.index(mark), text.index(mark) + len(mark)
+    spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [token for token, (start, stop) in spans if begin <= start < stop <= end]

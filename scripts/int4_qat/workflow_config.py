@@ -14,7 +14,6 @@ import yaml
 from int4_qat import config_values, model_facts, recipes, sources, variants
 from int4_qat.recipes import STANDIN
 
-FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM makes one layer of each group
 DATA_REPORT = Path("resources/mmlu/report.json")  # of download_mmlu
 MODELS = Path("resources/models")  # of download_model, with the facts of each in <model>.json
 MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
@@ -213,7 +212,7 @@ def _split_layers(config: dict) -> list[str]:
     skip = set(config["quantization"]["skip"])
     return [
         f"quantization.skip: {', '.join(sorted(layers))} stand there all or not at all; vLLM makes one layer of them"
-        for layers in FUSED
+        for layers in model_facts.FUSED
         if skip & layers and not layers <= skip
     ]
 
@@ -244,7 +243,7 @@ def _misfits_of_models(config: dict) -> list[str]:
             changed = max(map(os.path.getmtime, sources.local_files(model["source"])), default=0) > path.stat().st_mtime
         except (OSError, ValueError):
             continue
-        if facts["source"] == model["source"] and not changed:
+        if facts.get("source") == model["source"] and facts.keys() >= model_facts.KEYS and not changed:
             lines += model_facts.misfits(facts, recipes.settings_of(config, name))
     return lines
 
