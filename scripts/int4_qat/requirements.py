@@ -35,6 +35,10 @@ def describe(folder: Path) -> dict:
     model, _, names = models.open_checkpoint(folder)
     inputs = linears.for_int4(model, set(names.values()))
     tokenizer = tokenization.load_tokenizer(folder)
+    bos, added = tokenization.template_bos(tokenizer), tokenization.adds_bos(tokenization.load_as_is(folder))
+    if added != bool(bos):
+        found = f"the tokenizer adds {tokenizer.bos_token}" if added else "the tokenizer adds none"
+        print(f"texts begin with {bos or 'no bos'}, as the chat template writes them; {found} by itself", flush=True)
     instruction, response = turns.propose(tokenizer)
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     return {
@@ -44,7 +48,7 @@ def describe(folder: Path) -> dict:
         "modules": sorted({name.rpartition(".")[0] for name in parameters}),
         "no_text_passes_through": text_model.unreached(model),
         "inputs": inputs,
-        "bos": tokenization.template_bos(tokenizer),
+        "bos": bos,
         "conversation": turns.conversation(tokenizer),
         "instruction_part": instruction,
         "response_part": response,
