@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import check_task
-from int4_qat import mmlu_harness, models, tokenization
+from int4_qat import mmlu, models, tokenization
 from int4_qat.errors import InputError
 from programs import LFS_POINTER, run_in_process, run_script
 from workflows import planned, small_config, snakemake, write_config
@@ -134,7 +134,7 @@ def test_examples_that_a_task_does_not_take_are_refused(tmp_path, monkeypatch):
 def test_a_group_is_checked_by_the_figure_for_the_whole(untrained, tmp_path, monkeypatch):
     """MMLU's own group of 19 subjects, each a config of one data set."""
     folder, configs = tmp_path / "mmlu", []
-    for subject in mmlu_harness.subjects():
+    for subject in mmlu.SUBJECTS:
         (folder / subject).mkdir(parents=True)
         files = []
         for split in ("dev", "validation", "test"):
