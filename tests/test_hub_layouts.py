@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoProcessor, Gemma3ForConditionalGeneration
 
 import download_dataset
-from int4_qat import gemma_folder, hub, mmlu, model_folder, models
+from int4_qat import gemma_folder, hub, mmlu, model_folder, models, tokenization
 from programs import ROOT, environment, run_script
 
 TEXT = datasets.Value("string")
@@ -269,7 +269,7 @@ def test_arc_is_scored_whatever_its_labels(untrained, hub_arc, tmp_path):
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "arc.json").read_text())
     model = models.load_model(untrained / "model", torch.float32, "cpu")
-    tokenizer = models.load_tokenizer(untrained / "model")
+    tokenizer = tokenization.load_tokenizer(untrained / "model")
     rows = pq.read_table(hub_arc / "ARC-Challenge" / "test-00000-of-00001.parquet").to_pylist()
     right = [
         likeliest(model, tokenizer, row["question"], row["choices"]["text"])
