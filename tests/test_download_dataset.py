@@ -80,7 +80,11 @@ def test_a_byte_order_mark_is_no_part_of_the_data(source, download, tmp_path, na
     [
         ("test.json", json.dumps(ROWS).encode("utf-16"), "expected UTF-8, found UTF-16; save it as UTF-8"),
         ("test.csv", "question\né\n".encode("latin-1"), r", line 2: expected UTF-8, found b'\xe9'"),
-        ("data/test.parquet", b"version https://git-lfs.github.com/spec/v1\n", ": not a whole parquet file"),
+        (
+            "data/test.parquet",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            ": expected the file, found git-lfs's pointer to it",
+        ),
         ("TEST.CSV", b"question\nq\n", "expected a suffix in lower case, `datasets` reads no other, found .CSV"),
     ],
 )
