@@ -85,6 +85,8 @@ def int4_path(folder: Path, device: str) -> str | None:
 def read_config(folder: Path | str) -> PretrainedConfig:
     """Return the config of a local folder; raise InputError if there is none, or none that transformers knows."""
     path = Path(folder) / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
     content = files.read_json(path)
     model_type = content.get("model_type") if isinstance(content, dict) else None
     if model_type not in CONFIG_MAPPING:
