@@ -44,14 +44,12 @@ def link(source: Path, folder: Path) -> None:
     """A folder of links to a local data set's files."""
     if not source.is_dir():
         raise InputError(f"{source}: expected a folder with a data set, found none")
-    folder.mkdir()
-    for file in map(Path, sources.local_files(source)):
-        if is_one_of((*TABLES, CARD), file.name):
-            place = folder / file.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(file.resolve())
-        elif is_one_of(TABLES, file.name.lower()):
+    listed = [Path(path) for path in sources.local_files(source)]
+    taken = [file for file in listed if is_one_of((*TABLES, CARD), file.name)]
+    for file in listed:
+        if file not in taken and is_one_of(TABLES, file.name.lower()):
             raise InputError(f"{file}: expected a suffix in lower case, `datasets` reads no other, found {file.suffix}")
+    files.link(source, folder, taken)
 
 
 def check(path: Path) -> None:

@@ -70,7 +70,7 @@ def check(folder: Path, arguments: argparse.Namespace) -> dict:
 
 
 def refuse_misfits(facts: dict, arguments: argparse.Namespace) -> None:
-    """Raise InputError for the first thing in the settings that does not fit the model, the disk or the GPU."""
+    """Raise InputError for the first thing in the settings that does not fit the model or the disk."""
     model_facts = importlib.import_module("int4_qat.model_facts")
     for line in model_facts.misfits(facts, arguments.settings):
         raise InputError(line)
