@@ -24,6 +24,7 @@ from statistics import fmean
 
 import openai
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from int4_qat import devices, engine_process, errors, files, models, tokenization, vllm_process
 from int4_qat.errors import InputError
@@ -134,20 +135,20 @@ def ask(client: openai.OpenAI, arguments: argparse.Namespace, ignore_eos: bool, 
 def likeliest_tokens(checkpoint: Path, dtype: torch.dtype, device: str) -> list[str]:
     """What transformers finds likeliest after the question, the likeliest first."""
     model, tokenizer = models.load_model(checkpoint, dtype, device), tokenization.load_tokenizer(checkpoint)
-    logits = model(torch.tensor([question_tokens(checkpoint)], device=device)).logits[0, -1]
+    logits = model(torch.tensor([question_tokens(tokenizer)], device=device)).logits[0, -1]
     return [tokenizer.decode([token]) for token in logits.topk(CANDIDATES).indices.tolist()]
 
 
-def question_tokens(checkpoint: Path) -> list[int]:
+def question_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the token ids of the question, with the template's bos, which a server may not add to a plain text."""
-    return tokenization.load_tokenizer(checkpoint)(MESSAGES[0]["content"])["input_ids"]
+    return tokenizer(MESSAGES[0]["content"])["input_ids"]
 
 
 def check_likeliest(client: openai.OpenAI, arguments: argparse.Namespace, expected: list[str]) -> str:
     """What vLLM finds likeliest after the question; InputError if transformers does not expect that."""
     response = client.completions.create(
         model=str(arguments.checkpoint),
-        prompt=question_tokens(arguments.checkpoint),
+        prompt=question_tokens(tokenization.load_tokenizer(arguments.checkpoint)),
         max_tokens=1,
         temperature=0,
         extra_body={"skip_special_tokens": False},

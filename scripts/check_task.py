@@ -17,7 +17,7 @@ from lm_eval.models.dummy import DummyLM
 from lm_eval.tasks import TaskManager
 
 from int4_qat import errors, files, task_harness
-from int4_qat.errors import InputError
+from int4_qat.errors import InputError, one_line
 
 QUESTIONS = 2
 
@@ -73,10 +73,8 @@ def ask(arguments: argparse.Namespace, task_manager: TaskManager) -> dict:
 
 def misfit(arguments: argparse.Namespace, error: Exception) -> InputError:
     """What lm-eval or the task says, in one line."""
-    message = " ".join(str(error).split())
-    return InputError(
-        f"evaluation.tasks: {arguments.task} does not fit {arguments.dataset} ({type(error).__name__}: {message})"
-    )
+    reason = f"{type(error).__name__}: {one_line(error)}"
+    return InputError(f"evaluation.tasks: {arguments.task} does not fit {arguments.dataset} ({reason})")
 
 
 def refuse_missing_examples(arguments: argparse.Namespace, tasks: dict) -> None:

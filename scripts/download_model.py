@@ -58,9 +58,9 @@ def check(folder: Path, arguments: argparse.Namespace) -> dict:
     try:
         model_folder.taken(folder)
         requirements = importlib.import_module("int4_qat.requirements")
-        requirements.refuse_unsupported(folder)
+        checkpoint = requirements.refuse_unsupported(folder)
         importlib.import_module("int4_qat.tokenizer_check").refuse_unusable(folder)
-        facts = requirements.describe(folder)
+        facts = requirements.describe(folder, checkpoint)
         if arguments.settings:
             refuse_misfits(facts, arguments)
             requirements.refuse_wrong_marks(folder, arguments.settings["arms"])

@@ -35,6 +35,7 @@ from int4_qat import (
     models,
     parity,
     qat,
+    recipes,
     scratch,
     sources,
     text_model,
@@ -96,6 +97,8 @@ def main(backend: ModuleType | None = None) -> None:
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     recipe = Recipe(**json.loads(arguments.recipe))
+    for problem in recipes.impossible(vars(recipe)):
+        raise InputError(f"finetune.{problem}")
     if arguments.device == "cuda":
         devices.refuse_too_small(least_bytes(arguments.model, recipe), "training", devices.free_memory())
     checkpoints.prepare(arguments.checkpoints, settings(arguments, recipe, backend))
@@ -167,7 +170,7 @@ def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules="all-linear",
-        exclude_modules=None if recipe.finetune_vision_layers else unreached_pattern(folder),
+        exclude_modules=unreached_pattern(folder),
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, lora)

@@ -49,7 +49,8 @@ def main() -> None:
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     measure = {"transformers": with_transformers, "vllm": with_vllm}[arguments.engine]
-    batches = [batch_report(size, repeats, arguments) for size, repeats in measure(arguments).items()]
+    weights = text_bytes(arguments.checkpoint)
+    batches = [batch_report(size, repeats, weights, arguments) for size, repeats in measure(arguments).items()]
     files.write_json(
         arguments.output,
         {
@@ -78,12 +79,11 @@ def int4_path(arguments: argparse.Namespace) -> str | None:
     return models.int4_path(arguments.checkpoint, arguments.device)
 
 
-def batch_report(size: int, repeats: list[list[float]], arguments: argparse.Namespace) -> dict:
-    """The figures of one batch size, from the seconds of each iteration of each repeat."""
+def batch_report(size: int, repeats: list[list[float]], weights: int, arguments: argparse.Namespace) -> dict:
+    """The figures of one batch size, from the seconds of each iteration of each repeat and the bytes of the weights."""
     means = [fmean(latencies) for latencies in repeats]
     latencies = torch.tensor(repeats, dtype=torch.float64).flatten()
     mean = fmean(means)
-    weights = text_bytes(arguments.checkpoint)
     return {
         "batch_size": size,
         "mean_s": mean,

@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 import torch
 
+import families
 import make_standin
 from int4_qat import gemma_folder, mmlu, standin
+from int4_qat.errors import InputError
 from programs import ROOT, VARIANTS, run_script
 from workflows import Run, copy_workflow, demo, small_config, write_config
 
@@ -68,6 +70,33 @@ def mmlu_folder(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     result = run_script("download_mmlu", "--source", untrained / "mmlu", "--output", folder)
     assert result.returncode == 0, result.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama."""
+    return families.write("llama", untrained / "model", tmp_path_factory.mktemp("families") / "llama")
+
+
+@pytest.fixture
+def spoiled(llama: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny Llama that a test may spoil."""
+    return shutil.copytree(llama, tmp_path / "source")
+
+
+@pytest.fixture
+def refused_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """Bring a model that must be refused: the message, without the source's path; nothing is left of it."""
+
+    def refuse(source: Path) -> str:
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(InputError) as caught:
+            families.bring(source, tmp_path / "model", monkeypatch)
+        assert sorted(tmp_path.iterdir()) == before
+        assert "\n" not in str(caught.value)
+        return str(caught.value).removeprefix(f"{source}").removeprefix("/").removeprefix(": ")
+
+    return refuse
 
 
 @pytest.fixture(scope="session")

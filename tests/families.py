@@ -4,10 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import tokenizers
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+import download_model
+from programs import run_in_process
 
 SIZES = {
     "vocab_size": 1024,
@@ -113,3 +117,14 @@ def write_model(config: transformers.PretrainedConfig, tokenizer: Path, folder: 
     settings.pop("processor_class", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def bring(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Bring a model to a folder, as the rule does; an InputError comes as it is."""
+    run_in_process(download_model, monkeypatch, "--source", source, "--output", folder)
+    return folder
+
+
+def change_json(path: Path, **changes: object) -> None:
+    """Give keys of a JSON file other values."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

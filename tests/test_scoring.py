@@ -130,7 +130,9 @@ def test_without_a_template_the_tokenizer_keeps_its_habit(llama, mmlu_folder, tm
 
 def test_a_tokenizer_that_ends_each_text_is_refused(llama, mmlu_folder, tmp_path, monkeypatch):
     post_process(llama, template("<bos> $A <eos>"))
-    with pytest.raises(InputError, match=r"expected a tokenizer that adds nothing after a text, found <eos>$"):
+    with pytest.raises(
+        InputError, match=r"expected at most a bos around a prompt, found \['<bos>', '<eos>'\] as well$"
+    ):
         evaluate(monkeypatch, llama, mmlu_folder, tmp_path)
 
 

@@ -79,7 +79,9 @@ def test_modules_are_found_through_other_modules():
         "module_names.py",
         "text_model.py",
         "tokenization.py",
+        "recipes.py",
         "turns.py",
+        "variants.py",
     }
 
 

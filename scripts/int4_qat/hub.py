@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from int4_qat import files
-from int4_qat.errors import InputError
+from int4_qat.errors import InputError, one_line
 
 IGNORED = ["consolidated*"]  # the same weights again, as Mistral's repositories have them
 HUB_SOURCE = re.compile(r"hf://(?P<datasets>datasets/)?(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
@@ -258,11 +258,6 @@ def proxy_variable() -> str | None:
 def described(error: BaseException) -> str:
     """The kind of an error and its message."""
     return f"{type(error).__name__}: {one_line(error)}"
-
-
-def one_line(message: object) -> str:
-    """A message of several lines as one."""
-    return " ".join(str(message).split())
 
 
 def without_token(text: str) -> str:

@@ -80,7 +80,5 @@ def undivided(module: torch.nn.Linear, group_size: int) -> str | None:
 
 def refuse_idle(skip: Sequence[str], model: PreTrainedModel) -> None:
     """Raise InputError for an entry of `quantization.skip` that names no part of the model."""
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    for entry in skip:
-        if not any(module_names.named_by([entry], name.rpartition(".")[0]) for name in names):
-            raise InputError(f"quantization.skip: expected parts of {type(model).__name__}, found '{entry}'")
+    for entry in module_names.idle(skip, text_model.holders(model)):
+        raise InputError(f"quantization.skip: expected parts of {type(model).__name__}, found '{entry}'")

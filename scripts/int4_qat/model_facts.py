@@ -28,9 +28,8 @@ def misfits(facts: dict, settings: dict) -> Iterator[str]:
 
 def idle_skips(facts: dict, skip: list[str]) -> Iterator[str]:
     """Yield a line for each entry of `quantization.skip` that names no part of the model."""
-    for entry in skip:
-        if not any(module_names.named_by([entry], module) for module in facts["modules"]):
-            yield f"quantization.skip: expected parts of a {facts['class']}, as its modules are called, found '{entry}'"
+    for entry in module_names.idle(skip, facts["modules"]):
+        yield f"quantization.skip: expected parts of a {facts['class']}, as its modules are called, found '{entry}'"
 
 
 def split_layers(facts: dict, skip: list[str]) -> Iterator[str]:

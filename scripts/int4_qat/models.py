@@ -22,7 +22,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from int4_qat import devices, files, int4, weight_files
-from int4_qat.errors import InputError
+from int4_qat.errors import InputError, one_line
 
 DEQUANTIZED, TILE_PACKED = "dequantized", "tile_packed"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -95,7 +95,7 @@ def read_config(folder: Path | str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each model's config checks its values in its own way
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise InputError(f"{path}: expected the config of a {model_type}, found {reason}") from None
 
 

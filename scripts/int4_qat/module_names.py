@@ -8,6 +8,12 @@ def named_by(entries: Sequence[str], name: str) -> str | None:
     return next((entry for entry in entries if f".{entry}." in f".{name}."), None)
 
 
+def idle(entries: Sequence[str], modules: Iterable[str]) -> list[str]:
+    """Return the entries that name none of the modules."""
+    modules = list(modules)
+    return [entry for entry in entries if not any(named_by([entry], module) for module in modules)]
+
+
 def unreached_roots(names: Iterable[str], reached: set[str]) -> list[str]:
     """Return the topmost modules none of whose parameters are reached; names are those of all parameters."""
     names = set(names)

@@ -1,5 +1,7 @@
 """The part of the config that the results of one model come from, and the settings of each of its arms."""
 
+from collections.abc import Iterator
+
 from int4_qat import variants
 
 STANDIN = "standin"
@@ -26,6 +28,18 @@ def unsloth_misfits(recipe: dict, device: str) -> list[str]:
     if recipe["qat_scheme"] and recipe["group_size"] != UNSLOTH_GROUP_SIZE:
         problems.append(f"group_size: unsloth's int4 has groups of {UNSLOTH_GROUP_SIZE}, not {recipe['group_size']}")
     return problems
+
+
+def impossible(recipe: dict) -> Iterator[str]:
+    """Yield `key: reason` for each setting of an arm that the others rule out, or that nothing could heed."""
+    if recipe["qat_scheme"] and recipe["qat_target"] == "merged" and recipe["lora_dropout"]:
+        yield "lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout"
+    if recipe["finetune_vision_layers"]:
+        yield "finetune_vision_layers: expected false, since the training texts hold no pictures to learn from"
+    if recipe["logging_steps"] > recipe["max_steps"]:
+        yield f"logging_steps: {recipe['logging_steps']} is more than max_steps, {recipe['max_steps']}"
+    if recipe["lr_scheduler_type"] == "constant" and recipe["warmup_steps"]:
+        yield f"warmup_steps: expected 0 with lr_scheduler_type constant, found {recipe['warmup_steps']}"
 
 
 def arms_of(config: dict) -> list[str]:

@@ -15,8 +15,8 @@ CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 LARGEST_OTHER_SHARE = 0.1  # of the text's weights, in matrices that no linear or embedding holds
 
 
-def refuse_unsupported(folder: Path) -> None:
-    """Raise InputError that names the first thing of a model which this workflow cannot train or make int4."""
+def refuse_unsupported(folder: Path) -> models.Checkpoint:
+    """Return a model's folder; raise InputError for the first thing that this workflow cannot train or make int4."""
     refuse_layers(folder, models.without_weights(folder))
     checkpoint = models.open_checkpoint(folder)
     refuse_types(folder, checkpoint.tensors)
@@ -28,11 +28,12 @@ def refuse_unsupported(folder: Path) -> None:
         if count:
             path = checkpoint.tensors[key].path
             raise InputError(f"{path}: {key}: expected finite numbers, found {count} that are NaN or infinite")
+    return checkpoint
 
 
-def describe(folder: Path) -> dict:
+def describe(folder: Path, checkpoint: models.Checkpoint) -> dict:
     """Return what a config must fit, for model_facts."""
-    model, _, names = models.open_checkpoint(folder)
+    model, _, names = checkpoint
     inputs = linears.for_int4(model, set(names.values()))
     tokenizer = tokenization.load_tokenizer(folder)
     bos, added = tokenization.template_bos(tokenizer), tokenization.adds_bos(tokenization.load_as_is(folder))
@@ -40,12 +41,11 @@ def describe(folder: Path) -> dict:
         found = f"the tokenizer adds {tokenizer.bos_token}" if added else "the tokenizer adds none"
         print(f"texts begin with {bos or 'no bos'}, as the chat template writes them; {found} by itself", flush=True)
     instruction, response = turns.propose(tokenizer)
-    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     return {
         "model_type": model.config.model_type,
         "class": type(model).__name__,
         "sees_pictures": hasattr(model.config, "vision_config"),
-        "modules": sorted({name.rpartition(".")[0] for name in parameters}),
+        "modules": text_model.holders(model),
         "no_text_passes_through": text_model.unreached(model),
         "inputs": inputs,
         "bos": bos,

@@ -30,7 +30,7 @@ def evaluate(arguments: argparse.Namespace, engine: str, tasks: list, task_manag
     `tasks` are lm-eval's names or task configs.
     """
     tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
-    stock_scores.refuse_appended(tokenizer)
+    tokenization.refuse_additions(tokenizer)
     reason = None
     if engine == LAST_POSITION:
         reason = last_position.objection(models.read_config(arguments.checkpoint), tokenizer)

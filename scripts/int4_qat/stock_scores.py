@@ -8,7 +8,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from int4_qat.errors import InputError
 
@@ -92,18 +91,6 @@ class StockScores(HFLM):
             of = f"{count} of {len({(request.task_name, request.doc_id) for request in requests})} questions"
             context = f"the model's context of {self.max_length} tokens"
             print(f"{of} are longer than {context}: they lose their beginning, bos included", flush=True)
-
-
-def refuse_appended(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError if a tokenizer puts anything after a text, since every prompt is to be continued."""
-    bare, called = tokenizer.encode(PROBE, add_special_tokens=False), tokenizer.encode(PROBE)
-    starts = [start for start in range(len(called)) if called[start : start + len(bare)] == bare]
-    appended = called[starts[0] + len(bare) :] if starts else []
-    if appended:
-        found = " ".join(tokenizer.convert_ids_to_tokens(appended))
-        raise InputError(
-            f"{tokenizer.name_or_path}: expected a tokenizer that adds nothing after a text, found {found}"
-        )
 
 
 def refuse_tokens(requests: list[Instance], tokens: list[Tokens], max_length: int) -> None:

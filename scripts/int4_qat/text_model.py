@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from int4_qat import module_names
-from int4_qat.errors import InputError
+from int4_qat.errors import InputError, one_line
 
 TOKENS = 4
 
@@ -31,9 +31,8 @@ def reached_parameters(model: PreTrainedModel) -> set[str]:
             # With a cache: without one transformers looks for packed sequences, in values.
             model(input_ids=tokens, use_cache=True).logits.sum().backward()
     except Exception as error:  # each model's own code runs here
-        reason = " ".join(str(error).split())[:200]
-        name = type(model).__name__
-        raise InputError(f"{name}: expected a model that a text can be sent through, found {reason}") from None
+        expected = "a model that a text can be sent through"
+        raise InputError(f"{type(model).__name__}: expected {expected}, found {one_line(error):.200}") from None
     parameters = model.named_parameters(remove_duplicate=False)
     reached = {name for name, parameter in parameters if parameter.grad is not None}
     model.zero_grad()
@@ -43,6 +42,12 @@ def reached_parameters(model: PreTrainedModel) -> set[str]:
 def unreached(model: PreTrainedModel) -> list[str]:
     """Return the topmost modules of a model that no text passes through; the model must be on the meta device."""
     return module_names.unreached_roots([name for name, _ in model.named_parameters()], reached_parameters(model))
+
+
+def holders(model: PreTrainedModel) -> list[str]:
+    """Return the names of the modules that hold parameters, sorted."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return sorted({name.rpartition(".")[0] for name, _ in parameters})
 
 
 def output_head(model: PreTrainedModel) -> str | None:

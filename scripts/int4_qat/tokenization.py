@@ -11,9 +11,9 @@ import jinja2
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from int4_qat.errors import InputError
+from int4_qat.errors import InputError, one_line
 
-PROBE = "a"
+PROBE, PROMPT = "a", "Is it one?\nAnswer:"
 FIRST, SECOND = "What is one?", "It is a number."  # messages that stand in no template
 
 
@@ -22,7 +22,7 @@ def load_as_is(folder: Path | str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the libraries that read the files raise what they like
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise InputError(f"{folder}: the tokenizer cannot be loaded ({type(error).__name__}: {reason})") from None
 
 
@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a plain call puts the bos ahead of a text."""
-    bare, called = (_tokens(tokenizer, PROBE, special) for special in (False, True))
+    bare, called = bare_ids(tokenizer, PROBE), tokenizer(PROBE)["input_ids"]
     return tokenizer.bos_token_id is not None and called[: len(called) - len(bare)][:1] == [tokenizer.bos_token_id]
 
 
@@ -65,8 +65,8 @@ def render(tokenizer: PreTrainedTokenizerBase, contents: Sequence[str], **option
     try:
         return tokenizer.apply_chat_template(conversation, tokenize=False, **options)
     except (jinja2.TemplateError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{tokenizer.name_or_path}: the chat template fails on a conversation ({reason})") from None
+        found = f"the chat template fails on a conversation ({one_line(error)})"
+        raise InputError(f"{tokenizer.name_or_path}: {found}") from None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options) -> list[list[int]]:
@@ -75,8 +75,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options) 
     return tokenizer([text.removeprefix(bos) for text in texts], **options)["input_ids"]
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
-    return tokenizer(text, add_special_tokens=special)["input_ids"]
+def bare_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a text alone, without special tokens around it."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def refuse_additions(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError if a plain call adds more to a prompt, which is to be continued, than a bos ahead of it."""
+    bare, called = bare_ids(tokenizer, PROMPT), tokenizer(PROMPT)["input_ids"]
+    ahead = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    if called != ahead + bare:
+        added = tokenizer.convert_ids_to_tokens([token for token in called if token not in bare])
+        raise InputError(
+            f"{tokenizer.name_or_path}: the tokenizer: expected at most a bos around a prompt, found {added} as well"
+        )
 
 
 def _set_bos(tokenizer: PreTrainedTokenizerBase, bos: str | None) -> None:
@@ -90,8 +102,8 @@ def _set_bos(tokenizer: PreTrainedTokenizerBase, bos: str | None) -> None:
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single=single, pair=pair, special_tokens=[token] if bos else []
         )
-    expected = [tokenizer.bos_token_id] * bool(bos) + _tokens(tokenizer, PROBE, special=False)
-    found = _tokens(tokenizer, PROBE, special=True)
+    expected = [tokenizer.bos_token_id] * bool(bos) + bare_ids(tokenizer, PROBE)
+    found = tokenizer(PROBE)["input_ids"]
     if found != expected:
         raise InputError(
             f"{tokenizer.name_or_path}: expected {bos or 'no bos'} ahead of a text, as the chat template writes it, "

@@ -13,7 +13,6 @@ from int4_qat import files, mmlu, tokenization, turns
 from int4_qat.errors import InputError
 
 SAMPLE = "def f(x):\n    return 12345 * x\n\n\tA. one  two, don't\n"
-PROMPT = f"{SAMPLE}Answer:"
 
 
 def refuse_unusable(folder: Path) -> None:
@@ -24,7 +23,7 @@ def refuse_unusable(folder: Path) -> None:
     refuse_lost_messages(folder, tokenizer)
     refuse_another_splitting(folder, tokenizer)
     refuse_lost_text(folder, tokenizer)
-    refuse_ending(folder, tokenizer)
+    tokenization.refuse_additions(tokenizer)
     refuse_equal_choices(folder, tokenizer)
     tokenization.load_tokenizer(folder)
 
@@ -42,7 +41,7 @@ def refuse_another_splitting(folder: Path, tokenizer: PreTrainedTokenizerBase) -
     if not path.exists():
         return
     expected = Tokenizer.from_file(str(path)).encode(SAMPLE, add_special_tokens=False).tokens
-    found = tokenizer.convert_ids_to_tokens(ids_of(tokenizer, SAMPLE))
+    found = tokenizer.convert_ids_to_tokens(tokenization.bare_ids(tokenizer, SAMPLE))
     if found != expected:
         raise InputError(
             f"{path}: expected the tokens {expected[:8]}, found {found[:8]}, since transformers makes a "
@@ -60,7 +59,7 @@ def remedy(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def refuse_lost_text(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise InputError unless decoding gives the encoded text back, up to normalization and one leading space."""
-    found = tokenizer.decode(ids_of(tokenizer, SAMPLE), clean_up_tokenization_spaces=False)
+    found = tokenizer.decode(tokenization.bare_ids(tokenizer, SAMPLE), clean_up_tokenization_spaces=False)
     if normalized(tokenizer, found.removeprefix(" ")) != normalized(tokenizer, SAMPLE):
         raise InputError(f"{folder}: the tokenizer: expected {SAMPLE!r} back from its tokens, found {found!r}")
 
@@ -71,22 +70,8 @@ def normalized(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return normalizer.normalize_str(text) if normalizer else text
 
 
-def refuse_ending(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError if a plain call adds more to a prompt, which is to be continued, than a bos ahead of it."""
-    bare, called = ids_of(tokenizer, PROMPT), tokenizer(PROMPT)["input_ids"]
-    ahead = [tokenizer.bos_token_id] if tokenization.adds_bos(tokenizer) else []
-    if called != ahead + bare:
-        added = tokenizer.convert_ids_to_tokens([token for token in called if token not in bare])
-        raise InputError(f"{folder}: the tokenizer: expected at most a bos around a prompt, found {added} added to it")
-
-
 def refuse_equal_choices(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise InputError unless each answer to a question is a token sequence of its own behind the question's."""
-    answered = [tuple(ids_of(tokenizer, f"{PROMPT} {letter}")) for letter in mmlu.LETTERS]
+    answered = [tuple(tokenization.bare_ids(tokenizer, f"{tokenization.PROMPT} {letter}")) for letter in mmlu.LETTERS]
     if len(set(answered)) < len(answered):
         raise InputError(f"{folder}: the tokenizer: expected other tokens for each of {mmlu.LETTERS}, found the same")
-
-
-def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the token ids of a text alone, without special tokens."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -39,7 +39,7 @@ def propose(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     pairs = [(strip(instruction), strip(response)) for response in responses for strip in (str, str.rstrip, str.strip)]
     text = conversation(tokenizer)
     for pair in pairs:
-        if all(mark and mark in text for mark in pair) and counts_the_answer_alone(tokenizer, *pair):
+        if all(mark and mark in text for mark in pair) and is_the_answer_alone(learned_text(tokenizer, *pair)):
             return pair
     raise InputError(f"{tokenizer.name_or_path}: the chat template: expected marks ahead of its turns, found {text!r}")
 
@@ -69,9 +69,8 @@ def learned_text(tokenizer: PreTrainedTokenizerBase, instruction: str, response:
     return tokenizer.decode([label for label in labels if label != IGNORED])
 
 
-def counts_the_answer_alone(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -> bool:
-    """Return whether by these marks the answer of a conversation counts in the loss, and its question does not."""
-    learned = learned_text(tokenizer, instruction, response)
+def is_the_answer_alone(learned: str) -> bool:
+    """Return whether what counts in the loss of a conversation is its answer, and not its question."""
     return ANSWER in learned and QUESTION not in learned
 
 
@@ -87,8 +86,8 @@ def refuse_wrong_marks(tokenizer: PreTrainedTokenizerBase, key: str, instruction
     ):
         if mark not in text:
             raise InputError(f"{key}.{name}: expected what the chat template writes, {fitting!r}, found {mark!r}")
-    if not counts_the_answer_alone(tokenizer, instruction, response):
-        learned = learned_text(tokenizer, instruction, response)
+    learned = learned_text(tokenizer, instruction, response)
+    if not is_the_answer_alone(learned):
         raise InputError(
             f"{key}.response_part: expected marks by which an answer alone counts in the loss, {proposed[0]!r} and "
             f"{proposed[1]!r}; found {instruction!r} and {response!r}, by which {learned!r} counts"
@@ -97,7 +96,7 @@ def refuse_wrong_marks(tokenizer: PreTrainedTokenizerBase, key: str, instruction
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, mark: str) -> list[int]:
     """Return the token ids of a mark: those that it has alone, or else those that it has in a conversation."""
-    alone, text = tokenizer(mark, add_special_tokens=False)["input_ids"], conversation(tokenizer)
+    alone, text = tokenization.bare_ids(tokenizer, mark), conversation(tokenizer)
     if not tokenizer.is_fast or mark not in text:
         return alone
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

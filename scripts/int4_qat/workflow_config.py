@@ -177,24 +177,10 @@ def _misfits(config: dict) -> list[str]:
 
 def _misfits_of(config: dict, arm: str) -> list[str]:
     recipe = recipes.recipe_of(config, arm)
-    problems = [*recipes.unsloth_misfits(recipe, config["device"]), *_impossible(recipe)]
+    problems = [*recipes.unsloth_misfits(recipe, config["device"]), *recipes.impossible(recipe)]
     if not recipe["qat_scheme"] and "qat_target" in config["finetune"]["arms"][arm]:
         problems.append("qat_target: has no effect in an arm whose qat_scheme is null")
     return problems
-
-
-def _impossible(recipe: dict) -> Iterator[str]:
-    steps = recipe["max_steps"]
-    if recipe["qat_scheme"] and recipe["qat_target"] == "merged" and recipe["lora_dropout"]:
-        yield "lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout"
-    if recipe["finetune_vision_layers"]:
-        yield "finetune_vision_layers: expected false; no picture stands in the training texts, so they would not learn"
-    if recipe["logging_steps"] > steps:
-        yield f"logging_steps: {recipe['logging_steps']} is more than max_steps, {steps}"
-    if recipe["lr_scheduler_type"] == "constant" and recipe["warmup_steps"]:
-        yield f"warmup_steps: expected 0 with lr_scheduler_type constant, found {recipe['warmup_steps']}"
-    elif recipe["warmup_steps"] >= steps:
-        yield f"warmup_steps: expected fewer than max_steps, {steps}, found {recipe['warmup_steps']}"
 
 
 def _idle_words(config: dict) -> Iterator[str]:
