@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path, differing: int) -> dict:
-    """Return what was quantized, what not, and what it saved; bytes are those of the weight files."""
+    """Return what was quantized, what was not, and the sizes of the weight files before and after."""
     in_int4 = sum(layer["bytes_before"] for layer in chosen["layers"] if layer["quantized"])
     before = weight_files.file_bytes(arguments.checkpoint)
     return {

@@ -95,10 +95,11 @@ configs:
     path: data/test-*
 """
 
-# google/gemma-3-12b-it is gated. Its files are those of the re-upload huggingface.co/IntervitensInc/
-# gemma-3-12b-it-chatml, commit c576e4613583f64d4d985532971d5ae3ef3f6b42; config.json's keys those of
-# huggingface.co/harmonicdata/Gemma3-SD-v0.2 (the 12B's text) and huggingface.co/mlx-community/gemma-3-4b-it-bf16 (the
-# vision part). `torch_dtype` and not `dtype`; neither head_dim nor tie_word_embeddings nor layer_types stand there.
+# google/gemma-3-12b-it is gated, so its layout is taken from public re-uploads. The list of files is that of
+# huggingface.co/IntervitensInc/gemma-3-12b-it-chatml at commit c576e4613583f64d4d985532971d5ae3ef3f6b42. The keys of
+# config.json are those of huggingface.co/harmonicdata/Gemma3-SD-v0.2 (text) and huggingface.co/mlx-community/
+# gemma-3-4b-it-bf16 (vision). The config says `torch_dtype`, not `dtype`, and has no head_dim, tie_word_embeddings or
+# layer_types.
 GEMMA_SHARDS = [f"model-{number:05}-of-00005.safetensors" for number in range(1, 6)]
 GEMMA_FILES = [
     *(".gitattributes", "README.md", "added_tokens.json", "chat_template.json", "config.json", *GEMMA_SHARDS),

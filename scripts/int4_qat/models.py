@@ -168,7 +168,7 @@ def renamed(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str | None
 
 
 def unexpected(model: PreTrainedModel, names: set[str]) -> set[str]:
-    """Return those of the names that transformers does not pass over, as it does with buffers of old checkpoints."""
+    """Return the names that transformers would report as unexpected; it ignores buffers of old checkpoints."""
     info = SimpleNamespace(missing_keys=set(), unexpected_keys=set(names))
     model._adjust_missing_and_unexpected_keys(info)
     return info.unexpected_keys

@@ -75,9 +75,9 @@ def is_the_answer_alone(learned: str) -> bool:
 
 
 def refuse_wrong_marks(tokenizer: PreTrainedTokenizerBase, key: str, instruction: str, response: str) -> None:
-    """Raise InputError, with marks that fit, unless the answers alone count by those of the config.
+    """Raise InputError, which proposes marks that work, unless these select exactly the answers for the loss.
 
-    key is where the marks stand in the config: `finetune`, or an arm of it.
+    key is where the config has the marks: `finetune`, or one of its arms.
     """
     text = conversation(tokenizer)
     proposed = propose(tokenizer)
