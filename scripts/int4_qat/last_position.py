@@ -1,8 +1,8 @@
 """Score multiple-choice questions from the logits of the last position alone.
 
 lm-eval's HFLM computes logits for every position and reads only the last ones. For 8 questions of 500 tokens and a
-vocabulary of 262,208, Gemma's, that takes 4 GB in fp32. It also runs the few-shot examples of a subject through the model again
-for every question. `LastPosition` does neither; its order and its log-softmax are those of HFLM.
+vocabulary of 262,208, Gemma's, that takes 4 GB in fp32. It also runs the few-shot examples of a subject through the
+model again for every question. `LastPosition` does neither; its order and its log-softmax are those of HFLM.
 
 That is right where a token's state depends on nothing but the tokens before it, and where a cache can be copied for
 several continuations. `objection` lets through what the tests prove, by the config alone, and every run compares its
