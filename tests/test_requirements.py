@@ -136,6 +136,7 @@ def test_weights_of_a_type_that_torch_cannot_quantize(spoiled, refused_model):
         (WEIGHTS, "cut", "model.safetensors: the weights cannot be read"),
         ("config.json", "[]", "config.json: expected a mapping, found list"),
         ("config.json", "{", "config.json: not valid JSON"),
+        ("config.json", "\ufeff{}", "config.json: not valid JSON (Unexpected UTF-8 BOM"),
         ("tokenizer.json", "{", "the tokenizer cannot be loaded"),
         (
             "adapter_config.json",

@@ -71,7 +71,7 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: expected a JSON file, found none") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         refuse_lfs_pointer(Path(path))
         raise InputError(f"{path}: not valid JSON ({error})") from None
 

@@ -51,10 +51,11 @@ def refuse_another_splitting(folder: Path, tokenizer: PreTrainedTokenizerBase) -
 
 def remedy(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return what brings another class about: nothing if the model's type decides on it, not the tokenizer's config."""
-    configured = files.read_json(folder / "tokenizer_config.json").get("tokenizer_class") or ""
+    path = folder / "tokenizer_config.json"
+    configured = (files.read_json(path) if path.exists() else {}).get("tokenizer_class") or ""
     if configured.removesuffix("Fast") != type(tokenizer).__name__.removesuffix("Fast"):
         return ""
-    return f"; set tokenizer_class in {folder / 'tokenizer_config.json'} to PreTrainedTokenizerFast"
+    return f"; set tokenizer_class in {path} to PreTrainedTokenizerFast"
 
 
 def refuse_lost_text(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
