@@ -40,8 +40,8 @@ wildcard_constraints:
 
 
 def code_of(script):
-    """A script and every module of ours that it imports: editing one re-runs what depends on it."""
-    return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py")
+    """A script and every module of ours that it imports: editing one re-runs what depends on it, unless it only refuses."""
+    return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py", left_out=sources.REFUSING)
 
 
 def finetune_code(wildcards):

@@ -24,7 +24,6 @@ from statistics import fmean
 
 import openai
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from int4_qat import devices, engine_process, errors, files, models, tokenization, vllm_process
 from int4_qat.errors import InputError
@@ -52,12 +51,12 @@ def main() -> None:
     # In a process of its own, which leaves the GPU's memory to vLLM.
     spawn, end = multiprocessing.get_context("spawn"), engine_process.end_with_parent
     with ProcessPoolExecutor(1, spawn, initializer=end) as pool:
-        expected = pool.submit(likeliest_tokens, arguments.checkpoint, dtype, arguments.device).result()
+        question, expected = pool.submit(likeliest_tokens, arguments.checkpoint, dtype, arguments.device).result()
     with (
         engine_process.readable(arguments.checkpoint, dtype, arguments.device) as folder,
         served(folder, arguments) as (client, startup_seconds),
     ):
-        likeliest = check_likeliest(client, arguments, expected)
+        likeliest = check_likeliest(client, question, arguments, expected)
         answer = check_answer(client, arguments)
         load = [measure(client, requests, arguments) for requests in arguments.concurrency]
     files.write_json(
@@ -132,23 +131,24 @@ def ask(client: openai.OpenAI, arguments: argparse.Namespace, ignore_eos: bool, 
 
 
 @torch.no_grad()
-def likeliest_tokens(checkpoint: Path, dtype: torch.dtype, device: str) -> list[str]:
-    """What transformers finds likeliest after the question, the likeliest first."""
+def likeliest_tokens(checkpoint: Path, dtype: torch.dtype, device: str) -> tuple[list[int], list[str]]:
+    """Return the question's token ids, and what transformers finds likeliest after them, the likeliest first.
+
+    The ids begin with the template's bos, which a server may not add to a plain text.
+    """
     model, tokenizer = models.load_model(checkpoint, dtype, device), tokenization.load_tokenizer(checkpoint)
-    logits = model(torch.tensor([question_tokens(tokenizer)], device=device)).logits[0, -1]
-    return [tokenizer.decode([token]) for token in logits.topk(CANDIDATES).indices.tolist()]
+    question = tokenizer(MESSAGES[0]["content"])["input_ids"]
+    logits = model(torch.tensor([question], device=device)).logits[0, -1]
+    return question, [tokenizer.decode([token]) for token in logits.topk(CANDIDATES).indices.tolist()]
 
 
-def question_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids of the question, with the template's bos, which a server may not add to a plain text."""
-    return tokenizer(MESSAGES[0]["content"])["input_ids"]
-
-
-def check_likeliest(client: openai.OpenAI, arguments: argparse.Namespace, expected: list[str]) -> str:
-    """What vLLM finds likeliest after the question; InputError if transformers does not expect that."""
+def check_likeliest(
+    client: openai.OpenAI, question: list[int], arguments: argparse.Namespace, expected: list[str]
+) -> str:
+    """Return what vLLM finds likeliest after the question; raise InputError if transformers does not expect that."""
     response = client.completions.create(
         model=str(arguments.checkpoint),
-        prompt=question_tokens(tokenization.load_tokenizer(arguments.checkpoint)),
+        prompt=question,
         max_tokens=1,
         temperature=0,
         extra_body={"skip_special_tokens": False},

@@ -11,11 +11,10 @@ kept in --facts, for the check of another config.
 """
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 
-from int4_qat import errors, files, hub, model_folder
+from int4_qat import errors, files, hub, model_facts, model_folder, requirements, tokenizer_check
 from int4_qat.errors import InputError
 
 
@@ -50,16 +49,11 @@ def link(source: Path, folder: Path) -> None:
 
 
 def check(folder: Path, arguments: argparse.Namespace) -> dict:
-    """Return what is known of the model; raise InputError, with the source's name, if a later stage could not use it.
-
-    What only refuses changes nothing in the folder. So it is no import, of which Snakemake would make an input: an edit
-    of it would fetch the model again.
-    """
+    """Return what is known of the model; raise InputError, with its source, if a later stage could not use it."""
     try:
         model_folder.taken(folder)
-        requirements = importlib.import_module("int4_qat.requirements")
         checkpoint = requirements.refuse_unsupported(folder)
-        importlib.import_module("int4_qat.tokenizer_check").refuse_unusable(folder)
+        tokenizer_check.refuse_unusable(folder)
         facts = requirements.describe(folder, checkpoint)
         if arguments.settings:
             refuse_misfits(facts, arguments)
@@ -71,7 +65,6 @@ def check(folder: Path, arguments: argparse.Namespace) -> dict:
 
 def refuse_misfits(facts: dict, arguments: argparse.Namespace) -> None:
     """Raise InputError for the first thing in the settings that does not fit the model or the disk."""
-    model_facts = importlib.import_module("int4_qat.model_facts")
     for line in model_facts.misfits(facts, arguments.settings):
         raise InputError(line)
     for line in model_facts.full_disk(facts, arguments.settings, arguments.results) if arguments.results else ():

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--dtype", required=True, choices=list(models.DTYPES))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", required=True, type=Path, help="JSON with what lm-eval reports")
-    parser.add_argument("--samples", required=True, type=Path, help="parquet with a row a question")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
     arguments = parser.parse_args()
     splits = {
         split: mmlu_parquet.count_subjects(arguments.mmlu / f"{split}.parquet") for split in mmlu.EVALUATION_SPLITS

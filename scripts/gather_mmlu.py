@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--shard-reports", required=True, nargs="+", type=Path, help="JSON of each shard")
     parser.add_argument("--shard-samples", required=True, nargs="+", type=Path, help="parquet of each shard")
     parser.add_argument("--output", required=True, type=Path, help="mmlu.json")
-    parser.add_argument("--samples", required=True, type=Path, help="parquet with a row a question")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
     arguments = parser.parse_args()
     reports = {path: files.read_json(path) for path in arguments.shard_reports}
     tables = [mmlu_parquet.open_file(path, ["subject", "index"]).read() for path in arguments.shard_samples]

@@ -53,7 +53,7 @@ def test_killed_and_resumed_gives_the_same_bytes(untrained, texts, tmp_path, tar
 @pytest.mark.slow
 def test_a_training_that_was_done_takes_no_step_more(untrained, texts, tmp_path):
     """At first the table cannot be written, after the last step; at a constant rate a step more would be seen."""
-    changes = {"lr_scheduler_type": "constant"}
+    changes = {"lr_scheduler_type": "constant", "warmup_steps": 0}
     whole, stopped = finetune_options(untrained, texts, tmp_path / "whole", **changes), tmp_path / "stopped"
     assert run_script("finetune", *whole).returncode == 0
     stopped.mkdir()

@@ -7,6 +7,7 @@ import socket
 import ssl
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +73,7 @@ def download(
     partial = folder.with_name(f"{folder.name}.{name.replace('/', '--')}")
     prepare(name, get_token())
     limit_silence()
-    try:
+    with explained(name, partial):
         snapshot_download(
             source.repository,
             repo_type=source.repository_type,
@@ -81,14 +82,19 @@ def download(
             ignore_patterns=IGNORED,
             local_dir=partial,
         )
-    except FAILURES as error:
-        raise InputError(f"{name}: {explain(error, partial)}") from None
     refuse_unusable(partial)
-    try:
+    with explained(name, partial):
         files.remove(partial / ".cache")
         partial.rename(folder)
+
+
+@contextmanager
+def explained(what: str, place: Path) -> Iterator[None]:
+    """Make one line, an InputError, of whatever the client raises; `place` is where the Hub's files are kept."""
+    try:
+        yield
     except FAILURES as error:
-        raise InputError(f"{name}: {explain(error, partial)}") from None
+        raise InputError(f"{what}: {explain(error, place)}") from None
 
 
 def prepare(name: str, token: str | None) -> None:

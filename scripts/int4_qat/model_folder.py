@@ -65,7 +65,7 @@ def companions_of(source: Path) -> list[Path]:
     """Return the files that go with the weights; raise InputError if one would put an adapter on them."""
     if (source / ADAPTER).exists():
         raise InputError(f"{source / ADAPTER}: expected a model without adapters, found one; merge it first")
-    listed = {Path(path) for path in sources.local_files(str(source))}
+    listed = {Path(path) for path in sources.local_files(source)}
     found = {file for pattern in COMPANIONS for file in source.glob(pattern)}
     return sorted(file for file in found & listed if not is_left_out(file))
 

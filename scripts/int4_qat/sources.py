@@ -3,17 +3,23 @@
 import ast
 import os
 import re
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 WILDCARD = re.compile(r"\{\s*\w+\s*(,[^{}]*)?\}")  # as Snakemake has it
+# What lets through or refuses and changes nothing: an edit of it is no reason to make anything again.
+REFUSING = ("requirements", "tokenizer_check", "model_facts")
 WRITTEN = ("results", "resources")  # folders in which a rule made everything
 # Hidden files; locks of Excel; backups of editors; what macOS puts into archives, and Windows into folders.
 LEFT_OUT = (".*", "~$*", "*~", "#*#", "*.bak", "__MACOSX", "Thumbs.db", "desktop.ini")
 
 
-def local_modules(script: str) -> list[str]:
-    """The script and every module beside it or in our package that it imports, directly or through another."""
+def local_modules(script: str, left_out: Collection[str] = ()) -> list[str]:
+    """Return the script and every module beside it or in our package that it imports, directly or through another.
+
+    The modules named in left_out do not count, nor does what they alone import.
+    """
     root = Path(script).parent
     found: dict[Path, None] = {}
     waiting = [Path(script)]
@@ -25,7 +31,7 @@ def local_modules(script: str) -> list[str]:
         for name in _imported_names(path):
             relative = Path(*name.split("."))
             candidates = [root / relative.with_suffix(".py"), root / relative / "__init__.py"]
-            waiting += [candidate for candidate in candidates if candidate.exists()]
+            waiting += [path for path in candidates if path.stem not in left_out and path.exists()]
     first, *others = found
     return [str(first), *sorted(map(str, others))]
 

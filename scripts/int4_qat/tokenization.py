@@ -32,8 +32,9 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     A tokenizer without a chat template keeps its own habit.
     """
     tokenizer = load_as_is(folder)
-    if tokenizer.chat_template is not None and adds_bos(tokenizer) != bool(template_bos(tokenizer)):
-        _set_bos(tokenizer, template_bos(tokenizer))
+    bos = template_bos(tokenizer)
+    if tokenizer.chat_template is not None and adds_bos(tokenizer) != bool(bos):
+        _set_bos(tokenizer, bos)
     return tokenizer
 
 

@@ -206,14 +206,9 @@ def _split_layers(config: dict) -> list[str]:
 def _too_few_examples(config: dict) -> list[str]:
     """More shots than the data have examples, if those were downloaded; else download_mmlu says so."""
     source = config["data"]["source"]
-    try:
-        report = json.loads(DATA_REPORT.read_text(encoding="utf-8"))
-        changed = max(map(os.path.getmtime, sources.local_files(source)), default=0) > DATA_REPORT.stat().st_mtime
-        examples = report["fewest_examples"]
-    except (OSError, ValueError, KeyError):
-        return []
+    examples = _known_of(source, DATA_REPORT).get("fewest_examples")
     shots = config["evaluation"]["mmlu"]["num_fewshot"]
-    if report["source"] != source or changed or examples["count"] >= shots:
+    if not examples or examples["count"] >= shots:
         return []
     found = f"dev of {source} has {examples['count']} of '{examples['subject']}'"
     return [f"evaluation.mmlu.num_fewshot: expected at most {examples['count']}, since {found}, found {shots}"]
@@ -223,15 +218,20 @@ def _misfits_of_models(config: dict) -> list[str]:
     """What does not fit the models that were brought already; of others download_model says so."""
     lines = []
     for name, model in config["models"].items():
-        path = MODELS / f"{name}.json"
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            changed = max(map(os.path.getmtime, sources.local_files(model["source"])), default=0) > path.stat().st_mtime
-        except (OSError, ValueError):
-            continue
-        if facts.get("source") == model["source"] and facts.keys() >= model_facts.KEYS and not changed:
+        facts = _known_of(model["source"], MODELS / f"{name}.json")
+        if facts.keys() >= model_facts.KEYS:
             lines += model_facts.misfits(facts, recipes.settings_of(config, name))
     return lines
+
+
+def _known_of(source: str, report: Path) -> dict:
+    """What an earlier run reported of a source; nothing if that was another source, or if it has changed since."""
+    try:
+        known = json.loads(report.read_text(encoding="utf-8"))
+        changed = max(map(os.path.getmtime, sources.local_files(source)), default=0) > report.stat().st_mtime
+    except (OSError, ValueError):
+        return {}
+    return known if known.get("source") == source and not changed else {}
 
 
 def _unpublishable(config: dict) -> list[str]:
