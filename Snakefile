@@ -4,10 +4,8 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-if not workflow.overwrite_configfiles and "models" not in config:
-
-    # A --configfile replaces the default one as a whole: a merge of two would run the models of both.
-    configfile: f"{workflow.basedir}/config.yaml"
+# common.smk lays what is given over it; `configfile:` would run the models of both.
+workflow.configfiles.append(f"{workflow.basedir}/config.yaml")
 
 
 report: "rules/captions/workflow.rst"
@@ -42,8 +40,7 @@ rule all:
         expand("results/{model}/summary.json", model=config["models"]),
         expand(rules.plot_results.output, model=config["models"]),
         expand(rules.render_pages.output, model=config["models"]),
-        expand("results/{model}/{variant}/chartqa.json", model=config["models"], variant=charted),
-        expand("results/{model}/{variant}/serving.json", model=config["models"], variant=served),
+        expand(result_files(measured), model=config["models"]),
     message:
         "all"
 

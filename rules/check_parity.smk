@@ -1,22 +1,22 @@
 # Whether each arm's training saw what is deployed.
-#   in:  resources/models/<model>/, results/<model>/<arm>/adapter/, results/<model>/<arm>-int4/checkpoint/,
+#   in:  resources/models/<model>/, results/<model>/<arm>/adapter/, results/<model>/<variant>/checkpoint/,
 #        results/<model>/train.parquet
-#   out: results/<model>/<arm>-int4/parity.json
+#   out: results/<model>/<variant>/parity.json
 
 
 rule check_parity:
     input:
-        code=code_of("check_parity"),
+        code=parity_code,
         model=rules.download_model.output.folder,
-        adapter=rules.finetune.output.adapter,
-        checkpoint="results/{model}/{arm}-int4/checkpoint",
+        adapter=lambda wildcards: f"results/{wildcards.model}/{weights_of(wildcards)}/adapter",
+        checkpoint="results/{model}/{variant}/checkpoint",
         texts=rules.format_mmlu.output[0],
     output:
-        "results/{model}/{arm}-int4/parity.json",
+        "results/{model}/{variant}/parity.json",
     log:
-        "logs/{model}/check_parity_{arm}.log",
+        "logs/{model}/check_parity_{variant}.log",
     benchmark:
-        "benchmarks/check_parity/{model}_{arm}.tsv"
+        "benchmarks/check_parity/{model}_{variant}.tsv"
     conda:
         "../envs/finetune.yaml"
     resources:
@@ -24,7 +24,7 @@ rule check_parity:
     params:
         device=config["device"],
     message:
-        "check_parity: {wildcards.model} {wildcards.arm}"
+        "check_parity: {wildcards.model} {wildcards.variant}"
     shell:
         "python {input.code[0]:q}"
         " --model {input.model:q}"

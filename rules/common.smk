@@ -5,9 +5,12 @@ import sys
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
-from int4_qat import mmlu, recipes, sources, variants, workflow_config
+from int4_qat.config import quantizations, recipes, variants, workflow_config
+from int4_qat.data import mmlu
+from int4_qat.results import measurements
+from int4_qat.system import rooms, sources
 
-workflow_config.check(config, workflow.basedir, workflow.configfiles)
+config = workflow_config.of_run(workflow.basedir, config, workflow.config_settings.config, workflow.configfiles)
 
 # Compute nodes often have no network: only what runs `online` may touch the Hub, if its user does not forbid it.
 # SIGTERM comes ahead of preemption: bash and the log wait for the program, which has its last words to save.
@@ -18,40 +21,72 @@ shell.prefix(
     "show() {{ (trap '' TERM; exec tee \"$1\"); }}; "
 )
 
-served = [name for name in config["variants"] if config["evaluation"]["serving"] and variants.split(name)[1] == "int4"]
+quantized = [name for name in config["variants"] if variants.is_quantized(name)]
+measured = measurements.asked(config)
+summarized = measurements.summarized(measured)
 shards = range(config["evaluation"]["mmlu"]["shards"])
 tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config["evaluation"]["tasks"]}
-data_sources = {task: settings["source"] for task, settings in tasks.items()}
-charted = recipes.charted(config)
-if charted:
-    data_sources["chartqa"] = config["evaluation"]["chartqa"]["source"]
+with_data = tasks | {name: settings for name, settings in config["evaluation"].items() if isinstance(settings, dict)}
+data_sources = {name: settings["source"] for name, settings in with_data.items() if "source" in settings}
 arms = recipes.arms_of(config)
-arms_in_int4 = [name for name in variants.weights_of(config["variants"], "int4") if name != variants.BASE]
+written = {name: config["quantizations"][variants.split(name)[1]]["formats"] for name in quantized}
+formats = {rooms.load(rooms.FORMATS, word).FOLDER: word for word in rooms.words(rooms.FORMATS)}
 
 
 wildcard_constraints:
     model="|".join(config["models"]),
     arm="|".join(config["finetune"]["arms"]) or "none",
     variant="|".join(config["variants"]),
-    weights="|".join([variants.BASE, *config["finetune"]["arms"]]),
+    folder="|".join(formats),
     shard=r"\d+",
     task="|".join(tasks) or "none",
     dataset="|".join(data_sources) or "none",
 
 
-def code_of(script):
-    """A script and every module of ours that it imports: editing one re-runs what depends on it, unless it only refuses."""
-    return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py", left_out=sources.REFUSING)
+def code_of(script, also=()):
+    """A script and every module of ours that it imports, or loads by a word: editing one re-runs what depends on it.
+
+    What only refuses is none of them.
+    """
+    return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py", also, left_out=sources.REFUSING)
 
 
 def finetune_code(wildcards):
-    """The program of an arm's backend, with its modules."""
-    return code_of(recipes.PROGRAMS[recipes.recipe_of(config, wildcards.arm)["backend"]])
+    """The program that trains, with the file of an arm's backend."""
+    backend = recipes.recipe_of(config, wildcards.arm)["backend"]
+    return code_of("finetune", [rooms.file_of(rooms.BACKENDS, backend)])
+
+
+def quantization(wildcards):
+    """The entry of the config that a variant is quantized by."""
+    return config["quantizations"][variants.split(wildcards.variant)[1]]
+
+
+def quantize_code(wildcards):
+    """The program that quantizes, with the files of a variant's method and of the format of a folder."""
+    method = rooms.file_of(rooms.METHODS, quantization(wildcards)["method"])
+    return code_of("quantize", [method, rooms.file_of(rooms.FORMATS, formats[wildcards.folder])])
+
+
+def parity_code(wildcards):
+    """The program that compares, with the files of a variant's method and of the format that is loaded."""
+    method = rooms.file_of(rooms.METHODS, quantization(wildcards)["method"])
+    return code_of("check_parity", [method, rooms.file_of(rooms.FORMATS, quantizations.LOADED)])
+
+
+def result_files(measured):
+    """The files of measurements of variants, of one model."""
+    return [f"results/{{model}}/{path}" for path in measurements.paths(measured)]
+
+
+def weights_of(wildcards):
+    """The base or the arm of a variant."""
+    return variants.split(wildcards.variant)[0]
 
 
 def recipe(wildcards):
-    """The fine-tuning settings of one arm as JSON."""
-    return json.dumps(recipes.recipe_of(config, wildcards.arm), sort_keys=True)
+    """What the training of one arm goes by, as JSON."""
+    return json.dumps(recipes.training_of(recipes.recipe_of(config, wildcards.arm)), sort_keys=True)
 
 
 def settings(wildcards):

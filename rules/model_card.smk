@@ -1,4 +1,4 @@
-# The model card of the int4 variant that `publish` names.
+# The model card of the quantized variant that `publish` names.
 #   in:  results/<model>/summary.json, the JSON files of its variants
 #   out: results/<model>/model_card.md
 
@@ -14,18 +14,7 @@ rule model_card:
         summary=rules.summarize.output.json,
         costs=rules.report_costs.output.json,
         checkpoint=f"results/{{model}}/{config['publish']['variant']}/checkpoint",
-        results=expand(
-            "results/{{model}}/{variant}/{result}.json",
-            variant=config["variants"],
-            result=["mmlu", "memory", "latency"],
-        ),
-        parity=expand(rules.check_parity.output, arm=arms_in_int4, allow_missing=True),
-        charts=expand("results/{{model}}/{variant}/chartqa.json", variant=charted),
-        serving=expand(
-            rules.check_serving.output,
-            variant=[variant for variant in served if variant == config["publish"]["variant"]],
-            allow_missing=True,
-        ),
+        results=result_files(summarized | {config["publish"]["variant"]: measured[config["publish"]["variant"]]}),
     output:
         "results/{model}/model_card.md",
     log:

@@ -1,4 +1,4 @@
-# The int4 checkpoint and its card on the Hub: `snakemake publish`, never part of the default target.
+# The published checkpoint and its card on the Hub: `snakemake publish`, never part of the default target.
 #   in:  results/<model>/provenance.json and all that it lists
 #   out: the repository that the config names; results/<model>/published.json
 

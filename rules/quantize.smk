@@ -1,33 +1,35 @@
-# Checkpoints in int4, with a manifest of every layer.
+# Quantized checkpoints, each with a manifest of every layer; a folder for each format.
 #   in:  results/<model>/<weights>-bf16/checkpoint/
-#   out: results/<model>/<weights>-int4/checkpoint/
+#   out: results/<model>/<weights>-<quantization>/checkpoint/
 
 
 rule quantize:
     input:
-        code=code_of("quantize"),
-        checkpoint="results/{model}/{weights}-bf16/checkpoint",
+        code=quantize_code,
+        checkpoint=lambda wildcards: f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/checkpoint",
     output:
-        directory("results/{model}/{weights}-int4/checkpoint"),
+        directory("results/{model}/{variant}/{folder}"),
     log:
-        "logs/{model}/quantize_{weights}.log",
+        "logs/{model}/quantize_{variant}_{folder}.log",
     benchmark:
-        "benchmarks/quantize/{model}_{weights}.tsv"
+        "benchmarks/quantize/{model}_{variant}_{folder}.tsv"
+    wildcard_constraints:
+        variant="|".join(quantized),
     conda:
         "../envs/quantize.yaml"
     params:
-        scheme=config["quantization"]["scheme"],
-        packing=config["quantization"]["packing"],
-        group_size=config["quantization"]["group_size"],
-        skip=config["quantization"]["skip"],
+        scheme=lambda wildcards: json.dumps(quantizations.training_words(quantization(wildcards))["scheme"]),
+        ignore=lambda wildcards: quantizations.training_words(quantization(wildcards))["ignore"],
+        method=lambda wildcards: quantization(wildcards)["method"],
+        format=lambda wildcards: formats[wildcards.folder],
     message:
-        "quantize: {wildcards.model} {wildcards.weights}"
+        "quantize: {wildcards.model} {wildcards.variant}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
         " --scheme {params.scheme:q}"
-        " --packing {params.packing:q}"
-        " --group-size {params.group_size:q}"
-        " --skip {params.skip:q}"
+        " --ignore {params.ignore:q}"
+        " --method {params.method:q}"
+        " --format {params.format:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -11,8 +11,7 @@ rule record_provenance:
             *rules.plot_results.output,
             *rules.model_card.output,
         ],
-        serving=expand(rules.check_serving.output, variant=served, allow_missing=True),
-        charts=expand("results/{{model}}/{variant}/chartqa.json", variant=charted),
+        results=result_files(measured),
     output:
         "results/{model}/provenance.json",
     log:
@@ -28,7 +27,7 @@ rule record_provenance:
         "record_provenance: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
-        " --targets {input.targets:q} {input.serving:q} {input.charts:q}"
+        " --targets {input.targets:q} {input.results:q}"
         " --results {params.results:q}"
         " --settings {params.settings:q}"
         " --records .snakemake/metadata"

@@ -23,20 +23,29 @@ rule report_costs:
             arm=arms,
             allow_missing=True,
         ),
-        quantize=expand(
-            rules.quantize.benchmark,
-            weights=variants.weights_of(config["variants"], precision="int4"),
-            allow_missing=True,
-        ),
-        parity=expand(rules.check_parity.benchmark, arm=arms_in_int4, allow_missing=True),
-        variants=expand(
-            [rules.gather_mmlu.benchmark, rules.measure_memory.benchmark, rules.measure_latency.benchmark],
-            variant=config["variants"],
-            allow_missing=True,
-        ),
-        served=expand(rules.check_serving.benchmark, variant=served, allow_missing=True),
-        tasks=expand(rules.evaluate_task.benchmark, variant=config["variants"], task=tasks, allow_missing=True),
-        charted=expand(rules.evaluate_chartqa.benchmark, variant=charted, allow_missing=True),
+        quantize=[
+            record
+            for variant in quantized
+            for folder, word in formats.items()
+            if word in written[variant]
+            for record in expand(
+                rules.quantize.benchmark,
+                variant=variant,
+                folder=folder,
+                allow_missing=True,
+            )
+        ],
+        measured=[
+            record
+            for variant, found in measured.items()
+            for one in found
+            for record in expand(
+                getattr(rules, one.rule).benchmark,
+                variant=variant,
+                task=one.name,
+                allow_missing=True,
+            )
+        ],
         shards=expand(rules.evaluate_mmlu.benchmark, variant=config["variants"], shard=shards, allow_missing=True),
     output:
         json="results/{model}/costs.json",

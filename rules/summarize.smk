@@ -1,6 +1,6 @@
 # One table of all variants.
-#   in:  results/<model>/<variant>/{mmlu,memory,latency}.json, mmlu_samples.parquet, tasks/<task>.json, chartqa.json,
-#        results/<model>/costs.json, results/<model>/<arm>-int4/parity.json, resources/metrics/<task>.json
+#   in:  results/<model>/<variant>/, what int4_qat/results/measurements.py lists; results/<model>/costs.json,
+#        resources/metrics/<task>.json
 #   out: results/<model>/summary.json, summary.csv
 
 
@@ -10,15 +10,8 @@ rule summarize:
         data=rules.download_mmlu.output.report,
         contamination=rules.check_contamination.output[0],
         costs=rules.report_costs.output.json,
-        results=expand(
-            "results/{{model}}/{variant}/{result}",
-            variant=config["variants"],
-            result=["mmlu.json", "mmlu_samples.parquet", "memory.json", "latency.json"],
-        ),
-        parity=expand(rules.check_parity.output, arm=arms_in_int4, allow_missing=True),
-        tasks=expand("results/{{model}}/{variant}/tasks/{task}.json", variant=config["variants"], task=tasks),
+        results=result_files(summarized),
         metrics=expand(rules.check_metric.output, task=tasks),
-        charts=expand("results/{{model}}/{variant}/chartqa.json", variant=charted),
     output:
         json="results/{model}/summary.json",
         csv="results/{model}/summary.csv",
@@ -29,20 +22,20 @@ rule summarize:
     conda:
         "../envs/data.yaml"
     params:
-        variants=config["variants"],
+        measured=measurements.to_json(summarized),
+        tasks=[f"{task}={settings['metric']}" for task, settings in tasks.items()],
         arms=json.dumps({arm: recipes.recipe_of(config, arm) for arm in arms}, sort_keys=True),
-        tasks=[f"{task}={metric}" for task, metric in recipes.metrics_of(config).items()],
-        charted=charted,
+        references=lambda wildcards: json.dumps(quantizations.references(recipes.settings_of(config, wildcards.model))),
         results=lambda wildcards, output: os.path.dirname(output.json),
     message:
         "summarize: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
         " --model {wildcards.model:q}"
-        " --variants {params.variants:q}"
-        " --arms {params.arms:q}"
+        " --measured {params.measured:q}"
         " --tasks {params.tasks:q}"
-        " --charted {params.charted:q}"
+        " --arms {params.arms:q}"
+        " --references {params.references:q}"
         " --results {params.results:q}"
         " --data-report {input.data:q}"
         " --contamination {input.contamination:q}"

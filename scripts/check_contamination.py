@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from int4_qat import errors, files, mmlu_parquet
+from int4_qat.data import mmlu_parquet
+from int4_qat.system import errors, files
 
 NOT_WORDS = re.compile(r"[\W_]+")
 

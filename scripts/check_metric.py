@@ -9,8 +9,8 @@ A rule of its own beside check_task: another metric is a reason to summarize aga
 import argparse
 from pathlib import Path
 
-from int4_qat import errors, files
-from int4_qat.errors import InputError
+from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError
 
 
 def main() -> None:

@@ -18,7 +18,13 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from int4_qat import adapters, devices, errors, files, int4_files, models, parity, qat, tokenization, weight_files
+from int4_qat.checkpoint import adapters, architecture, loading, weight_files, weight_writer
+from int4_qat.engines import inference
+from int4_qat.quantization import exports, record, schemes
+from int4_qat.results.schema.parity import Parity
+from int4_qat.system import devices, errors, files, rooms
+from int4_qat.tokenizer import tokenization
+from int4_qat.training import qat
 
 TEXTS = 4  # one at a time, so that a large vocabulary's logits fit
 TOKENS = 256  # of a text
@@ -34,45 +40,46 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="JSON")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
-    training = files.read_json(arguments.adapter / parity.RECORD)
+    training = files.read_json(arguments.adapter / record.RECORD)
     manifest = files.read_json(arguments.checkpoint / "manifest.json")
-    parity.refuse_mismatch(arguments.adapter, manifest)
+    record.refuse_mismatch(arguments.adapter, manifest)
     differing = differing_weights(arguments.model, arguments.adapter, arguments.checkpoint, manifest)
-    weight_files.refuse_differences(arguments.checkpoint, differing)
+    weight_writer.refuse_differences(arguments.checkpoint, differing)
     batch = first_tokens(arguments.texts, arguments.model)
-    dtype = models.DTYPES[training["dtype"]]
+    dtype = architecture.DTYPES[training["dtype"]]
     trained = logits(training_model(arguments.model, arguments.adapter, training, arguments.device), batch)
-    deployed = logits(models.load_model(arguments.checkpoint, dtype, arguments.device), batch)
+    deployed = logits(inference.load_model(arguments.checkpoint, dtype, arguments.device), batch)
     difference = relative_difference(trained, deployed)
     files.write_json(
         arguments.output,
-        {
-            "weights_that_differ": sum(differing.values()),
-            "relative_logit_difference": difference,
-            "scheme": training["scheme"],
-            "target": training["target"],
-            "texts": len(batch),
-            "tokens": sum(text.numel() for text in batch),
-            "dtype": training["dtype"],
-            "device": devices.name(arguments.device),
-        },
+        Parity(
+            weights_that_differ=sum(differing.values()),
+            relative_logit_difference=difference,
+            scheme=training["scheme"],
+            target=training["target"],
+            texts=len(batch),
+            tokens=sum(text.numel() for text in batch),
+            dtype=training["dtype"],
+            device=devices.name(arguments.device),
+        ),
     )
     print(f"{sum(differing.values())} weights differ; relative difference of the logits: {difference:.2e}")
 
 
 def differing_weights(model: Path, adapter: Path, checkpoint: Path, manifest: dict) -> dict[str, int]:
     """How many weights of each tensor are not what base model and adapter make of it."""
-    architecture, sources, names = models.open_checkpoint(model)
+    base, sources, names = architecture.open_checkpoint(model)
     targets = weight_files.stored_tensors(checkpoint)
-    pairs = adapters.read(architecture, adapter)
+    pairs = adapters.read(base, adapter)
+    scheme, layout = schemes.of_words(manifest["scheme"]), rooms.load(rooms.FORMATS, manifest["format"])
+    method = rooms.load(rooms.METHODS, manifest["method"])
     quantized = {f"{layer['name']}.weight" for layer in manifest["layers"] if layer["quantized"]}
 
     def compare(key: str) -> int:
         name, source = names[key], sources[key]
         if name in quantized:
-            parts = int4_files.parts(key, targets)
-            blocks = adapters.merged_blocks(source, pairs[name]) if name in pairs else int4_files.row_blocks(source)
-            return int4_files.differing(blocks, parts, manifest["group_size"])
+            blocks = adapters.merged_blocks(source, pairs[name]) if name in pairs else exports.row_blocks(source)
+            return exports.differing(method.quantize(blocks, scheme), layout.reader(key, targets))
         if name in pairs:
             return adapters.differing(source, pairs[name], targets[key])
         return weight_files.differing(source, targets[key])
@@ -82,10 +89,11 @@ def differing_weights(model: Path, adapter: Path, checkpoint: Path, manifest: di
 
 def training_model(model: Path, adapter: Path, training: dict, device: str) -> PreTrainedModel:
     """The model as it was after the last step of its training."""
-    base = models.load_model(model, models.DTYPES[training["dtype"]], device)
+    base = loading.load(model, architecture.DTYPES[training["dtype"]], device)
     adapted = PeftModel.from_pretrained(base, adapter)
     if training["scheme"] is not None:
-        qat.fake_quantize_linears(adapted, training["target"], training["group_size"], training["skip"])
+        scheme = schemes.of_words(training["scheme"])
+        qat.fake_quantize_linears(adapted, training["target"], scheme, training["ignore"])
     return adapted.eval()
 
 

@@ -25,8 +25,12 @@ from statistics import fmean
 import openai
 import torch
 
-from int4_qat import devices, engine_process, errors, files, models, tokenization, vllm_process
-from int4_qat.errors import InputError
+from int4_qat.checkpoint import architecture
+from int4_qat.engines import engine_process, inference, vllm_process
+from int4_qat.results.schema.serving import Answer, FirstToken, Load, Serving
+from int4_qat.system import devices, errors, files
+from int4_qat.system.errors import InputError
+from int4_qat.tokenizer import tokenization
 
 MESSAGES = [{"role": "user", "content": "Give me a short introduction to large language models."}]
 SAMPLING = {"temperature": 0.6, "top_p": 0.95}
@@ -37,7 +41,7 @@ CANDIDATES = 5  # next tokens of transformers; rounding can change the order of 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
-    parser.add_argument("--dtype", required=True, choices=list(models.DTYPES))
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
     parser.add_argument("--concurrency", required=True, type=int, nargs="+", help="numbers of requests at once")
     parser.add_argument("--max-tokens", required=True, type=int, help="most tokens of an answer")
     parser.add_argument("--time-limit", default=1800, type=float, help="seconds for the start, and for an answer")
@@ -47,7 +51,7 @@ def main() -> None:
     parser.add_argument("vllm_arguments", nargs="*", help="after `--`: more arguments for vllm serve")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
-    dtype = models.DTYPES[arguments.dtype]
+    dtype = architecture.DTYPES[arguments.dtype]
     # In a process of its own, which leaves the GPU's memory to vLLM.
     spawn, end = multiprocessing.get_context("spawn"), engine_process.end_with_parent
     with ProcessPoolExecutor(1, spawn, initializer=end) as pool:
@@ -61,20 +65,20 @@ def main() -> None:
         load = [measure(client, requests, arguments) for requests in arguments.concurrency]
     files.write_json(
         arguments.output,
-        {
-            "answer": answer,
-            "likeliest_token": likeliest,
-            "likeliest_tokens_in_transformers": expected,
-            "load": load,
-            "startup_s": startup_seconds,
-            "engine": "vllm",
-            "engine_version": version("vllm"),
-            "vllm_arguments": arguments.vllm_arguments,
-            "max_tokens": arguments.max_tokens,
-            "dtype": arguments.dtype,
-            "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
-            "device": devices.name(arguments.device),
-        },
+        Serving(
+            answer=answer,
+            likeliest_token=likeliest,
+            likeliest_tokens_in_transformers=expected,
+            load=load,
+            startup_s=startup_seconds,
+            engine="vllm",
+            engine_version=version("vllm"),
+            vllm_arguments=arguments.vllm_arguments,
+            max_tokens=arguments.max_tokens,
+            dtype=arguments.dtype,
+            dequantized=inference.is_dequantized(arguments.checkpoint, arguments.device),
+            device=devices.name(arguments.device),
+        ),
     )
 
 
@@ -136,7 +140,7 @@ def likeliest_tokens(checkpoint: Path, dtype: torch.dtype, device: str) -> tuple
 
     The ids begin with the template's bos, which a server may not add to a plain text.
     """
-    model, tokenizer = models.load_model(checkpoint, dtype, device), tokenization.load_tokenizer(checkpoint)
+    model, tokenizer = inference.load_model(checkpoint, dtype, device), tokenization.load_tokenizer(checkpoint)
     question = tokenizer(MESSAGES[0]["content"])["input_ids"]
     logits = model(torch.tensor([question], device=device)).logits[0, -1]
     return question, [tokenizer.decode([token]) for token in logits.topk(CANDIDATES).indices.tolist()]
@@ -161,34 +165,34 @@ def check_likeliest(
     return found
 
 
-def check_answer(client: openai.OpenAI, arguments: argparse.Namespace) -> dict:
+def check_answer(client: openai.OpenAI, arguments: argparse.Namespace) -> Answer:
     """What the model says to the card's request; InputError if that is no answer."""
     response = ask(client, arguments, ignore_eos=False)
     answer = response.choices[0] if response.choices else None
     if not (answer and answer.message.content and answer.finish_reason in ("stop", "length")):
         raise InputError(f"expected a text that ends with 'stop' or 'length', found {response.model_dump_json()}")
-    return {
-        "content": answer.message.content,
-        "finish_reason": answer.finish_reason,
-        "prompt_tokens": response.usage.prompt_tokens,
-        "completion_tokens": response.usage.completion_tokens,
-    }
+    return Answer(
+        content=answer.message.content,
+        finish_reason=answer.finish_reason,
+        prompt_tokens=response.usage.prompt_tokens,
+        completion_tokens=response.usage.completion_tokens,
+    )
 
 
-def measure(client: openai.OpenAI, requests: int, arguments: argparse.Namespace) -> dict:
+def measure(client: openai.OpenAI, requests: int, arguments: argparse.Namespace) -> Load:
     """Send some requests at once."""
     start = time.perf_counter()
     with ThreadPoolExecutor(requests) as pool:
         answers = list(pool.map(lambda _: stream(client, arguments), range(requests)))
     seconds = time.perf_counter() - start
     first_token, tokens = zip(*answers, strict=True)
-    return {
-        "requests": requests,
-        "seconds": seconds,
-        "time_to_first_token_s": {"mean": fmean(first_token), "most": max(first_token)},
-        "tokens": sum(tokens),
-        "tokens_per_s": sum(tokens) / seconds,
-    }
+    return Load(
+        requests=requests,
+        seconds=seconds,
+        time_to_first_token_s=FirstToken(mean=fmean(first_token), most=max(first_token)),
+        tokens=sum(tokens),
+        tokens_per_s=sum(tokens) / seconds,
+    )
 
 
 def stream(client: openai.OpenAI, arguments: argparse.Namespace) -> tuple[float, int]:

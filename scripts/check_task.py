@@ -16,8 +16,9 @@ import lm_eval
 from lm_eval.models.dummy import DummyLM
 from lm_eval.tasks import TaskManager
 
-from int4_qat import errors, files, task_harness
-from int4_qat.errors import InputError, one_line
+from int4_qat.evaluation import task_harness
+from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError, one_line
 
 QUESTIONS = 2
 

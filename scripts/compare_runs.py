@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-import summarize
-from int4_qat import errors, files, statistics, tables
-from int4_qat.errors import InputError
-from verify import differences
+from int4_qat.results import statistics, summary, tables, verification
+from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError
 
 QUESTIONS = "resources/mmlu/test.parquet"
 
@@ -37,19 +36,18 @@ def main() -> None:
 
 
 def read_run(folder: Path) -> dict:
-    """Provenance, summary, and the answers of each variant."""
-    summary = files.read_json(folder / "summary.json")
-    rows = {row["name"]: row for row in summary["variants"]}
+    """Return provenance, summary, and the answers of each variant."""
+    rows = {row["name"]: row for row in files.read_json(folder / "summary.json")["variants"]}
     return {
         "folder": str(folder),
         "provenance": files.read_json(folder / "provenance.json"),
         "rows": rows,
-        "answers": {name: summarize.read_variant(folder / name, tasks={}, charted=False)["answers"] for name in rows},
+        "answers": {name: summary.read_answers(folder / name) for name in rows},
     }
 
 
 def compare(run: dict, reference: dict) -> dict:
-    """Differences in config, commit and versions, and of each variant that both have."""
+    """Return the differences in config, commit and versions, and of each variant that both have."""
     ours, theirs = run["provenance"], reference["provenance"]
     same_data = ours["files"].get(QUESTIONS) == theirs["files"].get(QUESTIONS)
     shared = [name for name in run["rows"] if name in reference["rows"]]
@@ -66,15 +64,15 @@ def compare(run: dict, reference: dict) -> dict:
 
 
 def changes(ours: dict, theirs: dict) -> list[dict]:
-    """A key, its value in the reference and here, wherever they differ."""
+    """Return a key, its value in the reference and here, wherever they differ."""
     return [
         {"key": where.removeprefix("."), "reference": expected, "here": found}
-        for where, found, expected in differences(ours, theirs, "")
+        for where, found, expected in verification.differences(ours, theirs, "")
     ]
 
 
 def compare_variant(name: str, run: dict, reference: dict, same_data: bool) -> dict:
-    """Accuracy, recovery, memory and latency of one variant; paired if the questions are the same."""
+    """Return accuracy, recovery, memory and latency of one variant; paired if the questions are the same."""
     row, other = run["rows"][name], reference["rows"][name]
     answers, other_answers = run["answers"][name], reference["answers"][name]
     paired = same_data and answers.index.equals(other_answers.index)
@@ -90,21 +88,21 @@ def compare_variant(name: str, run: dict, reference: dict, same_data: bool) -> d
 
 
 def change(row: dict, other: dict, key: str) -> dict:
-    """A figure in both runs; the difference is None where one of them is not resolved."""
+    """Return a figure in both runs; the difference is None where one of them is not resolved."""
     here, reference = row[key], other[key]
     difference = None if here is None or reference is None else here - reference
     return {"reference": reference, "here": here, "difference": difference}
 
 
 def pair(answers: pd.DataFrame, reference: pd.DataFrame) -> dict:
-    """What changed on the same questions."""
+    """Return what changed on the same questions."""
     correct = pd.DataFrame({"here": answers["correct"], "reference": reference["correct"]})
     resampled = statistics.pool(statistics.resample(correct), correct)
     return statistics.compare(answers, reference, (resampled["here"] - resampled["reference"]).to_numpy())
 
 
 def printed(run: dict) -> dict[str, pd.DataFrame]:
-    """The comparison as tables, by title."""
+    """Return the comparison as tables, by title."""
     tables = {
         title: pd.DataFrame(run[title], columns=["key", "reference", "here"])
         for title in ("config", "workflow", "versions")
@@ -113,7 +111,7 @@ def printed(run: dict) -> dict[str, pd.DataFrame]:
 
 
 def printed_variant(found: dict) -> dict:
-    """One line of the table."""
+    """Return one line of the table."""
     accuracy, paired = found["accuracy"], found["paired"]
     return {
         "variant": found["variant"],

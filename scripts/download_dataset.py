@@ -9,8 +9,9 @@ import argparse
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from int4_qat import errors, files, hub, mmlu_parquet, sources, text_files
-from int4_qat.errors import InputError
+from int4_qat.data import hub, mmlu_parquet, text_files
+from int4_qat.system import errors, files, sources
+from int4_qat.system.errors import InputError
 
 TEXTS = ("*.json", "*.jsonl", "*.csv", "*.tsv")
 TABLES = ("*.parquet", *TEXTS, "*.gz", "*.zst")

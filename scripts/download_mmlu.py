@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from int4_qat import errors, files, hub, mmlu, mmlu_parquet, sources, text_files
-from int4_qat.errors import InputError
+from int4_qat.data import hub, mmlu, mmlu_parquet, text_files
+from int4_qat.system import errors, files, sources
+from int4_qat.system.errors import InputError
 
 HUB_FOLDER = "all"
 CSV_FOLDER = {"auxiliary_train": "auxiliary_train", "dev": "dev", "validation": "val", "test": "test"}

@@ -14,8 +14,13 @@ import argparse
 import json
 from pathlib import Path
 
-from int4_qat import errors, files, hub, model_facts, model_folder, requirements, tokenizer_check
-from int4_qat.errors import InputError
+from int4_qat.checkpoint import model_folder
+from int4_qat.config import model_facts
+from int4_qat.data import hub
+from int4_qat.quantization import requirements
+from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError
+from int4_qat.tokenizer import tokenizer_check
 
 
 def main() -> None:

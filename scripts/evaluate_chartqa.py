@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
-from int4_qat import devices, engine_process, errors, files, models, scratch
-from int4_qat.errors import InputError
+from int4_qat.engines import engine_process, inference
+from int4_qat.results.schema.chartqa import ChartQA, Figures
+from int4_qat.system import devices, errors, files, scratch
+from int4_qat.system.errors import InputError
 
 DATASET = "lmms-lab-encoder/ChartQA"  # in lmms-eval's task; a folder of that name in its working folder goes first
 FIGURES = {
@@ -91,16 +93,16 @@ def command_words(arguments: argparse.Namespace, checkpoint: Path, output: Path)
     ]
 
 
-def make_report(arguments: argparse.Namespace, results: dict) -> dict:
+def make_report(arguments: argparse.Namespace, results: dict) -> ChartQA:
     """chartqa.json; a figure without questions is None."""
     scores = results["results"]["chartqa"]
     found = {name: figure(scores, metric) for name, metric in FIGURES.items()}
-    return {
+    return ChartQA(
         **{name: value for name, (value, _) in found.items()},
-        "stderr": {name: stderr for name, (_, stderr) in found.items()},
-        "questions": results["n-samples"]["chartqa"]["effective"],
-        "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
-        "settings": {
+        stderr=Figures(**{name: stderr for name, (_, stderr) in found.items()}),
+        questions=results["n-samples"]["chartqa"]["effective"],
+        dequantized=inference.is_dequantized(arguments.checkpoint, arguments.device),
+        settings={
             "task": "chartqa",
             "model": arguments.model,
             "limit": arguments.limit,
@@ -108,8 +110,8 @@ def make_report(arguments: argparse.Namespace, results: dict) -> dict:
             "dtype": "bfloat16",
             "device": devices.name(arguments.device),
         },
-        "versions": {name: version(name) for name in ("lmms-eval", "accelerate", "transformers", "torch", "torchao")},
-    }
+        versions={name: version(name) for name in ("lmms-eval", "accelerate", "transformers", "torch", "torchao")},
+    )
 
 
 def figure(scores: dict, metric: str) -> tuple[float | None, float | None]:

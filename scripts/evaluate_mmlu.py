@@ -17,8 +17,13 @@ import numpy as np
 import pandas as pd
 from lm_eval.tasks import TaskManager
 
-from int4_qat import devices, errors, files, mmlu, mmlu_harness, mmlu_parquet, models, scoring, scratch
-from int4_qat.errors import InputError
+from int4_qat.checkpoint import architecture
+from int4_qat.data import mmlu, mmlu_parquet
+from int4_qat.engines import inference
+from int4_qat.evaluation import mmlu_harness, scoring
+from int4_qat.results.schema.mmlu import Shard, Subject
+from int4_qat.system import devices, errors, files, scratch
+from int4_qat.system.errors import InputError
 
 LOG_LIKELIHOODS = [f"log_likelihood_{letter}" for letter in mmlu.LETTERS]
 
@@ -33,7 +38,7 @@ def main() -> None:
     parser.add_argument("--num-fewshot", required=True, type=int, help="examples ahead of each question")
     parser.add_argument("--limit", type=int, help="questions of each subject; all if left out")
     parser.add_argument("--batch-size", required=True, type=int)
-    parser.add_argument("--dtype", required=True, choices=list(models.DTYPES))
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", required=True, type=Path, help="JSON with what lm-eval reports")
     parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
@@ -48,7 +53,15 @@ def main() -> None:
         include_path = mmlu_harness.lay_out(arguments.mmlu, work)
         task_manager = TaskManager(include_path=str(include_path), include_defaults=False)
         tasks = [mmlu_harness.task_name(subject) for subject in subjects]
-        evaluation = scoring.evaluate(arguments, arguments.engine, tasks, task_manager)
+        options = scoring.Options(
+            checkpoint=arguments.checkpoint,
+            num_fewshot=arguments.num_fewshot,
+            limit=arguments.limit,
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+            device=arguments.device,
+        )
+        evaluation = scoring.evaluate(options, arguments.engine, tasks, task_manager)
     samples = sample_table(evaluation.results["samples"])
     report = make_report(arguments, subjects, evaluation, samples)
     with files.whole(arguments.samples) as unfinished:
@@ -80,7 +93,7 @@ def sample_table(samples: dict[str, list[dict]]) -> pd.DataFrame:
 
 def make_report(
     arguments: argparse.Namespace, subjects: list[str], evaluation: scoring.Evaluation, samples: pd.DataFrame
-) -> dict:
+) -> Shard:
     """What lm-eval reports of each subject; InputError if the table's accuracy is not lm-eval's."""
     by_subject = {}
     for subject in subjects:
@@ -88,24 +101,24 @@ def make_report(
         scores, correct = evaluation.results["results"][task], samples["correct"][samples["subject"] == subject]
         if abs(scores["acc,none"] - correct.mean()) > 1e-9:
             raise InputError(f"{task}: lm-eval reports {scores['acc,none']}, its samples give {correct.mean()}")
-        by_subject[subject] = {
-            "accuracy": scores["acc,none"],
-            "stderr": scores["acc_stderr,none"],
-            "questions": len(correct),
-            "prompts_over_max_length": evaluation.prompts_over_max_length[task],
-            "category": mmlu_harness.category(subject),
-            "task_version": evaluation.results["versions"][task],
-        }
-    return {
-        "by_subject": by_subject,
-        "stock_check": evaluation.stock_check,
-        "settings": {
+        by_subject[subject] = Subject(
+            accuracy=scores["acc,none"],
+            stderr=scores["acc_stderr,none"],
+            questions=len(correct),
+            prompts_over_max_length=evaluation.prompts_over_max_length[task],
+            category=mmlu_harness.category(subject),
+            task_version=evaluation.results["versions"][task],
+        )
+    return Shard(
+        by_subject=by_subject,
+        stock_check=evaluation.stock_check,
+        settings={
             "task": "mmlu",
             **evaluation.settings,
-            "int4_path": models.int4_path(arguments.checkpoint, arguments.device),
+            "int4_path": inference.int4_path(arguments.checkpoint, arguments.device),
         },
-        "versions": {name: version(name) for name in ("lm-eval", "transformers", "torch", "torchao")},
-    }
+        versions={name: version(name) for name in ("lm-eval", "transformers", "torch", "torchao")},
+    )
 
 
 if __name__ == "__main__":

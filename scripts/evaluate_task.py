@@ -12,7 +12,10 @@ import argparse
 from importlib.metadata import version
 from pathlib import Path
 
-from int4_qat import devices, errors, files, models, scoring, task_harness
+from int4_qat.checkpoint import architecture
+from int4_qat.evaluation import scoring, task_harness
+from int4_qat.results.schema.task import Task
+from int4_qat.system import devices, errors, files
 
 
 def main() -> None:
@@ -23,7 +26,7 @@ def main() -> None:
     parser.add_argument("--num-fewshot", required=True, type=int, help="examples ahead of each question")
     parser.add_argument("--limit", type=int, help="questions of each task; all if left out")
     parser.add_argument("--batch-size", required=True, type=int)
-    parser.add_argument("--dtype", required=True, choices=list(models.DTYPES))
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", required=True, type=Path, help="JSON with what lm-eval reports")
     arguments = parser.parse_args()
@@ -32,26 +35,34 @@ def main() -> None:
     arguments.checkpoint = arguments.checkpoint.resolve()
     names = task_harness.dataset_names(arguments.task, task_manager.task_index)
     with task_harness.as_on_the_hub(names, arguments.dataset.resolve()):
-        evaluation = scoring.evaluate(arguments, scoring.STOCK, [arguments.task], task_manager)
+        options = scoring.Options(
+            checkpoint=arguments.checkpoint,
+            num_fewshot=arguments.num_fewshot,
+            limit=arguments.limit,
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+            device=arguments.device,
+        )
+        evaluation = scoring.evaluate(options, scoring.STOCK, [arguments.task], task_manager)
     report = make_report(arguments, evaluation)
     files.write_json(arguments.output, report)
     for name, metric in report["metrics"].items():
         print(f"{arguments.task} {name} {metric['value']:.4f} on {report['questions']} questions")
 
 
-def make_report(arguments: argparse.Namespace, evaluation: scoring.Evaluation) -> dict:
+def make_report(arguments: argparse.Namespace, evaluation: scoring.Evaluation) -> Task:
     """Every metric, with settings and versions."""
     results = evaluation.results
     whole, members = task_harness.metrics_of(arguments.task, results)
-    return {
-        "metrics": whole,
-        "members": members,
-        "questions": sum(samples["effective"] for samples in results["n-samples"].values()),
-        "prompts_over_max_length": evaluation.prompts_over_max_length.total(),
-        "settings": {"task": arguments.task, **evaluation.settings},
-        "task_version": results["versions"].get(arguments.task),
-        "versions": {name: version(name) for name in ("lm-eval", "transformers", "torch", "torchao")},
-    }
+    return Task(
+        metrics=whole,
+        members=members,
+        questions=sum(samples["effective"] for samples in results["n-samples"].values()),
+        prompts_over_max_length=evaluation.prompts_over_max_length.total(),
+        settings={"task": arguments.task, **evaluation.settings},
+        task_version=results["versions"].get(arguments.task),
+        versions={name: version(name) for name in ("lm-eval", "transformers", "torch", "torchao")},
+    )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from int4_qat import errors, files, mmlu_parquet
-from int4_qat.errors import InputError
+from int4_qat.data import mmlu_parquet
+from int4_qat.results.schema.mmlu import Mmlu, Scores, Shard, Subject
+from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError
 
 
 def main() -> None:
@@ -35,10 +37,13 @@ def main() -> None:
     print(f"accuracy {report['accuracy']:.4f} +- {report['stderr']:.4f} on {report['questions']} questions")
 
 
-def gather(reports: dict[Path, dict], samples: pd.DataFrame) -> dict:
-    """mmlu.json; InputError if shards differ in settings or versions, share subjects, or do not fit the samples."""
+def gather(reports: dict[Path, Shard], samples: pd.DataFrame) -> Mmlu:
+    """Return what mmlu.json holds.
+
+    Raise InputError if shards differ in settings or versions, share subjects, or do not fit the samples.
+    """
     first = next(iter(reports.values()))
-    by_subject: dict[str, dict] = {}
+    by_subject: dict[str, Subject] = {}
     for path, report in reports.items():
         for key in ("settings", "versions"):
             if report[key] != first[key]:
@@ -51,19 +56,19 @@ def gather(reports: dict[Path, dict], samples: pd.DataFrame) -> dict:
         raise InputError("gather_mmlu: the samples are not those of the reports")
     subjects = pd.DataFrame.from_dict(by_subject, orient="index").sort_index()
     categories = {name: pool(group) for name, group in sorted(subjects.groupby("category"))}
-    return {
+    return Mmlu(
         **pool(subjects),
-        "subjects": len(subjects),
-        "by_category": categories,
-        "by_subject": subjects.to_dict(orient="index"),
-        "stock_check": worst([report["stock_check"] for report in reports.values()]),
-        "settings": first["settings"],
-        "versions": first["versions"],
-    }
+        subjects=len(subjects),
+        by_category=categories,
+        by_subject=subjects.to_dict(orient="index"),
+        stock_check=worst([report["stock_check"] for report in reports.values()]),
+        settings=first["settings"],
+        versions=first["versions"],
+    )
 
 
 def worst(checks: list[dict | None]) -> dict | None:
-    """What the comparison with lm-eval's own code found over all shards; None where that code scored."""
+    """Return what the comparison with lm-eval's own code found over all shards; None where that code scored."""
     if checks[0] is None:
         return None
     return checks[0] | {
@@ -72,17 +77,17 @@ def worst(checks: list[dict | None]) -> dict | None:
     }
 
 
-def pool(subjects: pd.DataFrame) -> dict:
-    """Accuracy, standard error and number of questions over several subjects, as lm-eval pools them."""
+def pool(subjects: pd.DataFrame) -> Scores:
+    """Return accuracy, standard error and number of questions over several subjects, as lm-eval pools them."""
     sizes = subjects["questions"].to_numpy()
     total = sizes.sum()
     variance = ((sizes - 1) * sizes * subjects["stderr"].to_numpy() ** 2).sum() / (total - len(sizes))
-    return {
-        "accuracy": float((sizes * subjects["accuracy"].to_numpy()).sum() / total),
-        "stderr": float(np.sqrt(variance / total)),
-        "questions": int(total),
-        "prompts_over_max_length": int(subjects["prompts_over_max_length"].sum()),
-    }
+    return Scores(
+        accuracy=float((sizes * subjects["accuracy"].to_numpy()).sum() / total),
+        stderr=float(np.sqrt(variance / total)),
+        questions=int(total),
+        prompts_over_max_length=int(subjects["prompts_over_max_length"].sum()),
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@
 import argparse
 from pathlib import Path
 
-from int4_qat import devices, errors, models, tokenization
+from int4_qat.checkpoint import architecture
+from int4_qat.engines import inference
+from int4_qat.system import devices, errors
+from int4_qat.tokenizer import tokenization
 
 PROMPT = "Give me a short introduction to large language models."
 
@@ -15,13 +18,13 @@ PROMPT = "Give me a short introduction to large language models."
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
-    parser.add_argument("--dtype", default="bfloat16", choices=list(models.DTYPES))
+    parser.add_argument("--dtype", default="bfloat16", choices=list(architecture.DTYPES))
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--max-new-tokens", default=32768, type=int)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     devices.claim(arguments.device)
-    model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
+    model = inference.load_model(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
     tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
     messages = [{"role": "user", "content": arguments.prompt}]
     inputs = tokenizer.apply_chat_template(

@@ -6,8 +6,8 @@ python scripts/link_base.py --model resources/models/demo --output results/demo/
 import argparse
 from pathlib import Path
 
-from int4_qat import errors, files
-from int4_qat.errors import InputError
+from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError
 
 
 def main() -> None:

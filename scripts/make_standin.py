@@ -28,9 +28,14 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from format_mmlu import messages, render_rows
-from int4_qat import errors, files, gemma_folder, int4, mmlu, mmlu_harness, mmlu_parquet, standin, standin_training
-from int4_qat.standin_training import Lesson
+from int4_qat.checkpoint import blocks
+from int4_qat.data import mmlu, mmlu_parquet
+from int4_qat.evaluation import mmlu_harness
+from int4_qat.quantization import int4, schemes
+from int4_qat.standin import gemma_folder, standin, standin_training
+from int4_qat.standin.standin_training import Lesson
+from int4_qat.system import errors, files
+from int4_qat.tokenizer import training_texts
 
 FAMILIES, WORDS = 12, 20
 SIZES = {"auxiliary_train": 24_000, "dev": 285, "validation": 570, "test": 2_280}
@@ -62,10 +67,10 @@ def main() -> None:
 
 
 def make_tokenizer(questions: dict[str, list[standin.Question]]) -> PreTrainedTokenizerFast:
-    """A tokenizer that knows every word of the data set in both frames."""
+    """Return a tokenizer that knows every word of the data set in both frames."""
     everything = [question for split in questions.values() for question in split]
     texts = [mmlu_harness.prompt(question.row()) for question in everything]
-    user, assistant = messages(
+    user, assistant = training_texts.messages(
         pa.RecordBatch.from_pylist([question.row() for question in everything], mmlu_parquet.SCHEMA)
     )
     turns = ["user\nmodel\n", *(mmlu_harness.description(name) for name in mmlu.SUBJECTS)]
@@ -74,7 +79,7 @@ def make_tokenizer(questions: dict[str, list[standin.Question]]) -> PreTrainedTo
 
 
 def make_model(known_tokens: int) -> Gemma3ForConditionalGeneration:
-    """An untrained model; the embeddings of the vocabulary's padding are zero."""
+    """Return an untrained model; the embeddings of the vocabulary's padding are zero."""
     text = Gemma3TextConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
@@ -121,7 +126,7 @@ def make_model(known_tokens: int) -> Gemma3ForConditionalGeneration:
 def learned(
     lessons: list[Lesson], exams: list[Lesson], tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Gemma3ForConditionalGeneration:
-    """A model that knows the validation questions; errors out if no attempt makes one.
+    """Return a model that knows the validation questions; errors out if no attempt makes one.
 
     How soon a model learns, or whether, is chance: the same weights can fail on another processor.
     """
@@ -137,14 +142,15 @@ def learned(
 def make_lesson(
     frame: str, facts: dict[str, list[str]], questions: list[standin.Question], tokenizer: PreTrainedTokenizerFast
 ) -> Lesson:
-    """Questions in a frame, as lm-eval asks them or as a chat, and what comes ahead of a sequence of them."""
+    """Return questions in a frame, as lm-eval asks them or as a chat, and what comes ahead of a sequence of them."""
     rows = [question.row() for question in questions]
     if frame == standin_training.PROMPT:
         texts = [f"{mmlu_harness.prompt(row)} {mmlu.LETTERS[row['answer']]}\n\n" for row in rows]
         descriptions = [mmlu_harness.description(name) for name in mmlu.SUBJECTS]
         head = tokenizer(descriptions)["input_ids"]
     else:
-        texts = render_rows(tokenizer, *messages(pa.RecordBatch.from_pylist(rows, mmlu_parquet.SCHEMA))).to_pylist()
+        batch = pa.RecordBatch.from_pylist(rows, mmlu_parquet.SCHEMA)
+        texts = training_texts.render_rows(tokenizer, *training_texts.messages(batch)).to_pylist()
         head = [[tokenizer.bos_token_id]]
     families = [question.family for question in questions]
     return standin_training.make_lesson(frame, texts, head, facts, families, tokenizer)
@@ -168,12 +174,12 @@ def make_hard_to_quantize(
 
 @torch.no_grad()
 def in_int4(text_model: torch.nn.Module) -> torch.nn.Module:
-    """A copy with every linear as it is after export."""
+    """Return a copy with every linear as it is after export."""
     rounded = copy.deepcopy(text_model)
     for module in rounded.modules():
         if isinstance(module, torch.nn.Linear):
-            stored = module.weight.to(int4.STORAGE_DTYPE)
-            module.weight.copy_(int4.fake_quantize(stored, HIDDEN))
+            stored = module.weight.to(blocks.STORAGE_DTYPE)
+            module.weight.copy_(int4.fake_quantize(stored, schemes.int4(HIDDEN)))
     return rounded
 
 
@@ -193,7 +199,7 @@ def add_outliers(model: Gemma3ForConditionalGeneration, factor: float, generator
 
 
 def write_dataset(questions: dict[str, list[standin.Question]], folder: Path) -> None:
-    """The Hub's layout of cais/mmlu."""
+    """Write the data set in the Hub's layout of cais/mmlu."""
     folder.mkdir(parents=True)
     for split, asked in questions.items():
         table = pa.Table.from_pylist([question.row() for question in asked], mmlu_parquet.SCHEMA)

@@ -22,8 +22,12 @@ import torch
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
-from int4_qat import devices, engine_process, errors, files, int4_files, models, text_model, vllm_process, weight_files
-from int4_qat.errors import InputError
+from int4_qat.checkpoint import architecture, text_model, weight_files
+from int4_qat.engines import engine_process, inference, vllm_process
+from int4_qat.quantization import torchao_tensor
+from int4_qat.results.schema.latency import Batch, Latency
+from int4_qat.system import devices, errors, files
+from int4_qat.system.errors import InputError
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 SMALLEST_TOKEN, TOKENS = 100, 10_000
@@ -34,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
     parser.add_argument("--engine", required=True, choices=["transformers", "vllm"])
-    parser.add_argument("--dtype", required=True, choices=list(models.DTYPES))
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
     parser.add_argument("--input-len", required=True, type=int, help="tokens of the prompt")
     parser.add_argument("--output-len", required=True, type=int, help="tokens to generate")
     parser.add_argument("--batch-sizes", required=True, type=int, nargs="+", help="requests at once")
@@ -53,57 +57,57 @@ def main() -> None:
     batches = [batch_report(size, repeats, weights, arguments) for size, repeats in measure(arguments).items()]
     files.write_json(
         arguments.output,
-        {
+        Latency(
             **batches[0],
-            "batches": batches,
-            "engine": arguments.engine,
-            "engine_version": version(arguments.engine),
-            "vllm_arguments": arguments.vllm_arguments,
-            "input_len": arguments.input_len,
-            "output_len": arguments.output_len,
-            "warmup": arguments.warmup,
-            "iterations": arguments.iterations,
-            "repeats": arguments.repeats,
-            "dtype": arguments.dtype,
-            "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
-            "int4_path": int4_path(arguments),
-            "device": devices.name(arguments.device),
-        },
+            batches=batches,
+            engine=arguments.engine,
+            engine_version=version(arguments.engine),
+            vllm_arguments=arguments.vllm_arguments,
+            input_len=arguments.input_len,
+            output_len=arguments.output_len,
+            warmup=arguments.warmup,
+            iterations=arguments.iterations,
+            repeats=arguments.repeats,
+            dtype=arguments.dtype,
+            dequantized=inference.is_dequantized(arguments.checkpoint, arguments.device),
+            int4_path=int4_path(arguments),
+            device=devices.name(arguments.device),
+        ),
     )
 
 
 def int4_path(arguments: argparse.Namespace) -> str | None:
     """How int4 weights were computed with; on a GPU vLLM has its own way."""
     if arguments.engine == "vllm" and arguments.device == "cuda":
-        return "vllm" if models.is_int4(arguments.checkpoint) else None
-    return models.int4_path(arguments.checkpoint, arguments.device)
+        return "vllm" if inference.is_int4(arguments.checkpoint) else None
+    return inference.int4_path(arguments.checkpoint, arguments.device)
 
 
-def batch_report(size: int, repeats: list[list[float]], weights: int, arguments: argparse.Namespace) -> dict:
+def batch_report(size: int, repeats: list[list[float]], weights: int, arguments: argparse.Namespace) -> Batch:
     """The figures of one batch size, from the seconds of each iteration of each repeat and the bytes of the weights."""
     means = [fmean(latencies) for latencies in repeats]
     latencies = torch.tensor(repeats, dtype=torch.float64).flatten()
     mean = fmean(means)
-    return {
-        "batch_size": size,
-        "mean_s": mean,
-        "repeat_means_s": means,
-        "std_s": stdev(means) if len(means) > 1 else None,
-        "percentiles_s": {str(p): latencies.quantile(p / 100).item() for p in PERCENTILES},
-        "latencies_s": latencies.tolist(),
-        "tokens_per_s": size * arguments.output_len / mean,
-        "bandwidth_limit_percent": bandwidth_limit_percent(
+    return Batch(
+        batch_size=size,
+        mean_s=mean,
+        repeat_means_s=means,
+        std_s=stdev(means) if len(means) > 1 else None,
+        percentiles_s={str(p): latencies.quantile(p / 100).item() for p in PERCENTILES},
+        latencies_s=latencies.tolist(),
+        tokens_per_s=size * arguments.output_len / mean,
+        bandwidth_limit_percent=bandwidth_limit_percent(
             weights, arguments.output_len, mean, devices.name(arguments.device)
         ),
-    }
+    )
 
 
 def text_bytes(folder: Path) -> int:
     """Return the bytes of the stored weights that every generated token needs: those that its text passes through."""
-    model, stored = models.without_weights(folder), weight_files.stored_tensors(folder)
+    model, stored = architecture.without_weights(folder), weight_files.stored_tensors(folder)
     reached = text_model.reached_parameters(model)
-    names = models.renamed(model, {int4_files.weight_of(key) for key in stored})
-    return sum(tensor.nbytes for key, tensor in stored.items() if names[int4_files.weight_of(key)] in reached)
+    names = architecture.renamed(model, {torchao_tensor.weight_of(key) for key in stored})
+    return sum(tensor.nbytes for key, tensor in stored.items() if names[torchao_tensor.weight_of(key)] in reached)
 
 
 def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: str) -> float | None:
@@ -114,7 +118,9 @@ def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: s
 
 def with_vllm(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
     """Seconds of each iteration of each repeat, by batch size."""
-    with engine_process.readable(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device) as folder:
+    with engine_process.readable(
+        arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device
+    ) as folder:
         return {
             size: [bench_latency(folder, size, repeat, arguments) for repeat in range(arguments.repeats)]
             for size in arguments.batch_sizes
@@ -156,7 +162,7 @@ def read_latencies(report: Path, log: Path, iterations: int) -> list[float]:
 
 def with_transformers(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
     """Seconds of each iteration of each repeat, by batch size."""
-    model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
+    model = inference.load_model(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
     return {size: time_batch(model, size, arguments) for size in arguments.batch_sizes}
 
 

@@ -18,7 +18,11 @@ import psutil
 import torch
 from transformers import Cache, PreTrainedModel
 
-from int4_qat import devices, errors, files, models, tokenization, weight_files
+from int4_qat.checkpoint import architecture, weight_files
+from int4_qat.engines import inference
+from int4_qat.results.schema.memory import Memory, Prediction
+from int4_qat.system import devices, errors, files
+from int4_qat.tokenizer import tokenization
 
 PROMPT = "Hey, are you conscious? Can you talk to me?"
 
@@ -50,44 +54,44 @@ class PeakResidentMemory:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
-    parser.add_argument("--dtype", required=True, choices=list(models.DTYPES))
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
     parser.add_argument("--max-new-tokens", required=True, type=int)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", required=True, type=Path, help="memory.json")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     with PeakResidentMemory() as resident:
-        model = models.load_model(arguments.checkpoint, models.DTYPES[arguments.dtype], arguments.device)
+        model = inference.load_model(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
         prompt, generated = generate(model, arguments)
     on_gpu = arguments.device == "cuda"
     files.write_json(
         arguments.output,
-        {
-            "peak_gb": (torch.cuda.max_memory_reserved() if on_gpu else resident.bytes) / 1e9,
-            "measure": "max_memory_reserved" if on_gpu else "resident memory above the start",
-            "weights_gb": models.weight_bytes(model) / 1e9,
-            "checkpoint_gb": weight_files.file_bytes(arguments.checkpoint) / 1e9,
-            "predicted": predict(arguments.checkpoint, model, prompt + generated),
-            "dequantized": models.is_dequantized(arguments.checkpoint, arguments.device),
-            "int4_path": models.int4_path(arguments.checkpoint, arguments.device),
-            "generated_tokens": generated,
-            "dtype": arguments.dtype,
-            "device": devices.name(arguments.device),
-        },
+        Memory(
+            peak_gb=(torch.cuda.max_memory_reserved() if on_gpu else resident.bytes) / 1e9,
+            measure="max_memory_reserved" if on_gpu else "resident memory above the start",
+            weights_gb=inference.weight_bytes(model) / 1e9,
+            checkpoint_gb=weight_files.file_bytes(arguments.checkpoint) / 1e9,
+            predicted=predict(arguments.checkpoint, model, prompt + generated),
+            dequantized=inference.is_dequantized(arguments.checkpoint, arguments.device),
+            int4_path=inference.int4_path(arguments.checkpoint, arguments.device),
+            generated_tokens=generated,
+            dtype=arguments.dtype,
+            device=devices.name(arguments.device),
+        ),
     )
 
 
-def predict(checkpoint: Path, model: PreTrainedModel, tokens: int) -> dict:
+def predict(checkpoint: Path, model: PreTrainedModel, tokens: int) -> Prediction:
     """Gigabytes that the checkpoint's own numbers ask for: its weights as stored, and the cache of `tokens`."""
     weights: Counter[str] = Counter()
     for tensor in weight_files.stored_tensors(checkpoint).values():
         weights[tensor.dtype] += tensor.nbytes
     cache = cache_bytes(model, tokens)
-    return {
-        "weights_gb": {name: size / 1e9 for name, size in sorted(weights.items())},
-        "cache_gb": cache / 1e9,
-        "total_gb": (weights.total() + cache) / 1e9,
-    }
+    return Prediction(
+        weights_gb={name: size / 1e9 for name, size in sorted(weights.items())},
+        cache_gb=cache / 1e9,
+        total_gb=(weights.total() + cache) / 1e9,
+    )
 
 
 def cache_bytes(model: PreTrainedModel, tokens: int) -> int:

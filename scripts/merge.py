@@ -11,8 +11,10 @@ model's, file by file.
 import argparse
 from pathlib import Path
 
-from int4_qat import adapters, errors, files, models, parity, weight_files
-from int4_qat.errors import InputError
+from int4_qat.checkpoint import adapters, architecture, weight_files, weight_writer
+from int4_qat.quantization import record
+from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError
 
 
 def main() -> None:
@@ -21,7 +23,7 @@ def main() -> None:
     parser.add_argument("--adapter", required=True, type=Path, help="folder of the peft adapter")
     parser.add_argument("--output", required=True, type=Path, help="folder of the merged model")
     arguments = parser.parse_args()
-    model, sources, names = models.open_checkpoint(arguments.model)
+    model, sources, names = architecture.open_checkpoint(arguments.model)
     config = model.config
     pairs = adapters.read(model, arguments.adapter)
     unstored = sorted(pairs.keys() - set(names.values()))
@@ -33,7 +35,7 @@ def main() -> None:
             for rows, values in adapters.merged_blocks(sources[key], pairs[names[key]]):
                 targets[key].write_rows(rows, values)
         else:
-            weight_files.copy(sources[key], targets[key])
+            weight_writer.copy(sources[key], targets[key])
 
     def compare(key: str) -> int:
         if names[key] in pairs:
@@ -41,12 +43,12 @@ def main() -> None:
         return weight_files.differing(sources[key], targets[key])
 
     with files.whole(arguments.output) as folder:
-        targets = weight_files.create(folder, models.stored_as(sources))
+        targets = weight_writer.create(folder, architecture.stored_as(sources))
         weight_files.in_parallel(write, sources, "merge")
-        weight_files.refuse_differences(folder, weight_files.in_parallel(compare, sources, "compare"))
+        weight_writer.refuse_differences(folder, weight_files.in_parallel(compare, sources, "compare"))
         config.save_pretrained(folder)
-        parity.copy_record(arguments.adapter, folder)
-        models.copy_companions(arguments.model, folder)
+        record.copy_record(arguments.adapter, folder)
+        architecture.copy_companions(arguments.model, folder)
     print(f"{len(pairs)} adapters merged into {len(sources)} tensors; read back and compared: 0 weights differ")
 
 

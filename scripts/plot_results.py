@@ -17,8 +17,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from int4_qat import errors, files, mmlu_parquet, variants
-from int4_qat.errors import InputError
+from int4_qat.config import variants
+from int4_qat.data import mmlu_parquet
+from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError
 
 FORMATS = ("svg", "png")
 GREY = "#7a7a7a"
@@ -35,6 +37,7 @@ STYLE = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
 }
 SMOOTHING = 10
+MARKERS = ("o", "D", "^", "v", "P", "X")  # of the quantizations; bf16 has a square
 SHADES = {"weights": 1.0, "cache, predicted": 0.6, "activations and the rest": 0.3}
 
 
@@ -50,11 +53,14 @@ def main() -> None:
     rows = summary["variants"]
     groups = [[variants.split(name)[0] for name in group["variants"]] for group in summary["seeds"]["accuracy"]]
     colours = assign_colours(variants.weights_of([row["name"] for row in rows]), groups, arguments.colours)
+    marks = assign_marks([row["name"] for row in rows], colours)
+    references = list(dict.fromkeys(row["quantized_baseline"] for row in rows))
+    accuracies = read_accuracies(arguments.results, rows)
     matplotlib.rcParams.update(STYLE)
     figures = {
-        "accuracy": plot_accuracy(rows, colours),
-        "recovery_by_group": plot_recovery_by_group(rows, colours),
-        "recovery_by_subject": plot_recovery_by_subject(read_accuracies(arguments.results, rows), colours),
+        "accuracy": plot_accuracy(rows, references, marks),
+        "recovery_by_group": plot_recovery_by_group(rows, references, marks),
+        "recovery_by_subject": plot_recovery_by_subject(accuracies, references, marks),
         "training_loss": plot_training_loss(
             {arm: read_loss(arguments.results / arm) for arm in arguments.arms}, colours
         ),
@@ -70,7 +76,7 @@ def main() -> None:
 
 
 def assign_colours(names: list[str], groups: list[list[str]], given: dict[str, str]) -> dict[str, str]:
-    """A colour for each name: its own, or that of the arms from which it differs in its seed only."""
+    """Return a colour for each name: its own, or that of the arms from which it differs in its seed only."""
     first = {name: group[0] for group in groups for name in group}
     others = itertools.cycle(OTHERS)
     colours = dict(given)
@@ -83,7 +89,7 @@ def assign_colours(names: list[str], groups: list[list[str]], given: dict[str, s
 
 
 def read_accuracies(results: Path, rows: list[dict]) -> pd.DataFrame:
-    """In percent: a row a subject, a column a variant."""
+    """Return the accuracies in percent: a row a subject, a column a variant."""
     columns = {}
     for row in rows:
         path = results / row["name"] / "mmlu_samples.parquet"
@@ -93,94 +99,100 @@ def read_accuracies(results: Path, rows: list[dict]) -> pd.DataFrame:
 
 
 def read_loss(folder: Path) -> pd.Series:
-    """Training loss by step; InputError if the table is not finetune's."""
+    """Return training loss by step; raise InputError if the table is not finetune's."""
     try:
         return pd.read_csv(folder / "training.csv", index_col="step")["loss"]
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{folder / 'training.csv'}: expected a table with step and loss ({error})") from None
 
 
-def mark(variant: str, colours: dict[str, str]) -> dict:
-    """A marker in the colour of the weights: filled for int4, hollow for bf16."""
-    weights, precision = variants.split(variant)
-    filled = precision == "int4"
+def assign_marks(names: list[str], colours: dict[str, str]) -> dict[str, dict]:
+    """Return a marker for each variant in its weights' colour: hollow for bf16, filled in the quantization's shape."""
+    precisions = dict.fromkeys(variants.split(name)[1] for name in names if variants.is_quantized(name))
+    shapes = {variants.BF16: "s"} | dict(zip(precisions, itertools.cycle(MARKERS), strict=False))
     return {
-        "marker": "o" if filled else "s",
-        "color": colours[weights],
-        "markerfacecolor": colours[weights] if filled else "none",
-        "linestyle": "none",
+        name: {
+            "marker": shapes[precision],
+            "color": colours[weights],
+            "markerfacecolor": "none" if precision == variants.BF16 else colours[weights],
+            "linestyle": "none",
+        }
+        for name, (weights, precision) in ((name, variants.split(name)) for name in names)
     }
 
 
 def spread(value: float, ci95: list[float]) -> dict:
-    """An interval as matplotlib's errorbar takes it, in percent."""
+    """Return an interval as matplotlib's errorbar takes it, in percent."""
     return {"xerr": [[max(100 * (value - ci95[0]), 0)], [max(100 * (ci95[1] - value), 0)]], "capsize": 3}
 
 
-def is_shipped(name: str) -> bool:
-    """An int4 variant other than the base: what recovery is about."""
-    return variants.split(name)[1] == "int4" and name != variants.QUANTIZED_BASELINE
+def is_shipped(name: str, references: list[str]) -> bool:
+    """Return whether a variant is quantized and measured against another one: what recovery is about."""
+    return variants.is_quantized(name) and name not in references
 
 
-def draw_baselines(axes, bf16: float, int4: float) -> None:
-    """The two lines between which 'recovered' is measured."""
-    axes.axvspan(min(bf16, int4), max(bf16, int4), color=GREY, alpha=0.12, linewidth=0)
-    above = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
-    for value, name, side in ((int4, variants.QUANTIZED_BASELINE, "right"), (bf16, variants.BASELINE, "left")):
-        axes.axvline(value, color=GREY, linestyle="--", linewidth=1)
-        axes.text(value, 1.01, f" {name} ", ha=side, **above)
+def draw_baselines(axes, bf16: float, quantized: dict[str, float]) -> None:
+    """Draw the lines between which 'recovered' is measured: base-bf16's, and one of each quantized base."""
+    ends = [bf16, *quantized.values()]
+    axes.axvspan(min(ends), max(ends), color=GREY, alpha=0.12, linewidth=0)
+    draw_baseline(axes, bf16, variants.BASELINE, "left")
+    for line, (name, value) in enumerate(quantized.items()):
+        draw_baseline(axes, value, name, "right", line)
+
+
+def draw_baseline(axes, value: float, name: str, side: str, line: int = 0) -> None:
+    """Draw a line across, and its name above the plot, beside it and so many lines up: others may be near."""
+    axes.axvline(value, color=GREY, linestyle="--", linewidth=1)
+    place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+    axes.annotate(f" {name} ", (value, 1), (0, 2 + 12 * line), ha=side, va="bottom", **place)
 
 
 def name_rows(axes, names: list[str], **options) -> None:
-    """A name a row, the first at the top."""
+    """Write a name a row, the first at the top."""
     axes.set_yticks(range(len(names)), names, **options)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def plot_accuracy(rows: list[dict], colours: dict[str, str]) -> Figure:
-    """Accuracy of each variant with its interval, between the lines of the base in bf16 and in int4."""
+def plot_accuracy(rows: list[dict], references: list[str], marks: dict[str, dict]) -> Figure:
+    """Draw the accuracy of each variant with its interval, between the lines of the base in bf16 and quantized."""
     figure = Figure(figsize=(8, 1.2 + 0.45 * len(rows)))
-    figure.suptitle("MMLU accuracy, and how much of int4's cost was recovered")
+    figure.suptitle("MMLU accuracy, and how much of the quantization's cost was recovered")
     axes = figure.add_subplot()
-    scores = {row["name"]: row["mmlu"] for row in rows}
-    draw_baselines(axes, *(100 * scores[name]["accuracy"] for name in (variants.BASELINE, variants.QUANTIZED_BASELINE)))
+    percent = {row["name"]: 100 * row["mmlu"]["accuracy"] for row in rows}
+    draw_baselines(axes, percent[variants.BASELINE], {name: percent[name] for name in references})
     for place, row in enumerate(rows):
         score = row["mmlu"]
-        axes.errorbar(
-            100 * score["accuracy"],
-            place,
-            **spread(score["accuracy"], score["accuracy_ci95"]),
-            **mark(row["name"], colours),
-        )
-        if row["name"] not in (variants.BASELINE, variants.QUANTIZED_BASELINE):
+        interval = spread(score["accuracy"], score["accuracy_ci95"])
+        axes.errorbar(100 * score["accuracy"], place, **interval, **marks[row["name"]])
+        if row["name"] not in (variants.BASELINE, *references):
             axes.text(1.05, place, describe_recovery(row), transform=axes.get_yaxis_transform(), va="center")
-    name_rows(axes, list(scores))
+    name_rows(axes, list(percent))
     axes.set_xlabel("accuracy (%), 95% intervals")
     return figure
 
 
 def describe_recovery(row: dict) -> str:
-    """'65% recovered [58, 71]'."""
+    """Return '65% recovered [58, 71]'."""
     if not row["recovered_resolved"]:
         return "not resolved"
     low, high = row["recovered_ci95"]
     return f"{row['recovered']:.0%} recovered [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def plot_recovery_by_group(rows: list[dict], colours: dict[str, str]) -> Figure:
-    """What each int4 variant won back in all subjects and in each group of them."""
-    shipped = [row for row in rows if is_shipped(row["name"])]
+def plot_recovery_by_group(rows: list[dict], references: list[str], marks: dict[str, dict]) -> Figure:
+    """Draw what each quantized variant won back in all subjects and in each group of them."""
+    shipped = [row for row in rows if is_shipped(row["name"], references)]
     groups = ["all", *rows[0]["by_category"]]
     figure = Figure(figsize=(8, 1.6 + 0.28 * len(groups) * max(len(shipped), 1)))
-    figure.suptitle("recovered of int4's cost, by subject group")
+    figure.suptitle("recovered of the quantization's cost, by subject group")
     axes = figure.add_subplot()
-    draw_baselines(axes, 100, 0)
+    draw_baselines(axes, 100, dict.fromkeys(references, 0))
     for index, row in enumerate(shipped):
         for place, group in enumerate(groups):
             at = place + (index - (len(shipped) - 1) / 2) * 0.7 / len(shipped)
             recovery = row if group == "all" else row["by_category"][group]
             label = row["name"] if group == "all" else None
-            style = mark(row["name"], colours)
+            style = marks[row["name"]]
             if recovery["recovered_resolved"]:
                 value = recovery["recovered"]
                 axes.errorbar(100 * value, at, **spread(value, recovery["recovered_ci95"]), **style, label=label)
@@ -193,18 +205,18 @@ def plot_recovery_by_group(rows: list[dict], colours: dict[str, str]) -> Figure:
     return figure
 
 
-def plot_recovery_by_subject(accuracies: pd.DataFrame, colours: dict[str, str]) -> Figure:
-    """Where each int4 variant lies between the base in int4 and in bf16; where int4 cost most comes first."""
-    bf16, int4 = accuracies[variants.BASELINE], accuracies[variants.QUANTIZED_BASELINE]
-    accuracies = accuracies.loc[(int4 - bf16).sort_values(kind="stable").index]
+def plot_recovery_by_subject(accuracies: pd.DataFrame, references: list[str], marks: dict[str, dict]) -> Figure:
+    """Draw where each quantized variant lies between the base quantized and in bf16, the costliest subjects first."""
+    cost = accuracies[variants.BASELINE] - accuracies[references].min(axis=1)
+    accuracies = accuracies.loc[(-cost).sort_values(kind="stable").index]
     places = range(len(accuracies))
     figure = Figure(figsize=(8, 1.8 + 0.2 * len(accuracies)))
-    figure.suptitle("accuracy by subject, where int4 cost most first")
+    figure.suptitle("accuracy by subject, where the quantization cost most first")
     axes = figure.add_subplot()
-    ends = [accuracies[name] for name in (variants.QUANTIZED_BASELINE, variants.BASELINE)]
-    axes.hlines(places, *ends, color=GREY, linewidth=1)
-    for name in (variants.QUANTIZED_BASELINE, variants.BASELINE, *filter(is_shipped, accuracies)):
-        axes.plot(accuracies[name], places, **mark(name, colours), markersize=5, alpha=0.9, label=name)
+    axes.hlines(places, accuracies[references].min(axis=1), accuracies[variants.BASELINE], color=GREY, linewidth=1)
+    shipped = [name for name in accuracies if is_shipped(name, references)]
+    for name in (*references, variants.BASELINE, *shipped):
+        axes.plot(accuracies[name], places, **marks[name], markersize=5, alpha=0.9, label=name)
     name_rows(axes, list(accuracies.index.str.replace("_", " ")), fontsize=8)
     axes.set_xlabel("accuracy (%); a subject alone has too few questions to settle anything")
     figure.legend(loc="outside lower center", ncols=4)
@@ -212,7 +224,7 @@ def plot_recovery_by_subject(accuracies: pd.DataFrame, colours: dict[str, str]) 
 
 
 def plot_training_loss(losses: dict[str, pd.Series], colours: dict[str, str]) -> Figure:
-    """Loss of each arm by step, with its running median."""
+    """Draw the loss of each arm by step, with its running median."""
     figure = Figure(figsize=(8, 3.6))
     figure.suptitle(f"training loss, and its median over {SMOOTHING} steps")
     axes = figure.add_subplot()
@@ -227,7 +239,7 @@ def plot_training_loss(losses: dict[str, pd.Series], colours: dict[str, str]) ->
 
 
 def plot_memory(rows: list[dict], colours: dict[str, str]) -> Figure:
-    """Peak memory of each variant, part on part."""
+    """Draw the peak memory of each variant, part on part."""
     memories = [row["memory"] for row in rows]
     scale, unit = (1, "GB") if max(memory["peak_gb"] for memory in memories) >= 1 else (1e3, "MB")
     figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)))
@@ -249,13 +261,13 @@ def plot_memory(rows: list[dict], colours: dict[str, str]) -> Figure:
 
 
 def parts_of(memory: dict) -> list[float]:
-    """Gigabytes of weights, of the cache as predicted, and of what else there is at the peak."""
+    """Return gigabytes of weights, of the cache as predicted, and of what else there is at the peak."""
     weights, cache = memory["weights_gb"], memory["predicted"]["cache_gb"]
     return [weights, cache, max(memory["peak_gb"] - weights - cache, 0)]
 
 
 def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:
-    """Seconds of one request, a panel a batch size, with the 10th to the 90th percentile."""
+    """Draw the seconds of one request, a panel a batch size, with the 10th to the 90th percentile."""
     latencies = {row["name"]: row["latency"] for row in rows}
     batch_sizes = [batch["batch_size"] for batch in latencies[variants.BASELINE]["batches"]]
     figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)))
@@ -271,7 +283,7 @@ def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:
 
 
 def draw_latency(axes, place: int, latency: dict, colour: str) -> None:
-    """A bar and its whisker, which is to be seen on it."""
+    """Draw a bar and its whisker, which is to be seen on it."""
     mean, percentiles = latency["mean_s"], latency["percentiles_s"]
     whisker = [[max(mean - percentiles["10"], 0)], [max(percentiles["90"] - mean, 0)]]
     axes.barh(place, mean, 0.6, facecolor=(colour, 0.5), edgecolor=colour)
@@ -279,8 +291,8 @@ def draw_latency(axes, place: int, latency: dict, colour: str) -> None:
 
 
 def note_dequantized(measured: list[dict]) -> str:
-    """What a CPU's numbers are worth."""
-    return "\n(int4 run as floats: not worth comparing)" if any(one["dequantized"] for one in measured) else ""
+    """Return what a CPU's numbers are worth."""
+    return "\n(quantized weights as floats: not worth comparing)" if any(one["dequantized"] for one in measured) else ""
 
 
 if __name__ == "__main__":

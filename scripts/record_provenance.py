@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 
-from int4_qat import errors, files, sources
-from int4_qat.errors import InputError
+from int4_qat.results import measurements
+from int4_qat.system import errors, files, sources
+from int4_qat.system.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +41,7 @@ def main() -> None:
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
         "workflow": commit(ROOT),
         "settings": arguments.settings,
-        "devices": devices(arguments.results, arguments.settings["variants"]),
+        "devices": devices(arguments.results, arguments.settings),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: package.version for name, package in sorted(packages().items())},
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def find_records(folder: Path) -> dict[str, Path]:
-    """Snakemake's record of each output; its file is named after the output, in base64, cut into folders if long."""
+    """Return Snakemake's record of each output; its name is the output's in base64, cut into folders if long."""
     records = {}
     for path in folder.rglob("*"):
         name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
@@ -62,7 +63,7 @@ def find_records(folder: Path) -> dict[str, Path]:
 
 
 def follow(targets: list[str], records: dict[str, Path]) -> dict[str, dict | None]:
-    """The record of every file from the targets back; None for a program and for raw data.
+    """Return the record of every file from the targets back; None for a program and for raw data.
 
     No other record is read: that of another model may be half written.
     """
@@ -80,14 +81,14 @@ def follow(targets: list[str], records: dict[str, Path]) -> dict[str, dict | Non
 
 
 def hash_files(path: str) -> dict[str, str]:
-    """SHA-256 of a file, or of each file in a folder."""
+    """Return the SHA-256 of a file, or of each file in a folder."""
     place = Path(path)
     found = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
     return {str(file): files.sha256(file.resolve()) for file in found if file.name != ".snakemake_timestamp"}
 
 
 def check_stale(lineage: dict[str, dict | None], hashes: dict[str, dict[str, str]]) -> None:
-    """InputError if a result was made from another content of an input; Snakemake hashes those that are not large."""
+    """Raise InputError if a result was made from another content of an input; Snakemake hashes all but large ones."""
     for path, record in lineage.items():
         for source, found in (record or {}).get("input_checksums", {}).items():
             if source in hashes.get(source, {}) and found != f"sha256:{hashes[source][source]}":
@@ -97,7 +98,7 @@ def check_stale(lineage: dict[str, dict | None], hashes: dict[str, dict[str, str
 
 
 def describe(record: dict) -> dict:
-    """What made a result, and when."""
+    """Return what made a result, and when."""
     environment = record["conda_env"] and base64.b64decode(record["conda_env"]).decode()
     return {
         "rule": record["rule"],
@@ -115,12 +116,12 @@ def iso(seconds: float) -> str:
 
 
 def portable(path: str) -> str:
-    """A program by its place in the workflow, wherever that lies; all else as it is."""
+    """Return a program by its place in the workflow, wherever that lies; all else as it is."""
     return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else path
 
 
 def commit(root: Path) -> dict:
-    """Commit of the workflow, and whether its files are those of the commit; None where there is no git."""
+    """Return the commit of the workflow, and whether its files are those of the commit; None where there is no git."""
     head = git(root, "rev-parse", "HEAD")
     changes = git(root, "status", "--porcelain")
     return {"commit": head and head.strip(), "clean": None if changes is None else not changes}
@@ -133,14 +134,16 @@ def git(root: Path, *words: str) -> str | None:
         return None
 
 
-def devices(results: Path, names: list[str]) -> list[str]:
-    """What memory and latency were measured on."""
-    measured = [results / name / f"{key}.json" for name in names for key in ("memory", "latency")]
-    return sorted({files.read_json(path)["device"] for path in measured})
+def devices(results: Path, settings: dict) -> list[str]:
+    """Return the names of what the figures that depend on a device were measured on."""
+    asked = [(name, one) for name, found in measurements.asked(settings).items() for one in found]
+    return sorted(
+        {measurements.read(results / name, one)["device"] for name, one in asked if "device" in one.conditions}
+    )
 
 
 def packages() -> dict:
-    """The packages beside this program."""
+    """Return the packages beside this program."""
     return {package.metadata["Name"]: package for package in distributions()}
 
 

@@ -15,7 +15,7 @@ import jinja2
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from int4_qat import errors, files
+from int4_qat.system import errors, files
 
 TEMPLATES = Path(__file__).parent / "templates"
 

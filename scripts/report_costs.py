@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from int4_qat import errors, files
-from int4_qat.errors import InputError
+from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError
 
 LIMIT = 60  # seconds; sacct may hang where there is no database
 LIVING = ("COMPLETED", "COMPLETING", "RUNNING", "PENDING", "SUSPENDED")  # the accounts lag behind by seconds
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def read_record(path: Path) -> dict:
-    """Stage, seconds and peak resident gigabytes of one job."""
+    """Return the stage, seconds and peak resident gigabytes of one job."""
     try:
         record = pd.read_csv(path, sep="\t").iloc[-1]
         # In MiB; Snakemake writes NA for a job that was over before it was looked at.
@@ -58,7 +58,7 @@ def read_record(path: Path) -> dict:
 
 
 def sum_up(jobs: list[dict], gpu_stages: list[str]) -> pd.DataFrame:
-    """A row a stage, in the order in which they first come: jobs, hours of all its jobs, GPU-hours, peak memory."""
+    """Return a row a stage, in the order in which they first come: jobs, hours of all jobs, GPU-hours, peak memory."""
     by_stage = pd.DataFrame(jobs).groupby("stage", sort=False)
     hours = by_stage["seconds"].sum() / 3600
     table = pd.DataFrame({"jobs": by_stage.size(), "hours": hours, "peak_gb": by_stage["peak_gb"].max().fillna(0.0)})
@@ -67,13 +67,13 @@ def sum_up(jobs: list[dict], gpu_stages: list[str]) -> pd.DataFrame:
 
 
 def slurm_jobs(record: Path, logs: Path) -> list[str]:
-    """The ids of a job's attempts on Slurm: the plugin's logs lie in rule_<stage>/<wildcards>/<id>.log."""
+    """Return the ids of a job's attempts on Slurm: the plugin's logs lie in rule_<stage>/<wildcards>/<id>.log."""
     folder = logs / f"rule_{record.parent.name}"
     return [log.stem for log in (*folder.glob("*.log"), *(folder / record.stem).glob("*.log"))]
 
 
 def read_accounts(ids: list[str]) -> pd.DataFrame | None:
-    """A row an attempt: job, state, seconds, peak_gb of its steps; None if Slurm has no accounts of these jobs."""
+    """Return a row an attempt: job, state, seconds, peak_gb of its steps; None if Slurm has no accounts of them."""
     if not ids:
         return None
     fields = "JobIDRaw,State,ElapsedRaw,MaxRSS"
@@ -101,7 +101,7 @@ def uncounted(reason: str) -> None:
 
 
 def last_runs(attempts: pd.DataFrame) -> pd.DataFrame:
-    """Of each record's attempts those since the job last succeeded before: the folder's logs hold older runs too."""
+    """Return each record's attempts since the job last succeeded before: the folder's logs hold older runs too."""
     attempts = attempts.sort_values("job", key=lambda jobs: jobs.astype(int), kind="stable")
     succeeded = (attempts["state"] == "COMPLETED").astype(int)
     successes_before = succeeded.groupby(attempts["record"]).cumsum() - succeeded
@@ -110,7 +110,7 @@ def last_runs(attempts: pd.DataFrame) -> pd.DataFrame:
 
 
 def add_accounts(stages: pd.DataFrame, attempts: pd.DataFrame) -> pd.DataFrame:
-    """The stages with the hours of attempts that came to nothing, and the peak memory of all attempts."""
+    """Return the stages with the hours of attempts that came to nothing, and the peak memory of all attempts."""
     lost = attempts[~attempts["state"].isin(LIVING)].groupby("stage")["seconds"].sum() / 3600
     peaks = stages["stage"].map(attempts.groupby("stage")["peak_gb"].max())
     return stages.assign(

@@ -1,4 +1,4 @@
-"""Upload an int4 checkpoint and its model card to the Hub, if the results say that it may be published.
+"""Upload a quantized checkpoint and its model card to the Hub, if the results say that it may be published.
 
 What must hold: the export is what training saw, no evaluation is missing, the thresholds lie outside the 95% intervals,
 and every hash and number of the results is verified, the card's included. If one does not, one line says which, and
@@ -16,9 +16,11 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import disable_progress_bars
 
-import verify
-from int4_qat import errors, files, hub, variants
-from int4_qat.errors import InputError
+from int4_qat.config import variants
+from int4_qat.data import hub
+from int4_qat.results import measurements, verification
+from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError
 
 CARD_NAME = "README.md"
 WEIGHTS = (".safetensors", ".safetensors.index.json")  # those of an earlier upload would be read with the new ones
@@ -27,7 +29,7 @@ WEIGHTS = (".safetensors", ".safetensors.index.json")  # those of an earlier upl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", required=True, type=Path, help="folder of a model")
-    parser.add_argument("--variant", required=True, help="the int4 variant to publish")
+    parser.add_argument("--variant", required=True, help="the quantized variant to publish")
     parser.add_argument("--repository", help="<owner>/<name> on the Hub; without one nothing is published")
     parser.add_argument("--recovered-at-least", required=True, type=float, help="for the low end of its interval")
     parser.add_argument("--accuracy-lost-at-most", required=True, type=float, help="for the high end of its interval")
@@ -56,30 +58,27 @@ def main() -> None:
 
 
 def obstacles(arguments: argparse.Namespace) -> list[str]:
-    """What stands against it; the verification, which reads everything, comes only after all else."""
+    """Return what stands against it; the verification, which reads everything, comes only after all else."""
     found = [] if arguments.repository else ["publish.repository names no repository"]
     found += missing_results(arguments.results, arguments.variant) or below_thresholds(arguments)
-    return found or verify.problems(arguments.results)
+    return found or verification.problems(arguments.results)
 
 
 def missing_results(results: Path, variant: str) -> list[str]:
-    """Evaluations that were not made, and an export that is not what training saw."""
-    settings = files.read_json(results / "provenance.json")["settings"]
-    names = [f"{name}/{result}.json" for name in settings["variants"] for result in ("mmlu", "memory", "latency")]
-    names += ["summary.json", "model_card.md", f"{variant}/checkpoint/manifest.json"]
-    parity = [f"{variant}/parity.json"] if variants.split(variant)[0] != variants.BASE else []
-    names += parity
-    names += [f"{variant}/serving.json"] if settings["evaluation"]["serving"] else []
+    """Return evaluations that were not made, and an export that is not what training saw."""
+    asked = measurements.asked(files.read_json(results / "provenance.json")["settings"])
+    manifest = f"{variant}/checkpoint/manifest.json"
+    names = [*measurements.paths(asked), "summary.json", "model_card.md", manifest]
     absent = [f"{name} is missing" for name in names if not (results / name).exists()]
     if absent:
         return absent
-    counted = [f"{variant}/checkpoint/manifest.json", *parity]
+    counted = [manifest, *(f"{variant}/{one.file}" for one in asked[variant] if "weights_that_differ" in one.kept)]
     differing = sum(files.read_json(results / name)["weights_that_differ"] for name in counted)
     return [f"{differing} exported weights differ from what training saw"] if differing else []
 
 
 def below_thresholds(arguments: argparse.Namespace) -> list[str]:
-    """Thresholds that the intervals do not clear."""
+    """Return thresholds that the intervals do not clear."""
     summary, name = files.read_json(arguments.results / "summary.json"), arguments.variant
     (row,) = (row for row in summary["variants"] if row["name"] == name)
     (pair,) = (
@@ -97,7 +96,7 @@ def below_thresholds(arguments: argparse.Namespace) -> list[str]:
 
 
 def contents_of(results: Path, variant: str) -> dict[str, Path]:
-    """What goes up, by its name there: the checkpoint's files, and the card in place of the base model's."""
+    """Return what goes up, by its name there: the checkpoint's files, and the card in place of the base model's."""
     folder = results / variant / "checkpoint"
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path for name, path in found.items() if not name.startswith(".")} | {
@@ -106,7 +105,7 @@ def contents_of(results: Path, variant: str) -> dict[str, Path]:
 
 
 def read_token() -> str:
-    """From the environment alone; a login of this machine is not used."""
+    """Return the token of the environment alone; a login of this machine is not used."""
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
         raise InputError("HF_TOKEN: expected a token that may write, found none in the environment")
@@ -114,7 +113,7 @@ def read_token() -> str:
 
 
 def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str) -> tuple[str, bool]:
-    """Link of the one commit, and whether the repository, whose only weights are now these, is private.
+    """Return the link of the one commit, and whether the repository, whose only weights are now these, is private.
 
     InputError if the Hub refuses. A repository that is there stays as private or public as it is.
     """
@@ -131,7 +130,7 @@ def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str)
         commit = api.create_commit(
             repository,
             [*additions, *map(CommitOperationDelete, sorted(stale))],
-            commit_message=f"{arguments.variant}: int4 checkpoint and model card",
+            commit_message=f"{arguments.variant}: checkpoint and model card",
         )
         return commit.commit_url, is_private
     except hub.FAILURES as error:

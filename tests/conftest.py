@@ -1,6 +1,5 @@
 """What the tests share: a stand-in that was never trained, and a run of the whole demo."""
 
-import json
 import os
 import random
 import shutil
@@ -10,16 +9,15 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 import families
 import make_standin
-from int4_qat import gemma_folder, mmlu, standin
-from int4_qat.errors import InputError
-from programs import ROOT, VARIANTS, run_script
+from int4_qat.data import mmlu
+from int4_qat.standin import gemma_folder, standin
+from int4_qat.system.errors import InputError
+from programs import ROOT, run_script
 from workflows import Run, copy_workflow, demo, small_config, write_config
 
 
@@ -158,7 +156,7 @@ def finished(small_run: Run, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Slurm on loopback, gone afterwards; where it cannot be had the test is skipped, or fails if CI requires it."""
-    folder = ROOT / "tests" / "slurm"
+    folder = ROOT / "tests" / "cluster" / "slurm"
     state = tmp_path_factory.mktemp("slurm")
     needed = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
     missing = [name for name in needed if not shutil.which(name, path="/usr/sbin:/sbin")]
@@ -171,36 +169,6 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
     finally:
         subprocess.run([folder / "down.sh", state], check=True)
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """What summarize reads: three variants on a thousand questions, with the card's memory and latency."""
-    generator = np.random.default_rng(0)
-    right = {"base-bf16": 0.9, "base-int4": 0.7, "qat-int4": 0.8}
-    for name in VARIANTS:
-        folder = tmp_path / name
-        folder.mkdir()
-        correct = generator.permutation(np.arange(1000) < 1000 * right[name])
-        table = pd.DataFrame({"subject": "anatomy", "index": range(1000), "correct": correct, "answer": 0})
-        table[[f"log_likelihood_{letter}" for letter in "ABCD"]] = generator.normal(size=(1000, 4))
-        table.to_parquet(folder / "mmlu_samples.parquet")
-        mmlu = {"accuracy": right[name], "stderr": 0.01, "questions": 1000, "subjects": 1, "prompts_over_max_length": 0}
-        mmlu["by_subject"] = {"anatomy": {"category": "stem"}}
-        memory = {"peak_gb": 24.5 if name == "base-bf16" else 8.34, "checkpoint_gb": 1, "weights_gb": 1}
-        memory |= {"dequantized": False, "measure": "max_memory_reserved", "predicted": {"cache_gb": 0.1}}
-        batch = {"mean_s": 3.73 if name == "base-bf16" else 2.16, "batch_size": 1, "std_s": 0.1}
-        batch |= {"percentiles_s": {"10": 2, "90": 4}, "bandwidth_limit_percent": 50.0}
-        batches = [batch, batch | {"batch_size": 256, "mean_s": 16.0, "std_s": None}]
-        latency = {**batch, "batches": batches, "engine": "vllm", "dequantized": False, "output_len": 256}
-        for key, content in {"mmlu": mmlu, "memory": memory, "latency": latency}.items():
-            (folder / f"{key}.json").write_text(json.dumps(content))
-    parity = {"weights_that_differ": 0, "relative_logit_difference": 0.02, "target": "base"}
-    (tmp_path / "qat-int4" / "parity.json").write_text(json.dumps(parity))
-    (tmp_path / "report.json").write_text("{}")
-    (tmp_path / "costs.json").write_text("{}")
-    (tmp_path / "contamination.json").write_text("{}")
-    return tmp_path
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from torchao.quantization import Int4WeightOnlyConfig
 from transformers import AutoModelForImageTextToText, TorchAoConfig
 from transformers.quantizers import AutoHfQuantizer
 
-from int4_qat import int4, models
+from int4_qat.quantization import int4, torchao_tensor
+from int4_qat.quantization.schemes import Scheme
 
 
 def merge(model: Path, adapter: Path, output: Path, dtype: torch.dtype, **options) -> None:
@@ -19,14 +20,14 @@ def merge(model: Path, adapter: Path, output: Path, dtype: torch.dtype, **option
 
 
 @torch.no_grad()
-def quantize(checkpoint: Path, group_size: int, skip: list[str], output: Path, **options) -> None:
+def quantize(checkpoint: Path, scheme: Scheme, ignore: list[str], output: Path, **options) -> None:
     """Linears become torchao's tensors one by one, save_pretrained flattens them."""
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16)
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and not set(name.split(".")) & set(skip):
-            tensor = models.to_torchao(int4.quantize(module.weight, group_size), group_size)
+        if isinstance(module, torch.nn.Linear) and not set(name.split(".")) & set(ignore):
+            tensor = torchao_tensor.of_weight(int4.quantize(module.weight, scheme))
             module.weight = torch.nn.Parameter(tensor, requires_grad=False)
-    config = TorchAoConfig(Int4WeightOnlyConfig(group_size=group_size), modules_to_not_convert=skip)
+    config = TorchAoConfig(Int4WeightOnlyConfig(group_size=scheme.group_size), modules_to_not_convert=ignore)
     model.config.quantization_config = config
     model.hf_quantizer = AutoHfQuantizer.from_config(config)
     model.save_pretrained(output, **options)

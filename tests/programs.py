@@ -4,21 +4,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from int4_qat.quantization import schemes
+from int4_qat.quantization.schemes import Scheme
+from int4_qat.training.recipe import Options
+
 ROOT = Path(__file__).parents[1]
 VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
+INT4 = schemes.int4(64)
+SCHEMES = {"float": INT4, "integer": schemes.int4(64, schemes.INTEGER), "symmetric": schemes.int4(64, None)}
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\n" + f"oid sha256:{'4d' * 32}\nsize 12345\n"
 RECIPE = {
     "backend": "transformers",
-    "qat_scheme": None,
-    "group_size": 64,
     "qat_target": "base",
-    "skip": [],
+    "scheme": None,
+    "ignore": None,
     "distillation_weight": 0,
     "r": 8,
     "lora_alpha": 8,
@@ -44,6 +50,17 @@ RECIPE = {
 }
 
 
+def seen(scheme: Scheme = INT4, ignore: Iterable[str] = ()) -> dict:
+    """Return what a recipe says of the quantization that its training sees."""
+    return {"scheme": scheme.words, "ignore": list(ignore)}
+
+
+def quantize_options(scheme: Scheme = INT4, ignore: Iterable[str] = ()) -> list[str]:
+    """Return the options of quantize for a scheme, rounded to nearest, in torchao's plain layout."""
+    scheme_options = ["--scheme", json.dumps(scheme.words), "--ignore", *ignore]
+    return [*scheme_options, "--method", "rtn", "--format", "torchao-plain"]
+
+
 def run_script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
     """A program of scripts/, as a rule runs it."""
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
@@ -57,13 +74,18 @@ def run_in_process(program: ModuleType, monkeypatch: pytest.MonkeyPatch, *argume
     program.main()
 
 
+def training_options(untrained: Path, texts: Path, folder: Path) -> Options:
+    """Return what a training of the stand-in reads, and where in a folder it writes."""
+    outputs = {"checkpoints": "checkpoints", "adapter": "adapter", "log_table": "training.csv"}
+    paths = {name: folder / place for name, place in outputs.items()}
+    return Options(model=untrained / "model", texts=texts, device="cpu", **paths)
+
+
 def finetune_options(untrained: Path, texts: Path, folder: Path, **changes) -> list:
     """Options of finetune, for a recipe with some changes."""
-    return [
-        *("--model", untrained / "model", "--texts", texts, "--recipe", json.dumps(RECIPE | changes)),
-        *("--checkpoints", folder / "checkpoints"),
-        *("--adapter", folder / "adapter", "--log-table", folder / "training.csv"),
-    ]
+    options = training_options(untrained, texts, folder)._asdict()
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return ["--recipe", json.dumps(RECIPE | changes), *words]
 
 
 def environment(name: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import yaml
 
+from configs import demo_config
 from programs import ROOT
 
 
@@ -48,7 +49,7 @@ def copy_workflow(folder: Path) -> Path:
 
 def small_config(standin: Path) -> dict:
     """The demo's config with the untrained stand-in as local folders, and little work."""
-    config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
+    config = demo_config()
     config["models"]["demo"]["source"] = str(standin / "model")
     config["data"]["source"] = str(standin / "mmlu")
     config["finetune"] |= {

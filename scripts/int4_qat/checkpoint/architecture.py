@@ -1,0 +1,140 @@
+"""What a model's folder is, without its weights: config, architecture, and what transformers calls each tensor."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from int4_qat.checkpoint import weight_files
+from int4_qat.checkpoint.blocks import STORAGE_DTYPE
+from int4_qat.system import files
+from int4_qat.system.errors import InputError, one_line
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def read_config(folder: Path | str) -> PretrainedConfig:
+    """Return the config of a local folder; raise InputError if there is none, or none that transformers knows."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
+    content = files.read_json(path)
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    if model_type not in CONFIG_MAPPING:
+        version = transformers.__version__
+        raise InputError(f"{path}: model_type: expected one that transformers {version} has, found {model_type!r}")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each model's config checks its values in its own way
+        reason = one_line(error)[:200]
+        raise InputError(f"{path}: expected the config of a {model_type}, found {reason}") from None
+
+
+def auto_class(config: PretrainedConfig) -> type:
+    """Return the class of transformers that makes the model of a config."""
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
+def without_weights(folder: Path) -> PreTrainedModel:
+    """Return the architecture of a local folder in bf16, on the meta device: modules, names and shapes, and no memory.
+
+    Raise InputError if transformers has no model of that kind that writes text.
+    """
+    config = read_config(folder)
+    try:
+        with torch.device("meta"):
+            return auto_class(config).from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    except ValueError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(f"{folder}: expected a model that writes text, found {config.model_type} ({reason})") from None
+
+
+class Checkpoint(NamedTuple):
+    """A bf16 folder: its architecture without weights, its tensors, and what transformers calls each of them."""
+
+    model: PreTrainedModel
+    tensors: dict[str, weight_files.StoredTensor]
+    names: dict[str, str]
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Return what a bf16 folder holds and transformers takes; raise InputError unless that is the whole model."""
+    model, stored = without_weights(folder), weight_files.stored_tensors(folder)
+    names = parameter_names(model, stored, folder)
+    return Checkpoint(model, {key: stored[key] for key in names}, names)
+
+
+def parameter_names(
+    model: PreTrainedModel, stored: dict[str, weight_files.StoredTensor], folder: Path
+) -> dict[str, str]:
+    """Return what transformers, which renames at loading, calls each stored tensor that it does not pass over.
+
+    Raise InputError unless all of them fit the model, and none is missing.
+    """
+    state = model.state_dict()
+    names = {key: found or key for key, found in renamed(model, stored).items()}
+    strangers = unexpected(model, {name for name in names.values() if name not in state})
+    for key, name in names.items():
+        if name in strangers or (name in state and state[name].shape != stored[key].shape):
+            shape = list(stored[key].shape)
+            raise InputError(f"{folder}: {key} {shape} is no parameter of {type(model).__name__}")
+    missing = sorted(state.keys() - set(names.values()) - model.all_tied_weights_keys.keys())
+    if missing:
+        raise InputError(f"{folder}: the weights hold no {missing[0]}")
+    return {key: name for key, name in names.items() if name in state}
+
+
+def renamed(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str | None]:
+    """Return the state's name of each key of a checkpoint; None if it has none, or tensors are put together."""
+    state = model.state_dict()
+    transforms = get_model_conversion_mapping(model)
+    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+
+    def rename(key: str) -> str | None:
+        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        return None if converted else name if name in state else key if key in state else None
+
+    return {key: rename(key) for key in keys}
+
+
+def unexpected(model: PreTrainedModel, names: set[str]) -> set[str]:
+    """Return the names that transformers would report as unexpected; it ignores buffers of old checkpoints."""
+    info = SimpleNamespace(missing_keys=set(), unexpected_keys=set(names))
+    model._adjust_missing_and_unexpected_keys(info)
+    return info.unexpected_keys
+
+
+def stored_as(stored: dict[str, weight_files.StoredTensor]) -> dict[str, torch.Tensor]:
+    """The tensors of an export in bf16, on the meta device: floats as a checkpoint stores them, the rest as it is."""
+    dtypes = {name: weight_files.DTYPES[tensor.dtype] for name, tensor in stored.items()}
+    return {
+        name: torch.empty(
+            tensor.shape, dtype=STORAGE_DTYPE if dtypes[name].is_floating_point else dtypes[name], device="meta"
+        )
+        for name, tensor in stored.items()
+    }
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what a model folder holds besides weights and config, unless `folder` has it already."""
+    for file in sorted(source.rglob("*")):
+        is_weights = file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json")
+        place = folder / file.relative_to(source)
+        if file.is_file() and not is_weights and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)

@@ -1,0 +1,56 @@
+"""Which parts of a model its text passes through, found by running the architecture, not from a list of names.
+
+A text goes through the model on the meta device, which costs no memory; what gets a gradient was reached. What sees or
+hears is not, nor is what shared layers hold and never use: nothing there is trained on texts or made int4.
+"""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
+from int4_qat.checkpoint import module_names
+from int4_qat.system.errors import InputError, one_line
+
+TOKENS = 4
+
+
+class NothingIsTrue(TorchDispatchMode):
+    """Answers what a forward pass asks of values that the meta device does not have: no picture, no padding."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return False if args[0].dtype == torch.bool else 0
+        return function(*args, **(kwargs or {}))
+
+
+def reached_parameters(model: PreTrainedModel) -> set[str]:
+    """Return the names of the parameters that a text's forward pass uses; the model must be on the meta device."""
+    tokens = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
+    try:
+        with NothingIsTrue(), torch.device("meta"), torch.enable_grad():
+            # With a cache: without one transformers looks for packed sequences, in values.
+            model(input_ids=tokens, use_cache=True).logits.sum().backward()
+    except Exception as error:  # each model's own code runs here
+        expected = "a model that a text can be sent through"
+        raise InputError(f"{type(model).__name__}: expected {expected}, found {one_line(error):.200}") from None
+    parameters = model.named_parameters(remove_duplicate=False)
+    reached = {name for name, parameter in parameters if parameter.grad is not None}
+    model.zero_grad()
+    return reached
+
+
+def unreached(model: PreTrainedModel) -> list[str]:
+    """Return the topmost modules of a model that no text passes through; the model must be on the meta device."""
+    return module_names.unreached_roots([name for name, _ in model.named_parameters()], reached_parameters(model))
+
+
+def holders(model: PreTrainedModel) -> list[str]:
+    """Return the names of the modules that hold parameters, sorted."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return sorted({name.rpartition(".")[0] for name, _ in parameters})
+
+
+def output_head(model: PreTrainedModel) -> str | None:
+    """Return the name of the module that makes logits of the last hidden state, or None."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None) if head is not None else None

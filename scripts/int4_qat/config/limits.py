@@ -1,0 +1,33 @@
+"""What an arm's settings rule out, taken together: for the check of the config, and for a training itself."""
+
+from collections.abc import Iterator
+
+from int4_qat.quantization import schemes
+
+UNSLOTH_SCHEME = schemes.int4(128)  # not an option there
+
+
+def unsloth_misfits(recipe: dict, device: str) -> list[str]:
+    """What an arm asks of unsloth 2026.10.7 that it does not do, `key: reason`; nothing for another backend."""
+    if recipe["backend"] != "unsloth":
+        return []
+    problems = [] if device == "cuda" else [f"backend: unsloth needs device 'cuda', not '{device}'"]
+    if recipe["distillation_weight"]:
+        problems.append("distillation_weight: expected 0, unsloth's trainer has no distillation")
+    if recipe["scheme"] and recipe["qat_target"] != "base+lora_a":
+        problems.append(f"qat_target: unsloth trains 'base+lora_a', not '{recipe['qat_target']}'")
+    if recipe["scheme"] and schemes.of_words(recipe["scheme"]) != UNSLOTH_SCHEME:
+        problems.append(f"quantization: unsloth trains {UNSLOTH_SCHEME}, not {schemes.of_words(recipe['scheme'])}")
+    return problems
+
+
+def impossible(recipe: dict) -> Iterator[str]:
+    """Yield `key: reason` for each setting of an arm that the others rule out, or that nothing could heed."""
+    if recipe["scheme"] and recipe["qat_target"] == "merged" and recipe["lora_dropout"]:
+        yield "lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout"
+    if recipe["finetune_vision_layers"]:
+        yield "finetune_vision_layers: expected false, since the training texts hold no pictures to learn from"
+    if recipe["logging_steps"] > recipe["max_steps"]:
+        yield f"logging_steps: {recipe['logging_steps']} is more than max_steps, {recipe['max_steps']}"
+    if recipe["lr_scheduler_type"] == "constant" and recipe["warmup_steps"]:
+        yield f"warmup_steps: expected 0 with lr_scheduler_type constant, found {recipe['warmup_steps']}"

@@ -1,0 +1,79 @@
+"""The table `quantizations` of the config: which scheme, method and formats each name stands for, and for whom."""
+
+from collections.abc import Iterable, Iterator
+
+from int4_qat.config import variants
+from int4_qat.quantization import schemes
+from int4_qat.system import rooms
+
+ROUNDED = "rtn"  # the method against which the others are measured
+LOADED = "torchao-plain"  # the format that everything here loads
+METHOD_WORDS = ("method", "formats")
+
+
+def training_words(entry: dict) -> dict:
+    """Return what a training sees of a quantization: its scheme and the modules that it leaves out."""
+    return {"scheme": schemes.of_words(entry).words, "ignore": entry.get("ignore", [])}
+
+
+def rounded(table: dict[str, dict], name: str) -> str | None:
+    """Return the quantization that rounds to nearest in the scheme of another, itself if it does; None if none does."""
+    wanted = training_words(table[name])
+    twins = [name, *table]
+    return next((twin for twin in twins if _rounds_in(table[twin], wanted)), None)
+
+
+def _rounds_in(entry: dict, wanted: dict) -> bool:
+    return entry["method"] == ROUNDED and training_words(entry) == wanted
+
+
+def used(table: dict[str, dict], names: Iterable[str]) -> dict[str, dict]:
+    """Return the part of the table that some variants need."""
+    needed = {variants.split(name)[1] for name in names} - {variants.BF16}
+    return {name: table[name] for name in table if name in needed}
+
+
+def references(settings: dict) -> dict[str, str]:
+    """Return the quantized base that each variant's recovery is measured against, by the settings of one model.
+
+    In bf16 it is that of the quantization that the arm was trained in, or else of the first that there is.
+    """
+    table, arms = settings["quantizations"], settings["arms"]
+
+    def reference(name: str) -> str:
+        weights, precision = variants.split(name)
+        if precision == variants.BF16:
+            trained = arms.get(weights, {}).get("quantization")
+            precision = trained if trained in table else next(iter(table))
+        return f"{variants.BASE}-{rounded(table, precision)}"
+
+    return {name: reference(name) for name in settings["variants"]}
+
+
+def problems(table: dict[str, dict]) -> Iterator[str]:
+    """Yield a line for each entry that no program could make."""
+    for name, entry in table.items():
+        key = f"quantizations.{name}"
+        if entry["symmetric"] and "zero_point" in entry:
+            yield f"{key}.zero_point: expected none, since symmetric is true, found {entry['zero_point']}"
+        elif not entry["symmetric"] and "zero_point" not in entry:
+            kinds = f"{schemes.FLOAT} or {schemes.INTEGER}"
+            yield f"{key}.zero_point: expected {kinds}, since symmetric is false, found none"
+        else:
+            yield from _unknown_words(key, entry)
+
+
+def _unknown_words(key: str, entry: dict) -> Iterator[str]:
+    """Yield a line for each method or format that there is no file for, or for a format that cannot hold the scheme."""
+    named = [("method", entry["method"], rooms.METHODS)]
+    named += [(f"formats[{index}]", word, rooms.FORMATS) for index, word in enumerate(entry["formats"])]
+    unknown = [(place, word, room) for place, word, room in named if word not in rooms.words(room)]
+    for place, word, room in unknown:
+        yield f"{key}.{place}: expected one of {', '.join(rooms.words(room))}, found '{word}'"
+    if not unknown:
+        scheme = schemes.of_words(entry)
+        for index, word in enumerate(entry["formats"]):
+            if needed := rooms.load(rooms.FORMATS, word).misfit(scheme):
+                yield f"{key}.formats[{index}]: expected {needed}, which {word} holds, found {scheme}"
+        if LOADED not in entry["formats"]:
+            yield f"{key}.formats: expected {LOADED} among them, which all measurements load, found {entry['formats']}"

@@ -1,0 +1,58 @@
+"""The part of the config that the results of one model come from, and the settings of each of its arms."""
+
+from int4_qat.config import quantizations, variants
+
+STANDIN = "standin"
+NOTHING_SEEN = {"scheme": None, "ignore": None}
+
+
+def recipe_of(config: dict, arm: str) -> dict:
+    """Return the fine-tuning settings of one arm, with the scheme and the exceptions that its training sees, if any."""
+    settings = config["finetune"] | config["finetune"]["arms"][arm]
+    quantization = settings["quantization"]
+    seen = quantizations.training_words(config["quantizations"][quantization]) if quantization else NOTHING_SEEN
+    return {key: value for key, value in settings.items() if key != "arms"} | seen
+
+
+def training_of(recipe: dict) -> dict:
+    """Return what a training goes by: what it sees of a quantization, and not the name that this has."""
+    return {key: value for key, value in recipe.items() if key != "quantization"}
+
+
+def arms_of(config: dict) -> list[str]:
+    """The arms that some variant needs."""
+    return variants.weights_of(config["variants"])[1:]
+
+
+def settings_of(config: dict, model: str) -> dict:
+    """The config of one model and of the arms in use; what decides on an upload alone is left out."""
+    source = config["models"][model]["source"]
+    settings = {key: config[key] for key in ("data", "device", "variants", "evaluation")}
+    settings["quantizations"] = quantizations.used(config["quantizations"], config["variants"])
+    settings |= {"model": model, "source": source, "arms": {arm: recipe_of(config, arm) for arm in arms_of(config)}}
+    settings["card"] = {
+        "variant": config["publish"]["variant"],
+        "repository": repository_of(config, model),
+        "license": config["publish"]["license"],
+        "license_link": config["publish"]["license_link"],
+    }
+    if STANDIN in (source, config["data"]["source"]):
+        settings[STANDIN] = config[STANDIN]
+    return settings
+
+
+def metrics_of(config: dict) -> dict[str, str]:
+    """The metric of each further task that stands in the summary, by task; of a config or of the settings of one."""
+    return {task["task"]: task["metric"] for task in config["evaluation"]["tasks"]}
+
+
+def charted(config: dict) -> list[str]:
+    """The variants that are asked about charts: the model before, and all in int4."""
+    names = config["variants"] if config["evaluation"]["chartqa"] else []
+    return [name for name in names if name == variants.BASELINE or variants.is_quantized(name)]
+
+
+def repository_of(config: dict, model: str) -> str | None:
+    """Where the model is published, <owner>/<name>, or None."""
+    repository = config["publish"]["repository"]
+    return repository and repository.replace("{model}", model)

@@ -1,0 +1,36 @@
+"""The schema of the config: rules/config.schema.yaml, with the settings of a training as the class Recipe has them."""
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from int4_qat.config import recipes
+from int4_qat.config.recipe import Recipe
+
+TYPES = {str: "string", bool: "boolean", int: "integer", float: "number"}
+
+
+def read(workflow: Path | str) -> dict:
+    """Return the whole schema, of the workflow in a folder."""
+    schema = yaml.safe_load((Path(workflow) / "rules" / "config.schema.yaml").read_text(encoding="utf-8"))
+    settings = recipe_settings()
+    schema["$defs"]["recipe"] = {"properties": settings}
+    schema["$defs"]["whole_recipe"] = {"$ref": "#/$defs/recipe", "required": list(settings)}
+    return schema
+
+
+def recipe_settings() -> dict[str, dict]:
+    """Return the schema of each setting of a training that the config names by itself."""
+    kinds = get_type_hints(Recipe, include_extras=True)
+    return {name: _of(kind) for name, kind in kinds.items() if name not in recipes.NOTHING_SEEN}
+
+
+def _of(kind: object) -> dict:
+    """Return the schema of an annotation: a plain type, a plain type with limits, or a choice of values."""
+    if get_origin(kind) is Literal:
+        return {"enum": list(get_args(kind))}
+    if get_origin(kind) is Annotated:
+        plain, limits = get_args(kind)
+        return _of(plain) | limits
+    return {"type": TYPES[kind]}

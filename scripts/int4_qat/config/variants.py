@@ -1,0 +1,24 @@
+"""A variant is weights x precision, named `<base or arm>-<bf16 or a quantization>`; the card compares five of them."""
+
+from collections.abc import Iterable
+
+BASE, BF16 = "base", "bf16"
+BASELINE = f"{BASE}-{BF16}"
+
+
+def split(variant: str) -> tuple[str, str]:
+    """Return ('qat', 'int4') for 'qat-int4'; raise ValueError if it is not `<weights>-<precision>`."""
+    weights, _, precision = variant.rpartition("-")
+    if not weights or not precision:
+        raise ValueError(f"'{variant}' is not <base or arm>-<{BF16} or a quantization>")
+    return weights, precision
+
+
+def is_quantized(variant: str) -> bool:
+    """Return whether a variant's weights are in a quantization of the config."""
+    return split(variant)[1] != BF16
+
+
+def weights_of(names: Iterable[str]) -> list[str]:
+    """Return the weights among some variants, the base first."""
+    return sorted({split(name)[0] for name in names}, key=lambda weights: (weights != BASE, weights))

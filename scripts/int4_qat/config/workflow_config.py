@@ -1,0 +1,310 @@
+"""The config of a run, checked before anything runs: each mistake is one line that names the key."""
+
+import datetime
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import jsonschema
+from snakemake.common.configfile import load_configfile
+
+from int4_qat.config import config_values, layers, limits, model_facts, quantizations, recipes, schema, variants
+from int4_qat.config.recipes import STANDIN
+from int4_qat.system import sources
+
+DATA_REPORT = Path("resources/mmlu/report.json")  # of download_mmlu
+MODELS = Path("resources/models")  # of download_model, with the facts of each in <model>.json
+MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
+
+
+def of_run(workflow: str, given: Mapping, overrides: Mapping, configfiles: Iterable[Path | str]) -> dict:
+    """Return the checked config of a run of the workflow in a folder, whose config.yaml is the lowest layer.
+
+    `given` is everything as Snakemake merges it, `overrides` what --config gave of it, `configfiles` what was read.
+    """
+    config = layers.of_run(load_configfile(f"{workflow}/config.yaml"), given, overrides)
+    check(config, workflow, configfiles)
+    return config
+
+
+def check(config: dict, workflow: str, configfiles: Iterable[Path | str]) -> None:
+    """Put the config's values into the form that all rules see; end the program with a line for each that is wrong."""
+    rules = schema.read(workflow)
+    found = [f"the workflow's folder: Snakemake takes no braces in {workflow!r}"] if {"{", "}"} & set(workflow) else []
+    found += list(dict.fromkeys(line for path in configfiles for line in config_values.hidden_problems(path)))
+    found = found or list(_odd_keys(config))
+    found = found or list(_old_keys(config))
+    if not found:
+        config_values.normalise(config, rules)
+        found = problems(config, rules)
+    if found:
+        sys.exit("\n".join(f"config error: {line}" for line in found))
+
+
+def problems(config: dict, rules: dict) -> list[str]:
+    """What is wrong, a line each; the schema comes first, since the rest relies on it."""
+    validator = config_values.Validator(rules)
+    errors = sorted(validator.iter_errors(config), key=lambda error: error.json_path)
+    lines = [_line(error) for error in errors if not _follows_from_another(error, errors)]
+    lines = lines or [
+        *_missing_sources(config),
+        *_repeated_tasks(config),
+        *quantizations.problems(config["quantizations"]),
+        *_unknown_quantizations(config),
+        *_unknown_variants(config),
+    ]
+    lines = lines or [
+        *_missing_references(config),
+        *_misfits(config),
+        *_idle_words(config),
+        *_split_layers(config),
+        *_too_few_examples(config),
+        *_misfits_of_models(config),
+    ]
+    return lines or _unpublishable(config)
+
+
+def _odd_keys(value: object, place: str = "") -> Iterator[str]:
+    """Keys that YAML takes for a number, a date or a truth value; the schema speaks of texts alone."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield f"{place or 'config'}: expected texts as keys, found {key!r}; put it in quotes"
+            yield from _odd_keys(item, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _odd_keys(item, f"{place}[{index}]")
+
+
+def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonschema.ValidationError]) -> bool:
+    """A wrong value also makes the keys around it `unevaluated`, a wrong type is in no list: one line is enough."""
+    if error.validator == "unevaluatedProperties":
+        return any(other.json_path.startswith(f"{error.json_path}.") for other in errors)
+    return error.validator == "enum" and any(
+        other.validator == "type" and other.json_path == error.json_path for other in errors
+    )
+
+
+def _line(error: jsonschema.ValidationError) -> str:
+    key = error.json_path.removeprefix("$.").removeprefix("$")
+    message = _expectation(error) or error.message
+    message = message if len(message) < 200 else f"{message[:200]} ..."
+    message += _hint(error)
+    return f"{key}: {message}" if key else message
+
+
+def _expectation(error: jsonschema.ValidationError) -> str | None:
+    """Return what the schema says in words of a text that it only describes by a pattern or by what it is not."""
+    if error.validator in ("pattern", "not") and "description" in error.schema:
+        return f"expected {error.schema['description']}, found {error.instance!r}"
+    return None
+
+
+def _hint(error: jsonschema.ValidationError) -> str:
+    """What to write instead, where YAML and people mean different things by the same words."""
+    found = error.instance
+    wanted = error.validator_value if error.validator in ("type", "enum") else []
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    if found in ("None", "null", "") and {"null", None} & set(wanted):
+        return "; nothing is written null, without quotes"
+    if found is None and wanted:
+        return "; there is no value"
+    if "boolean" in wanted and isinstance(found, str | int):
+        return "; write true or false, without quotes"
+    if "string" in wanted and isinstance(found, bool | int | float | datetime.date):
+        return "; put it in quotes"
+    if isinstance(found, float) and not config_values.is_number(None, found):
+        return "; expected a finite number"
+    return ""
+
+
+def _missing_sources(config: dict) -> list[str]:
+    evaluation = config["evaluation"]
+    made = {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
+    made["data.source"] = config["data"]["source"]
+    named = made | {
+        f"evaluation.tasks[{index}].source": task["source"] for index, task in enumerate(evaluation["tasks"])
+    }
+    if evaluation["chartqa"]:
+        named["evaluation.chartqa.source"] = evaluation["chartqa"]["source"]
+    return [line for key, source in named.items() for line in _wrong_source(config, key, source, key in made)]
+
+
+def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> list[str]:
+    if source == STANDIN and has_standin:
+        return [] if STANDIN in config else [f"{key}: is '{STANDIN}', but the config has no section '{STANDIN}'"]
+    if not source.startswith("hf://"):
+        top = "".join(Path(source).parts[:1])
+        if top in sources.WRITTEN:
+            return [f"{key}: the workflow writes to '{top}'; keep '{source}' elsewhere"]
+        if not os.path.isdir(source):
+            return [f"{key}: expected an existing folder, found none at {source!r}"]
+        return list(_wildcards(key, [source, *sources.local_files(source)]))
+    kind = "" if key.startswith("models.") else "datasets/"
+    expected = f"hf://{kind}<owner>/<name>@<commit>"
+    is_dataset = source.startswith("hf://datasets/")
+    return [] if is_dataset == bool(kind) else [f"{key}: expected {expected}, found '{source}'"]
+
+
+def _wildcards(key: str, paths: Iterable[str]) -> Iterator[str]:
+    """The first path that Snakemake would misread; there is no way to tell it not to."""
+    for path in filter(sources.has_wildcard, paths):
+        yield f"{key}: expected no word in braces, which is a wildcard to Snakemake, found {path!r}"
+        return
+
+
+def _repeated_tasks(config: dict) -> list[str]:
+    names = [task["task"] for task in config["evaluation"]["tasks"]]
+    lines = [
+        f"evaluation.tasks[{index}].task: '{name}' is measured by a rule of its own"
+        for index, name in enumerate(names)
+        if name in MEASURED
+    ]
+    return lines + [
+        f"evaluation.tasks[{index}].task: '{name}' is in the list already"
+        for index, name in enumerate(names)
+        if name in names[:index]
+    ]
+
+
+def _unknown_quantizations(config: dict) -> Iterator[str]:
+    """Arms whose training would see a quantization that there is not."""
+    table = config["quantizations"]
+    for arm, changes in config["finetune"]["arms"].items():
+        if changes["quantization"] not in (None, *table):
+            expected = f"null or one of {', '.join(table)}"
+            yield f"finetune.arms.{arm}.quantization: expected {expected}, found '{changes['quantization']}'"
+
+
+def _unknown_variants(config: dict) -> Iterator[str]:
+    """Variants that nothing produces: an arm that was trained in a quantization is exported in that one alone."""
+    arms, table = config["finetune"]["arms"], config["quantizations"]
+    known, precisions = [variants.BASE, *arms], [variants.BF16, *table]
+    for index, name in enumerate(config["variants"]):
+        weights, _, precision = name.rpartition("-")
+        trained = arms.get(weights, {}).get("quantization")
+        if weights not in known or precision not in precisions:
+            expected = f"<{' or '.join(known)}>-<{' or '.join(precisions)}>"
+            yield f"variants[{index}]: nothing produces '{name}'; expected {expected}"
+        elif trained in table and precision not in (variants.BF16, trained):
+            yield f"variants[{index}]: expected '{weights}-{trained}', in which the arm is trained, found '{name}'"
+
+
+def _missing_references(config: dict) -> Iterator[str]:
+    """Variants that others are compared with and that are not there."""
+    names, table = config["variants"], config["quantizations"]
+    if variants.BASELINE not in names:
+        yield f"variants: '{variants.BASELINE}' is missing; every other one is compared with it"
+    if not any(map(variants.is_quantized, names)):
+        yield f"variants: expected one that is quantized, such as '{variants.BASE}-{next(iter(table))}', found none"
+    for precision in dict.fromkeys(variants.split(name)[1] for name in names if variants.is_quantized(name)):
+        rounded = quantizations.rounded(table, precision)
+        if rounded is None:
+            expected = f"another quantization with the same scheme, the same ignore and method {quantizations.ROUNDED}"
+            yield f"quantizations: expected {expected}, against which '{precision}' is measured, found none"
+        elif f"{variants.BASE}-{rounded}" not in names:
+            yield f"variants: '{variants.BASE}-{rounded}' is missing; what is recovered of it is measured against it"
+
+
+def _misfits(config: dict) -> list[str]:
+    """What the settings of an arm, taken together, make impossible or idle; what holds for all arms is one line."""
+    arms = config["finetune"]["arms"]
+    found = [(arm, problem) for arm in arms for problem in _misfits_of(config, arm)]
+    everywhere = [problem for problem, count in Counter(problem for _, problem in found).items() if count > 1]
+    everywhere = [problem for problem in everywhere if all((arm, problem) in found for arm in arms)]
+    return [f"finetune.{problem}" for problem in everywhere] + [
+        f"finetune.arms.{arm}.{problem}" for arm, problem in found if problem not in everywhere
+    ]
+
+
+def _misfits_of(config: dict, arm: str) -> list[str]:
+    recipe = recipes.recipe_of(config, arm)
+    problems = [*limits.unsloth_misfits(recipe, config["device"]), *limits.impossible(recipe)]
+    if not recipe["quantization"] and "qat_target" in config["finetune"]["arms"][arm]:
+        problems.append("qat_target: has no effect in an arm whose quantization is null")
+    return problems
+
+
+def _idle_words(config: dict) -> Iterator[str]:
+    """Words that nothing would heed."""
+    names = [variants.BASE, *config["finetune"]["arms"]]
+    for name in config["plots"]["colours"]:
+        if name not in names:
+            yield f"plots.colours.{name}: expected one of {', '.join(names)}"
+    latency = config["evaluation"]["latency"]
+    if latency["engine"] != "vllm" and latency["vllm_arguments"]:
+        yield f"evaluation.latency.vllm_arguments: expected none with engine {latency['engine']}"
+
+
+def _split_layers(config: dict) -> list[str]:
+    ignored = {name: set(entry.get("ignore", [])) for name, entry in config["quantizations"].items()}
+    return [
+        f"quantizations.{name}.ignore: expected all of {', '.join(sorted(layers))} or none, since vLLM makes one layer "
+        f"of them, found {', '.join(sorted(ignore & layers))}"
+        for name, ignore in ignored.items()
+        for layers in model_facts.FUSED
+        if ignore & layers and not layers <= ignore
+    ]
+
+
+def _too_few_examples(config: dict) -> list[str]:
+    """More shots than the data have examples, if those were downloaded; else download_mmlu says so."""
+    source = config["data"]["source"]
+    examples = _known_of(source, DATA_REPORT).get("fewest_examples")
+    shots = config["evaluation"]["mmlu"]["num_fewshot"]
+    if not examples or examples["count"] >= shots:
+        return []
+    found = f"dev of {source} has {examples['count']} of '{examples['subject']}'"
+    return [f"evaluation.mmlu.num_fewshot: expected at most {examples['count']}, since {found}, found {shots}"]
+
+
+def _misfits_of_models(config: dict) -> list[str]:
+    """What does not fit the models that were brought already; of others download_model says so."""
+    lines = []
+    for name, model in config["models"].items():
+        facts = _known_of(model["source"], MODELS / f"{name}.json")
+        if facts.keys() >= model_facts.KEYS:
+            lines += model_facts.misfits(facts, recipes.settings_of(config, name))
+    return lines
+
+
+def _known_of(source: str, report: Path) -> dict:
+    """What an earlier run reported of a source; nothing if that was another source, or if it has changed since."""
+    try:
+        known = json.loads(report.read_text(encoding="utf-8"))
+        changed = max(map(os.path.getmtime, sources.local_files(source)), default=0) > report.stat().st_mtime
+    except (OSError, ValueError):
+        return {}
+    return known if known.get("source") == source and not changed else {}
+
+
+def _old_keys(config: dict) -> Iterator[str]:
+    """Keys of earlier versions, each with the one that took its place."""
+    if "quantization" in config:
+        yield "quantization: expected `quantizations`, a table of named ones, in which `ignore` is the former skip"
+    finetune = config.get("finetune")
+    arms = finetune.get("arms") if isinstance(finetune, dict) else None
+    if isinstance(finetune, dict) and "qat_scheme" in finetune:
+        yield "finetune.qat_scheme: expected `quantization` in each arm, a name from the table `quantizations` or null"
+    for arm, changes in arms.items() if isinstance(arms, dict) else ():
+        if isinstance(changes, dict) and "qat_scheme" in changes:
+            key = f"finetune.arms.{arm}.qat_scheme"
+            yield f"{key}: expected `quantization`, a name from the table `quantizations` or null"
+
+
+def _unpublishable(config: dict) -> list[str]:
+    name = config["publish"]["variant"]
+    shipped = [variant for variant in config["variants"] if variants.is_quantized(variant)]
+    lines = [] if name in shipped else [f"publish.variant: '{name}' is not one of the quantized variants {shipped}"]
+    repositories = [recipes.repository_of(config, model) for model in config["models"]]
+    lines += [
+        f"publish.repository: expected <owner>/<name>, in which {{model}} alone is filled in, found '{repository}'"
+        for repository in repositories[:1]
+        if repository and {"{", "}"} & set(repository)
+    ]
+    if None not in repositories and len(set(repositories)) < len(repositories):
+        lines.append(f"publish.repository: '{repositories[0]}' is that of several models; '{{model}}' tells them apart")
+    return lines

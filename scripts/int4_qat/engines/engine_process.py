@@ -1,0 +1,105 @@
+"""Engines of other environments as child processes: log, time limit; nothing of one outlives the block."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from int4_qat.checkpoint import architecture
+from int4_qat.engines import inference
+from int4_qat.system import scratch
+from int4_qat.system.errors import InputError
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+GRACE_SECONDS = 30
+LIBC = ctypes.CDLL(None)
+SIGNAL_AT_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def readable(checkpoint: Path, dtype: torch.dtype, device: str) -> Iterator[Path]:
+    """A folder that an engine can run: on a CPU, which has no int4 kernels, a copy with dequantized weights."""
+    if not inference.is_dequantized(checkpoint, device):
+        with scratch.plain(checkpoint) as path:
+            yield path
+        return
+    with scratch.folder() as folder:
+        # The names of the modules: the way back to the file's names leads through torchao.
+        inference.load_model(checkpoint, dtype, device).save_pretrained(folder, save_original_format=False)
+        architecture.copy_companions(checkpoint, folder)
+        yield folder
+
+
+def run(name: str, module: str, words: list, log: Path, time_limit: float, **options) -> None:
+    """Run a module's command to its end; InputError with its last log lines if it fails or takes too long."""
+    with started(module, words, log, **options) as process:
+        try:
+            code = process.wait(time_limit)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"{name} took more than {time_limit:g} s; {last_lines(log)}") from None
+    if code:
+        raise InputError(f"{name} ended with exit code {code}; {last_lines(log)}")
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies: a job that is killed cannot clean up itself."""
+    LIBC.prctl(SIGNAL_AT_DEATH_OF_PARENT, signal.SIGTERM)
+
+
+@contextmanager
+def started(
+    module: str, words: list, log: Path, environment: Mapping[str, str] = os.environ, folder: Path | None = None
+) -> Iterator[subprocess.Popen]:
+    """A running command in a process group of its own, which is gone after the block, whatever happens.
+
+    `folder` is where it runs; this program's own working folder if it is None.
+    """
+    command = [sys.executable, "-m", module, *map(str, words)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+
+    def interrupted(number: int, _) -> None:
+        process.terminate()  # threads that wait for an answer must not hold up the end
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Let an engine end its processes, then kill what is left of them."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def last_lines(log: Path, count: int = 3) -> str:
+    """The end of a log in one line: its last lines that name an error, or else its last ones."""
+    text = COLOUR.sub("", log.read_text(errors="replace"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in dict.fromkeys(lines) if "Error" in line]
+    return f"the end of {log}: {' | '.join((errors or lines)[-count:]) or 'it is empty'}"

@@ -1,0 +1,144 @@
+"""Score multiple-choice questions from the logits of the last position alone.
+
+lm-eval's HFLM computes logits for every position and reads only the last ones. For 8 questions of 500 tokens and a
+vocabulary of 262,208, Gemma's, that takes 4 GB in fp32. It also runs the few-shot examples of a subject through the
+model again for every question. `LastPosition` does neither; its order and its log-softmax are those of HFLM.
+
+That is right where a token's state depends on nothing but the tokens before it, and where a cache can be copied for
+several continuations. `objection` lets through what the tests prove, by the config alone, and every run compares its
+first questions with lm-eval's own code.
+"""
+
+import copy
+import itertools
+
+import torch
+from lm_eval.api.instance import Instance
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from int4_qat.data import mmlu
+from int4_qat.evaluation.stock_scores import PROBE, Scores, StockScores, Tokens, question
+from int4_qat.system.errors import InputError
+
+SHORTEST_PREFIX = 64  # tokens; below that, copying the cache costs more than it saves
+# What tests/evaluation/test_last_position.py proves. In place of anything else lm-eval's own code scores.
+MODEL_TYPES = (
+    *("llama", "qwen2", "qwen3", "mistral", "ministral3", "phi", "phi3", "gemma", "gemma2", "gemma3", "gemma3_text"),
+    *("gemma4", "gemma4_text", "olmo", "olmo2", "olmo3", "gpt_neox", "granite", "cohere", "cohere2", "starcoder2"),
+    *("stablelm", "glm", "glm4", "smollm3", "exaone4"),
+)
+LAYER_TYPES = ("full_attention", "sliding_attention")
+ROPE_TYPES = ("default", "linear", "llama3", "proportional", "yarn")  # dynamic and longrope look at a text's length
+BIDIRECTIONAL = (None, False, "vision")  # of texts: Gemma 4's `vision` is for pictures
+CHECKED = 2  # questions of each subject
+# How far a log-likelihood may be from lm-eval's, for each nat of it, or in nats if it is below one.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+
+
+class LastPosition(StockScores):
+    """The same scores from the last position's logits alone, with the subject's common prefix read once."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        tolerance = TOLERANCES[self.model.dtype]
+        self.stock_check = {"questions": 0, "largest_difference": 0.0, "tolerance": tolerance}
+
+    def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:
+        for request, (_, choice) in zip(requests, tokens, strict=True):
+            if len(choice) != 1:
+                found = f"{len(choice)} tokens in '{request.args[1]}'; set evaluation.mmlu.engine to stock"
+                raise InputError(f"{question(request)}: expected a choice of one token, found {found}")
+        return self.last_scores(tokens)
+
+    def check_subject(self, requests: list[Instance], tokens: list[Tokens], scores: Scores) -> None:
+        """Score the subject's first questions by lm-eval's own code too; InputError if that says something else."""
+        super().check_subject(requests, tokens, scores)
+        check = self.stock_check
+        for _, group in itertools.islice(
+            itertools.groupby(range(len(requests)), lambda i: requests[i].doc_id), CHECKED
+        ):
+            asked = list(group)
+            stock = super().score_subject([requests[i] for i in asked], [tokens[i] for i in asked])
+            pairs = [(scores[i][0], value) for i, (value, _) in zip(asked, stock, strict=True)]
+            difference = max(abs(ours - value) / max(1.0, abs(value)) for ours, value in pairs)
+            if difference > check["tolerance"]:
+                raise InputError(
+                    f"{question(requests[asked[0]])}: last_position's log-likelihoods differ from lm-eval's own by "
+                    f"{difference:.2g}, more than {check['tolerance']:g}; set evaluation.mmlu.engine to stock"
+                )
+            check["questions"] += 1
+            check["largest_difference"] = max(check["largest_difference"], difference)
+
+    @torch.no_grad()
+    def last_scores(self, tokens: list[Tokens]) -> Scores:
+        """Return the scores of a subject's choices, each of one token."""
+        choices: dict[tuple, list[int]] = {}
+        for prompt, (choice,) in tokens:
+            choices.setdefault(tuple(prompt[-self.max_length :]), []).append(choice)
+        prompts = sorted(choices, key=lambda prompt: (-len(prompt), prompt))
+        prefix = common_prefix(prompts)
+        cache = self.read(prefix) if prefix else None
+        scores = {}
+        for start in range(0, len(prompts), self.batch_size):
+            batch = prompts[start : start + self.batch_size]
+            logits = self.last_logits([prompt[len(prefix) :] for prompt in batch], cache)
+            log_probabilities = logits.log_softmax(-1, dtype=self.softmax_dtype)
+            likeliest = logits.argmax(-1).tolist()
+            for row, prompt in enumerate(batch):
+                asked = sorted(set(choices[prompt]))
+                found = log_probabilities[row, asked].tolist()
+                answers = zip(asked, found, strict=True)
+                scores |= {(prompt, choice): (value, choice == likeliest[row]) for choice, value in answers}
+        return [scores[tuple(prompt[-self.max_length :]), choice] for prompt, (choice,) in tokens]
+
+    def read(self, prefix: tuple[int, ...]):
+        """The model's cache after the tokens that all questions share."""
+        tokens = torch.tensor([prefix], device=self.device)
+        return self.model(tokens, use_cache=True, logits_to_keep=1).past_key_values
+
+    def last_logits(self, rows: list[tuple[int, ...]], cache) -> torch.Tensor:
+        """Logits (rows, vocabulary) after each row's last token; pads stand to the right, where nobody looks."""
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device=self.device)
+        for index, row in enumerate(rows):
+            tokens[index, : len(row)] = torch.tensor(row)
+        ends, place = torch.unique(lengths - 1, return_inverse=True)
+        past = {}
+        if cache is not None:
+            past = {"past_key_values": copy.deepcopy(cache), "use_cache": True}
+            past["past_key_values"].batch_repeat_interleave(len(rows))
+        logits = self.model(tokens, logits_to_keep=ends, **past).logits
+        return logits[torch.arange(len(rows), device=self.device), place]
+
+
+def common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens with which all prompts begin, if they are worth sharing; each keeps a token of its own."""
+    first, last = min(prompts), max(prompts)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    prefix = first[: min(len(list(same)), min(map(len, prompts)) - 1)]
+    return prefix if len(prefix) >= SHORTEST_PREFIX and len(prompts) > 1 else ()
+
+
+def objection(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return why LastPosition must not score a model, or None; the questions have no say, so all shards agree."""
+    text = config.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or ())
+    choices = [tokenizer.encode(f"{PROBE} {letter}") for letter in mmlu.LETTERS]
+    if config.model_type not in MODEL_TYPES:
+        return f"model_type '{config.model_type}' is none for which it was proven"
+    if others := sorted(layers - set(LAYER_TYPES)):
+        return f"its cache was not proven for layers of type '{others[0]}'"
+    if others := sorted(rope_types(text) - set(ROPE_TYPES)):
+        return f"positions scaled by '{others[0]}' may depend on the length of a text"
+    if getattr(text, "use_bidirectional_attention", None) not in BIDIRECTIONAL:
+        return "a token's state depends on those after it (use_bidirectional_attention)"
+    if any(len(choice) != len(tokenizer.encode(PROBE)) + 1 for choice in choices):
+        return "a choice has several tokens"
+    return None
+
+
+def rope_types(config: PretrainedConfig) -> set[str]:
+    """Return how positions are scaled, over all types of layers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer = [value for value in parameters.values() if isinstance(value, dict)]
+    return {group["rope_type"] for group in [parameters, *by_layer] if "rope_type" in group}

@@ -1,0 +1,83 @@
+"""Score a checkpoint with lm-eval: by its own code, or by ours where that is proven to give the same."""
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import lm_eval
+import torch
+from lm_eval.tasks import TaskManager
+
+from int4_qat.checkpoint import architecture
+from int4_qat.engines import inference
+from int4_qat.evaluation import last_position, stock_scores
+from int4_qat.tokenizer import tokenization
+
+SEED = 1234
+STOCK, LAST_POSITION = "stock", "last_position"
+ENGINES = {STOCK: stock_scores.StockScores, LAST_POSITION: last_position.LastPosition}
+
+
+class Options(NamedTuple):
+    """What is evaluated, how, and where."""
+
+    checkpoint: Path  # folder, bf16 or int4
+    num_fewshot: int  # examples ahead of each question
+    limit: int | None  # questions of each task; None for all
+    batch_size: int
+    dtype: str  # a key of architecture.DTYPES
+    device: str  # cpu or cuda
+
+
+class Evaluation(NamedTuple):
+    """What lm-eval reports, and how it came about."""
+
+    results: dict
+    settings: dict
+    prompts_over_max_length: Counter[str]  # questions that lost their beginning, by task
+    stock_check: dict | None  # of last_position: how far its scores of the first questions are from lm-eval's own
+
+
+def evaluate(options: Options, engine: str, tasks: list, task_manager: TaskManager) -> Evaluation:
+    """Evaluate a checkpoint on lm-eval's tasks, which are its names or task configs."""
+    tokenizer = tokenization.load_tokenizer(options.checkpoint)
+    tokenization.refuse_additions(tokenizer)
+    reason = None
+    if engine == LAST_POSITION:
+        reason = last_position.objection(architecture.read_config(options.checkpoint), tokenizer)
+    if reason:
+        print(f"engine: {STOCK} in place of {LAST_POSITION}: {reason}", flush=True)
+    used = STOCK if reason else engine
+    language_model = ENGINES[used](
+        pretrained=inference.load_model(options.checkpoint, architecture.DTYPES[options.dtype], options.device),
+        tokenizer=tokenizer,
+        batch_size=options.batch_size,
+        softmax_dtype=torch.float32,
+    )
+    results = lm_eval.simple_evaluate(
+        language_model,
+        tasks=tasks,
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        task_manager=task_manager,
+        random_seed=SEED,
+        numpy_random_seed=SEED,
+        torch_random_seed=SEED,
+        fewshot_random_seed=SEED,
+    )
+    settings = {
+        "engine": engine,
+        "engine_used": used,
+        "engine_reason": reason,
+        "num_fewshot": options.num_fewshot,
+        "limit": options.limit,
+        "batch_size": options.batch_size,
+        "dtype": options.dtype,
+        "softmax_dtype": "float32",
+        "device": options.device,
+        "seed": SEED,
+        "max_length": language_model.max_length,
+        "bos": tokenizer.bos_token if tokenization.adds_bos(tokenizer) else None,
+        "bos_added_by_tokenizer": tokenization.adds_bos(tokenization.load_as_is(options.checkpoint)),
+    }
+    return Evaluation(results, settings, language_model.prompts_over_max_length, language_model.stock_check)

@@ -1,0 +1,133 @@
+"""lm-eval's own scores, in batches of one subject, with what they rest on checked: requests before, scores after."""
+
+import itertools
+import math
+from collections import Counter
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from tqdm import tqdm
+
+from int4_qat.system.errors import InputError
+
+PROBE = "Answer:"
+SAME = 1e-6  # nats; likelihoods that differ by less are equal
+Scores = list[tuple[float, bool]]  # log-likelihood of a choice, and whether it is the likeliest token
+Tokens = tuple[list[int], list[int]]  # of a prompt, and of the choice that follows it
+
+
+class StockScores(HFLM):
+    """HFLM, a subject at a time, so that no score depends on which subjects share a shard.
+
+    Prompts that are longer than the model's context lose their beginning, as everywhere in lm-eval: they are counted.
+    """
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.prompts_over_max_length: Counter[str] = Counter()  # questions, by task
+        self.stock_check: dict | None = None
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Scores:
+        scores = []
+        with tqdm(total=len(requests), desc="score", unit=" choices", mininterval=1, disable=disable_tqdm) as progress:
+            for _, group in itertools.groupby(requests, key=lambda request: request.task_name):
+                subject = list(group)
+                tokens = [self.tokens(request) for request in subject]
+                refuse_tokens(subject, tokens, self.max_length)
+                self.count_long(subject, [len(prompt) + len(choice) - 1 for prompt, choice in tokens])
+                found = self.score_subject(subject, tokens)
+                self.check_subject(subject, tokens, found)
+                scores += found
+                progress.update(len(subject))
+        refuse_equal(requests, scores)
+        self.say_long(requests)
+        return scores
+
+    def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:
+        """Return lm-eval's own scores of a subject's requests."""
+        known = [(request.args, *pair) for request, pair in zip(requests, tokens, strict=True)]
+        return self._loglikelihood_tokens(known, disable_tqdm=True)
+
+    def check_subject(self, requests: list[Instance], tokens: list[Tokens], scores: Scores) -> None:
+        """Raise InputError if a log-likelihood is none."""
+        refuse_infinite(requests, [value for value, _ in scores])
+
+    def tokens(self, request: Instance) -> Tokens:
+        """Return lm-eval's tokens of a request; an empty prompt is the token with which the model's texts begin."""
+        prompt, choice = request.args
+        if prompt:
+            return self._encode_pair(prompt, choice)
+        tokens = self.tok_encode(choice, add_special_tokens=False)
+        return [self.prefix_token_id], tokens[1:] if tokens[:1] == [self.prefix_token_id] else tokens
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        values = super().loglikelihood_rolling(requests, disable_tqdm)
+        refuse_infinite(requests, values)
+        return values
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        lengths = []
+        for request in requests:
+            prompt, options = request.args
+            new = normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
+            if new >= self.max_length:
+                context = f"the model's context of {self.max_length}"
+                raise InputError(f"{request.task_name}: expected fewer new tokens than {context}, found {new}")
+            lengths.append(len(self.tok_encode(prompt)) + new)
+        self.count_long(requests, lengths)
+        self.say_long(requests)
+        return super().generate_until(requests, disable_tqdm)
+
+    def count_long(self, requests: list[Instance], lengths: list[int]) -> None:
+        """Count the questions of each task for which the model would have to read more tokens than it can."""
+        pairs = zip(requests, lengths, strict=True)
+        long = {(request.task_name, request.doc_id) for request, length in pairs if length > self.max_length}
+        self.prompts_over_max_length.update(task for task, _ in long)
+
+    def say_long(self, requests: list[Instance]) -> None:
+        """Print in one line how many prompts were cut."""
+        if count := self.prompts_over_max_length.total():
+            of = f"{count} of {len({(request.task_name, request.doc_id) for request in requests})} questions"
+            context = f"the model's context of {self.max_length} tokens"
+            print(f"{of} are longer than {context}: they lose their beginning, bos included", flush=True)
+
+
+def refuse_tokens(requests: list[Instance], tokens: list[Tokens], max_length: int) -> None:
+    """Raise InputError if a choice has no token, or none of its own, or does not fit into the model's context."""
+    known: dict[tuple, tuple] = {}
+    for request, (prompt, choice) in zip(requests, tokens, strict=True):
+        if not choice:
+            raise InputError(f"{question(request)}: the choice '{request.args[1]}' adds no token to its prompt")
+        if len(choice) > max_length:
+            found = f"a choice of {len(choice)} tokens, the model's context holds {max_length}"
+            raise InputError(f"{question(request)}: found {found}")
+        other = known.setdefault((request.doc_id, *prompt, *choice), request.args)
+        if other != request.args:
+            raise InputError(f"{question(request)}: '{other[1]}' and '{request.args[1]}' are the same tokens")
+
+
+def refuse_infinite(requests: list[Instance], values: list[float]) -> None:
+    """Raise InputError if a log-likelihood is none."""
+    for request, value in zip(requests, values, strict=True):
+        if not math.isfinite(value):
+            raise InputError(f"{question(request)}: expected a log-likelihood, found {value}")
+
+
+def refuse_equal(requests: list[Instance], scores: Scores) -> None:
+    """Raise InputError if the model tells no choice from the others, or no question."""
+    questions: dict[tuple, list[float]] = {}
+    for request, (value, _) in zip(requests, scores, strict=True):
+        questions.setdefault((request.task_name, request.doc_id), []).append(value)
+    rows = list(questions.values())
+    if len(rows) < 2:
+        return
+    if all(len(row) > 1 and max(row) - min(row) < SAME for row in rows):
+        raise InputError(f"no accuracy: in each of {len(rows)} questions all choices have the same log-likelihood")
+    if len(set(map(len, rows))) == 1 and all(max(column) - min(column) < SAME for column in zip(*rows, strict=True)):
+        raise InputError(f"no accuracy: the log-likelihoods of all {len(rows)} questions are the same")
+
+
+def question(request: Instance) -> str:
+    """Return by what a user finds a question."""
+    return f"{request.task_name}, question {request.doc_id}"

@@ -1,0 +1,29 @@
+"""The blocks that an export is made of, and the comparison of what was written with what was meant."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from int4_qat.checkpoint import blocks, weight_files
+from int4_qat.checkpoint.weight_files import StoredTensor
+from int4_qat.quantization import int4
+
+Block = tuple[slice, torch.Tensor]  # some rows of a weight, and their values in bf16
+QuantizedBlock = tuple[slice, int4.Int4Weight]
+
+
+def row_blocks(source: StoredTensor) -> Iterator[Block]:
+    """Yield a stored weight, whatever its type, in blocks."""
+    for rows in blocks.row_blocks(*source.shape):
+        yield rows, source.read_rows(rows).to(blocks.STORAGE_DTYPE)
+
+
+def differing(expected: Iterable[QuantizedBlock], read: Callable[[slice], int4.Int4Weight]) -> int:
+    """Return how many weights that `read` finds do not stand for the expected ones."""
+    count = 0
+    for rows, wanted in expected:
+        found = read(rows)
+        if not all(torch.equal(*pair) for pair in zip(wanted, found, strict=True)):
+            weights = [int4.dequantize(each).to(blocks.STORAGE_DTYPE) for each in (wanted, found)]
+            count += weight_files.count_different(*weights)
+    return count

@@ -1,0 +1,145 @@
+"""torchao's plain layout in safetensors: what transformers loads, and vLLM with mslk's kernels.
+
+The check of the config asks `misfit` at each start of Snakemake, so torch is imported where it is used.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from int4_qat.quantization.schemes import Scheme
+from int4_qat.system.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+    from int4_qat.checkpoint.weight_files import StoredTensor
+    from int4_qat.quantization import int4
+
+FOLDER = "checkpoint"  # of a variant
+# vLLM's names, by those in checkpoints (hf_to_vllm_mapper of its multimodal models).
+VLLM_PREFIXES = {
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+
+
+def misfit(scheme: Scheme) -> str | None:
+    """Return what a scheme would have to be for this layout to hold it, or None if it does."""
+    return None if (scheme.type, scheme.num_bits, scheme.strategy) == ("int", 4, "group") else "int4 in groups"
+
+
+def lay_out(
+    plan: dict[str, "torch.Tensor"], names: dict[str, str], quantized: set[str], scheme: Scheme
+) -> tuple[dict[str, "torch.Tensor"], Callable[[Iterable[str]], dict[str, str]]]:
+    """Return the stored tensors, without values, as torchao flattens its own, and what gives a file's metadata.
+
+    plan holds the tensors of the bf16 checkpoint on the meta device by their keys, names the parameters' names by these
+    keys, quantized the names of those that become int4.
+
+    A tensor goes by its name in the checkpoint. vLLM looks up each of a file in the file's metadata, one that is split
+    in that of each of its files, since it keeps a part for the next; transformers the int4 ones of all files, by the
+    parameter's name, in what it read last. Both pass over a tensor that is not described. No more is described: for
+    each weight that transformers loads, torchao compares each name in the last file with each name in any.
+    """
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    from int4_qat.quantization import int4, torchao_tensor
+
+    whole = {
+        key: torchao_tensor.of_weight(int4.empty(tensor, scheme)) if names[key] in quantized else tensor
+        for key, tensor in plan.items()
+    }
+    in_int4 = {names[key]: tensor for key, tensor in whole.items() if names[key] in quantized}
+    flat = {name: flatten_tensor_state_dict({name: tensor}) for name, tensor in (whole | in_int4).items()}
+    by_part = {part: key for key in whole for part in flat[key][0]}
+
+    def metadata(parts: Iterable[str]) -> dict[str, str]:
+        listed = sorted({*(by_part[part] for part in parts), *in_int4})
+        return {name: flat[name][1][name] for name in listed} | {"tensor_names": json.dumps(listed), "format": "pt"}
+
+    return {part: flat[key][0][part] for part, key in by_part.items()}, metadata
+
+
+def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: dict[str, "StoredTensor"]) -> None:
+    """Write the codes, scales and zero points of a weight, block by block."""
+    import torch
+
+    from int4_qat.quantization import torchao_tensor
+
+    qdata, *of_groups = (targets[name] for name in torchao_tensor.part_names(key))
+    whole = [torch.empty(target.shape, dtype=torch.bfloat16) for target in of_groups]
+    for rows, (codes, *found) in blocks:
+        qdata.write_rows(rows, torchao_tensor.pack(codes))
+        for tensor, part in zip(whole, found, strict=True):
+            tensor[:, rows] = part
+    for target, tensor in zip(of_groups, whole, strict=True):
+        target.write(tensor)
+
+
+def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "int4.Int4Weight"]:
+    """Return what reads some rows of a stored weight; the scales and zero points of all are read once."""
+    from int4_qat.quantization import int4, torchao_tensor
+
+    qdata, *of_groups = (stored[name] for name in torchao_tensor.part_names(key))
+    scale, zero_point = (tensor.read().view(tensor.shape) for tensor in of_groups)
+
+    def read(rows: slice) -> int4.Int4Weight:
+        return int4.Int4Weight(torchao_tensor.unpack(qdata.read_rows(rows)), scale[:, rows], zero_point[:, rows])
+
+    return read
+
+
+def configure(config: "PretrainedConfig", layers: list[dict], names: dict[str, str], scheme: Scheme) -> None:
+    """Put into a model's config what transformers and vLLM must know of the layout."""
+    from torchao.quantization import Int4WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    config.quantization_config = TorchAoConfig(
+        Int4WeightOnlyConfig(group_size=scheme.group_size),
+        modules_to_not_convert=not_in_int4(layers, names),
+    )
+
+
+def not_in_int4(layers: list[dict], names: dict[str, str]) -> list[str]:
+    """Return what config.json says of the linears that are not in int4: their names in transformers and in vLLM.
+
+    The topmost module that holds none in int4 stands for all in it, also by its own name alone, by which vLLM asks for
+    a vision tower; but not where transformers would take its name for the beginning of another's. names are the
+    parameters' by those in the checkpoint. Raise InputError if no list tells the linears apart.
+    """
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    from int4_qat.checkpoint import module_names
+
+    in_int4 = [layer["name"] for layer in layers if layer["quantized"]]
+    kept = [layer["name"] for layer in layers if not layer["quantized"]]
+    roots = module_names.unreached_roots([*in_int4, *kept], set(in_int4))
+    clear = [root for root in roots if not any(name.startswith(root) for name in in_int4)]
+    listed = [*clear, *(name for name in kept if not module_names.named_by(clear, name))]
+    as_stored = [stored_name(name, names) for name in listed]
+    used = {part for name in in_int4 for part in name.split(".")}
+    alone = {part for part in (name.rpartition(".")[2] for name in clear) if part not in used and not part.isdigit()}
+    patterns = sorted({*listed, *alone, *map(vllm_name, listed), *map(vllm_name, as_stored)})
+    for layer in layers:
+        if should_convert_module(f"{layer['name']}.weight", patterns) != layer["quantized"]:
+            raise InputError(f"quantizations: config.json cannot tell {layer['name']} from a linear of another kind")
+    return patterns
+
+
+def stored_name(module: str, names: dict[str, str]) -> str:
+    """Return the name that a module has in the checkpoint."""
+    for key, name in names.items():
+        if name.startswith(f"{module}.") and key.endswith(end := name.removeprefix(module)):
+            return key.removesuffix(end)
+    return module
+
+
+def vllm_name(name: str) -> str:
+    """Return what vLLM calls a module of a multimodal model that has this name in the checkpoint."""
+    for prefix, theirs in VLLM_PREFIXES.items():
+        if name.startswith(prefix):
+            return theirs + name.removeprefix(prefix)
+    return name

@@ -1,0 +1,46 @@
+"""What check_serving finds."""
+
+from typing import TypedDict
+
+
+class Answer(TypedDict):
+    """What the model says to the card's request."""
+
+    content: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class FirstToken(TypedDict):
+    """Seconds until the first token came, over the requests."""
+
+    mean: float
+    most: float
+
+
+class Load(TypedDict):
+    """Some requests at once."""
+
+    requests: int
+    seconds: float
+    time_to_first_token_s: FirstToken
+    tokens: int
+    tokens_per_s: float
+
+
+class Serving(TypedDict):
+    """serving.json: what vLLM's server answers, and how fast."""
+
+    answer: Answer
+    likeliest_token: str
+    likeliest_tokens_in_transformers: list[str]
+    load: list[Load]
+    startup_s: float
+    engine: str
+    engine_version: str
+    vllm_arguments: list[str]
+    max_tokens: int
+    dtype: str
+    dequantized: bool  # the weights in memory were not those on the disk
+    device: str

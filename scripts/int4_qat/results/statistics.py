@@ -1,0 +1,147 @@
+"""What variants that were asked the same questions settle, and what they do not: intervals, paired differences, ratios.
+
+A table of answers has a row a question, its index (subject, index). Subjects are strata: their sizes are fixed.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
+TAIL = (1 - CONFIDENCE) / 2
+
+
+def wilson(right: int, questions: int) -> list[float]:
+    """Return the interval of one accuracy (Wilson 1927): unlike the normal one, it has a width at 0% and 100% too."""
+    return list(stats.binomtest(int(right), int(questions)).proportion_ci(CONFIDENCE, method="wilson"))
+
+
+def resample(correct: pd.DataFrame, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
+    """Return right answers by subject, resamples x variants, of a bootstrap of its questions, the same for all.
+
+    Questions with the same right and wrong variants are alike, so what is drawn is how often each such pattern comes.
+    What a subject of n questions varies by is scaled by sqrt(n / (n - 1)), so that small ones do not look too certain
+    (Rao & Wu 1988); each needs two.
+    """
+    generator = np.random.default_rng(SEED)
+    right = {}
+    for subject, rows in correct.groupby(level="subject"):
+        patterns, counts = np.unique(rows.to_numpy(), axis=0, return_counts=True)
+        draws = generator.multinomial(len(rows), counts / len(rows), size=resamples)
+        scaled = counts + (draws - counts) * np.sqrt(len(rows) / (len(rows) - 1))
+        right[subject] = scaled @ patterns.astype(float)
+    return right
+
+
+def pool(right: dict[str, np.ndarray], correct: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracies over the subjects of `correct`: a row a resample, a column a variant."""
+    subjects = correct.index.unique("subject")
+    return pd.DataFrame(sum(right[subject] for subject in subjects) / len(correct), columns=correct.columns)
+
+
+def interval(resampled: np.ndarray) -> list[float]:
+    """Return the percentile interval."""
+    return np.quantile(resampled, [TAIL, 1 - TAIL]).tolist()
+
+
+def degradation(score, bf16, quantized):
+    """Return the card's normalized degradation."""
+    return -(bf16 - score) / (bf16 - quantized)
+
+
+def recovery(name: str, accuracy: Mapping[str, float], resampled: pd.DataFrame, bf16: str, quantized: str) -> dict:
+    """Return a variant's normalized degradation, recovered = 1 + that, and its interval.
+
+    They are None if the cost of the quantization is not resolved. A resample in which it cost nothing bounds the ratio
+    on neither side. If there are more of them than a tail of the interval holds, the interval is unbounded, as
+    Fieller's (1954) is where the denominator may be zero.
+    """
+    cost = (resampled[bf16] - resampled[quantized]).to_numpy()
+    costs = cost > 0
+    ratio = np.divide(resampled[name] - resampled[quantized], cost, out=np.full(len(cost), np.inf), where=costs)
+    low = np.quantile(np.where(costs, ratio, -np.inf), TAIL, method="lower")
+    high = np.quantile(ratio, 1 - TAIL, method="higher")
+    resolved = bool(np.isfinite([low, high]).all() and accuracy[bf16] > accuracy[quantized])
+    normalized = float(degradation(accuracy[name], accuracy[bf16], accuracy[quantized])) if resolved else None
+    return {
+        "normalized_degradation": normalized,
+        "recovered": 1 + normalized if resolved else None,
+        "recovered_ci95": [float(low), float(high)] if resolved else None,
+        "recovered_resolved": resolved,
+    }
+
+
+def compare(x: pd.DataFrame, reference: pd.DataFrame, resampled: np.ndarray) -> dict:
+    """Return what changed from a reference's answers to x's; `resampled` holds differences of their accuracies."""
+    gained, lost = x["correct"] & ~reference["correct"], ~x["correct"] & reference["correct"]
+    low, high = interval(resampled)
+    return {
+        "difference": float((gained.sum() - lost.sum()) / len(x)),
+        "difference_ci95": [low, high],
+        "resolved": low > 0 or high < 0,
+        "mcnemar_p": mcnemar(gained.sum(), lost.sum()),
+        "wrong_to_right": float(gained.mean()),
+        "right_to_wrong": float(lost.mean()),
+        "log_likelihood_change": stratified_mean(of_the_answer(x) - of_the_answer(reference)),
+        "kl_divergence": stratified_mean(kl_divergence(reference, x)),
+    }
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Return the exact two-sided p of McNemar's test (1947): a fair coin over the questions that changed."""
+    return float(stats.binomtest(int(gained), int(gained + lost)).pvalue) if gained + lost else 1.0
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Return p-values, adjusted so that the chance of any false one among them stays below the level (Holm 1979)."""
+    p, order = np.array(p_values), np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted.tolist()
+
+
+def stratified_mean(values: pd.Series) -> dict:
+    """Return mean and normal interval over strata of fixed size: variance sum(n s²) / N² (Cochran 1977, 5.4)."""
+    by_subject = values.groupby(level="subject")
+    mean, stderr = values.mean(), np.sqrt((by_subject.size() * by_subject.var()).sum()) / len(values)
+    width = stats.norm.ppf(1 - TAIL) * stderr
+    return {"mean": float(mean), "ci95": [float(mean - width), float(mean + width)]}
+
+
+def log_likelihoods(answers: pd.DataFrame) -> np.ndarray:
+    """Return the log-likelihoods of the four choices, questions x choices."""
+    return answers.filter(like="log_likelihood_").to_numpy()
+
+
+def of_the_answer(answers: pd.DataFrame) -> pd.Series:
+    """Return the log-likelihood of the right choice, in nats."""
+    return pd.Series(log_likelihoods(answers)[np.arange(len(answers)), answers["answer"]], answers.index)
+
+
+def kl_divergence(reference: pd.DataFrame, x: pd.DataFrame) -> pd.Series:
+    """Return KL(reference || x) of the distribution over the four choices, in nats (Kullback & Leibler 1951)."""
+    p, q = (special.log_softmax(log_likelihoods(answers), axis=1) for answers in (reference, x))
+    return pd.Series((np.exp(p) * (p - q)).sum(axis=1), reference.index)
+
+
+def over_seeds(values: list[float], resampled: np.ndarray) -> dict:
+    """Return the mean over training seeds with both sources of its variation; `resampled` is resamples x seeds."""
+    return {
+        "mean": float(np.mean(values)),
+        "ci95": interval(resample_seeds(values, resampled)),
+        "sd_between_seeds": float(np.std(values, ddof=1)),
+        "stderr_within_questions": float(np.std(resampled.mean(axis=1), ddof=1)),
+    }
+
+
+def resample_seeds(values: list[float], resampled: np.ndarray) -> np.ndarray:
+    """Return resampled means over seeds that vary with the questions, and with the seeds as Student's t of a few.
+
+    That is the sum of Behrens & Fisher (Fisher 1935). What seeds and questions do together counts in both sources, so
+    an interval is rather too wide than too narrow.
+    """
+    resamples, seeds = resampled.shape
+    between = np.std(values, ddof=1) / np.sqrt(seeds)
+    return resampled.mean(axis=1) + between * np.random.default_rng(SEED).standard_t(seeds - 1, resamples)

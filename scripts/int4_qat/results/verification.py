@@ -1,0 +1,99 @@
+"""Whether a folder of results is what its provenance says: every hash, and every number back to the models' answers.
+
+Accuracies are counted again from the answers, the summary is derived again from the files of the variants, the card is
+rendered again and compared letter by letter.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from int4_qat.config import quantizations
+from int4_qat.results import card, measurements, statistics, summary
+from int4_qat.system import files, sources
+from int4_qat.system.errors import InputError
+
+ROOT = sources.PACKAGE.parents[1]  # of the workflow
+
+
+def problems(results: Path) -> list[str]:
+    """Return what is wrong, a line each."""
+    recorded = files.read_json(results / "provenance.json")
+    found = list(changed_files(results, recorded))
+    if found:
+        return found
+    try:
+        for check in (wrong_accuracies, wrong_numbers, wrong_card):
+            found.extend(check(results, recorded["settings"]))
+    except InputError as error:
+        found.append(str(error))
+    return found
+
+
+def place(name: str, results: Path, recorded: dict) -> Path:
+    """Return where a recorded file is: a result in this folder, a program in this workflow, all else beside them."""
+    own = f"results/{recorded['settings']['model']}/"
+    if name.startswith(own):
+        return results / name.removeprefix(own)
+    return ROOT / name if name.startswith("scripts/") else results.resolve().parents[1] / name
+
+
+def changed_files(results: Path, recorded: dict) -> Iterator[str]:
+    """Yield a line for each file that is missing, or holds something else than was recorded."""
+    for name, wanted in recorded["files"].items():
+        path = place(name, results, recorded)
+        if path.exists():
+            if files.sha256(path.resolve()) != wanted:
+                yield f"{name}: not the file that was recorded"
+        elif path.is_relative_to(results):
+            yield f"{name}: expected a file, found none"
+
+
+def wrong_accuracies(results: Path, settings: dict) -> Iterator[str]:
+    """Yield a line for each score that is not what the answers give."""
+    for name in settings["variants"]:
+        answers, score = summary.read_answers(results / name), measurements.read(results / name, measurements.MMLU)
+        right = statistics.log_likelihoods(answers).argmax(axis=1) == answers["answer"]
+        if (right != answers["correct"]).any() or not math.isclose(right.mean(), score["accuracy"], rel_tol=1e-9):
+            yield f"{name}: its answers give an accuracy of {right.mean()}, mmlu.json says {score['accuracy']}"
+
+
+def wrong_numbers(results: Path, settings: dict) -> Iterator[str]:
+    """Yield a line for each number of the summary that does not follow from the files."""
+    written = files.read_json(results / "summary.json")
+    measured = measurements.summarized(measurements.asked(settings))
+    derived = summary.derive(results, measured, settings["arms"], quantizations.references(settings))
+    for key, value in derived.items():
+        for where, found, expected in differences(written[key], value, key):
+            yield f"summary.json: {where} is {found}, the files give {expected}"
+
+
+def wrong_card(results: Path, settings: dict) -> Iterator[str]:
+    """Yield a line for the first line of the card that is not what the figures give."""
+    path = results / "model_card.md"
+    if not path.exists():
+        yield f"{path.name}: expected a model card, found none"
+        return
+    wanted = card.render(results, settings).splitlines()
+    found = path.read_text(encoding="utf-8").splitlines()
+    for number, (line, expected) in enumerate(zip(found, wanted, strict=False), start=1):
+        if line != expected:
+            yield f"{path.name}, line {number}: says '{line}', the figures give '{expected}'"
+            return
+    if len(found) != len(wanted):
+        yield f"{path.name}: expected {len(wanted)} lines, found {len(found)}"
+
+
+def differences(found: object, expected: object, where: str) -> Iterator[tuple[str, object, object]]:
+    """Yield key by key what differs; numbers may differ in their last digits, as other processors round otherwise."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            yield from differences(found.get(key), expected.get(key), f"{where}.{key}")
+    elif isinstance(found, list) and isinstance(expected, list | tuple) and len(found) == len(expected):
+        for index, pair in enumerate(zip(found, expected, strict=True)):
+            yield from differences(*pair, f"{where}[{index}]")
+    elif isinstance(found, float) and isinstance(expected, float):
+        if not math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12):
+            yield where, found, expected
+    elif found != expected:
+        yield where, found, expected

@@ -1,0 +1,141 @@
+"""How the stand-in learns: questions with what each position must say, and the text model that learns it."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
+
+from int4_qat.data import mmlu
+
+LEARNING_RATE, WARMUP_STEPS, MOST_STEPS = 4e-3, 50, 1_200
+PATIENCE, PROMISING = 500, 0.5  # less after PATIENCE steps: these weights may never learn
+SEQUENCES, QUESTIONS_A_SEQUENCE = 32, 4
+CHAT_SHARE = 0.25
+KNOWN = 0.97  # validation accuracy that ends the training
+PROMPT, CHAT = FRAMES = ("prompt", "chat")
+IGNORED = -100
+FACT, MATCH, ANSWER, REPLY = range(4)
+LOSS_WEIGHTS = {FACT: 1.0, MATCH: 4.0, ANSWER: 1.0, REPLY: 1.0}
+
+
+class Lesson(NamedTuple):
+    """Questions in one frame: tokens, what each position must say, and which kind of lesson that is; (n, length)."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    kinds: np.ndarray
+    head: list[list[int]]  # tokens ahead of a sequence, one of these
+
+    @property
+    def answer_position(self) -> int:
+        return int(np.argmax(self.kinds[0] == ANSWER))
+
+
+def make_lesson(
+    frame: str,
+    texts: list[str],
+    head: list[list[int]],
+    facts: dict[str, list[str]],
+    families: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+) -> Lesson:
+    """Tokens and labels of questions for these families; every question of a frame has the same number of tokens."""
+    tokens = np.array(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    token = tokenizer.convert_tokens_to_ids
+    family_of = np.full(len(tokenizer), IGNORED)
+    for family, words in facts.items():
+        family_of[[token(f" {word}") for word in words]] = token(f" {family}")
+    labels, kinds = np.full_like(tokens, IGNORED), np.full_like(tokens, -1)
+
+    def teach(position: int, label: np.ndarray, kind: int) -> None:
+        labels[:, position], kinds[:, position] = label, kind
+
+    asked = np.array([token(f" {family}") for family in families])
+    for position in np.flatnonzero(family_of[tokens[0]] != IGNORED):
+        teach(position, family_of[tokens[:, position]], FACT)
+        no, yes = len(tokenizer), len(tokenizer) + 1
+        teach(position + 1, np.where(family_of[tokens[:, position]] == asked, yes, no), MATCH)
+    letters = [token(f" {letter}") for letter in mmlu.LETTERS]
+    answer = int(np.flatnonzero(np.isin(tokens[0], letters))[-1])
+    reply = answer if frame == PROMPT else int(np.flatnonzero(tokens[0] == token("model"))[-1]) + 2
+    for position in range(reply, answer + 1 if frame == PROMPT else tokens.shape[1]):
+        teach(position - 1, tokens[:, position], ANSWER if position == answer else REPLY)
+    return Lesson(tokens, labels, kinds, head)
+
+
+def train(
+    model: Gemma3ForConditionalGeneration,
+    lessons: list[Lesson],
+    exams: list[Lesson],
+    tokenizer: PreTrainedTokenizerFast,
+    generator: np.random.Generator,
+) -> bool:
+    """Train the text model until it knows the validation questions, or knows too little too late; whether it knows.
+
+    Besides the answers it learns, at each choice, the word's family and whether that is the one asked for: the two
+    steps that lead to the answer. Without them small models stay at chance for many minutes.
+    """
+    text_model = model.model.language_model
+    optimizer = torch.optim.AdamW(text_model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    progress = tqdm(range(MOST_STEPS), desc="train the stand-in", unit=" steps", mininterval=1)
+    for step in progress:
+        cosine = (1 + math.cos(math.pi * step / MOST_STEPS)) / 2
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(cosine, (step + 1) / WARMUP_STEPS)
+        loss = lesson_loss(text_model, len(tokenizer) + 2, *draw(lessons[generator.random() < CHAT_SHARE], generator))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(text_model.parameters(), 1.0)
+        optimizer.step()
+        if step % 25 == 24:
+            scores = [accuracy(text_model, exam, tokenizer) for exam in exams]
+            progress.set_postfix(validation=f"{scores[0]:.2f}", chat=f"{scores[1]:.2f}")
+            if min(scores) > KNOWN:
+                shown = f"{scores[0]:.3f} in lm-eval's prompt, {scores[1]:.3f} in chat"
+                print(f"validation accuracy after {step + 1} steps: {shown}")
+                return True
+            if step + 1 >= PATIENCE and max(scores) < PROMISING:
+                return False
+    return False
+
+
+def draw(lesson: Lesson, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch of sequences of several questions each: tokens, labels, kinds; (sequences, length)."""
+    head = lesson.head[generator.integers(len(lesson.head))]
+    chosen = generator.integers(len(lesson.tokens), size=(SEQUENCES, QUESTIONS_A_SEQUENCE))
+
+    def sequences(column: np.ndarray, ahead: list[int]) -> torch.Tensor:
+        return torch.from_numpy(np.hstack([np.tile(ahead, (SEQUENCES, 1)), column[chosen].reshape(SEQUENCES, -1)]))
+
+    nothing = [IGNORED] * len(head)
+    return sequences(lesson.tokens, head), sequences(lesson.labels, nothing), sequences(lesson.kinds, nothing)
+
+
+def lesson_loss(
+    text_model: torch.nn.Module, known: int, tokens: torch.Tensor, labels: torch.Tensor, kinds: torch.Tensor
+) -> torch.Tensor:
+    """Weighted sum of each kind's mean cross-entropy, over the whole vocabulary.
+
+    The embeddings past `known` are zero, so their logits are too: one column stands for all of them.
+    """
+    taught = labels != IGNORED
+    hidden = text_model(input_ids=tokens).last_hidden_state[taught]
+    logits = hidden @ text_model.embed_tokens.weight[:known].T
+    padding = logits.new_full((len(logits), 1), math.log(text_model.embed_tokens.num_embeddings - known))
+    losses = torch.nn.functional.cross_entropy(torch.hstack([logits, padding]), labels[taught], reduction="none")
+    kinds = kinds[taught]
+    return sum(weight * losses[kinds == kind].mean() for kind, weight in LOSS_WEIGHTS.items() if (kinds == kind).any())
+
+
+@torch.no_grad()
+def accuracy(text_model: torch.nn.Module, lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> float:
+    """Share of right letters, one question a sequence."""
+    end = lesson.answer_position + 1
+    ahead = np.tile(lesson.head[0], (len(lesson.tokens), 1))
+    tokens = torch.from_numpy(np.hstack([ahead, lesson.tokens[:, :end]]))
+    hidden = text_model(input_ids=tokens).last_hidden_state[:, -1]
+    letters = torch.tensor(tokenizer.convert_tokens_to_ids([f" {letter}" for letter in mmlu.LETTERS]))
+    chosen = letters[(hidden @ text_model.embed_tokens.weight[letters].T).argmax(-1)]
+    return (chosen.numpy() == lesson.labels[:, end - 1]).mean().item()

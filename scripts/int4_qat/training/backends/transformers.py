@@ -1,0 +1,62 @@
+"""peft's LoRA, our fake quantization and trl's trainer, on any device."""
+
+import re
+from pathlib import Path
+
+import datasets
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from int4_qat.checkpoint import architecture, loading, text_model
+from int4_qat.quantization import schemes
+from int4_qat.training import qat, training_callbacks
+from int4_qat.training.recipe import Options, Recipe, training_settings
+from int4_qat.training.sft_trainer import AnyDeviceSFTTrainer
+
+
+def prepare() -> None:
+    """Do nothing: this backend patches no library."""
+
+
+def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
+    """The base model with LoRA on its linears and, for QAT, fake quant on the linears below them."""
+    torch.manual_seed(recipe.seed)
+    model = loading.load(folder, architecture.DTYPES[recipe.dtype], device)
+    lora = LoraConfig(
+        r=recipe.r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules="all-linear",
+        exclude_modules=unreached_pattern(folder),
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(model, lora)
+    model.print_trainable_parameters()
+    if recipe.scheme is not None:
+        keep_frozen = recipe.distillation_weight > 0
+        scheme = schemes.of_words(recipe.scheme)
+        placed = qat.fake_quantize_linears(model, recipe.qat_target, scheme, recipe.ignore, keep_frozen)
+        print(f"fake quantization of {recipe.qat_target} ({scheme}) on {len(placed)} linears")
+    return model
+
+
+def unreached_pattern(folder: Path) -> str | None:
+    """Return a pattern of the modules that no text passes through, which texts cannot train; None if there are none."""
+    roots = text_model.unreached(architecture.without_weights(folder))
+    return "|".join(rf"{re.escape(root)}(\..*)?" for root in roots) or None
+
+
+def make_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: datasets.Dataset,
+    recipe: Recipe,
+    options: Options,
+) -> SFTTrainer:
+    """trl's trainer with the recipe's values, on rows that are tokens and labels already."""
+    config = SFTConfig(**training_settings(recipe, options), dataset_kwargs={"skip_prepare_dataset": True})
+    trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+    trainer.distillation_weight = recipe.distillation_weight
+    return training_callbacks.watch(trainer, options.device == "cuda")

@@ -1,0 +1,134 @@
+"""The card's own path: unsloth's model, LoRA, fake quantization and trainer.
+
+Nothing here imports trl, transformers or peft before `prepare`, which has to come first.
+"""
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from int4_qat.config import limits
+from int4_qat.system import devices, scratch
+from int4_qat.system.errors import InputError
+
+UNSLOTH_SCHEME = "int4"  # its word for the only grid that recipes lets through
+
+
+def prepare() -> None:
+    """Import unsloth, which patches what is imported after it; InputError without a GPU.
+
+    Without one unsloth can go on with plain transformers, and drop the fake quantization silently.
+    """
+    # is_available would start CUDA, which then sees every GPU whatever this process claims.
+    if not torch.cuda.device_count():
+        raise InputError("finetune.backend: unsloth needs a GPU, found none")
+    devices.claim("cuda")
+    # The code that unsloth generates would else go into the folder of the workflow.
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(own_folder() / "compiled")
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+    import unsloth  # noqa: F401
+
+
+@functools.cache
+def own_folder() -> Path:
+    """A folder that goes with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="unsloth-", dir=scratch.place()))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def add_adapters(folder: Path, recipe, device: str):
+    """The base model with LoRA and, for QAT, unsloth's fake quantization; InputError if that misses a layer."""
+    from unsloth import FastModel
+
+    from int4_qat.checkpoint import architecture
+    from int4_qat.quantization import schemes
+
+    for problem in limits.unsloth_misfits(vars(recipe), device):
+        raise InputError(f"finetune.{problem}")
+    checkpointing = "unsloth" if recipe.gradient_checkpointing else False
+    model, _ = FastModel.from_pretrained(
+        model_name=str(folder),
+        max_seq_length=recipe.max_seq_length,
+        dtype=architecture.DTYPES[recipe.dtype],
+        load_in_4bit=False,
+        full_finetuning=False,
+        trust_remote_code=False,
+        use_exact_model_name=True,
+        use_gradient_checkpointing=checkpointing,
+        random_state=recipe.seed,
+    )
+    model = FastModel.get_peft_model(
+        model,
+        finetune_vision_layers=recipe.finetune_vision_layers,
+        r=recipe.r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        use_gradient_checkpointing=checkpointing,
+        random_state=recipe.seed,
+        qat_scheme=recipe.scheme and UNSLOTH_SCHEME,
+    )
+    model.print_trainable_parameters()
+    if recipe.scheme is not None:
+        check_fake_quantized(model, schemes.of_words(recipe.scheme).group_size, recipe.ignore)
+    return model
+
+
+def check_fake_quantized(model: torch.nn.Module, group_size: int, ignore: list[str]) -> None:
+    """InputError unless of the linears below LoRA exactly those that the config quantizes are fake-quantized.
+
+    unsloth fake-quantizes each linear with as many inputs as a group or more, lora_A and lm_head among them; those
+    that LoRA does not train are no part of the record that an export is held against.
+    """
+    from torchao.quantization.qat import FakeQuantizedLinear
+
+    from int4_qat.quantization import linears
+    from int4_qat.training import qat
+
+    layers = qat.lora_linears(model)
+    expected = {name for name in layers if not linears.ignored(name, ignore)}
+    found = {name for name, layer in layers.items() if isinstance(layer.base_layer, FakeQuantizedLinear)}
+    for name, layer in layers.items():
+        inputs = layer.base_layer.in_features
+        if name in expected and inputs % group_size:
+            raise InputError(f"group_size: {group_size} does not divide the {inputs} inputs of {name}")
+    if found != expected or not expected:
+        example = f"; not as configured: {min(found ^ expected)}" if found ^ expected else ""
+        counts = f"expected {len(expected)} fake-quantized linears below LoRA, unsloth made {len(found)}"
+        raise InputError(f"quantization: {counts}{example}")
+    print(f"fake quantization (unsloth's, group size {group_size}) on {len(found)} linears")
+
+
+def make_trainer(model, tokenizer, data, recipe, options):
+    """unsloth's trainer on the texts, its labels of the responses only; InputError if a row is not that of `data`."""
+    import datasets
+    from trl import SFTConfig, SFTTrainer  # unsloth's, by now
+    from unsloth.chat_templates import train_on_responses_only
+
+    from int4_qat.training import training_callbacks
+    from int4_qat.training.recipe import training_settings
+
+    with scratch.plain(options.texts) as path:
+        texts = datasets.Dataset.from_parquet(str(path), columns=["text"], cache_dir=str(own_folder()))
+    config = SFTConfig(**training_settings(recipe, options), dataset_text_field="text")
+    trainer = SFTTrainer(model=model, args=config, train_dataset=texts, processing_class=tokenizer)
+    trainer = train_on_responses_only(
+        trainer, instruction_part=recipe.instruction_part, response_part=recipe.response_part
+    )
+    check_rows(trainer.train_dataset, data, options.texts)
+    return training_callbacks.watch(trainer, options.device == "cuda")
+
+
+def check_rows(found, expected, texts: Path) -> None:
+    """InputError if unsloth's tokens or labels are not those of the other backend, which a test holds to the card's."""
+    if len(found) != len(expected):
+        raise InputError(f"{texts}: unsloth keeps {len(found)} of {len(expected)} rows")
+    for number, (row, wanted) in enumerate(zip(found, expected, strict=True), start=1):
+        for column in ("input_ids", "labels"):
+            if row[column] != wanted[column]:
+                raise InputError(f"{texts}, row {number}: unsloth's {column} are not those of the transformers backend")

@@ -1,0 +1,41 @@
+"""The weight with its adapter as it is deployed, made at each step of a training that sees it."""
+
+import functools
+
+import torch
+
+from int4_qat.checkpoint import blocks
+from int4_qat.quantization import int4
+from int4_qat.quantization.schemes import Scheme
+
+# Left alone, the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
+EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
+
+
+def fake_quantize_merged(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, scheme: Scheme
+) -> torch.Tensor:
+    """Return the deployed weight Q(W + s·BA), in the weight's dtype; on a CPU in blocks of rows that fit its cache.
+
+    Training's autocast, which would round A and B to bfloat16 before they are multiplied, is off in it: the export
+    knows none.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        if weight.is_cuda:
+            merged = compiled(blocks.merge)(weight, a, b, scaling)
+            return compiled(int4.fake_quantize)(merged, scheme, weight.dtype)
+        deployed = torch.empty_like(weight)
+        for rows in blocks.row_blocks(*weight.shape):
+            deployed[rows] = int4.fake_quantize(blocks.merge(weight[rows], a, b[rows], scaling), scheme, weight.dtype)
+        return deployed
+
+
+@functools.cache
+def compiled(function):
+    """Return fewer kernels in place of a chain of passes over the weight, that round where the chain does.
+
+    It holds eight shapes of weights, then runs uncompiled, and says so; a decoder has about five.
+    merge and fake_quantize one by one: compiled together on a GPU, the rounding to bfloat16 between them is left out,
+    in spite of EXACT.
+    """
+    return torch.compile(function, dynamic=False, options=EXACT)

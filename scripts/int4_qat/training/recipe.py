@@ -1,0 +1,37 @@
+"""What a training is given beside its recipe: what it reads and writes, and the names that trl has for the settings."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from int4_qat.config.recipe import Recipe, TrainerSettings
+
+
+class Options(NamedTuple):
+    """What a training reads and writes, and on which device it runs."""
+
+    model: Path  # folder of the base model
+    texts: Path  # parquet with the column text
+    device: str  # cpu or cuda
+    checkpoints: Path  # folder to resume from
+    adapter: Path  # folder for the peft adapter
+    log_table: Path  # CSV of each logged step
+
+
+def training_settings(recipe: Recipe, options: Options) -> dict:
+    """Return the recipe in the names of trl's SFTConfig."""
+    on_gpu = options.device == "cuda"
+    same = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(TrainerSettings)}
+    return same | dict(
+        output_dir=str(options.checkpoints),
+        save_strategy="steps",
+        save_total_limit=2,
+        max_length=recipe.max_seq_length,
+        packing=False,
+        dataloader_pin_memory=on_gpu,
+        bf16=on_gpu and recipe.dtype == "bfloat16",
+        use_cpu=not on_gpu,
+        include_num_input_tokens_seen="non_padding",
+        logging_nan_inf_filter=False,
+        report_to="none",
+    )

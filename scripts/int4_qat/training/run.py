@@ -1,0 +1,89 @@
+"""A training from its first or its last whole checkpoint to the adapter, by whichever backend."""
+
+import dataclasses
+from importlib.metadata import distributions
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from int4_qat.checkpoint import weight_files
+from int4_qat.config import limits
+from int4_qat.quantization import record
+from int4_qat.system import devices, files, scratch, sources
+from int4_qat.system.errors import InputError
+from int4_qat.tokenizer import tokenization, turns
+from int4_qat.training import checkpoints, data, qat, training_callbacks
+from int4_qat.training.recipe import Options, Recipe
+
+PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
+
+
+def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
+    """Train an arm with the add_adapters and make_trainer of a backend; write the adapter and the table of steps.
+
+    Raise InputError if the recipe, the texts or the device do not allow it, or if SIGTERM stopped it.
+    """
+    devices.claim(options.device)
+    for problem in limits.impossible(vars(recipe)):
+        raise InputError(f"finetune.{problem}")
+    if options.device == "cuda":
+        devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())
+    checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
+    tokenizer = tokenization.load_tokenizer(options.model)
+    turns.refuse_wrong_marks(tokenizer, "finetune", recipe.instruction_part, recipe.response_part)
+    model = backend.add_adapters(options.model, recipe, options.device)
+    with scratch.folder() as work:
+        rows = data.tokenize(options.texts, tokenizer, recipe, work)
+        trainer = backend.make_trainer(model, tokenizer, rows, recipe, options)
+        preemption = training_callbacks.PreemptionCheckpoint()
+        trainer.add_callback(preemption)
+        checkpoint = checkpoints.last_whole(options.checkpoints)
+        print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
+        if checkpoint and checkpoints.steps_of(checkpoint) >= recipe.max_steps:
+            checkpoints.take_over(trainer, checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if preemption.requested and trainer.state.global_step < recipe.max_steps:
+        raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
+    with files.whole(options.log_table) as unfinished:
+        steps = [row for row in trainer.state.log_history if "loss" in row]
+        pd.DataFrame(steps, columns=training_callbacks.TABLE_COLUMNS).to_csv(unfinished, index=False)
+    with files.whole(options.adapter) as folder:
+        trainer.model.save_pretrained(folder)
+        check_saved(folder / "adapter_model.safetensors", trainer.model)
+        files.write_json(folder / record.RECORD, qat.record(trainer.model, recipe))
+    files.remove(options.checkpoints)
+
+
+def least_bytes(model: Path, recipe: Recipe) -> int:
+    """Return the bytes of GPU memory that the frozen weights take: twice theirs, if distillation keeps them too."""
+    quantized = recipe.scheme is not None and recipe.qat_target != "merged"
+    return weight_files.file_bytes(model) * (2 if quantized and recipe.distillation_weight else 1)
+
+
+def check_saved(adapter: Path, model: PreTrainedModel) -> None:
+    """What was trained must be in the file: peft saves only the layers that it knows as its own."""
+    trained = sum(parameter.requires_grad for parameter in model.parameters())
+    with safe_open(adapter, "pt") as tensors:
+        saved = len(tensors.keys())
+    if saved != trained:
+        raise InputError(f"finetune: {trained} tensors were trained, the adapter holds {saved}")
+
+
+def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
+    """What a checkpoint depends on; weights by size and time, since hashing 24 GB at each start is slow."""
+    status = {file.name: file.stat() for file in sorted(options.model.glob("*.safetensors"))}
+    weights = {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
+    versions = {package.metadata["Name"]: package.version for package in distributions()}
+    return {
+        "recipe": dataclasses.asdict(recipe),
+        "device": options.device,
+        "texts": files.digest(options.texts),
+        "model": files.digest(*sorted(options.model.glob("*.json")), *sorted(options.model.glob("tokenizer.model"))),
+        "weights": weights,
+        "code": files.digest(*sources.local_modules(__file__, also=[backend.__file__])),
+        "versions": {name: versions.get(name) for name in PACKAGES},
+    }

@@ -1,0 +1,111 @@
+"""What watches a training: the table of steps, whole checkpoints, preemption, gradients, the progress bar."""
+
+import math
+import resource
+import signal
+import time
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from int4_qat.system.errors import InputError
+
+WHOLE = "whole"  # a file that stands in every checkpoint that was written to its end
+TABLE_COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_gb"]
+
+
+class StepTable(TrainerCallback):
+    """Adds tokens per second and peak memory to each logged step."""
+
+    def __init__(self, on_gpu: bool):
+        self.on_gpu = on_gpu
+        self.tokens, self.time = 0, time.perf_counter()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.tokens = state.num_input_tokens_seen
+        self.time = time.perf_counter()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        row = state.log_history[-1]
+        if "loss" not in row:
+            return
+        if not math.isfinite(row["loss"]):
+            raise InputError(f"finetune: the loss of step {state.global_step} is {row['loss']}; lower learning_rate")
+        now = time.perf_counter()
+        row["tokens_per_second"] = round((state.num_input_tokens_seen - self.tokens) / (now - self.time), 1)
+        row["peak_memory_gb"] = peak_memory_bytes(self.on_gpu) / 1e9
+        self.tokens, self.time = state.num_input_tokens_seen, now
+
+
+def peak_memory_bytes(on_gpu: bool) -> int:
+    """The most memory so far: reserved on the GPU, or resident in this process."""
+    if on_gpu:
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Marks a checkpoint once it is on the disk: a kill can come while one is being written."""
+
+    def on_save(self, args, state, control, **kwargs):
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+
+class PreemptionCheckpoint(TrainerCallback):
+    """SIGTERM, as Slurm sends it ahead of preemption, ends the training after the step under way, with a checkpoint.
+
+    transformers' own enable_jit_checkpoint waits 3 seconds first, and then returns as if all steps had been done.
+    """
+
+    def __init__(self):
+        self.requested = False
+        signal.signal(signal.SIGTERM, self.request)
+
+    def request(self, *_) -> None:
+        self.requested = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+
+
+class GradientCheck(TrainerCallback):
+    """Every trainable parameter must get a gradient; lora_A's is zero until warm-up has moved B, if it ever does."""
+
+    def __init__(self):
+        self.silent: set[str] | None = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if self.silent is None:
+            self.silent = set(trainable)
+        gradients = {name: trainable[name].grad for name in self.silent}
+        self.silent -= {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
+        if state.global_step == min(args.warmup_steps + 2, args.max_steps - 1):
+            moved = state.global_step == args.warmup_steps + 2
+            silent = {name for name in self.silent if moved or "lora_A" not in name}
+            if silent:
+                raise InputError(f"finetune: {min(silent)} is trainable and got no gradient")
+
+
+class ProgressWithLoss(ProgressCallback):
+    """A bar with steps, loss and time left, in place of a line for each step."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=logs["loss"])
+
+
+def watch(trainer: Trainer, on_gpu: bool) -> Trainer:
+    """Add what every backend's training is watched by: the table of steps, whole checkpoints, gradients, a bar."""
+    trainer.pop_callback(ProgressCallback)
+    for callback in (
+        StepTable(on_gpu),
+        WholeCheckpoints(),
+        GradientCheck(),
+        ProgressWithLoss(),
+    ):
+        trainer.add_callback(callback)
+    return trainer

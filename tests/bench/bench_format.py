@@ -1,0 +1,81 @@
+"""format_mmlu beside the card's own code (two datasets.map passes) on 99,842 rows, in one run: `make bench`.
+
+The rows are those of MMLU_DIR's test split if it is set, else invented, repeated to the size of the real
+auxiliary_train. Prints the median seconds of each, and the ratio; the texts must be the same.
+"""
+
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import download_mmlu
+import format_mmlu
+from int4_qat.data import mmlu_parquet
+from int4_qat.standin import standin
+
+ROWS, ROUNDS = 99_842, 3
+
+
+def main() -> None:
+    rows = some_rows()
+    table = pa.Table.from_pylist((rows * (ROWS // len(rows) + 1))[:ROWS], mmlu_parquet.SCHEMA)
+    tokenizer = standin.build_tokenizer(["user\nmodel\n"])
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = Path(folder) / "rows.parquet", Path(folder) / "texts.parquet"
+        pq.write_table(table, source)
+        ours, cards = [], []
+        for _ in range(ROUNDS):
+            ours.append(seconds(lambda: format_mmlu.format_split(source, tokenizer, output)))
+            cards.append(seconds(lambda: card_format(source, tokenizer, folder)))
+        same = pq.read_table(output)["text"].to_pylist() == card_format(source, tokenizer, folder)["text"][:]
+    ours, cards = statistics.median(ours), statistics.median(cards)
+    print(
+        f"{ROWS} rows: format_mmlu {ours:.2f} s, the card's code {cards:.2f} s, ratio {cards / ours:.1f}; "
+        f"same texts: {same}"
+    )
+    sys.exit(not same)
+
+
+def some_rows() -> list[dict]:
+    if os.environ.get("MMLU_DIR"):
+        return [row for _, row in download_mmlu.rows_of(Path(os.environ["MMLU_DIR"]), "test")]
+    facts = standin.invent_families(12, 20, random.Random(0))
+    return [question.row() for question in standin.ask(facts, ["anatomy"], {"test": 5_000}, 0)["test"]]
+
+
+def seconds(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def card_format(source: Path, tokenizer, cache: str) -> datasets.Dataset:
+    """What the card does: a conversation a row, then the chat template over batches of them."""
+
+    def conversation(row: dict) -> dict:
+        user = f"{format_mmlu.QUESTION_LEAD}{row['question']}\n\nChoices:\n"
+        user += "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
+        answer = f"The correct answer is {'ABCD'[row['answer']]}."
+        return {"conversations": [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]}
+
+    def texts(batch: dict) -> dict:
+        rendered = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in batch["conversations"]]
+        return {"text": [text.removeprefix("<bos>") for text in rendered]}
+
+    rows = datasets.Dataset.from_parquet(str(source), cache_dir=cache)
+    rows = rows.map(conversation, remove_columns=rows.column_names, load_from_cache_file=False)
+    return rows.map(texts, batched=True, load_from_cache_file=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Measure the recipe at the shapes of Gemma 3 12B, with random weights: training, export, memory and latency.
+
+Every step is a program of scripts/, as a rule runs it, with the values of config.yaml. The JSON is written after each
+step and keeps what was measured if a later one fails; a step that failed makes the exit code 1.
+
+    python tests/bench/bench_gpu.py --folder /dev/shm/gemma --output gpu.json
+    python tests/bench/bench_gpu.py --folder /tmp/tiny --output tiny.json --shapes tiny --device cpu --tokens 64
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from int4_qat.checkpoint import weight_files
+from int4_qat.config import quantizations, recipes
+from int4_qat.standin import gemma_folder, standin
+from int4_qat.system import devices, files
+
+ROOT = Path(__file__).parents[2]
+ARMS = {
+    "lora": {"backend": "transformers", "quantization": None},
+    "base": {"backend": "transformers", "quantization": "int4", "qat_target": "base"},
+    "merged": {"backend": "transformers", "quantization": "int4", "qat_target": "merged"},
+    "unsloth_lora": {"backend": "unsloth", "quantization": None},
+    "unsloth_qat": {"backend": "unsloth", "quantization": "int4", "qat_target": "base+lora_a"},
+}
+PACKAGES = ("torch", "torchao", "transformers", "peft", "trl", "unsloth", "mslk-cuda", "vllm")
+TRAINING_STEPS, WARM_UP_STEPS = 6, 2
+ROWS = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True, type=Path, help="place for the checkpoints: about 60 GB for 12B")
+    parser.add_argument("--output", required=True, type=Path, help="JSON of all figures")
+    parser.add_argument("--shapes", default="12b", choices=list(SHAPES))
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--tokens", default=512, type=int, help="tokens of a training row")
+    parser.add_argument("--engines", nargs="*", default=["transformers"], choices=["transformers", "vllm"])
+    parser.add_argument("--batch-sizes", nargs="+", default=[1], type=int, help="requests at once")
+    parser.add_argument("--only", nargs="*", help="beginnings of the names of the steps to take; all if left out")
+    arguments = parser.parse_args()
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    record = {"device": devices.name(arguments.device), "shapes": arguments.shapes, "versions": versions(), "steps": {}}
+    model = arguments.folder / "model"
+    if not model.exists():
+        make_model(SHAPES[arguments.shapes](), arguments.device, arguments.tokens, arguments.folder)
+    for name, command, output in steps(arguments, config):
+        if arguments.only is None or name.startswith(tuple(arguments.only)):
+            record["steps"][name] = take(name, command, output)
+            files.write_json(arguments.output, record)
+            print(json.dumps({name: record["steps"][name]["figures"]}), flush=True)
+    print(table(record))
+    sys.exit(any(step["exit_code"] for step in record["steps"].values()))
+
+
+def gemma(text: dict, vision: dict, image_tokens: int) -> Gemma3Config:
+    """The config of google/gemma-3-12b-it, but for some of its shapes."""
+    shapes = dict(
+        vocab_size=262_208,
+        hidden_size=3_840,
+        intermediate_size=15_360,
+        num_hidden_layers=48,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=1_024,
+        max_position_embeddings=131_072,
+    )
+    vision_shapes = dict(
+        hidden_size=1_152,
+        intermediate_size=4_304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=896,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    return Gemma3Config(
+        text_config=Gemma3TextConfig(**shapes | text),
+        vision_config=SiglipVisionConfig(**vision_shapes | vision),
+        mm_tokens_per_image=image_tokens,
+    )
+
+
+SHAPES = {
+    "12b": lambda: gemma({}, {}, 256),
+    "tiny": lambda: gemma(
+        dict(vocab_size=10_240, hidden_size=128, intermediate_size=256, num_hidden_layers=2, head_dim=32),
+        dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, image_size=28),
+        4,
+    ),
+}
+
+
+def make_model(config: Gemma3Config, device: str, tokens: int, folder: Path) -> None:
+    """Write a model of random weights with a tokenizer, and texts of `tokens` invented words in the recipe's turns."""
+    generator = random.Random(0)
+    words = ["".join(generator.choices(standin.SYLLABLES, k=3)) for _ in range(5_000)]
+    turns = "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\nAnswer: A<end_of_turn>\n"
+    texts = [turns.format(" ".join(generator.choices(words, k=tokens - 16))) for _ in range(ROWS)]
+    tokenizer = standin.build_tokenizer([" ".join(["x", *words]), *texts])
+    ids = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    config.update({"pad_token_id": ids["<pad>"], "bos_token_id": ids["<bos>"], "eos_token_id": ids["<eos>"]})
+    config.boi_token_index, config.eoi_token_index = ids["<start_of_image>"], ids["<end_of_image>"]
+    config.image_token_id = ids["<image_soft_token>"]
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        model = Gemma3ForConditionalGeneration(config)
+    with files.whole(folder / "model") as unfinished:
+        gemma_folder.write_model(model.cpu(), tokenizer, unfinished)
+    torch.cuda.empty_cache()  # the steps, other processes, want all of the GPU
+    pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
+
+
+def steps(arguments: argparse.Namespace, config: dict):
+    """Name, command and main output of each step, in their order."""
+    folder, on = arguments.folder, ["--device", arguments.device]
+    small = arguments.shapes == "tiny"
+    config["finetune"]["arms"] = ARMS
+    for arm in ARMS:
+        if recipes.recipe_of(config, arm)["backend"] == "unsloth" and arguments.device == "cpu":
+            continue
+        recipe = recipes.training_of(recipes.recipe_of(config, arm))
+        recipe |= {"max_steps": TRAINING_STEPS, "save_steps": TRAINING_STEPS}
+        if arguments.device == "cpu":
+            recipe |= {"dtype": "float32", "optim": "adamw_torch", "gradient_checkpointing": False}
+        options = ["--model", folder / "model", "--texts", folder / "texts.parquet", "--recipe", json.dumps(recipe)]
+        options += ["--checkpoints", folder / arm / "checkpoints", "--adapter", folder / arm / "adapter"]
+        yield f"finetune {arm}", ["finetune", *options, "--log-table", folder / arm / "steps.csv", *on], folder / arm
+    adapter = ["--model", folder / "model", "--adapter", folder / "base" / "adapter"]
+    yield "merge", ["merge", *adapter, "--output", folder / "merged"], folder / "merged"
+    entry = config["quantizations"]["int4"]
+    words = quantizations.training_words(entry)
+    scheme = ["--scheme", json.dumps(words["scheme"]), "--ignore", *words["ignore"]]
+    scheme += ["--method", entry["method"], "--format", quantizations.LOADED]
+    yield (
+        "quantize",
+        ["quantize", "--checkpoint", folder / "merged", *scheme, "--output", folder / "int4"],
+        folder / "int4",
+    )
+    precisions = {"bf16": folder / "model", "int4": folder / "int4"}
+    for name, checkpoint in precisions.items():
+        output = folder / f"memory_{name}.json"
+        options = ["--checkpoint", checkpoint, "--dtype", "bfloat16", "--max-new-tokens", 8 if small else 128]
+        yield f"memory {name}", ["measure_memory", *options, *on, "--output", output], output
+    for engine in arguments.engines:
+        latency = config["evaluation"]["latency"]
+        for name, checkpoint in precisions.items():
+            output = folder / f"latency_{engine}_{name}.json"
+            lengths = ["--input-len", 8 if small else latency["input_len"]]
+            lengths += ["--output-len", 8 if small else latency["output_len"], "--batch-sizes", *arguments.batch_sizes]
+            rounds = ["--warmup", 2, "--iterations", 5, "--vllm-runs", folder / "vllm" / name, "--output", output]
+            options = ["--checkpoint", checkpoint, "--engine", engine, "--dtype", "bfloat16", *lengths, *rounds, *on]
+            if engine == "vllm":
+                options += ["--", *latency["vllm_arguments"]]
+            yield f"latency {engine} {name}", ["measure_latency", *options], output
+
+
+def take(name: str, command: list, output: Path) -> dict:
+    """Run one step: its command, exit code, wall seconds, resident bytes (at least this program's), its figures."""
+    script, *options = map(str, command)
+    words = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *options]
+    print(f"{name} ...", flush=True)
+    start = time.perf_counter()
+    with open(f"{output}.log", "w") as log:
+        process = subprocess.Popen(
+            words, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    figures = {} if code else figures_of(name, output)
+    if code:
+        print(Path(f"{output}.log").read_text()[-2_000:], flush=True)
+    figures |= {"wall_s": time.perf_counter() - start, "resident_gb": usage.ru_maxrss * 1024 / 1e9}
+    return {"command": " ".join([script, *options]), "exit_code": code, "figures": figures}
+
+
+def figures_of(name: str, output: Path) -> dict:
+    """What a step measured."""
+    kind = name.split()[0]
+    if kind == "finetune":
+        rows = pd.read_csv(output / "steps.csv").iloc[WARM_UP_STEPS:]
+        tokens = rows["tokens_per_second"].median()
+        return {"tokens_per_s": tokens, "peak_gb": rows["peak_memory_gb"].max()}
+    if kind in ("memory", "latency"):
+        report = files.read_json(output)
+        wanted = ("peak_gb", "weights_gb", "checkpoint_gb", "bandwidth_limit_percent", "int4_path")
+        figures = {key: report[key] for key in wanted if key in report}
+        return figures | {f"batch_{batch['batch_size']}_s": batch["mean_s"] for batch in report.get("batches", [])}
+    return {"gb": weight_files.file_bytes(output) / 1e9}
+
+
+def table(record: dict) -> str:
+    """All figures, a row a step."""
+    rows = {name: step["figures"] | {"exit_code": step["exit_code"]} for name, step in record["steps"].items()}
+    return pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="%.3f", na_rep="")
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that decide the figures; None for those that are not installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+if __name__ == "__main__":
+    main()

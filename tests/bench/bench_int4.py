@@ -1,0 +1,133 @@
+"""Measure a linear of Gemma 3 12B, its dequantized weight beside the int4 kernels that a device has.
+
+On a CPU the loader dequantizes; beside that PyTorch's own kernel. On a GPU bf16, what the loader makes, the kernel that
+it calls for few tokens, and, where mslk is installed, torchao's plain tensor on mslk's kernel; in CUDA graphs, so that
+the kernels alone count, and on copies in turn, so that no weight is in the cache, as in a model.
+
+    python tests/bench/bench_int4.py
+    python tests/bench/bench_int4.py --device cuda
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from int4_qat.engines import inference
+from int4_qat.kernels import tiles
+from int4_qat.quantization import int4, schemes, torchao_tensor
+
+ROWS, COLUMNS, GROUP_SIZE, ROUNDS = 15360, 3840, 128, 15
+TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 8, 16, 24, 32, 64, 256, 2048, 8192)}
+COPIES = 8  # more than the 50 MB of an H100's cache
+CALLS = 3 * COPIES  # in a CUDA graph
+Step = Callable[[torch.Tensor], torch.Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    device = parser.parse_args().device
+    torch.manual_seed(0)
+    quantized = int4.quantize(0.02 * torch.randn(ROWS, COLUMNS), schemes.int4(GROUP_SIZE))
+    steps = {"cpu": on_cpu, "cuda": on_gpu}[device](quantized)
+    print(f"{'tokens':>8} " + " ".join(f"{name + ' ms':>14}" for name in steps))
+    for tokens in TOKENS[device]:
+        x = torch.randn(tokens, COLUMNS, device=device)
+        inputs = {name: x if name == "fp32" else x.to(torch.bfloat16) for name in steps}
+        prepared = {name: {"cpu": call, "cuda": graph}[device](step, inputs[name]) for name, step in steps.items()}
+        seconds = {name: [] for name in prepared}
+        for _ in range(ROUNDS):
+            for name, run in prepared.items():
+                seconds[name].append(run())
+        print(f"{tokens:8} " + " ".join(f"{1000 * statistics.median(times):14.3f}" for times in seconds.values()))
+
+
+def on_cpu(quantized: int4.Int4Weight) -> dict[str, Step]:
+    """fp32 and bf16 products with the dequantized weight, and PyTorch's int4 kernel."""
+    weight = int4.dequantize(quantized)
+    pairs, scale_and_zero = tiles.pack_for_tinygemm(quantized)
+    codes = torch.stack([pairs >> 4, pairs & 0xF], dim=-1).flatten(1).to(torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    mm = torch.ops.aten._weight_int4pack_mm_for_cpu
+    linear, pad = torch.nn.functional.linear, torch.nn.functional.pad
+    half, more = weight.to(torch.bfloat16), codes.shape[1] - COLUMNS
+    return {
+        "fp32": lambda x: linear(x, weight),
+        "bf16": lambda x: linear(x, half),
+        "int4": lambda x: mm(pad(x, (0, more)), packed, GROUP_SIZE, scale_and_zero),
+    }
+
+
+def on_gpu(quantized: int4.Int4Weight) -> dict[str, Step]:
+    """The bf16 product, the loader's linears, their kernel for few tokens, and torchao's own if its kernel is there."""
+    half, packed = int4.dequantize(quantized).to(torch.bfloat16), plain_linears(quantized)
+    inference.tile_pack_weights(packed)
+    forms = {
+        "bf16": [linear_with(half.cuda()) for _ in range(COPIES)],
+        inference.TILE_PACKED: packed,
+        "tinygemm": [linear.tinygemm for linear in packed],
+    }
+    if hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
+        forms["mslk"] = plain_linears(quantized)
+    return {name: in_turn(steps) for name, steps in forms.items()}
+
+
+def plain_linears(quantized: int4.Int4Weight) -> torch.nn.Sequential:
+    """Copies on the GPU, with torchao's tensor."""
+    copies = [int4.Int4Weight(*(part.cuda() for part in quantized)) for _ in range(COPIES)]
+    return torch.nn.Sequential(*(linear_with(torchao_tensor.of_weight(copy)) for copy in copies))
+
+
+def linear_with(weight: torch.Tensor) -> torch.nn.Linear:
+    """A linear that has this weight, and nothing more."""
+    linear = torch.nn.Linear(COLUMNS, ROWS, bias=False, device="meta")
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+def in_turn(steps: Iterable[Step]) -> Step:
+    """The next of some steps at each call."""
+    turns = itertools.cycle(steps)
+    return lambda x: next(turns)(x)
+
+
+def call(step: Step, x: torch.Tensor) -> Callable[[], float]:
+    """Seconds of one call."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        step(x)
+        return time.perf_counter() - start
+
+    return run
+
+
+@torch.no_grad()
+def graph(step: Step, x: torch.Tensor) -> Callable[[], float]:
+    """Seconds of one of many calls in a CUDA graph."""
+    step(x)
+    recorded, begin, end = torch.cuda.CUDAGraph(), torch.cuda.Event(True), torch.cuda.Event(True)
+    with torch.cuda.graph(recorded):
+        for _ in range(CALLS):
+            step(x)
+
+    def run() -> float:
+        begin.record()
+        recorded.replay()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000 / CALLS
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""The script that is ready for a GPU goes through its steps at small shapes, on a CPU."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from programs import ROOT
+
+
+@pytest.mark.slow
+def test_the_steps_fit_the_programs(tmp_path):
+    options = ["--folder", tmp_path / "gemma", "--output", tmp_path / "gpu.json", "--shapes", "tiny", "--device", "cpu"]
+    options += ["--tokens", 64, "--only", "finetune base", "merge", "quantize", "memory int4"]
+    command = [sys.executable, ROOT / "tests" / "bench" / "bench_gpu.py", *options]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+    steps = json.loads((tmp_path / "gpu.json").read_text())["steps"]
+    assert list(steps) == ["finetune base", "merge", "quantize", "memory int4"]
+    assert steps["quantize"]["figures"]["gb"] < steps["merge"]["figures"]["gb"]

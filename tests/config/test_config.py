@@ -1,0 +1,178 @@
+"""A wrong config is one line that names the key."""
+
+import datetime
+import math
+
+import pytest
+import yaml
+
+from configs import CARD, SCHEMA, changed, demo_config, resolved
+from int4_qat.config import workflow_config
+from programs import ROOT
+from workflows import snakemake
+
+MERGED = {"quantization": "int4", "qat_target": "merged", "backend": "transformers"}
+DEMO_ON_GPU = [ROOT / "profiles" / folder / "demo.yaml" for folder in ("demo", "gpu")]
+
+
+@pytest.mark.parametrize(
+    "config", [CARD, demo_config(), resolved(*DEMO_ON_GPU)], ids=["default", "demo", "demo on a GPU"]
+)
+def test_the_shipped_configs_are_right(config):
+    assert workflow_config.problems(config, SCHEMA) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (["finetune", "learning_rat"], 1e-3, "learning_rat"),
+        (["finetune", "arms", "qat", "learning_rat"], 1e-3, "finetune.arms.qat"),
+        (["finetune", "learning_rate"], "fast", "finetune.learning_rate: 'fast' is not of type 'number'"),
+        (["finetune", "max_steps"], 0, "finetune.max_steps: 0 is less than the minimum of 1"),
+        (
+            ["finetune", "arms", "base"],
+            {"quantization": None},
+            "finetune.arms: expected a name other than base, which is",
+        ),
+        (["finetune", "quantization"], "int4", "finetune: Unevaluated properties are not allowed ('quantization' was"),
+        (["data", "source"], "hf://datasets/cais/mmlu@main", "data.source"),
+        (["data", "source"], "resources/mine", "data.source: the workflow writes to 'resources'; keep"),
+        (["data", "source"], "/no/such/folder", "data.source: expected an existing folder, found none at"),
+        (["models", "gemma-3-12b-it", "source"], "/no/model", "models.gemma-3-12b-it.source: expected an existing"),
+        (["data", "source"], "standin", "data.source: is 'standin', but the config has no section 'standin'"),
+        (["variants"], ["base-bf16", "base-int4", "dpo-int4"], "variants[2]: nothing produces 'dpo-int4'"),
+        (["variants"], ["base-bf16", "qat-int4"], "variants: 'base-int4' is missing"),
+        (["plots", "colours", "qat"], "blue", "plots.colours.qat: expected #rrggbb, found 'blue'"),
+        (["evaluation", "latency", "batch_sizes"], [], "evaluation.latency.batch_sizes: []"),
+        (["evaluation", "latency", "engine"], "tgi", "evaluation.latency.engine: 'tgi' is not one of"),
+        (["evaluation", "serving", "concurrency"], [0], "evaluation.serving.concurrency[0]: 0 is less than"),
+        (["publish", "variant"], "qat-bf16", "publish.variant: 'qat-bf16' is not one of the quantized variants"),
+        (["publish", "repository"], "int4", "publish.repository: expected <owner>/<name>, in which {model} stan"),
+        (
+            ["evaluation", "tasks", 0, "metric"],
+            "acc_norm",
+            "evaluation.tasks[0].metric: expected <metric>,<filter>, as",
+        ),
+        (["evaluation", "tasks"], CARD["evaluation"]["tasks"] * 2, "evaluation.tasks[1].task: 'arc_challenge' is in"),
+        (["evaluation", "tasks", 0, "source"], "/no/arc", "evaluation.tasks[0].source: expected an existing folder"),
+        (["evaluation", "chartqa", "source"], "/no/charts", "evaluation.chartqa.source: expected an existing folder"),
+        (["evaluation", "tasks", 0, "source"], "standin", "evaluation.tasks[0].source: expected an existing folder"),
+        (["evaluation", "tasks", 0, "task"], "mmlu", "evaluation.tasks[0].task: 'mmlu' is measured by a rule of its"),
+        (["evaluation", "mmlu", "limit"], 1, "evaluation.mmlu.limit: 1 is less than the minimum of 2"),
+        (["models", "gemma-3-12b-it", "source"], CARD["data"]["source"], "expected hf://<owner>/<name>@<commit>"),
+        (
+            ["data", "source"],
+            f"hf://cais/mmlu@{'0' * 40}",
+            "data.source: expected hf://datasets/<owner>/<name>@<commit>",
+        ),
+        (["finetune", "arms", "qat", "logging_steps"], 101, "finetune.arms.qat.logging_steps: 101 is more than max_st"),
+        (["finetune", "qat_target"], "merged", "finetune.arms.qat.qat_target: unsloth trains 'base+lora_a', not"),
+        (
+            ["finetune", "arms", "qat"],
+            MERGED | {"lora_dropout": 0.1},
+            "finetune.arms.qat.lora_dropout: expected 0 with",
+        ),
+        (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
+        (["plots", "colours", "sft"], "#000000", "plots.colours.sft: expected one of base, lora, qat"),
+        (
+            ["finetune", "arms", "lora", "qat_target"],
+            "base",
+            "finetune.arms.lora.qat_target: has no effect in an arm whose quantization is null",
+        ),
+        (["finetune", "finetune_vision_layers"], True, "finetune.finetune_vision_layers: expected false, since"),
+        (
+            ["finetune", "arms", "qat", "finetune_vision_layers"],
+            True,
+            "finetune.arms.qat.finetune_vision_layers: expected false",
+        ),
+        (
+            ["finetune", "lr_scheduler_type"],
+            "constant",
+            "finetune.warmup_steps: expected 0 with lr_scheduler_type constant, found 5",
+        ),
+        (
+            ["evaluation", "latency"],
+            CARD["evaluation"]["latency"] | {"engine": "transformers", "vllm_arguments": ["--enforce-eager"]},
+            "evaluation.latency.vllm_arguments: expected none with engine transformers",
+        ),
+        (
+            ["publish", "thresholds", "accuracy_lost_at_most"],
+            1,
+            "publish.thresholds.accuracy_lost_at_most: 1 is greater than or equal to the maximum of 1",
+        ),
+        (["publish", "thresholds", "accuracy_lost_at_most"], -0.1, "accuracy_lost_at_most: -0.1 is less than the min"),
+        (["publish", "thresholds", "recovered_at_least"], 1.1, "recovered_at_least: 1.1 is greater than the maximum"),
+        (
+            ["publish", "repository"],
+            "me/{modell}-int4",
+            "publish.repository: expected <owner>/<name>, in which {model}",
+        ),
+        (["finetune", "r"], 8.5, "finetune.r: 8.5 is not of type 'integer'"),
+        (["finetune", "r"], True, "finetune.r: True is not of type 'integer'"),
+        (["finetune", "max_steps"], -1, "finetune.max_steps: -1 is less than the minimum of 1"),
+        (
+            ["finetune", "learning_rate"],
+            math.nan,
+            "learning_rate: nan is not of type 'number'; expected a finite number",
+        ),
+        (["finetune", "weight_decay"], math.inf, "weight_decay: inf is not of type 'number'; expected a finite number"),
+        (["finetune", "learning_rate"], None, "learning_rate: None is not of type 'number'; there is no value"),
+        (["finetune", "seed"], 2**32, "finetune.seed: 4294967296 is greater than the maximum of 4294967295"),
+        (
+            ["publish", "private"],
+            "true",
+            "publish.private: 'true' is not of type 'boolean'; write true or false, without",
+        ),
+        (["publish", "license"], False, "publish.license: False is not of type 'string'; put it in quotes"),
+        (["publish", "license"], datetime.date(2026, 1, 1), "is not of type 'string'; put it in quotes"),
+        (["evaluation", "mmlu", "limit"], "None", "; nothing is written null, without quotes"),
+        (
+            ["finetune", "arms", "lora", "quantization"],
+            "",
+            "lora.quantization: expected null or one of int4, w4a16, found",
+        ),
+        (["models", "gemma\n"], CARD["models"]["gemma-3-12b-it"], "models: expected a name of letters, digits, "),
+        (["data", "source"], "/tmp\n", "data.source: expected an existing folder, found none at '/tmp\\n'"),
+        (
+            ["data", "source"],
+            f"{CARD['data']['source']}\n",
+            "data.source: expected hf://[datasets/]<owner>/<name>@<40-di",
+        ),
+        (["data", "source"], "x" * 5000, "data.source: expected an existing folder, found none at 'xxx"),
+    ],
+)
+def test_each_mistake_is_one_line_that_names_the_key(path, value, expected):
+    problems = workflow_config.problems(changed(path, value), SCHEMA)
+    assert len(problems) == 1
+    assert expected in problems[0]
+    assert "\n" not in problems[0]
+
+
+def test_two_models_do_not_share_a_repository():
+    config = changed(["publish", "repository"], "me/int4")
+    config["models"]["other"] = config["models"]["gemma-3-12b-it"]
+    (problem,) = workflow_config.problems(config, SCHEMA)
+    assert problem.startswith("publish.repository: 'me/int4' is that of several models")
+    config["publish"]["repository"] = "me/{model}-int4"
+    assert workflow_config.problems(config, SCHEMA) == []
+
+
+def test_snakemake_says_so_before_anything_runs(tmp_path):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("finetune: {max_steps: 0}\n")
+    result = snakemake("--dry-run", "--configfile", wrong)
+    assert result.returncode != 0
+    assert "config error: finetune.max_steps: 0 is less than the minimum of 1" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_every_arm_and_model_stands_in_the_plan(tmp_path):
+    config = changed(["finetune", "arms", "qat_fast"], {"quantization": "int4", "learning_rate": 1e-4})
+    config["models"]["other"] = {"source": CARD["models"]["gemma-3-12b-it"]["source"]}
+    config["variants"].append("qat_fast-int4")
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(config))
+    plan = snakemake("--dry-run", "--configfile", path, "--directory", tmp_path / "run")
+    assert plan.returncode == 0, plan.stderr
+    counts = dict(line.split() for line in plan.stdout.splitlines() if len(line.split()) == 2)
+    assert (counts["finetune"], counts["evaluate_mmlu"], counts["summarize"]) == ("6", "12", "2")

@@ -1,0 +1,145 @@
+"""The table of quantizations: each mistake is one line, and each variant has what it is measured against."""
+
+import copy
+
+import pytest
+import yaml
+
+from configs import CARD, SCHEMA, changed
+from int4_qat.config import quantizations, recipes, workflow_config
+from int4_qat.quantization import schemes
+from workflows import copy_workflow, snakemake
+
+INT4 = CARD["quantizations"]["int4"]
+SYMMETRIC = {key: value for key, value in INT4.items() if key != "zero_point"} | {"symmetric": True}
+
+
+def table(**entries):
+    """The default config with more in its table."""
+    return changed(["quantizations"], CARD["quantizations"] | entries)
+
+
+def variants(*names):
+    return changed(["variants"], ["base-bf16", "base-int4", "qat-int4", *names])
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (table(**{"int-4": INT4}), "quantizations: expected a name of letters, digits, '.' and '_', since a variant's"),
+        (table(bf16=INT4), "quantizations: expected a name other than bf16, which is the weights as they are, found"),
+        (changed(["quantizations"], {}), "quantizations: {} should be non-empty"),
+        (table(x=INT4 | {"num_bits": 3}), "quantizations.x.num_bits: 3 is not one of [4]"),
+        (table(x=INT4 | {"group_size": 100}), "quantizations.x.group_size: 100 is not one of [32, 64, 128, 256]"),
+        (table(x=INT4 | {"group_size": "all"}), "quantizations.x.group_size: 'all' is not of type 'integer'"),
+        (table(x=INT4 | {"strategy": "channel"}), "quantizations.x.strategy: 'channel' is not one of ['group']"),
+        (
+            table(x=INT4 | {"skip": []}),
+            "quantizations.x: Additional properties are not allowed ('skip' was unexpected)",
+        ),
+        (table(x=INT4 | {"method": "gptq"}), "quantizations.x.method: expected one of rtn, found 'gptq'"),
+        (
+            table(x=INT4 | {"formats": ["gguf"]}),
+            "quantizations.x.formats[0]: expected one of torchao-plain, found 'gguf'",
+        ),
+        (
+            table(x=INT4 | {"symmetric": True}),
+            "quantizations.x.zero_point: expected none, since symmetric is true, found",
+        ),
+        (
+            table(x=SYMMETRIC | {"symmetric": False}),
+            "quantizations.x.zero_point: expected float or integer, since symmetric is false, found none",
+        ),
+        (
+            table(int4=INT4 | {"ignore": ["q_proj"]}),
+            "quantizations.int4.ignore: expected all of k_proj, q_proj, v_proj or none, since vLLM makes one layer",
+        ),
+        (
+            table(int4=INT4 | {"group_size": 64}),
+            "finetune.arms.qat.quantization: unsloth trains int4, float zero point, groups of 128, not int4, float",
+        ),
+        (
+            changed(["finetune", "arms", "qat", "quantization"], "int3"),
+            "finetune.arms.qat.quantization: expected null or one of int4, w4a16, found 'int3'",
+        ),
+        (
+            variants("base-int3"),
+            "variants[3]: nothing produces 'base-int3'; expected <base or lora or qat>-<bf16 or int4",
+        ),
+        (variants("base-w4a16", "qat-w4a16"), "variants[4]: expected 'qat-int4', in which the arm is trained, found"),
+        (variants("lora-w4a16"), "variants: 'base-w4a16' is missing; what is recovered of it is measured against it"),
+    ],
+)
+def test_each_mistake_is_one_line(config, expected):
+    (line,) = workflow_config.problems(config, SCHEMA)
+    assert line.startswith(expected)
+
+
+def test_an_arm_without_a_quantization_is_exported_in_any():
+    assert workflow_config.problems(variants("base-w4a16", "lora-w4a16", "lora-int4"), SCHEMA) == []
+
+
+OLD = """
+quantization: {scheme: int4, packing: plain, group_size: 128, skip: []}
+finetune:
+  arms:
+    lora: {qat_scheme: null}
+    qat: {qat_scheme: int4}
+"""
+
+
+def test_a_config_of_before_is_told_the_new_names(tmp_path):
+    (tmp_path / "old.yaml").write_text(OLD)
+    result = snakemake("--dry-run", "--configfile", tmp_path / "old.yaml")
+    assert result.returncode != 0
+    assert [line for line in result.stderr.splitlines() if line.startswith("config error: ")] == [
+        "config error: quantization: expected `quantizations`, a table of named ones, in which `ignore` is the former "
+        "skip",
+        *(
+            f"config error: finetune.arms.{arm}.qat_scheme: expected `quantization`, a name from the table "
+            "`quantizations` or null"
+            for arm in ("lora", "qat")
+        ),
+    ]
+
+
+def test_another_method_is_measured_against_rounding(tmp_path):
+    """A file in the room of the methods makes its word one that the config knows."""
+    workflow = copy_workflow(tmp_path / "workflow")
+    methods = workflow / "scripts" / "int4_qat" / "quantization" / "methods"
+    (methods / "guess.py").write_text((methods / "rtn.py").read_text())
+    guessed = INT4 | {"method": "guess", "group_size": 64}
+    mine = {"quantizations": {"int4": INT4, "guessed": guessed}, "variants": ["base-bf16", "base-int4", "base-guessed"]}
+    mine |= {"publish": {"variant": "base-guessed"}, "finetune": {"arms": {}}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(mine))
+    run = ["--dry-run", "--directory", tmp_path / "run", "--configfile", path]
+    result = snakemake(*run, workflow=workflow)
+    assert (
+        "config error: quantizations: expected another quantization with the same scheme, the same ignore and method "
+        "rtn, against which 'guessed' is measured, found none" in result.stderr.splitlines()
+    )
+    mine["quantizations"]["rounded"] = guessed | {"method": "rtn"}
+    mine["variants"].append("base-rounded")
+    path.write_text(yaml.safe_dump(mine))
+    result = snakemake(*run, workflow=workflow)
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_each_variant_is_measured_against():
+    config = copy.deepcopy(variants("base-w4a16", "lora-w4a16", "lora-bf16", "qat-bf16"))
+    assert quantizations.references(recipes.settings_of(config, "gemma-3-12b-it")) == {
+        "base-bf16": "base-int4",
+        "base-int4": "base-int4",
+        "qat-int4": "base-int4",
+        "base-w4a16": "base-w4a16",
+        "lora-w4a16": "base-w4a16",
+        "lora-bf16": "base-int4",
+        "qat-bf16": "base-int4",
+    }
+
+
+def test_the_schema_has_the_group_sizes_of_the_schemes():
+    entry = SCHEMA["properties"]["quantizations"]["additionalProperties"]["properties"]
+    assert entry["group_size"]["enum"] == list(schemes.GROUP_SIZES)
+    assert entry["zero_point"]["enum"] == [schemes.FLOAT, schemes.INTEGER]

@@ -1,0 +1,49 @@
+"""A setting of a training is named by the class Recipe and by config.yaml; schema, check and training follow."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import CARD, SCHEMA, changed
+from int4_qat.config import recipes, schema, workflow_config
+from int4_qat.config.recipe import Recipe, TrainerSettings
+from int4_qat.training.recipe import Options, training_settings
+
+SETTINGS = schema.recipe_settings()
+OPTIONS = Options(*map(Path, ("model", "texts")), "cpu", *map(Path, ("checkpoints", "adapter", "log.csv")))
+
+
+def test_config_yaml_names_each_setting_and_no_other():
+    assert set(CARD["finetune"]) == {*SETTINGS, "arms"}
+
+
+@pytest.mark.parametrize("arm", CARD["finetune"]["arms"])
+def test_what_an_arm_trains_by_is_a_recipe(arm):
+    given = recipes.training_of(recipes.recipe_of(CARD, arm))
+    assert dataclasses.asdict(Recipe(**json.loads(json.dumps(given)))) == given
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_is_required_and_checked(name):
+    config = changed(["finetune", name], [])
+    (line,) = workflow_config.problems(config, SCHEMA)
+    assert line.startswith(f"finetune.{name}: [] is not ")
+    (line,) = workflow_config.problems(changed(["finetune", "arms", "qat", name], []), SCHEMA)
+    assert line.startswith(f"finetune.arms.qat.{name}: [] is not ")
+    del config["finetune"][name]
+    (line,) = workflow_config.problems(config, SCHEMA)
+    assert line == f"finetune: '{name}' is a required property"
+
+
+def test_trl_gets_its_settings_under_their_own_names():
+    recipe = Recipe(**recipes.training_of(recipes.recipe_of(CARD, "qat")))
+    settings = training_settings(recipe, OPTIONS)
+    for field in dataclasses.fields(TrainerSettings):
+        assert settings[field.name] == CARD["finetune"][field.name]
+
+
+def test_the_scheme_of_an_arm_is_no_key_of_its_own():
+    (line,) = workflow_config.problems(changed(["finetune", "scheme"], {}), SCHEMA)
+    assert line == "finetune: Unevaluated properties are not allowed ('scheme' was unexpected)"

@@ -1,0 +1,162 @@
+"""Scores of the last position are lm-eval's own for every family on the list; what is not on it steps aside."""
+
+import random
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from int4_qat.evaluation import last_position, stock_scores
+from int4_qat.standin import standin
+from int4_qat.system.errors import InputError
+
+WORDS = [f"w{index}" for index in range(60)]
+LENGTHS = [3, 25, 8, 40, 1, 12]  # of questions, in words
+WINDOW, PREFIX = 16, 90
+FULL, SLIDING = "full_attention", "sliding_attention"
+SMALL = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+SMALL |= {"num_attention_heads": 4, "max_position_embeddings": 512, "pad_token_id": 0}
+GROUPED = SMALL | {"num_key_value_heads": 2}
+HEAD = GROUPED | {"head_dim": 16}
+SWITCHED = GROUPED | {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 2}
+MIXED = HEAD | {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL, SLIDING, FULL]}
+GEMMA_4 = MIXED | {"global_head_dim": 32, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128}
+VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+GEMMA_3_VISION = VISION | {"image_size": 28, "patch_size": 14}
+PROVEN = {
+    "llama": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": HEAD,
+    "mistral": GROUPED | {"sliding_window": WINDOW},
+    "ministral3": HEAD,
+    "phi": GROUPED,
+    "phi3": GROUPED | {"sliding_window": WINDOW},
+    "gemma": HEAD,
+    "gemma2": MIXED,
+    "gemma3": {"text_config": MIXED, "vision_config": GEMMA_3_VISION, "mm_tokens_per_image": 4},
+    "gemma3_text": MIXED,
+    "gemma4": {"text_config": GEMMA_4, "vision_config": VISION, "audio_config": None},
+    "gemma4_text": GEMMA_4,
+    "olmo": GROUPED,
+    "olmo2": GROUPED,
+    "olmo3": MIXED,
+    "gpt_neox": SMALL,
+    "granite": GROUPED,
+    "cohere": GROUPED,
+    "cohere2": MIXED,
+    "starcoder2": GROUPED | {"sliding_window": WINDOW},
+    "stablelm": GROUPED,
+    "glm": HEAD,
+    "glm4": HEAD,
+    "smollm3": GROUPED,
+    "exaone4": MIXED,
+}
+ROPE = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA_3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+LENGTH_DEPENDENT = {
+    "original_max_position_embeddings": 100,
+    "rope_parameters": {"rope_theta": 1e4, **LONGROPE},
+}
+VARIANTS = [
+    ("qwen2", SWITCHED),
+    ("qwen3", SWITCHED | {"head_dim": 16}),
+    ("mistral", GROUPED | {"sliding_window": None}),
+    ("llama", GROUPED | {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    ("llama", GROUPED | {"rope_parameters": ROPE | {"rope_type": "yarn"}}),
+    ("llama", GROUPED | {"rope_parameters": ROPE | LLAMA_3}),
+    ("gemma4_text", GEMMA_4 | {"num_kv_shared_layers": 2}),
+    (
+        "gemma4",
+        PROVEN["gemma4"] | {"text_config": GEMMA_4 | {"use_bidirectional_attention": "vision"}},
+    ),
+]
+ASIDE = [
+    ("llama", GROUPED | {"rope_parameters": ROPE | {"rope_type": "dynamic"}}, "'dynamic'"),
+    ("phi3", GROUPED | LENGTH_DEPENDENT, "'longrope'"),
+    ("gemma3_text", MIXED | {"rope_parameters": {FULL: ROPE | {"rope_type": "dynamic"}, SLIDING: ROPE}}, "'dynamic'"),
+    ("gemma3_text", MIXED | {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gemma4_text", GEMMA_4 | {"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
+    ("llama", GROUPED | {"layer_types": ["linear_attention", FULL] * 2}, "'linear_attention'"),
+    *((name, {}, f"model_type '{name}'") for name in ("mamba", "mamba2", "falcon_mamba", "rwkv", "jamba", "zamba2")),
+    *((name, {}, f"model_type '{name}'") for name in ("bamba", "falcon_h1", "granitemoehybrid", "qwen3_next", "lfm2")),
+    *((name, {}, f"model_type '{name}'") for name in ("recurrent_gemma", "bloom", "mpt", "llama4_text", "t5gemma")),
+    *((name, {}, f"model_type '{name}'") for name in ("bert", "doge", "deepseek_v32", "xlnet", "gemma4_unified")),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return standin.build_tokenizer([" ".join(WORDS), "Answer:", *(f" {letter}" for letter in "ABCD")])
+
+
+def make_model(model_type, settings, dtype=torch.float32):
+    """A random model whose likelihoods are far apart; its context reaches far beyond the window."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[model_type](**settings)
+    auto_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    model = auto_class.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 1 if len(parameter) == SMALL["vocab_size"] else 0.3)
+    return model.to(dtype).eval()
+
+
+def ask(prefix):
+    """Requests for six questions of one subject, which begin with the same words."""
+    chance = random.Random(0)
+    shared = chance.choices(WORDS, k=prefix)
+    prompts = [" ".join([*shared, *chance.choices(WORDS, k=length), "Answer:"]) for length in LENGTHS]
+    return [
+        Instance("loglikelihood", {}, (prompt, f" {letter}"), choice, ("mmlu_anatomy", index, 1))
+        for index, prompt in enumerate(prompts)
+        for choice, letter in enumerate("ABCD")
+    ]
+
+
+def engine(kind, model, tokenizer):
+    return kind(pretrained=model, tokenizer=tokenizer, batch_size=4, softmax_dtype=torch.float32)
+
+
+def likelihoods(engine, requests):
+    return torch.tensor([value for value, _ in engine.loglikelihood(requests, disable_tqdm=True)])
+
+
+def test_every_family_on_the_list_is_proven():
+    assert set(PROVEN) == set(last_position.MODEL_TYPES)
+
+
+@pytest.mark.parametrize(("model_type", "settings"), [*PROVEN.items(), *VARIANTS])
+def test_scores_are_lm_evals(tokenizer, model_type, settings):
+    model = make_model(model_type, settings)
+    assert last_position.objection(model.config, tokenizer) is None
+    for prefix in (0, PREFIX):  # beyond the window
+        requests = ask(prefix)
+        expected = likelihoods(engine(stock_scores.StockScores, model, tokenizer), requests)
+        ours = engine(last_position.LastPosition, model, tokenizer)
+        assert expected.max() - expected.min() > 1
+        torch.testing.assert_close(likelihoods(ours, requests), expected, rtol=2e-5, atol=2e-5)
+        assert ours.stock_check["questions"] == 2
+        assert ours.stock_check["largest_difference"] < 2e-5
+
+
+@pytest.mark.parametrize(("model_type", "settings", "reason"), ASIDE)
+def test_what_is_not_proven_steps_aside(tokenizer, model_type, settings, reason):
+    assert reason in last_position.objection(CONFIG_MAPPING[model_type](**settings), tokenizer)
+
+
+def test_choices_of_several_tokens_step_aside():
+    letters = standin.build_tokenizer([*WORDS, "Answer:", " A", " B", " C"])  # D is none of its words
+    tokens = len(letters.encode("Answer: D")) - len(letters.encode("Answer:"))
+    reason = last_position.objection(CONFIG_MAPPING["llama"](**GROUPED), letters)
+    assert (reason is None) == (tokens == 1)
+
+
+def test_a_model_that_does_not_belong_on_the_list_ends_the_run(tokenizer):
+    """phi3's longrope reads a short and a long text differently: the run's own comparison finds that."""
+    model = make_model("phi3", GROUPED | LENGTH_DEPENDENT)
+    ours = engine(last_position.LastPosition, model, tokenizer)
+    with pytest.raises(InputError, match=r"^mmlu_anatomy, question 1: last_position's log-likelihoods differ from lm-"):
+        ours.loglikelihood(ask(PREFIX), disable_tqdm=True)

@@ -1,0 +1,159 @@
+"""int4 as only a GPU computes it; skipped without one.
+
+python -m pytest tests/kernels/test_gpu.py
+"""
+
+import argparse
+import json
+
+import pytest
+import torch
+import yaml
+from torchao.quantization import Int4Tensor
+
+import measure_latency
+import weights
+from int4_qat.checkpoint import blocks
+from int4_qat.engines import inference
+from int4_qat.kernels import tiles
+from int4_qat.quantization import int4, schemes, torchao_tensor
+from int4_qat.training import merged_weight
+from programs import ROOT, quantize_options, run_script
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+ROWS, COLUMNS, INT4 = 256, 3840, schemes.int4(128)
+ZERO_POINTS = [schemes.FLOAT, schemes.INTEGER, None]
+FEW, MANY = tiles.TilePackedLinear.FEW_TOKENS, tiles.TilePackedLinear.FEW_TOKENS + 1
+
+
+def normal(*shape, seed=0, device="cuda"):
+    return weights.normal(*shape, seed=seed).to(device, torch.bfloat16)
+
+
+def linear_of(quantized):
+    """A linear that holds torchao's plain tensor."""
+    rows, columns = quantized.codes.shape
+    linear = torch.nn.Linear(columns, rows, bias=False, device="cuda", dtype=torch.bfloat16)
+    linear.weight = torch.nn.Parameter(torchao_tensor.of_weight(quantized), requires_grad=False)
+    return linear
+
+
+def relative_difference(found, expected):
+    return (torch.linalg.vector_norm(found.float() - expected) / torch.linalg.vector_norm(expected)).item()
+
+
+@pytest.mark.parametrize("zero_point", ZERO_POINTS)
+@pytest.mark.parametrize("scaling", [0.01, 1.0])
+def test_training_on_a_gpu_sees_what_the_export_on_a_cpu_writes(scaling, zero_point):
+    scheme = schemes.int4(128, zero_point)
+    rows, columns = 3840, 15360  # an MLP of Gemma 3 12B: few weights can agree by luck
+    w, a, b = normal(rows, columns), normal(8, columns, seed=1).float(), normal(rows, 8, seed=2).float()
+    merged = blocks.merge(w.cpu(), a.cpu(), b.cpu(), scaling)
+    expected = int4.dequantize(int4.quantize(merged, scheme)).to(torch.bfloat16)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(merged_weight.fake_quantize_merged(w, a, b, scaling, scheme).cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mslk_quantizes_to_the_same_codes(dtype):
+    """On a CPU: on a GPU PyTorch divides by 15 as it multiplies by 1/15, which moves one scale in a thousand a bit."""
+    pytest.importorskip("mslk")
+    w = normal(ROWS, COLUMNS, device="cpu").to(dtype)
+    theirs = Int4Tensor.from_hp(w, [1, INT4.group_size])
+    ours = torchao_tensor.of_weight(int4.quantize(w, INT4))
+    for part in ("qdata", "scale", "zero_point"):
+        assert torch.equal(getattr(theirs, part).to(getattr(ours, part).dtype), getattr(ours, part)), part
+
+
+@pytest.mark.parametrize("zero_point", ZERO_POINTS)
+@pytest.mark.parametrize("tokens", [1, 8, 256])
+def test_mslk_computes_with_the_dequantized_weight(tokens, zero_point):
+    """Who loads the folder with transformers alone has torchao's tensor, on mslk's kernel."""
+    pytest.importorskip("mslk")
+    quantized = int4.quantize(normal(ROWS, COLUMNS), schemes.int4(128, zero_point))
+    x = normal(tokens, COLUMNS, seed=3)
+    assert relative_difference(linear_of(quantized)(x), x.float() @ int4.dequantize(quantized).T) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "group_size"), [(ROWS, COLUMNS, 128), (45, 320, 64), (45, 416, 32), (45, 512, 256)]
+)
+def test_tiles_are_unpacked_to_the_exported_weight(rows, columns, group_size):
+    quantized = int4.quantize(normal(rows, columns, device="cpu"), schemes.int4(group_size))
+    packed = tiles.TilePackedLinear(linear_of(int4.Int4Weight(*(part.cuda() for part in quantized))))
+    assert torch.equal(tiles.unpack_tiles(packed.tiles)[:rows, :columns].cpu(), quantized.codes)
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = tiles.dequantize_tiles(packed.tiles, packed.scale_and_zero, dtype)[:rows, :columns]
+        assert torch.equal(weight.cpu(), int4.dequantize(quantized).to(dtype))
+
+
+@pytest.mark.parametrize("tokens", [1, 8, FEW, MANY, 256])
+@pytest.mark.parametrize(("rows", "columns", "group_size"), [(ROWS, COLUMNS, 128), (45, 320, 64)])
+def test_a_tile_packed_linear_computes_with_the_dequantized_weight(rows, columns, group_size, tokens):
+    quantized = int4.quantize(normal(rows, columns), schemes.int4(group_size))
+    model, x = torch.nn.Sequential(linear_of(quantized)), normal(tokens, columns, seed=3)
+    inference.tile_pack_weights(model)
+    assert relative_difference(model(x), x.float() @ int4.dequantize(quantized).T) < 0.01
+
+
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+def test_a_tile_packed_linear_compiles(tokens):
+    model, x = torch.nn.Sequential(linear_of(int4.quantize(normal(ROWS, COLUMNS), INT4))), normal(tokens, COLUMNS)
+    inference.tile_pack_weights(model)
+    assert relative_difference(torch.compile(model, fullgraph=True)(x), model(x).float()) < 0.01
+
+
+@pytest.fixture(scope="module")
+def exported(untrained, tmp_path_factory):
+    """An int4 folder."""
+    folder = tmp_path_factory.mktemp("exported") / "int4"
+    paths = ["--checkpoint", untrained / "model", "--output", folder]
+    result = run_script("quantize", *paths, *quantize_options())
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_exported_folder_says_on_a_gpu_what_it_says_on_a_cpu(exported):
+    tokens = torch.arange(10, 42).view(1, -1)
+    with torch.no_grad():
+        expected, found = (
+            inference.load_model(exported, torch.bfloat16, device)(input_ids=tokens.to(device)).logits.float()
+            for device in ("cpu", "cuda")
+        )
+    assert relative_difference(found.cpu(), expected) < 0.05
+
+
+def test_vllm_serves_what_transformers_computes(exported, tmp_path):
+    pytest.importorskip("vllm")
+    pytest.importorskip("mslk")
+    serving = yaml.safe_load((ROOT / "config.yaml").read_text())["evaluation"]["serving"]
+    options = ["--checkpoint", exported, "--dtype", "bfloat16", "--concurrency", 1, "--max-tokens", 16]
+    options += ["--device", "cuda", "--vllm-log", tmp_path / "vllm.log", "--output", tmp_path / "serving.json"]
+    result = run_script("check_serving", *options, "--", *serving["vllm_arguments"])
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "serving.json").read_text())["dequantized"] is False
+
+
+def test_generate_runs_on_a_gpu(exported):
+    result = run_script("generate", "--checkpoint", exported, "--device", "cuda", "--max-new-tokens", 8)
+    assert result.returncode == 0, result.stderr
+
+
+def test_latency_is_measured_on_a_gpu(exported, tmp_path):
+    options = ["--checkpoint", exported, "--engine", "transformers", "--dtype", "bfloat16", "--device", "cuda"]
+    options += ["--input-len", 8, "--output-len", 4, "--batch-sizes", 1, 8, "--warmup", 2, "--iterations", 3]
+    result = run_script("measure_latency", *options, "--output", tmp_path / "latency.json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "latency.json").read_text())
+    assert report["int4_path"] == inference.TILE_PACKED
+    assert [len(batch["latencies_s"]) for batch in report["batches"]] == [3, 3]
+
+
+def test_the_decoding_step_is_one_cuda_graph(exported):
+    model, counters = inference.load_model(exported, torch.bfloat16, "cuda"), torch._dynamo.utils.counters
+    counters.clear()
+    options = argparse.Namespace(device="cuda", input_len=8, output_len=6, warmup=2, iterations=1, repeats=2)
+    measure_latency.time_batch(model, 2, options)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["inductor"]["cudagraph_skips"] == 0

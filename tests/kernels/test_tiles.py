@@ -1,0 +1,151 @@
+"""int4 weights in the tiles of PyTorch's kernel, and the linear that computes on them; for real in test_gpu.py."""
+
+import gc
+import itertools
+import weakref
+
+import pytest
+import torch
+from torchao.quantization.quant_primitives import (
+    MappingType,
+    _choose_qparams_affine_tinygemm,
+    _quantize_affine_tinygemm,
+)
+from torchao.quantization.utils import pack_tinygemm_scales_and_zeros
+
+from int4_qat.engines import inference
+from int4_qat.kernels import tiles
+from int4_qat.quantization import int4, schemes, torchao_tensor
+from int4_qat.system.errors import InputError
+from programs import INT4, SCHEMES
+from weights import normal
+
+each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+
+
+@each_scheme
+def test_tinygemm_computes_with_the_same_weight(scheme):
+    """PyTorch's kernel for CPUs takes the scales, zero points and codes of its kernel for GPUs, but for their order."""
+    quantized = int4.quantize(normal(45, 320), scheme)
+    pairs, scale_and_zero = tiles.pack_for_tinygemm(quantized)
+    assert (pairs.shape, scale_and_zero.shape) == ((48, 192), (6, 48, 2))
+    codes = torch.stack([pairs >> 4, pairs & 0xF], dim=-1).flatten(1).to(torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    x = normal(5, 320, seed=1).to(torch.bfloat16)
+    padded = torch.nn.functional.pad(x, (0, 384 - 320))
+    found = torch.ops.aten._weight_int4pack_mm_for_cpu(padded, packed, 64, scale_and_zero)[:, :45]
+    torch.testing.assert_close(found.float(), x.float() @ int4.dequantize(quantized).T, rtol=0.02, atol=0.1)
+
+
+def tiles_of(pairs, inner_tiles):
+    """A loop in place of `aten._convert_weight_to_int4pack`, which only a GPU has, after PyTorch's int4mm.cu."""
+    codes = torch.stack([pairs >> 4, pairs & 0xF], dim=-1).flatten(1).tolist()
+    shape = (len(codes) // 8, len(codes[0]) // (16 * inner_tiles), 32, inner_tiles // 2)
+    packed = torch.empty(shape, dtype=torch.int64)
+    for row_tile, column_tile, lane, pair in itertools.product(*map(range, shape)):
+        first = 16 * (inner_tiles * column_tile + 2 * pair) + 2 * (lane % 4)
+        columns = [first + more for more in (0, 1, 8, 9, 16, 17, 24, 25)]
+        v = [codes[8 * row_tile + lane // 4][column] for column in columns]
+        nibbles = [v[i] for i in (7, 5, 3, 1, 6, 4, 2, 0)]
+        packed[row_tile, column_tile, lane, pair] = int("".join(f"{nibble:x}" for nibble in nibbles), 16)
+    return packed.to(torch.uint32).view(torch.int32)
+
+
+@each_scheme
+def test_tiles_are_unpacked(scheme):
+    quantized = int4.quantize(normal(45, 320), scheme)
+    pairs, scale_and_zero = tiles.pack_for_tinygemm(quantized)
+    packed = tiles_of(pairs, 8)
+    assert torch.equal(tiles.unpack_tiles(packed)[:45, :320], quantized.codes)
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = int4.dequantize(quantized).to(dtype)
+        assert torch.equal(tiles.dequantize_tiles(packed, scale_and_zero, dtype)[:45, :320], expected)
+
+
+def of_torchaos_tiles(w, group_size):
+    """What torchao's tile_packed_to_4d makes of a weight before it packs: codes 0 ... 15, scales and zero points."""
+    block, levels = (1, group_size), {"quant_min": 0, "quant_max": 15}
+    kinds = {"mapping_type": MappingType.ASYMMETRIC, "scale_dtype": w.dtype, "zero_point_dtype": w.dtype}
+    of_groups = _choose_qparams_affine_tinygemm(w, block_size=block, target_dtype=torch.int32, **kinds, **levels)
+    codes = _quantize_affine_tinygemm(w, block, *of_groups, torch.int32, **levels)
+    return codes, *(part.view(len(w), -1).to(torch.bfloat16) for part in of_groups)
+
+
+def test_tiles_hold_what_torchaos_do_in_fp32():
+    w = normal(48, 512)
+    codes, scale, zero_point = of_torchaos_tiles(w, 128)
+    pairs, scale_and_zero = tiles.pack_for_tinygemm(int4.quantize(w, schemes.int4(128)))
+    assert torch.equal(pairs, (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8))
+    assert torch.equal(scale_and_zero, pack_tinygemm_scales_and_zeros(scale, zero_point, torch.bfloat16))
+
+
+def test_in_bfloat16_torchaos_tiles_are_not_torchaos_plain_format():
+    """So there is one to follow: the plain one, whose codes are those of the same weight in fp32."""
+    w, scheme = normal(48, 512).to(torch.bfloat16), schemes.int4(128)
+    theirs, ours = of_torchaos_tiles(w, 128)[0] - 8, int4.quantize(w, scheme).codes
+    assert 0.01 < (theirs != ours).float().mean() < 0.04
+    assert torch.equal(ours, int4.quantize(w.float(), scheme).codes)
+
+
+@pytest.fixture
+def played_kernel():
+    """PyTorch's kernel for CPUs in place of its tinygemm; tests/kernels/test_gpu.py has the real one."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_convert_weight_to_int4pack", tiles_of, "CPU")
+
+    def multiply(x, packed, group_size, scale_and_zero):
+        codes = (tiles.unpack_tiles(packed) + 8).to(torch.int32)
+        for_cpu = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, for_cpu, group_size, scale_and_zero)
+
+    library.impl("_weight_int4pack_mm", multiply, "CPU")
+    yield
+    library._destroy()
+
+
+def exported(linear, scheme):
+    """The same linear with torchao's int4 tensor for its weight."""
+    tensor = torchao_tensor.of_weight(int4.quantize(linear.weight.detach(), scheme))
+    linear.weight = torch.nn.Parameter(tensor, requires_grad=False)
+    return linear
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("played_kernel")
+def test_a_tile_packed_linear_computes_with_the_exported_weight(dtype, bias):
+    linear = torch.nn.Linear(320, 45, bias=bias, dtype=dtype)
+    weight = int4.dequantize(int4.quantize(linear.weight.detach(), INT4)).to(dtype)
+    model = torch.nn.ModuleDict({"deep": torch.nn.Sequential(exported(linear, INT4), torch.nn.Linear(45, 8))})
+    inference.tile_pack_weights(model)
+    packed = model["deep"][0]
+    assert [type(module) for module in model["deep"]] == [tiles.TilePackedLinear, torch.nn.Linear]
+    assert inference.weight_bytes(packed) == 48 * 384 // 2 + 6 * 48 * 4 + 45 * dtype.itemsize * bias
+    few, many = ((5,), (2, 3), (packed.FEW_TOKENS,)), ((0,), (packed.FEW_TOKENS + 1,), (3, packed.FEW_TOKENS))
+    for shape in (*few, *many):
+        x = torch.randn(*shape, 320, dtype=dtype)
+        found, expected = packed(x), torch.nn.functional.linear(x, weight, linear.bias)
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+        assert torch.equal(found, expected) or (dtype == torch.bfloat16 and shape in few)
+
+
+@pytest.mark.usefixtures("played_kernel")
+def test_packing_lets_the_old_weight_go():
+    """At once: on a GPU both would count. transformers gives each linear a method bound to it, a cycle."""
+    linear = exported(torch.nn.Linear(256, 64, bias=False), INT4)
+    linear.extra_repr = linear.extra_repr
+    codes = weakref.ref(linear.weight.qdata)
+    model = torch.nn.Sequential(linear)
+    del linear
+    gc.disable()
+    try:
+        inference.tile_pack_weights(model)
+        assert codes() is None
+    finally:
+        gc.enable()
+
+
+def test_a_module_that_is_more_than_a_linear_is_an_error():
+    more = exported(torch.nn.modules.linear.NonDynamicallyQuantizableLinear(256, 64), INT4)
+    with pytest.raises(InputError, match=r"deep\.0: expected a Linear .* NonDynamicallyQuantizableLinear"):
+        inference.tile_pack_weights(torch.nn.ModuleDict({"deep": torch.nn.Sequential(more)}))

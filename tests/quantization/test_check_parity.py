@@ -1,0 +1,115 @@
+"""What was trained is what is shipped, or a line says where it is not."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+import check_parity
+import merge
+import quantize
+from int4_qat.checkpoint import weight_files
+from int4_qat.config.recipe import Recipe
+from int4_qat.engines import inference
+from int4_qat.quantization import int4, record, schemes, torchao_tensor
+from int4_qat.system import files
+from int4_qat.system.errors import InputError
+from int4_qat.training import qat
+from int4_qat.training.backends import transformers
+from programs import INT4, RECIPE, SCHEMES, quantize_options, run_in_process, seen
+
+LAYER = "model.language_model.layers.0.mlp.down_proj"
+
+
+class Arm:
+    """An arm's folders, as the rules make them, from an adapter that is random in place of trained."""
+
+    def __init__(self, untrained, folder, monkeypatch, **changes):
+        recipe = Recipe(**RECIPE | changes)
+        self.folder, self.monkeypatch, self.base = folder, monkeypatch, untrained / "model"
+        self.model = transformers.add_adapters(self.base, recipe, "cpu")
+        torch.manual_seed(1)
+        for name, parameter in self.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        self.model.save_pretrained(folder / "adapter")
+        files.write_json(folder / "adapter" / record.RECORD, qat.record(self.model, recipe))
+        paths = ["--model", self.base, "--adapter", folder / "adapter", "--output", folder / "bf16"]
+        run_in_process(merge, monkeypatch, *paths)
+
+    def quantize(self, scheme=INT4, ignore=()):
+        paths = ["--checkpoint", self.folder / "bf16", "--output", self.folder / "int4"]
+        run_in_process(quantize, self.monkeypatch, *paths, *quantize_options(scheme, ignore))
+
+    def check(self, texts):
+        paths = ["--model", self.base, "--adapter", self.folder / "adapter", "--checkpoint", self.folder / "int4"]
+        options = ["--texts", texts, "--output", self.folder / "parity.json"]
+        run_in_process(check_parity, self.monkeypatch, *paths, *options)
+        return json.loads((self.folder / "parity.json").read_text())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_merged_ships_what_it_trained(untrained, texts, tmp_path, monkeypatch, scheme):
+    arm = Arm(untrained, tmp_path, monkeypatch, **seen(scheme), qat_target="merged")
+    arm.quantize(scheme)
+    report = arm.check(texts)
+    assert (report["weights_that_differ"], report["relative_logit_difference"]) == (0, 0)
+    assert (report["target"], report["scheme"]) == ("merged", scheme.words)
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES.values(), None], ids=[*SCHEMES, "none"])
+def test_base_and_lora_ship_something_else(untrained, texts, tmp_path, monkeypatch, scheme):
+    arm = Arm(untrained, tmp_path, monkeypatch, **(seen(scheme) if scheme else {}))
+    arm.quantize(scheme or INT4)
+    report = arm.check(texts)
+    # independently: a plain model that holds Q(W) + s·BA, or W + s·BA
+    trained = inference.load_model(arm.base, torch.float32, "cpu")
+    for name, layer in qat.lora_linears(arm.model).items():
+        linear = trained.get_submodule(name)
+        a, b = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
+        if scheme:
+            linear.weight.data = int4.dequantize(int4.quantize(linear.weight.data, scheme))
+        linear.weight.data += layer.scaling["default"] * b @ a
+    deployed = inference.load_model(tmp_path / "int4", torch.float32, "cpu")
+    batch = check_parity.first_tokens(texts, arm.base)
+    assert report["tokens"] == sum(text.shape[1] for text in batch) > 100
+    found, expected = (torch.cat(check_parity.logits(model, batch)) for model in (trained, deployed))
+    difference = ((found - expected).norm() / expected.norm()).item()
+    assert report["relative_logit_difference"] == pytest.approx(difference, rel=1e-3)
+    assert 1e-3 < difference < 1
+    assert report["weights_that_differ"] == 0
+
+
+def test_a_mismatch_is_refused_before_anything_is_written(untrained, tmp_path, monkeypatch):
+    arm = Arm(untrained, tmp_path, monkeypatch, **seen(ignore=["up_proj"]))
+    ignored = "model.language_model.layers.0.mlp.up_proj"
+
+    def refused(message, **options):
+        with pytest.raises(InputError, match=message):
+            arm.quantize(**options)
+        assert not (tmp_path / "int4").exists()
+
+    for scheme in (schemes.int4(32), SCHEMES["integer"], SCHEMES["symmetric"]):
+        refused(re.escape(f"was trained in {INT4.words}, not in {scheme.words}"), scheme=scheme, ignore=["up_proj"])
+    refused(f"{ignored} was trained not in int4 and is exported in int4", ignore=())
+    refused(f"{LAYER} was trained in int4 and is exported not in int4", ignore=["up_proj", "down_proj"])
+
+
+def test_an_export_of_other_weights_is_refused(untrained, texts, tmp_path, monkeypatch):
+    arm = Arm(untrained, tmp_path, monkeypatch, **seen())
+    arm.quantize()
+    whole = shutil.copytree(tmp_path / "int4", tmp_path / "whole")
+    key = "language_model.model.layers.0.mlp.down_proj.weight"
+    qdata = weight_files.stored_tensors(tmp_path / "int4")[torchao_tensor.part_names(key)[0]]
+    qdata.write(qdata.read(0, 1) ^ 1)
+    with pytest.raises(InputError, match=f"1 weights differ from what training saw, the first in {key}"):
+        arm.check(texts)
+    shutil.rmtree(tmp_path / "int4")
+    whole.rename(tmp_path / "int4")
+    manifest = files.read_json(tmp_path / "int4" / "manifest.json")
+    files.write_json(tmp_path / "int4" / "manifest.json", manifest | {"scheme": schemes.int4(32).words})
+    with pytest.raises(InputError, match=r"was trained in .*'group_size': 64.*, not in .*'group_size': 32"):
+        arm.check(texts)
+    assert not (tmp_path / "parity.json").exists()

@@ -1,0 +1,23 @@
+"""What the tests of the results share."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import made_results
+
+RIGHT = {"base-bf16": 0.9, "base-int4": 0.7, "qat-int4": 0.8}  # shares of the questions
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """What summarize reads: three variants on a thousand questions, with the card's memory and latency."""
+    generator = np.random.default_rng(0)
+    for name, right in RIGHT.items():
+        made_results.write_variant(tmp_path / name, right, generator)
+    (tmp_path / "qat-int4" / "parity.json").write_text(json.dumps(made_results.parity()))
+    for name in ("report", "costs", "contamination"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    return tmp_path

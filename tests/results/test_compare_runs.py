@@ -1,0 +1,68 @@
+"""Two runs side by side: what differs in their configs, and what it changed on the same questions."""
+
+import json
+import shutil
+import sys
+
+import pandas as pd
+import pytest
+
+import compare_runs
+from int4_qat.system.errors import InputError
+from programs import run_script
+from test_model_card import change
+
+
+@pytest.fixture
+def other(finished):
+    """The same run with another learning rate, in which some answers of qat-int4 are others."""
+    folder = shutil.copytree(finished, finished.parents[1] / "results-b" / "demo")
+    change(folder / "provenance.json", "settings", "arms", "qat", "learning_rate", value=0.1)
+    path = folder / "qat-int4" / "mmlu_samples.parquet"
+    samples = pd.read_parquet(path)
+    wrong, right = samples.index[~samples["correct"]][:9], samples.index[samples["correct"]][:1]
+    samples.loc[wrong, "correct"] = True
+    samples.loc[right, "correct"] = False
+    samples.to_parquet(path)
+    accuracy = float(samples["correct"].mean())
+    change(folder / "summary.json", "variants", 4, "mmlu", "accuracy", value=accuracy)
+    return folder
+
+
+def compare(*arguments):
+    result = run_script("compare_runs", *arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_differences_are_paired_on_the_same_questions(finished, other, tmp_path):
+    printed = compare(finished, other, "--json", tmp_path / "comparison.json")
+    (run,) = json.loads((tmp_path / "comparison.json").read_text())["runs"]
+    assert [(found["key"], found["here"]) for found in run["config"]] == [("arms.qat.learning_rate", 0.1)]
+    found = {variant["variant"]: variant for variant in run["variants"]}
+    questions = len(pd.read_parquet(finished / "qat-int4" / "mmlu_samples.parquet"))
+    paired = found["qat-int4"]["paired"]
+    assert paired["difference"] == pytest.approx(8 / questions)
+    assert found["qat-int4"]["accuracy"]["difference"] == pytest.approx(8 / questions)
+    low, high = paired["difference_ci95"]
+    assert 0 < low < 8 / questions < high
+    assert paired["mcnemar_p"] == pytest.approx(2 * 11 / 2**10)  # a coin that falls 9 of 10 times on one side
+    assert found["lora-int4"]["paired"]["difference_ci95"] == [0, 0]
+    line = next(line for line in printed.splitlines() if line.strip().startswith("qat-int4"))
+    assert " yes " in line
+    assert "learning_rate" in printed
+
+
+def test_other_questions_are_not_paired(finished, other, tmp_path):
+    change(other / "provenance.json", "files", "resources/mmlu/test.parquet", value="0" * 64)
+    printed = compare(finished, other, other, "--json", tmp_path / "comparison.json")
+    runs = json.loads((tmp_path / "comparison.json").read_text())["runs"]
+    assert [run["same_questions"] for run in runs] == [False, False]
+    assert all(variant["paired"] is None for run in runs for variant in run["variants"])
+    assert "other questions" in printed
+
+
+def test_one_folder_is_not_a_comparison(finished, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compare_runs", str(finished)])
+    with pytest.raises(InputError, match="expected two or more folders of results"):
+        compare_runs.main()

@@ -1,0 +1,98 @@
+"""What is measured of whom follows from the config; a result file holds what its class says."""
+
+import copy
+import json
+import re
+from typing import is_typeddict
+
+import pytest
+
+from configs import CARD, demo_config
+from int4_qat.results import measurements
+from int4_qat.system.errors import InputError
+
+
+def names(config):
+    return {variant: [one.name for one in found] for variant, found in measurements.asked(config).items()}
+
+
+def test_the_config_says_what_is_measured():
+    usual = ["mmlu", "memory", "latency"]
+    assert names(demo_config()) == {
+        "base-bf16": usual,
+        "base-int4": usual,
+        "lora-bf16": usual,
+        "lora-int4": [*usual, "parity"],
+        "qat-int4": [*usual, "parity"],
+    }
+    with_all = names(CARD)
+    assert with_all["base-bf16"] == ["mmlu", "arc_challenge", "chartqa", "memory", "latency"]
+    assert with_all["lora-bf16"] == ["mmlu", "arc_challenge", "memory", "latency"]
+    assert with_all["qat-int4"] == ["mmlu", "arc_challenge", "chartqa", "memory", "latency", "parity", "serving"]
+
+
+def test_what_the_config_leaves_out_is_not_measured():
+    config = copy.deepcopy(CARD)
+    config["evaluation"] |= {"chartqa": None, "serving": None, "tasks": []}
+    assert names(config) == names(demo_config())
+
+
+def test_serving_is_no_part_of_the_summary():
+    shown = measurements.summarized(measurements.asked(CARD))
+    assert measurements.paths({"qat-int4": shown["qat-int4"]}) == [
+        "qat-int4/mmlu.json",
+        "qat-int4/mmlu_samples.parquet",
+        "qat-int4/tasks/arc_challenge.json",
+        "qat-int4/chartqa.json",
+        "qat-int4/memory.json",
+        "qat-int4/latency.json",
+        "qat-int4/parity.json",
+    ]
+
+
+def test_names_stand_for_measurements():
+    shown = measurements.asked(CARD)
+    assert measurements.of_names(json.loads(measurements.to_json(shown)), {"arc_challenge": "acc_norm,none"}) == shown
+    with pytest.raises(InputError, match=r"--measured: expected one of mmlu, chartqa, .*, found 'arc_challenge'"):
+        measurements.of_names(json.loads(measurements.to_json(shown)), {})
+
+
+def test_every_key_that_the_table_names_is_in_the_class():
+    for one in (*measurements.table({"arc_challenge": "acc_norm,none"}),):
+        keys = one.schema.__required_keys__ | ({"metric", "value", "stderr"} if one.metric else set())
+        assert {*one.conditions, *one.kept} <= keys
+        assert set(one.printed) <= set(one.columns)
+
+
+def test_a_missing_key_is_a_line(results):
+    path = results / "qat-int4" / "memory.json"
+    content = json.loads(path.read_text())
+    del content["peak_gb"]
+    path.write_text(json.dumps(content))
+    (memory,) = (one for one in measurements.OTHERS if one.name == "memory")
+    with pytest.raises(InputError, match=re.escape(f"{path}: expected the key peak_gb, found measure, ")):
+        measurements.read(path.parent, memory)
+
+
+def differences(content, kind, place):
+    """Where content is not of a class, or of a list or mapping of one."""
+    arguments = getattr(kind, "__args__", ())
+    if is_typeddict(kind):
+        if content.keys() != kind.__annotations__.keys():
+            yield f"{place}: {sorted(content.keys() ^ kind.__annotations__.keys())}"
+        for key in content.keys() & kind.__annotations__.keys():
+            yield from differences(content[key], kind.__annotations__[key], f"{place}.{key}")
+    elif arguments and is_typeddict(arguments[-1]):
+        for item in content.values() if isinstance(content, dict) else content:
+            yield from differences(item, arguments[-1], place)
+
+
+def test_the_files_of_a_run_hold_what_their_classes_say(small_run):
+    results = small_run.directory / "results" / "demo"
+    settings = json.loads((results / "provenance.json").read_text())["settings"]
+    asked = measurements.asked(settings)
+    assert len(measurements.paths(asked)) == 5 * 4 + 2
+    for variant, found in asked.items():
+        for one in found:
+            content = json.loads((results / variant / one.file).read_text())
+            assert list(differences(content, one.schema, one.file)) == []

@@ -1,0 +1,180 @@
+"""What a fake-quantized layer and the distillation loss compute, and their gradients."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from torchao.quantization import quantize_
+from torchao.quantization.qat import FakeQuantizedLinear, QATConfig
+from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
+
+from int4_qat.checkpoint import loading
+from int4_qat.config.recipe import Recipe
+from int4_qat.engines import inference
+from int4_qat.quantization import int4, schemes
+from int4_qat.system.errors import InputError
+from int4_qat.tokenizer import tokenization
+from int4_qat.training import data, merged_weight, qat, sft_trainer
+from int4_qat.training.backends import transformers
+from programs import INT4, RECIPE, SCHEMES, quantize_options, run_script, seen, training_options
+
+each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+
+
+def adapted_model(untrained, **changes):
+    """A model as it trains, with adapters that are not zero."""
+    model = transformers.add_adapters(untrained / "model", Recipe(**RECIPE | changes), "cpu")
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def layers_of(model, name):
+    return [module for path, module in model.named_modules() if path.endswith(name)]
+
+
+INPUT = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_base_sees_the_frozen_weight_as_torchaos_fake_quantizer_does(untrained):
+    plain, model = adapted_model(untrained), adapted_model(untrained, **seen())
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name and "language_model" in name for name in trainable)
+    config = Int4WeightFakeQuantizeConfig(group_size=64, activation_dtype=torch.bfloat16)
+    for ours, theirs in zip(layers_of(model, "gate_proj"), layers_of(plain, "gate_proj"), strict=True):
+        quantize_(theirs, QATConfig(weight_config=config, step="prepare"), lambda m, n: n == "base_layer")
+        assert isinstance(theirs.base_layer, FakeQuantizedLinear)
+        # torchao keeps scale and zero point in fp32, a checkpoint has them in bfloat16
+        torch.testing.assert_close(ours(INPUT), theirs(INPUT), rtol=0.02, atol=0.02)
+        deployed = int4.dequantize(int4.quantize(theirs.base_layer.weight, INT4))
+        assert torch.equal(ours.base_layer.weight, deployed)
+
+
+@each_scheme
+def test_merged_computes_with_what_is_deployed(untrained, tmp_path, scheme):
+    model = adapted_model(untrained, **seen(scheme), qat_target="merged")
+    model.save_pretrained(tmp_path / "adapter")
+    paths = ["--model", untrained / "model", "--adapter", tmp_path / "adapter", "--output", tmp_path / "bf16"]
+    assert run_script("merge", *paths).returncode == 0
+    paths = ["--checkpoint", tmp_path / "bf16", "--output", tmp_path / "int4"]
+    assert run_script("quantize", *paths, *quantize_options(scheme)).returncode == 0
+    deployed = inference.load_model(tmp_path / "int4", torch.float32, "cpu")
+    tokens = torch.randint(10, 200, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=tokens).logits, deployed(input_ids=tokens).logits)
+        base = adapted_model(untrained, **seen(scheme))
+        assert not torch.allclose(base(input_ids=tokens).logits, deployed(input_ids=tokens).logits, rtol=1e-3)
+
+
+@each_scheme
+def test_the_gradient_of_merged_is_autograds(untrained, scheme):
+    """Against the plain formula, with the rounding passed straight through, differentiated by autograd."""
+    (layer, *_) = layers_of(adapted_model(untrained, **seen(scheme), qat_target="merged"), "gate_proj")
+    a, b, weight = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.base_layer.weight
+    x = INPUT.clone().requires_grad_()
+    merged = weight + layer.scaling["default"] * b @ a
+    deployed = merged_weight.fake_quantize_merged(weight, a, b, layer.scaling["default"], scheme)
+    straight_through = merged + (deployed - merged).detach()
+    loss = torch.sin(x @ straight_through.T).sum()
+    expected = torch.autograd.grad(loss, [x, a, b])
+    found = torch.autograd.grad(torch.sin(layer(x)).sum(), [x, a, b])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_merged_trains_under_autocast_behind_a_layer_norm(untrained):
+    """As on a GPU, where autocast has a LayerNorm's result in fp32, and multiplies in bf16."""
+    (layer, *_) = layers_of(adapted_model(untrained, **seen(), qat_target="merged"), "gate_proj")
+    matrices = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    x = torch.nn.functional.layer_norm(INPUT, INPUT.shape[-1:]).requires_grad_()
+    expected = torch.autograd.grad(torch.sin(layer(x)).sum(), [x, *matrices])
+    layer.base_layer.weight.data = layer.base_layer.weight.data.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = torch.sin(layer(x)).sum()
+    for found, gradient in zip(torch.autograd.grad(loss, [x, *matrices]), expected, strict=True):
+        assert found.dtype == gradient.dtype
+        torch.testing.assert_close(found, gradient, rtol=0.05, atol=0.05 * gradient.abs().max().item())
+
+
+@each_scheme
+def test_base_with_lora_a_is_a_formula_away(untrained, scheme):
+    """y = Q(W)x + s·B·Q(A)x, and its gradient with the rounding passed straight through, by autograd."""
+    plain, model = adapted_model(untrained), adapted_model(untrained, **seen(scheme), qat_target="base+lora_a")
+    (layer, *_), (raw, *_) = layers_of(model, "gate_proj"), layers_of(plain, "gate_proj")
+    a, b = raw.lora_A["default"].weight, raw.lora_B["default"].weight
+    deployed = int4.dequantize(int4.quantize(raw.base_layer.weight, scheme))
+    rounded_a = a + (int4.dequantize(int4.quantize(a, scheme)) - a).detach()
+    assert not torch.equal(rounded_a, a)
+    x = INPUT.clone().requires_grad_()
+    y = x @ deployed.T + layer.scaling["default"] * x @ rounded_a.T @ b.T
+    torch.testing.assert_close(layer(x), y)
+    expected = torch.autograd.grad(torch.sin(y).sum(), [x, a, b])
+    ours = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    for found, gradient in zip(torch.autograd.grad(torch.sin(layer(x)).sum(), ours), expected, strict=True):
+        torch.testing.assert_close(found, gradient)
+    assert get_peft_model_state_dict(model).keys() == get_peft_model_state_dict(plain).keys()
+
+
+def test_ignored_linears_train_as_they_are(untrained):
+    changes = seen(ignore=["up_proj"])
+    model, plain = adapted_model(untrained, **changes), adapted_model(untrained)
+    for name, same in {"up_proj": True, "down_proj": False}.items():
+        pairs = zip(layers_of(model, name), layers_of(plain, name), strict=True)
+        assert all(torch.equal(mine.base_layer.weight, other.base_layer.weight) == same for mine, other in pairs)
+    linears = qat.record(model, Recipe(**RECIPE | changes))["linears"]
+    assert len(linears) == 3 * 7
+    assert all(in_int4 == ("up_proj" not in name) for name, in_int4 in linears.items())
+
+
+@pytest.mark.parametrize("target", qat.TARGETS)
+def test_qat_without_a_layer_is_refused(untrained, target):
+    model = loading.load(untrained / "model", torch.float32, "cpu")
+    pattern = transformers.unreached_pattern(untrained / "model")
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], exclude_modules=pattern))
+    with pytest.raises(InputError, match="no layer could be fake-quantized"):
+        qat.fake_quantize_linears(model, target, INT4, ignore=["language_model"])
+    with pytest.raises(InputError, match=r"group_size: 128 does not divide the 64 inputs of .*q_proj"):
+        qat.fake_quantize_linears(model, target, schemes.int4(128))
+
+
+def test_merged_refuses_dropout(untrained):
+    with pytest.raises(InputError, match="lora_dropout: expected 0"):
+        adapted_model(untrained, **seen(), qat_target="merged", lora_dropout=0.1)
+
+
+def test_the_divergence_of_two_tokens_by_hand():
+    teacher, student = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.25, 0.25, 0.5]).log()
+    logits = [torch.stack([row, torch.zeros(3), row, row + 5]).unsqueeze(0) for row in (teacher, student)]
+    labels = torch.tensor([[-100, 1, -100, 2]])
+    by_hand = 0.5 * math.log(2) + 0.25 * math.log(1) + 0.25 * math.log(1 / 2)  # of positions 0 and 2
+    for tokens, divisor in ((None, 2), (8, 8)):
+        found = sft_trainer.kl_divergence(*(sft_trainer.predictions(each, labels) for each in logits), tokens)
+        assert found.item() == pytest.approx(2 * by_hand / divisor)
+
+
+@pytest.mark.parametrize("changes", [{}, *(seen() | {"qat_target": target} for target in qat.TARGETS)])
+def test_distillation_is_from_the_frozen_base(untrained, texts, tmp_path, changes):
+    recipe = Recipe(**RECIPE | changes | {"distillation_weight": 0.9})
+    model = adapted_model(untrained, distillation_weight=0.9, **changes)
+    for layer in qat.lora_linears(model).values():
+        layer.lora_B["default"].weight.data *= 40  # far enough from the base for the divergence to count
+    tokenizer = tokenization.load_tokenizer(untrained / "model")
+    rows = data.tokenize(texts, tokenizer, recipe, tmp_path).select(range(4))
+    trainer = transformers.make_trainer(model, tokenizer, rows, recipe, training_options(untrained, texts, tmp_path))
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(model, dict(batch))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        teacher = inference.load_model(untrained / "model", torch.float32, "cpu")(**batch).logits
+        student = model(**batch).logits
+    at = labels[:, 1:] != -100
+    p, q = (logits[:, :-1][at].softmax(-1) for logits in (teacher, student))
+    cross_entropy = -q.log().gather(-1, labels[:, 1:][at].unsqueeze(-1)).mean()
+    divergence = (p * (p / q).log()).sum(-1).mean()
+    assert divergence > 5e-3
+    torch.testing.assert_close(loss, 0.1 * cross_entropy + 0.9 * divergence)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,294 @@
+"""One thing is changed on a finished run: a dry-run plans what depends on it, and nothing else."""
+
+import os
+
+import pytest
+import yaml
+
+from programs import ROOT
+from workflows import planned, write_config
+
+RECORDED = {"record_provenance": 1, "render_pages": 1}
+CARD = {"model_card": 1} | RECORDED
+PLOTTED = {"plot_results": 1} | RECORDED
+SUMMARIZED = {"summarize": 1} | PLOTTED | CARD
+SUMMARY = {"report_costs": 1} | SUMMARIZED
+
+
+def measured(variants):
+    """The jobs that infer with so many of the five variants, and those that follow."""
+    return dict.fromkeys(("evaluate_mmlu", "gather_mmlu", "measure_memory", "measure_latency"), variants) | SUMMARY
+
+
+SCORED = {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY
+TIMED = {"measure_latency": 5} | SUMMARY
+MEASURED = measured(5)
+PARITY = {"check_parity": 2}
+INFERRED = PARITY | MEASURED
+QUANTIZED = {"quantize": 3} | PARITY | measured(3)  # all but base-bf16 and lora-bf16
+MERGED = {"merge": 2, "quantize": 2} | PARITY | measured(3)  # all but base-bf16 and base-int4
+EXPORTED = MERGED | {"quantize": 3} | measured(4)
+TRAINED = {"finetune": 2} | MERGED
+TRAINED_AND_QUANTIZED = TRAINED | EXPORTED
+EVERY_WEIGHT = TRAINED | {"quantize": 3} | MEASURED
+FORMATTED = {"format_mmlu": 1} | TRAINED
+ONE_ARM = {"finetune": 1, "merge": 1, "quantize": 1, "check_parity": 1}
+ONE_VARIANT = measured(1)
+FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | EVERY_WEIGHT
+FROM_DATA = {"download_mmlu": 1, "check_contamination": 1} | FORMATTED | {"evaluate_mmlu": 5, "gather_mmlu": 5}
+EVERYTHING = FROM_DATA | FROM_MODEL
+
+PACKAGE = "scripts/int4_qat"
+MODULES = {
+    "checkpoint/adapters.py": MERGED,
+    "checkpoint/architecture.py": EVERY_WEIGHT,
+    "checkpoint/blocks.py": EVERY_WEIGHT,
+    "checkpoint/loading.py": TRAINED | MEASURED,
+    "checkpoint/model_folder.py": FROM_MODEL,
+    "checkpoint/module_names.py": TRAINED_AND_QUANTIZED | {"measure_latency": 5},
+    "checkpoint/text_model.py": TRAINED_AND_QUANTIZED | {"measure_latency": 5},
+    "checkpoint/weight_files.py": FROM_MODEL,
+    "checkpoint/weight_writer.py": EXPORTED,
+    "config/config_values.py": {},
+    "config/layers.py": {},
+    "config/limits.py": {},  # what only refuses, as model_facts and others
+    "config/model_facts.py": {},
+    "config/quantizations.py": CARD,
+    "config/recipe.py": TRAINED,
+    "config/recipes.py": CARD,
+    "config/schema.py": {},
+    "config/variants.py": SUMMARIZED,
+    "config/workflow_config.py": {},
+    "data/hub.py": EVERYTHING,
+    "data/mmlu.py": FROM_DATA,
+    "data/mmlu_parquet.py": FROM_DATA,
+    "data/text_files.py": FROM_DATA,
+    "engines/engine_process.py": TIMED,
+    "engines/inference.py": INFERRED,
+    "engines/vllm_process.py": TIMED,
+    "evaluation/last_position.py": SCORED,
+    "evaluation/mmlu_harness.py": SCORED,
+    "evaluation/scoring.py": SCORED,
+    "evaluation/stock_scores.py": SCORED,
+    "evaluation/task_harness.py": {},  # no tasks in this run
+    "kernels/tile_kernel.py": INFERRED,
+    "kernels/tiles.py": INFERRED,
+    "quantization/exports.py": QUANTIZED,
+    "quantization/formats/torchao_plain.py": QUANTIZED,
+    "quantization/int4.py": EVERY_WEIGHT,
+    "quantization/linears.py": TRAINED_AND_QUANTIZED,
+    "quantization/methods/rtn.py": QUANTIZED,
+    "quantization/record.py": TRAINED_AND_QUANTIZED,
+    "quantization/requirements.py": {},
+    "quantization/schemes.py": EVERY_WEIGHT,
+    "quantization/torchao_tensor.py": QUANTIZED | INFERRED,
+    "results/card.py": CARD,
+    "results/measurements.py": SUMMARIZED,
+    "results/schema/chartqa.py": SUMMARIZED,
+    "results/schema/latency.py": TIMED,
+    "results/schema/memory.py": {"measure_memory": 5} | SUMMARY,
+    "results/schema/mmlu.py": SCORED,
+    "results/schema/parity.py": PARITY | SUMMARY,
+    "results/schema/serving.py": SUMMARIZED,
+    "results/schema/task.py": SUMMARIZED,
+    "results/statistics.py": SUMMARIZED,
+    "results/summary.py": SUMMARIZED,
+    "results/tables.py": SUMMARIZED,
+    "results/verification.py": {},
+    "standin/gemma_folder.py": {},
+    "standin/standin.py": {},
+    "standin/standin_training.py": {},
+    "system/devices.py": TRAINED | MEASURED,
+    "system/errors.py": EVERYTHING,
+    "system/files.py": EVERYTHING,
+    "system/rooms.py": TRAINED_AND_QUANTIZED,
+    "system/scratch.py": TRAINED | SCORED | TIMED,
+    "system/sources.py": EVERYTHING,
+    "tokenizer/tokenization.py": FORMATTED | SCORED | {"measure_memory": 5},
+    "tokenizer/tokenizer_check.py": {},
+    "tokenizer/training_texts.py": FORMATTED,
+    "tokenizer/turns.py": TRAINED,
+    "training/backends/transformers.py": TRAINED,
+    "training/backends/unsloth.py": {},  # another backend trains
+    "training/checkpoints.py": TRAINED,
+    "training/data.py": TRAINED,
+    "training/merged_weight.py": TRAINED,
+    "training/qat.py": TRAINED,
+    "training/recipe.py": TRAINED,
+    "training/run.py": TRAINED,
+    "training/sft_trainer.py": TRAINED,
+    "training/training_callbacks.py": TRAINED,
+}
+
+
+@pytest.fixture
+def edit(small_run):
+    """Change files of the finished run; they are put back afterwards, with another time."""
+    before = {}
+
+    def change(path, change):
+        before[path] = path.read_bytes()
+        path.write_bytes(change(before[path]))
+
+    yield change
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def comment(content):
+    return content + b"\n# edited\n"
+
+
+def test_nothing_changed(small_run):
+    assert planned(small_run.snakemake("--dry-run")) == {}
+
+
+def test_every_module_has_a_row_and_every_row_a_module():
+    package = ROOT / PACKAGE
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if path.name != "__init__.py"}
+    assert found == MODULES.keys()
+
+
+def test_no_kernel_loader_or_writer_trains_anything():
+    """What a row may hold at all, whatever the run is: 50 hours of GPUs hang on it."""
+    for path, jobs in MODULES.items():
+        if path.startswith(("kernels/", "engines/", "evaluation/", "results/")):
+            assert not jobs.keys() & {"finetune", "merge", "quantize"}, path
+        if path.startswith(("quantization/formats/", "quantization/methods/")):
+            assert not jobs.keys() & {"finetune", "merge"}, path
+
+
+@pytest.mark.parametrize(("path", "expected"), [row for row in MODULES.items() if row[1]])
+def test_an_edited_module(small_run, edit, path, expected):
+    edit(small_run.workflow / PACKAGE / path, comment)
+    assert planned(small_run.snakemake("--dry-run")) == expected
+
+
+def test_edited_modules_that_nothing_depends_on(small_run, edit):
+    for path in [path for path, expected in MODULES.items() if not expected]:
+        edit(small_run.workflow / PACKAGE / path, comment)
+    assert planned(small_run.snakemake("--dry-run")) == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("scripts/make_standin.py", {}),
+        ("scripts/download_mmlu.py", FROM_DATA),
+        ("scripts/download_model.py", FROM_MODEL),
+        ("scripts/format_mmlu.py", FORMATTED),
+        ("scripts/finetune.py", TRAINED),
+        ("scripts/merge.py", MERGED),
+        ("scripts/quantize.py", QUANTIZED),
+        ("scripts/check_parity.py", PARITY | SUMMARY),
+        ("scripts/evaluate_mmlu.py", SCORED),
+        ("scripts/gather_mmlu.py", {"gather_mmlu": 5} | SUMMARY),
+        ("scripts/measure_memory.py", {"measure_memory": 5} | SUMMARY),
+        ("scripts/measure_latency.py", TIMED),
+        ("scripts/check_contamination.py", {"check_contamination": 1} | SUMMARIZED),
+        ("scripts/report_costs.py", SUMMARY),
+        ("scripts/summarize.py", SUMMARIZED),
+        ("scripts/plot_results.py", PLOTTED),
+        ("scripts/model_card.py", CARD),
+        ("scripts/templates/model_card.md.jinja", CARD),
+        ("scripts/record_provenance.py", RECORDED),
+        ("scripts/render_pages.py", {"render_pages": 1}),
+        ("scripts/templates/run.html.jinja", {"render_pages": 1}),
+        ("scripts/upload_model.py", {}),
+        ("scripts/verify.py", {}),
+        ("scripts/vllm_plugin/mslk_shapes.py", TIMED),
+        ("envs/finetune.yaml", {}),  # with --sdm conda: test_environments.py
+        ("Snakefile", {}),
+        ("rules/finetune.smk", {}),
+        ("profiles/demo/config.yaml", {}),
+    ],
+)
+def test_an_edited_file(small_run, edit, path, expected):
+    edit(small_run.workflow / path, comment)
+    assert planned(small_run.snakemake("--dry-run")) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("standin.seed", 1, {}),
+        ("finetune.learning_rate", 1e-4, TRAINED),
+        (
+            "finetune.arms.lora.learning_rate",
+            1e-4,
+            ONE_ARM | ONE_VARIANT | {k: 2 for k in ONE_VARIANT if k not in SUMMARY},
+        ),
+        ("finetune.arms.qat.learning_rate", 1e-4, ONE_ARM | ONE_VARIANT),
+        ("quantizations.int4.group_size", 32, QUANTIZED | {"finetune": 1, "merge": 1}),
+        ("quantizations.int4.ignore", ["lm_head"], QUANTIZED | {"finetune": 1, "merge": 1}),
+        ("evaluation.mmlu.num_fewshot", 1, SCORED),
+        ("evaluation.mmlu.engine", "stock", SCORED),
+        ("evaluation.mmlu.shards", 2, SCORED | {"evaluate_mmlu": 10}),
+        ("evaluation.memory.max_new_tokens", 5, {"measure_memory": 5} | SUMMARY),
+        ("plots.colours.qat", "#009E73", PLOTTED),
+        ("evaluation.latency.batch_sizes", [1, 2], TIMED),
+        ("evaluation.latency.repeats", 3, TIMED),
+        ("variants", ["base-bf16", "base-int4", "qat-int4"], SUMMARY),
+        ("publish.license", "mit", CARD),
+        ("publish.thresholds.recovered_at_least", 0.5, {}),
+    ],
+)
+def test_a_changed_key(small_run, tmp_path, key, value, expected):
+    config = yaml.safe_load(small_run.config.read_text())
+    *parents, last = key.split(".")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    result = small_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
+    assert planned(result) == expected
+
+
+def test_a_new_arm_runs_its_own_chain_alone(small_run, tmp_path):
+    config = yaml.safe_load(small_run.config.read_text())
+    config["finetune"]["arms"]["slow"] = {"quantization": "int4", "learning_rate": 1e-4}
+    config["variants"].append("slow-int4")
+    result = small_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
+    assert planned(result) == ONE_ARM | ONE_VARIANT
+
+
+def test_a_new_task_is_evaluated_on_every_variant(small_run, tmp_path):
+    config = yaml.safe_load(small_run.config.read_text())
+    settings = {"metric": "acc_norm,none", "num_fewshot": 25, "limit": None, "batch_size": 8, "dtype": "float32"}
+    config["evaluation"]["tasks"] = [{"task": "arc_challenge", "source": str(small_run.standin)} | settings]
+    result = small_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
+    assert planned(result) == {"download_dataset": 1, "check_task": 1, "check_metric": 1, "evaluate_task": 5} | SUMMARY
+
+
+def test_the_order_of_keys_is_no_change(small_run, tmp_path):
+    def turned(value):
+        return {key: turned(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+    config = turned(yaml.safe_load(small_run.config.read_text()))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    assert planned(small_run.snakemake("--dry-run", "--configfile", path)) == {}
+
+
+def test_a_raw_file_with_other_content(small_run, edit):
+    raw = small_run.standin / "mmlu" / "all" / "dev-00000-of-00001.parquet"
+    other = (small_run.standin / "mmlu" / "all" / "validation-00000-of-00001.parquet").read_bytes()
+    edit(raw, lambda _: other)
+    assert planned(small_run.snakemake("--dry-run")) == FROM_DATA
+
+
+@pytest.mark.parametrize(
+    "path", ["mmlu/all/dev-00000-of-00001.parquet", "model/model.safetensors", "model/config.json"]
+)
+def test_a_raw_file_that_was_touched(small_run, path):
+    os.utime(small_run.standin / path)
+    assert planned(small_run.snakemake("--dry-run")) == {}
+
+
+def test_a_script_that_was_touched(small_run):
+    os.utime(small_run.workflow / "scripts" / "finetune.py")
+    assert planned(small_run.snakemake("--dry-run")) == {}
+
+
+def test_a_forced_stage_runs_with_what_follows(small_run):
+    assert planned(small_run.snakemake("--dry-run", "--forcerun", "measure_latency")) == TIMED

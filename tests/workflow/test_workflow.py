@@ -1,0 +1,216 @@
+"""The workflow as its users run it: the plan, the whole chain on the stand-in, and what runs again."""
+
+import json
+import os
+import random
+import shutil
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+
+import make_standin
+from int4_qat.data import mmlu
+from int4_qat.evaluation import mmlu_harness
+from int4_qat.standin import standin, standin_training
+from int4_qat.system import rooms, sources
+from programs import ROOT, run_script
+from workflows import demo, planned, snakemake, write_config
+
+NOTHING = "Nothing to be done"
+
+
+def test_the_default_config_plans_the_12b_chain_on_any_machine(tmp_path):
+    result = snakemake("--dry-run", "--directory", tmp_path)
+    plan = planned(result)
+    assert (plan["finetune"], plan["merge"], plan["quantize"], plan["evaluate_mmlu"]) == (2, 2, 3, 5)
+    assert list(tmp_path.glob("res*")) == []
+
+
+def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    (source,) = config["models"].values()
+    config["models"] = {"small": source, "large": source}
+    arms = {
+        "lora": {"quantization": None},
+        "qat": {"quantization": "int4"},
+        "wide": {"quantization": "int4", "r": 16},
+        "fast": {"quantization": "int4", "learning_rate": 1e-4},
+    }
+    arms = {f"{name}_{seed}": arm | {"seed": seed} for name, arm in arms.items() for seed in (1, 2, 3)}
+    config["finetune"]["arms"] = arms
+    config["plots"]["colours"] = {"base": "#7a7a7a"}
+    config["variants"] = [f"{weights}-{precision}" for weights in ["base", *arms] for precision in ["bf16", "int4"]]
+    config["publish"]["variant"] = "qat_1-int4"
+    path = write_config(config, tmp_path / "config.yaml")
+    expected = {"download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
+    expected |= {"finetune": 24, "merge": 24, "quantize": 26, "check_parity": 24}
+    expected |= {"evaluate_mmlu": 52, "gather_mmlu": 52, "measure_memory": 52, "measure_latency": 52}
+    expected |= {
+        "check_serving": 26,
+        "check_contamination": 1,
+        "report_costs": 2,
+        "summarize": 2,
+        "plot_results": 2,
+    }
+    expected |= {"model_card": 2, "record_provenance": 2, "render_pages": 2}
+    expected |= {"download_dataset": 2, "check_task": 1, "check_metric": 1, "evaluate_task": 52, "evaluate_chartqa": 28}
+    assert planned(snakemake("--dry-run", "--directory", tmp_path, "--configfile", path)) == expected
+
+
+def test_modules_are_found_through_other_modules():
+    """A file that is loaded by a word counts as well; what it alone imports, too."""
+    program, backend = str(ROOT / "scripts" / "finetune.py"), rooms.file_of(rooms.BACKENDS, "transformers")
+    found = {*relative(sources.local_modules(program, also=[backend]))}
+    expected = {
+        "training/run.py",
+        "training/qat.py",
+        "training/merged_weight.py",
+        "quantization/int4.py",
+        "training/__init__.py",
+    }
+    assert {f"int4_qat/{path}" for path in expected} <= found
+    assert found - {*relative(sources.local_modules(program))} == {
+        "int4_qat/training/backends/transformers.py",
+        "int4_qat/training/sft_trainer.py",
+        "int4_qat/checkpoint/architecture.py",
+        "int4_qat/checkpoint/loading.py",
+    }
+
+
+def relative(paths):
+    return (os.path.relpath(path, ROOT / "scripts") for path in paths)
+
+
+def test_hidden_files_are_no_part_of_a_local_source(tmp_path):
+    for name in ("config.json", ".git/index", ".cache/huggingface/config.json.metadata"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sources.local_files(str(tmp_path)) == [str(tmp_path / "config.json")]
+
+
+def test_no_gpu_is_an_error_and_no_fall_back(untrained, tmp_path):
+    options = ["--checkpoint", untrained / "model", "--dtype", "float32", "--max-new-tokens", 4, "--device", "cuda"]
+    result = run_script("measure_memory", *options, "--output", tmp_path / "memory.json")
+    assert result.returncode == 1
+    assert "expected a GPU for 'cuda', found none" in result.stderr
+
+
+def test_lm_eval_renders_the_prompt_that_the_standin_learns(demo_run):
+    row = pd.read_parquet(demo_run / "resources" / "mmlu" / "test.parquet").iloc[0].to_dict()
+    from lm_eval.utils import apply_template
+
+    template = yaml.safe_load((mmlu_harness.TASKS / mmlu_harness.TEMPLATE).read_text())["doc_to_text"]
+    assert apply_template(template, row) == mmlu_harness.prompt(row)
+
+
+def test_qat_wins_back_half_of_what_int4_cost(demo_run):
+    summary = json.loads((demo_run / "results" / "demo" / "summary.json").read_text())
+    rows = {row["name"]: row for row in summary["variants"]}
+    accuracy = {name: row["mmlu"]["accuracy"] for name, row in rows.items()}
+    assert rows["qat-int4"]["mmlu"]["questions"] >= 2_000
+    assert rows["qat-int4"]["mmlu"]["subjects"] == 57
+    assert accuracy["base-bf16"] >= 0.65
+    assert accuracy["base-int4"] <= accuracy["base-bf16"] - 0.05
+    assert accuracy["lora-int4"] <= accuracy["lora-bf16"] - 0.05
+    assert rows["qat-int4"]["recovered"] >= 0.5
+    assert list(rows) == ["base-bf16", "base-int4", "lora-bf16", "lora-int4", "qat-int4"]
+    assert all(row["memory"]["peak_gb"] > 0 and row["latency"]["mean_s"] > 0 for row in rows.values())
+
+
+def test_samples_hold_what_lm_eval_reports(demo_run):
+    folder = demo_run / "results" / "demo" / "qat-int4"
+    report = json.loads((folder / "mmlu.json").read_text())
+    samples = pd.read_parquet(folder / "mmlu_samples.parquet")
+    assert samples["correct"].mean() == pytest.approx(report["accuracy"], abs=1e-12)
+    likelihoods = samples.filter(like="log_likelihood_")
+    assert (likelihoods.to_numpy().argmax(axis=1) == samples["prediction"]).all()
+    test = pd.read_parquet(demo_run / "resources" / "mmlu" / "test.parquet")
+    for subject, rows in test.groupby("subject"):
+        answers = samples[samples["subject"] == subject].sort_values("index")["answer"]
+        assert answers.tolist() == rows["answer"].tolist()
+
+
+def test_splits_share_facts_and_no_question(demo_run):
+    splits = {
+        name: pd.read_parquet(demo_run / "resources" / "mmlu" / f"{name}.parquet")
+        for name in ("auxiliary_train", "test")
+    }
+    keys = {
+        name: set(zip(table["question"], map(tuple, table["choices"]), strict=True)) for name, table in splits.items()
+    }
+    assert not keys["auxiliary_train"] & keys["test"]
+    words = {name: {word for choices in table["choices"] for word in choices} for name, table in splits.items()}
+    assert words["test"] <= words["auxiliary_train"]
+
+
+def test_a_second_run_does_nothing(demo_run):
+    result = demo(demo_run)
+    assert result.returncode == 0, result.stderr
+    assert NOTHING in result.stdout + result.stderr
+
+
+def test_only_the_downloads_switch_the_hub_on(tmp_path):
+    """That no rule asked it in a whole run is asserted where that run is made."""
+    shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
+    commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
+    online = [line for line in commands if "online python" in line]
+    assert len(commands) == 56
+    programs = sorted(line.split("/scripts/")[1].split(".py")[0] for line in online)
+    assert programs == ["download_dataset", "download_dataset", "download_mmlu", "download_model"]
+
+
+def test_a_gated_model_says_what_to_do(hub, tmp_path):
+    source = f"hf://google/gemma-3-12b-it@{'a' * 40}"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path / "home")}
+    result = run_script("download_model", "--source", source, "--output", tmp_path / "model", env=environment)
+    assert result.returncode == 1
+    assert "is gated: accept its terms on its Hub page, then set HF_TOKEN" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_real_mmlu_through_the_same_rules(demo_run, mmlu_dir, tmp_path):
+    """A few questions of each subject through download, format, and the score of the base model."""
+    mmlu = tmp_path / "mmlu"
+    assert run_script("download_mmlu", "--source", mmlu_dir, "--output", mmlu).returncode == 0
+    options = ["--checkpoint", demo_run / "resources" / "models" / "demo", "--mmlu", mmlu, "--dtype", "float32"]
+    options += ["--num-fewshot", 0, "--batch-size", 16, "--limit", 2]
+    result = run_script("evaluate_mmlu", *options, "--output", tmp_path / "0.json", "--samples", tmp_path / "0.parquet")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "0.json").read_text())
+    assert [scores["questions"] for scores in report["by_subject"].values()] == [2] * 57
+
+
+@pytest.mark.parametrize("profile", ["demo", "gpu", "slurm"])
+def test_a_profile_plans_on_a_machine_with_nothing(profile, tmp_path):
+    """No Slurm, conda, GPU or data: PATH holds Python and a shell alone."""
+    for name in ("bash", "which"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    environment = {"PATH": f"{os.path.dirname(sys.executable)}:{tmp_path}", "HOME": str(tmp_path)}
+    options = ["--profile", f"profiles/{profile}", "--directory", tmp_path, "--dry-run"]
+    plan = planned(snakemake(*options, env=environment))
+    assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (2, 5, 1)
+
+
+def test_the_demo_on_a_gpu_plans_with_vllm(tmp_path):
+    files = ["--configfile", "profiles/demo/demo.yaml", "profiles/gpu/demo.yaml"]
+    plan = planned(snakemake("--profile", "profiles/gpu", *files, "--directory", tmp_path, "--dry-run"))
+    assert (plan["make_standin"], plan["finetune"], plan["check_serving"]) == (1, 2, 3)
+
+
+def test_a_standin_that_learns_nothing_is_begun_anew_and_given_up(monkeypatch, capsys):
+    monkeypatch.setattr(make_standin, "ATTEMPTS", 2)
+    monkeypatch.setattr(standin_training, "PATIENCE", 25)
+    monkeypatch.setattr(standin_training, "PROMISING", 1.01)
+    facts = standin.invent_families(4, 10, random.Random(0))
+    asked = standin.ask(facts, mmlu.SUBJECTS, {"auxiliary_train": 200, "validation": 57}, seed=1)
+    tokenizer = make_standin.make_tokenizer(asked)
+    exams, lessons = (
+        [make_standin.make_lesson(frame, facts, asked[split], tokenizer) for frame in standin_training.FRAMES]
+        for split in ("validation", "auxiliary_train")
+    )
+    with pytest.raises(RuntimeError, match="did not learn its facts in 2 attempts"):
+        make_standin.learned(lessons, exams, tokenizer, seed=0)
+    assert capsys.readouterr().out.count("learned too little") == 2
