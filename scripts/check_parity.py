@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from int4_qat.checkpoint import adapters, architecture, loading, weight_files, weight_writer
 from int4_qat.engines import inference
-from int4_qat.quantization import exports, record, schemes
+from int4_qat.quantization import exports, mismatch, record, schemes
 from int4_qat.results.schema.parity import Parity
 from int4_qat.system import devices, errors, files, rooms
 from int4_qat.tokenizer import tokenization
@@ -42,7 +42,7 @@ def main() -> None:
     devices.claim(arguments.device)
     training = files.read_json(arguments.adapter / record.RECORD)
     manifest = files.read_json(arguments.checkpoint / "manifest.json")
-    record.refuse_mismatch(arguments.adapter, manifest)
+    mismatch.refuse_mismatch(arguments.adapter, manifest)
     differing = differing_weights(arguments.model, arguments.adapter, arguments.checkpoint, manifest)
     weight_writer.refuse_differences(arguments.checkpoint, differing)
     batch = first_tokens(arguments.texts, arguments.model)

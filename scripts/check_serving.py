@@ -26,7 +26,7 @@ import openai
 import torch
 
 from int4_qat.checkpoint import architecture
-from int4_qat.engines import engine_process, inference, vllm_process
+from int4_qat.engines import inference, processes, vllm_process
 from int4_qat.results.schema.serving import Answer, FirstToken, Load, Serving
 from int4_qat.system import devices, errors, files
 from int4_qat.system.errors import InputError
@@ -53,11 +53,11 @@ def main() -> None:
     devices.claim(arguments.device)
     dtype = architecture.DTYPES[arguments.dtype]
     # In a process of its own, which leaves the GPU's memory to vLLM.
-    spawn, end = multiprocessing.get_context("spawn"), engine_process.end_with_parent
+    spawn, end = multiprocessing.get_context("spawn"), processes.end_with_parent
     with ProcessPoolExecutor(1, spawn, initializer=end) as pool:
         question, expected = pool.submit(likeliest_tokens, arguments.checkpoint, dtype, arguments.device).result()
     with (
-        engine_process.readable(arguments.checkpoint, dtype, arguments.device) as folder,
+        processes.readable(arguments.checkpoint, dtype, arguments.device) as folder,
         served(folder, arguments) as (client, startup_seconds),
     ):
         likeliest = check_likeliest(client, question, arguments, expected)
@@ -95,7 +95,7 @@ def served(folder: Path, arguments: argparse.Namespace) -> Iterator[tuple[openai
         try:
             yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", **options), startup_seconds
         except openai.OpenAIError as error:
-            raise InputError(f"no answer ({error}); {engine_process.last_lines(arguments.vllm_log)}") from None
+            raise InputError(f"no answer ({error}); {processes.last_lines(arguments.vllm_log)}") from None
 
 
 def free_port() -> int:
@@ -110,7 +110,7 @@ def wait_for_health(process: subprocess.Popen, port: int, arguments: argparse.Na
     start = time.monotonic()
     while (seconds := time.monotonic() - start) < arguments.time_limit:
         if process.poll() is not None:
-            end = engine_process.last_lines(arguments.vllm_log)
+            end = processes.last_lines(arguments.vllm_log)
             raise InputError(f"vllm serve ended with exit code {process.returncode}; {end}")
         with suppress(OSError):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -118,7 +118,7 @@ def wait_for_health(process: subprocess.Popen, port: int, arguments: argparse.Na
             if connection.getresponse().status == http.HTTPStatus.OK:
                 return seconds
         time.sleep(0.5)
-    end = engine_process.last_lines(arguments.vllm_log)
+    end = processes.last_lines(arguments.vllm_log)
     raise InputError(f"vllm serve was not ready after {arguments.time_limit:g} s; {end}")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from int4_qat.engines import engine_process, inference
+from int4_qat.engines import inference, processes
 from int4_qat.results.schema.chartqa import ChartQA, Figures
 from int4_qat.system import devices, errors, files, scratch
 from int4_qat.system.errors import InputError
@@ -57,13 +57,13 @@ def run_lmms_eval(arguments: argparse.Namespace) -> dict:
     for kept in KEPT.values():
         (arguments.lmms_runs / kept).unlink(missing_ok=True)
     with (
-        engine_process.readable(arguments.checkpoint, torch.bfloat16, arguments.device) as checkpoint,
+        processes.readable(arguments.checkpoint, torch.bfloat16, arguments.device) as checkpoint,
         scratch.folder() as folder,
     ):
         files.link(arguments.dataset, folder / DATASET)
         environment = {name: value for name, value in os.environ.items() if name not in TOKENS}
         environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
-        engine_process.run(
+        processes.run(
             "lmms-eval",
             "accelerate.commands.launch",
             command_words(arguments, checkpoint.absolute(), folder / "output"),
@@ -75,7 +75,7 @@ def run_lmms_eval(arguments: argparse.Namespace) -> dict:
         for pattern, kept in KEPT.items():
             written = sorted((folder / "output").rglob(pattern))
             if not written:
-                raise InputError(f"lmms-eval wrote no {kept}; {engine_process.last_lines(log)}")
+                raise InputError(f"lmms-eval wrote no {kept}; {processes.last_lines(log)}")
             shutil.copyfile(written[-1], arguments.lmms_runs / kept)
     return files.read_json(arguments.lmms_runs / RESULTS)
 

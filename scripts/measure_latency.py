@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
 from int4_qat.checkpoint import architecture, text_model, weight_files
-from int4_qat.engines import engine_process, inference, vllm_process
+from int4_qat.engines import inference, processes, vllm_process
 from int4_qat.quantization import torchao_tensor
 from int4_qat.results.schema.latency import Batch, Latency
 from int4_qat.system import devices, errors, files
@@ -118,9 +118,7 @@ def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: s
 
 def with_vllm(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
     """Seconds of each iteration of each repeat, by batch size."""
-    with engine_process.readable(
-        arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device
-    ) as folder:
+    with processes.readable(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device) as folder:
         return {
             size: [bench_latency(folder, size, repeat, arguments) for repeat in range(arguments.repeats)]
             for size in arguments.batch_sizes
@@ -153,10 +151,10 @@ def read_latencies(report: Path, log: Path, iterations: int) -> list[float]:
     try:
         latencies = files.read_json(report).get("latencies", [])
     except InputError as error:
-        raise InputError(f"{error}; {engine_process.last_lines(log)}") from None
+        raise InputError(f"{error}; {processes.last_lines(log)}") from None
     if len(latencies) != iterations:
         found = f"expected {iterations} latencies, found {len(latencies)}"
-        raise InputError(f"{report}: {found}; {engine_process.last_lines(log)}")
+        raise InputError(f"{report}: {found}; {processes.last_lines(log)}")
     return latencies
 
 

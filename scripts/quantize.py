@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from int4_qat.checkpoint import architecture, weight_files, weight_writer
-from int4_qat.quantization import exports, linears, record, schemes
+from int4_qat.quantization import exports, linears, mismatch, schemes
 from int4_qat.system import errors, files, rooms
 from int4_qat.system.errors import InputError
 
@@ -36,7 +36,7 @@ def main() -> None:
     model, sources, names = architecture.open_checkpoint(arguments.checkpoint)
     layers = linears.choose(model, set(names.values()), scheme, arguments.ignore)
     chosen = {"scheme": scheme.words, "layers": layers, "others": linears.others(model)}
-    record.refuse_mismatch(arguments.checkpoint, chosen)
+    mismatch.refuse_mismatch(arguments.checkpoint, chosen)
     quantized = {f"{layer['name']}.weight" for layer in layers if layer["quantized"]}
     plan, metadata = layout.lay_out(architecture.stored_as(sources), names, quantized, scheme)
 

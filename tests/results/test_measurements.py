@@ -8,6 +8,7 @@ from typing import is_typeddict
 import pytest
 
 from configs import CARD, demo_config
+from int4_qat.config import workflow_config
 from int4_qat.results import measurements
 from int4_qat.system.errors import InputError
 
@@ -35,6 +36,10 @@ def test_what_the_config_leaves_out_is_not_measured():
     config = copy.deepcopy(CARD)
     config["evaluation"] |= {"chartqa": None, "serving": None, "tasks": []}
     assert names(config) == names(demo_config())
+
+
+def test_no_task_may_have_the_name_of_a_measurement():
+    assert set(workflow_config.MEASURED) == {one.name for one in measurements.table({})}
 
 
 def test_serving_is_no_part_of_the_summary():

@@ -1,6 +1,7 @@
 """What a fake-quantized layer and the distillation loss compute, and their gradients."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,15 +11,16 @@ from torchao.quantization.qat import FakeQuantizedLinear, QATConfig
 from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
 
 from int4_qat.checkpoint import loading
-from int4_qat.config.recipe import Recipe
+from int4_qat.config.recipe import Recipe, Target
 from int4_qat.engines import inference
 from int4_qat.quantization import int4, schemes
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
-from int4_qat.training import data, merged_weight, qat, sft_trainer
+from int4_qat.training import data, merged_weight, qat, trainer
 from int4_qat.training.backends import transformers
 from programs import INT4, RECIPE, SCHEMES, quantize_options, run_script, seen, training_options
 
+TARGETS = get_args(Target)
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 
 
@@ -129,7 +131,7 @@ def test_ignored_linears_train_as_they_are(untrained):
     assert all(in_int4 == ("up_proj" not in name) for name, in_int4 in linears.items())
 
 
-@pytest.mark.parametrize("target", qat.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_qat_without_a_layer_is_refused(untrained, target):
     model = loading.load(untrained / "model", torch.float32, "cpu")
     pattern = transformers.unreached_pattern(untrained / "model")
@@ -151,11 +153,11 @@ def test_the_divergence_of_two_tokens_by_hand():
     labels = torch.tensor([[-100, 1, -100, 2]])
     by_hand = 0.5 * math.log(2) + 0.25 * math.log(1) + 0.25 * math.log(1 / 2)  # of positions 0 and 2
     for tokens, divisor in ((None, 2), (8, 8)):
-        found = sft_trainer.kl_divergence(*(sft_trainer.predictions(each, labels) for each in logits), tokens)
+        found = trainer.kl_divergence(*(trainer.predictions(each, labels) for each in logits), tokens)
         assert found.item() == pytest.approx(2 * by_hand / divisor)
 
 
-@pytest.mark.parametrize("changes", [{}, *(seen() | {"qat_target": target} for target in qat.TARGETS)])
+@pytest.mark.parametrize("changes", [{}, *(seen() | {"qat_target": target} for target in TARGETS)])
 def test_distillation_is_from_the_frozen_base(untrained, texts, tmp_path, changes):
     recipe = Recipe(**RECIPE | changes | {"distillation_weight": 0.9})
     model = adapted_model(untrained, distillation_weight=0.9, **changes)

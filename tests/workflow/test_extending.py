@@ -49,7 +49,7 @@ def test_a_new_method_is_one_file(small_run, method, lower):
     result = small_run.snakemake("--dry-run", "--configfile", lower)
     assert planned(result) == ONE_VARIANT | SUMMARY | {"render_pages": 1}
     folder = small_run.directory / "results" / "demo" / "base-lower" / "checkpoint"
-    result = small_run.snakemake("--configfile", lower, folder.relative_to(small_run.directory))
+    result = small_run.snakemake(folder.relative_to(small_run.directory), "--configfile", lower)
     assert result.returncode == 0, result.stderr[-3000:]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["method"], manifest["weights_that_differ"]) == (WORD, 0)

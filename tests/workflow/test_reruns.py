@@ -63,7 +63,7 @@ MODULES = {
     "data/mmlu.py": FROM_DATA,
     "data/mmlu_parquet.py": FROM_DATA,
     "data/text_files.py": FROM_DATA,
-    "engines/engine_process.py": TIMED,
+    "engines/processes.py": TIMED,
     "engines/inference.py": INFERRED,
     "engines/vllm_process.py": TIMED,
     "evaluation/last_position.py": SCORED,
@@ -78,6 +78,7 @@ MODULES = {
     "quantization/int4.py": EVERY_WEIGHT,
     "quantization/linears.py": TRAINED_AND_QUANTIZED,
     "quantization/methods/rtn.py": QUANTIZED,
+    "quantization/mismatch.py": {},
     "quantization/record.py": TRAINED_AND_QUANTIZED,
     "quantization/requirements.py": {},
     "quantization/schemes.py": EVERY_WEIGHT,
@@ -116,8 +117,8 @@ MODULES = {
     "training/qat.py": TRAINED,
     "training/recipe.py": TRAINED,
     "training/run.py": TRAINED,
-    "training/sft_trainer.py": TRAINED,
-    "training/training_callbacks.py": TRAINED,
+    "training/trainer.py": TRAINED,
+    "training/callbacks.py": TRAINED,
 }
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from int4_qat.system import rooms
 
 Count = Annotated[int, {"minimum": 1}]
+Target = Literal["base", "base+lora_a", "merged"]
 Share = Annotated[float, {"minimum": 0, "maximum": 1}]
 
 
@@ -36,7 +37,7 @@ class Recipe(TrainerSettings):
     """One arm of `finetune` in the config; a quantization that it names is there as scheme and ignore."""
 
     backend: Annotated[str, {"enum": rooms.words(rooms.BACKENDS)}]
-    qat_target: Literal["base", "base+lora_a", "merged"]  # what is seen in int4, where there is a scheme
+    qat_target: Target  # what is seen in int4, where there is a scheme
     scheme: dict | None  # the words of the quantization that training sees, if it sees one
     ignore: list[str] | None  # parts of module names that are not fake-quantized, if there is a scheme
     distillation_weight: Share  # of the divergence from the base model, the cross-entropy has the rest

@@ -17,7 +17,7 @@ from int4_qat.system import sources
 
 DATA_REPORT = Path("resources/mmlu/report.json")  # of download_mmlu
 MODELS = Path("resources/models")  # of download_model, with the facts of each in <model>.json
-MEASURED = ("mmlu", "chartqa", "memory", "latency", "answers", "parity")  # names that results of ours have
+MEASURED = ("mmlu", "chartqa", "memory", "latency", "parity", "serving")  # a test holds them against the measurements
 
 
 def of_run(workflow: str, given: Mapping, overrides: Mapping, configfiles: Iterable[Path | str]) -> dict:

@@ -5,7 +5,7 @@ import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from int4_qat.engines import engine_process
+from int4_qat.engines import processes
 from int4_qat.system import scratch
 
 MODULE = "vllm.entrypoints.cli.main"
@@ -19,9 +19,9 @@ def run(words: list, log: Path, time_limit: float) -> None:
     with scratch.plain(PLUGIN) as plugin:
         path = os.pathsep.join(filter(None, [str(plugin), os.environ.get("PYTHONPATH")]))
         environment = os.environ | SETTINGS | {"PYTHONPATH": path}
-        engine_process.run(f"vllm {words[0]}", MODULE, words, log, time_limit, environment=environment)
+        processes.run(f"vllm {words[0]}", MODULE, words, log, time_limit, environment=environment)
 
 
 def started(words: list, log: Path) -> AbstractContextManager[subprocess.Popen]:
     """A running vllm command, without our plugin, as others serve; it is gone after the block."""
-    return engine_process.started(MODULE, words, log, os.environ | SETTINGS)
+    return processes.started(MODULE, words, log, os.environ | SETTINGS)

@@ -10,7 +10,7 @@ from pathlib import Path
 WILDCARD = re.compile(r"\{\s*\w+\s*(,[^{}]*)?\}")  # as Snakemake has it
 PACKAGE = Path(__file__).parents[1]
 # What lets through or refuses and changes nothing: an edit of it is no reason to make anything again.
-REFUSING = ("requirements", "tokenizer_check", "model_facts", "limits")
+REFUSING = ("requirements", "tokenizer_check", "model_facts", "limits", "mismatch")
 WRITTEN = ("results", "resources")  # folders in which a rule made everything
 # Hidden files; locks of Excel; backups of editors; what macOS puts into archives, and Windows into folders.
 LEFT_OUT = (".*", "~$*", "*~", "#*#", "*.bak", "__MACOSX", "Thumbs.db", "desktop.ini")

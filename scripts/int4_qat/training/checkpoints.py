@@ -9,7 +9,7 @@ from trl import SFTTrainer
 
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
-from int4_qat.training import training_callbacks
+from int4_qat.training import callbacks
 
 
 def prepare(folder: Path, wanted: dict) -> None:
@@ -22,7 +22,7 @@ def prepare(folder: Path, wanted: dict) -> None:
         files.remove(folder)
     files.write_json(record, wanted)
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / training_callbacks.WHOLE).exists():
+        if not (checkpoint / callbacks.WHOLE).exists():
             files.remove(checkpoint)
 
 

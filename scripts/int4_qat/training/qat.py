@@ -25,8 +25,6 @@ from int4_qat.quantization.schemes import Scheme
 from int4_qat.system.errors import InputError
 from int4_qat.training import merged_weight
 
-TARGETS = ("base", "base+lora_a", "merged")
-
 
 def lora_linears(model: PeftModel) -> dict[str, lora.Linear]:
     """The linears that LoRA trains, by their names in the base model."""

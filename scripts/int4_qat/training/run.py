@@ -15,7 +15,7 @@ from int4_qat.quantization import record
 from int4_qat.system import devices, files, scratch, sources
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, turns
-from int4_qat.training import checkpoints, data, qat, training_callbacks
+from int4_qat.training import callbacks, checkpoints, data, qat
 from int4_qat.training.recipe import Options, Recipe
 
 PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
@@ -38,7 +38,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     with scratch.folder() as work:
         rows = data.tokenize(options.texts, tokenizer, recipe, work)
         trainer = backend.make_trainer(model, tokenizer, rows, recipe, options)
-        preemption = training_callbacks.PreemptionCheckpoint()
+        preemption = callbacks.PreemptionCheckpoint()
         trainer.add_callback(preemption)
         checkpoint = checkpoints.last_whole(options.checkpoints)
         print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
@@ -50,7 +50,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
         raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
     with files.whole(options.log_table) as unfinished:
         steps = [row for row in trainer.state.log_history if "loss" in row]
-        pd.DataFrame(steps, columns=training_callbacks.TABLE_COLUMNS).to_csv(unfinished, index=False)
+        pd.DataFrame(steps, columns=callbacks.TABLE_COLUMNS).to_csv(unfinished, index=False)
     with files.whole(options.adapter) as folder:
         trainer.model.save_pretrained(folder)
         check_saved(folder / "adapter_model.safetensors", trainer.model)

@@ -11,9 +11,9 @@ from trl import SFTConfig, SFTTrainer
 
 from int4_qat.checkpoint import architecture, loading, text_model
 from int4_qat.quantization import schemes
-from int4_qat.training import qat, training_callbacks
+from int4_qat.training import callbacks, qat
 from int4_qat.training.recipe import Options, Recipe, training_settings
-from int4_qat.training.sft_trainer import AnyDeviceSFTTrainer
+from int4_qat.training.trainer import AnyDeviceSFTTrainer
 
 
 def prepare() -> None:
@@ -59,4 +59,4 @@ def make_trainer(
     config = SFTConfig(**training_settings(recipe, options), dataset_kwargs={"skip_prepare_dataset": True})
     trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.distillation_weight = recipe.distillation_weight
-    return training_callbacks.watch(trainer, options.device == "cuda")
+    return callbacks.watch(trainer, options.device == "cuda")

@@ -110,7 +110,7 @@ def make_trainer(model, tokenizer, data, recipe, options):
     from trl import SFTConfig, SFTTrainer  # unsloth's, by now
     from unsloth.chat_templates import train_on_responses_only
 
-    from int4_qat.training import training_callbacks
+    from int4_qat.training import callbacks
     from int4_qat.training.recipe import training_settings
 
     with scratch.plain(options.texts) as path:
@@ -121,7 +121,7 @@ def make_trainer(model, tokenizer, data, recipe, options):
         trainer, instruction_part=recipe.instruction_part, response_part=recipe.response_part
     )
     check_rows(trainer.train_dataset, data, options.texts)
-    return training_callbacks.watch(trainer, options.device == "cuda")
+    return callbacks.watch(trainer, options.device == "cuda")
 
 
 def check_rows(found, expected, texts: Path) -> None:

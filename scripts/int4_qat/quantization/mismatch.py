@@ -1,0 +1,32 @@
+"""The record of a training, held against the manifest of an export: what was not trained so is not exported."""
+
+from pathlib import Path
+
+from int4_qat.quantization import record
+from int4_qat.system import files
+from int4_qat.system.errors import InputError
+
+
+def refuse_mismatch(folder: Path, manifest: dict) -> None:
+    """Raise InputError for the first linear that is not exported as it was trained.
+
+    folder holds the record of the training, if there was one; without QAT there is nothing to match.
+    """
+    if not (folder / record.RECORD).exists():
+        return
+    trained = files.read_json(folder / record.RECORD)
+    if trained["scheme"] is None:
+        return
+    if trained["scheme"] != manifest["scheme"]:
+        raise InputError(f"{folder}: was trained in {trained['scheme']}, not in {manifest['scheme']}")
+    exported = {layer["name"]: layer for layer in manifest["layers"]}
+    for name, in_int4 in trained["linears"].items():
+        layer = exported.get(name)
+        if layer is None:
+            raise InputError(f"{folder}: {name} was trained and is no linear of the export")
+        if in_int4 != layer["quantized"]:
+            states = {True: "in int4", False: "not in int4"}
+            raise InputError(
+                f"{folder}: {name} was trained {states[in_int4]} and is exported {states[layer['quantized']]} "
+                f"({layer['reason']})"
+            )
