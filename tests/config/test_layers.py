@@ -1,6 +1,7 @@
 """One's own config is laid over config.yaml; the jobs of a run have the config that Snakemake began with."""
 
 import json
+import sys
 
 import pytest
 import yaml
@@ -127,6 +128,7 @@ Path("of_run.json").write_text(json.dumps(config)) if workflow.is_main_process e
 """
 
 
+@pytest.mark.skipif(" " in sys.executable, reason="Snakemake does not quote the path of its Python for a `run:`")
 def test_a_job_has_the_config_of_the_run(tmp_path):
     """A `run:` is a Snakemake of its own, with the options that a job on a cluster gets too."""
     workflow = copy_workflow(tmp_path / "workflow")

@@ -67,7 +67,7 @@ def variants(*names):
             "variants[3]: nothing produces 'base-int3'; expected <base or lora or qat>-<bf16 or int4",
         ),
         (variants("base-w4a16", "qat-w4a16"), "variants[4]: expected 'qat-int4', in which the arm is trained, found"),
-        (variants("lora-w4a16"), "variants: 'base-w4a16' is missing; what is recovered of it is measured against it"),
+        (variants("lora-w4a16"), "variants: 'base-w4a16' is missing; the variants in w4a16 are measured against it"),
     ],
 )
 def test_each_mistake_is_one_line(config, expected):

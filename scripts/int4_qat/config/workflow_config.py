@@ -206,7 +206,7 @@ def _missing_references(config: dict) -> Iterator[str]:
             expected = f"another quantization with the same scheme, the same ignore and method {quantizations.ROUNDED}"
             yield f"quantizations: expected {expected}, against which '{precision}' is measured, found none"
         elif f"{variants.BASE}-{rounded}" not in names:
-            yield f"variants: '{variants.BASE}-{rounded}' is missing; what is recovered of it is measured against it"
+            yield f"variants: '{variants.BASE}-{rounded}' is missing; the variants in {precision} are measured against it"
 
 
 def _misfits(config: dict) -> list[str]:
@@ -285,6 +285,10 @@ def _old_keys(config: dict) -> Iterator[str]:
     """Keys of earlier versions, each with the one that took its place."""
     if "quantization" in config:
         yield "quantization: expected `quantizations`, a table of named ones, in which `ignore` is the former skip"
+    table = config.get("quantizations")
+    for name, entry in table.items() if isinstance(table, dict) else ():
+        if isinstance(entry, dict) and "skip" in entry:
+            yield f"quantizations.{name}.skip: expected `ignore`, which takes the same names"
     finetune = config.get("finetune")
     arms = finetune.get("arms") if isinstance(finetune, dict) else None
     if isinstance(finetune, dict) and "qat_scheme" in finetune:
