@@ -41,6 +41,7 @@ rule all:
         expand(rules.plot_results.output, model=config["models"]),
         expand(rules.render_pages.output, model=config["models"]),
         expand(result_files(measured), model=config["models"]),
+        expand(exports, model=config["models"]),
     message:
         "all"
 

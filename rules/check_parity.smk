@@ -17,6 +17,8 @@ rule check_parity:
         "logs/{model}/check_parity_{variant}.log",
     benchmark:
         "benchmarks/check_parity/{model}_{variant}.tsv"
+    wildcard_constraints:
+        variant="|".join(filter(measurements.has_parity, quantized)) or "none",
     conda:
         "../envs/finetune.yaml"
     resources:

@@ -1,4 +1,4 @@
-# vLLM's server on an int4 checkpoint: does it answer, and how fast.
+# vLLM's server on a quantized checkpoint: does it answer, and how fast.
 #   in:  results/<model>/<variant>/checkpoint/
 #   out: results/<model>/<variant>/serving.json; the server's log in vllm/
 

@@ -29,15 +29,15 @@ tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config
 with_data = tasks | {name: settings for name, settings in config["evaluation"].items() if isinstance(settings, dict)}
 data_sources = {name: settings["source"] for name, settings in with_data.items() if "source" in settings}
 arms = recipes.arms_of(config)
-written = {name: config["quantizations"][variants.split(name)[1]]["formats"] for name in quantized}
-formats = {rooms.load(rooms.FORMATS, word).FOLDER: word for word in rooms.words(rooms.FORMATS)}
+formats = {name: quantizations.folders(config["quantizations"][variants.split(name)[1]]) for name in quantized}
+exports = [f"results/{{model}}/{name}/{folder}" for name in formats for folder in formats[name]]
 
 
 wildcard_constraints:
     model="|".join(config["models"]),
     arm="|".join(config["finetune"]["arms"]) or "none",
     variant="|".join(config["variants"]),
-    folder="|".join(formats),
+    folder="|".join(sorted({folder for folders in formats.values() for folder in folders})),
     shard=r"\d+",
     task="|".join(tasks) or "none",
     dataset="|".join(data_sources) or "none",
@@ -65,7 +65,7 @@ def quantization(wildcards):
 def quantize_code(wildcards):
     """The program that quantizes, with the files of a variant's method and of the format of a folder."""
     method = rooms.file_of(rooms.METHODS, quantization(wildcards)["method"])
-    return code_of("quantize", [method, rooms.file_of(rooms.FORMATS, formats[wildcards.folder])])
+    return code_of("quantize", [method, rooms.file_of(rooms.FORMATS, formats[wildcards.variant][wildcards.folder])])
 
 
 def parity_code(wildcards):

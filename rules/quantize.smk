@@ -21,7 +21,7 @@ rule quantize:
         scheme=lambda wildcards: json.dumps(quantizations.training_words(quantization(wildcards))["scheme"]),
         ignore=lambda wildcards: quantizations.training_words(quantization(wildcards))["ignore"],
         method=lambda wildcards: quantization(wildcards)["method"],
-        format=lambda wildcards: formats[wildcards.folder],
+        format=lambda wildcards: formats[wildcards.variant][wildcards.folder],
     message:
         "quantize: {wildcards.model} {wildcards.variant}"
     shell:

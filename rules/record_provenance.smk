@@ -12,6 +12,7 @@ rule record_provenance:
             *rules.model_card.output,
         ],
         results=result_files(measured),
+        exports=exports,
     output:
         "results/{model}/provenance.json",
     log:
@@ -27,7 +28,7 @@ rule record_provenance:
         "record_provenance: {wildcards.model}"
     shell:
         "python {input.code[0]:q}"
-        " --targets {input.targets:q} {input.results:q}"
+        " --targets {input.targets:q} {input.results:q} {input.exports:q}"
         " --results {params.results:q}"
         " --settings {params.settings:q}"
         " --records .snakemake/metadata"

@@ -26,8 +26,7 @@ rule report_costs:
         quantize=[
             record
             for variant in quantized
-            for folder, word in formats.items()
-            if word in written[variant]
+            for folder in formats[variant]
             for record in expand(
                 rules.quantize.benchmark,
                 variant=variant,

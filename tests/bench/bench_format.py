@@ -22,6 +22,7 @@ import download_mmlu
 import format_mmlu
 from int4_qat.data import mmlu_parquet
 from int4_qat.standin import standin
+from int4_qat.tokenizer import training_texts
 
 ROWS, ROUNDS = 99_842, 3
 
@@ -63,7 +64,7 @@ def card_format(source: Path, tokenizer, cache: str) -> datasets.Dataset:
     """What the card does: a conversation a row, then the chat template over batches of them."""
 
     def conversation(row: dict) -> dict:
-        user = f"{format_mmlu.QUESTION_LEAD}{row['question']}\n\nChoices:\n"
+        user = f"{training_texts.QUESTION_LEAD}{row['question']}\n\nChoices:\n"
         user += "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
         answer = f"The correct answer is {'ABCD'[row['answer']]}."
         return {"conversations": [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]}

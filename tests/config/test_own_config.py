@@ -5,10 +5,13 @@ import re
 
 import yaml
 
-from configs import CARD
+from configs import CARD, SCHEMA, resolved
+from int4_qat.config import workflow_config
 from programs import ROOT
 from workflows import planned, snakemake
 
+CPU = re.compile(r"^```yaml\n(device: cpu.*?)^```$", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(r"^```yaml\n(quantizations:.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"^```yaml\n(models:.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -26,3 +29,24 @@ def test_ten_lines_are_a_config_for_another_model(tmp_path):
     mark = yaml.safe_load(shown)["finetune"]["response_part"]
     assert f'"response_part": "{mark.strip()}' in result.stdout
     assert "gemma" not in result.stdout
+
+
+def test_what_a_cpu_takes_is_a_config(tmp_path):
+    (shown,) = CPU.findall((ROOT / "docs" / "config.md").read_text())
+    config = resolved_with(tmp_path, shown)
+    assert workflow_config.problems(config, SCHEMA) == []
+    assert (config["device"], config["evaluation"]["serving"]) == ("cpu", None)
+
+
+def test_a_symmetric_quantization_beside_the_cards(tmp_path):
+    (shown,) = TABLE.findall((ROOT / "README.md").read_text())
+    config = resolved_with(tmp_path, shown)
+    assert workflow_config.problems(config, SCHEMA) == []
+    assert config["quantizations"]["int4"] == CARD["quantizations"]["int4"]
+
+
+def resolved_with(folder, text):
+    """The config of a run with a file that holds this text."""
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return resolved(path)

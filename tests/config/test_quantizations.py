@@ -33,10 +33,6 @@ def variants(*names):
         (table(x=INT4 | {"group_size": 100}), "quantizations.x.group_size: 100 is not one of [32, 64, 128, 256]"),
         (table(x=INT4 | {"group_size": "all"}), "quantizations.x.group_size: 'all' is not of type 'integer'"),
         (table(x=INT4 | {"strategy": "channel"}), "quantizations.x.strategy: 'channel' is not one of ['group']"),
-        (
-            table(x=INT4 | {"skip": []}),
-            "quantizations.x: Additional properties are not allowed ('skip' was unexpected)",
-        ),
         (table(x=INT4 | {"method": "gptq"}), "quantizations.x.method: expected one of rtn, found 'gptq'"),
         (
             table(x=INT4 | {"formats": ["gguf"]}),
@@ -67,7 +63,10 @@ def variants(*names):
             "variants[3]: nothing produces 'base-int3'; expected <base or lora or qat>-<bf16 or int4",
         ),
         (variants("base-w4a16", "qat-w4a16"), "variants[4]: expected 'qat-int4', in which the arm is trained, found"),
-        (variants("lora-w4a16"), "variants: 'base-w4a16' is missing; the variants in w4a16 are measured against it"),
+        (
+            variants("lora-w4a16"),
+            "variants: 'base-w4a16' is missing; what is trained or stored in w4a16 is measured against it",
+        ),
     ],
 )
 def test_each_mistake_is_one_line(config, expected):
@@ -81,6 +80,7 @@ def test_an_arm_without_a_quantization_is_exported_in_any():
 
 OLD = """
 quantization: {scheme: int4, packing: plain, group_size: 128, skip: []}
+quantizations: {x: {skip: []}}
 finetune:
   arms:
     lora: {qat_scheme: null}
@@ -95,12 +95,50 @@ def test_a_config_of_before_is_told_the_new_names(tmp_path):
     assert [line for line in result.stderr.splitlines() if line.startswith("config error: ")] == [
         "config error: quantization: expected `quantizations`, a table of named ones, in which `ignore` is the former "
         "skip",
+        "config error: quantizations.x.skip: expected `ignore`, which takes the same names",
         *(
             f"config error: finetune.arms.{arm}.qat_scheme: expected `quantization`, a name from the table "
             "`quantizations` or null"
             for arm in ("lora", "qat")
         ),
     ]
+
+
+def test_a_method_that_needs_more_than_it_is_given_is_refused(tmp_path):
+    workflow = copy_workflow(tmp_path / "workflow")
+    methods = workflow / "scripts" / "int4_qat" / "quantization" / "methods"
+    (methods / "calibrated.py").write_text((methods / "rtn.py").read_text().replace("NEEDS = ()", 'NEEDS = ("texts",)'))
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"quantizations": CARD["quantizations"] | {"x": INT4 | {"method": "calibrated"}}}))
+    result = snakemake("--dry-run", "--directory", tmp_path / "run", "--configfile", path, workflow=workflow)
+    assert "quantizations.x.method: expected one that needs nothing" in result.stderr
+
+
+def test_two_formats_of_one_folder_are_refused(tmp_path):
+    workflow = copy_workflow(tmp_path / "workflow")
+    formats = workflow / "scripts" / "int4_qat" / "quantization" / "formats"
+    (formats / "other.py").write_text((formats / "torchao_plain.py").read_text())
+    run = ["--dry-run", "--directory", tmp_path / "run", "--configfile", tmp_path / "mine.yaml"]
+    table = CARD["quantizations"] | {"x": INT4 | {"formats": ["torchao-plain", "other"]}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"quantizations": table}))
+    result = snakemake(*run, workflow=workflow)
+    assert "quantizations.x.formats: expected formats with folders of their own, found" in result.stderr
+
+
+def test_the_order_of_exceptions_is_no_other_scheme():
+    one, other = (
+        INT4 | {"ignore": names} for names in (["k_proj", "v_proj", "q_proj"], ["q_proj", "k_proj", "v_proj"])
+    )
+    names = ["base-bf16", "base-x", "base-y"]
+    assert quantizations.rounded({"x": one, "y": other | {"method": "guess"}}, "y", names) == "x"
+    assert quantizations.rounded({"x": one, "y": other}, "x", ["base-y"]) == "y"
+
+
+def test_what_an_arm_is_trained_in_has_a_base_to_be_measured_against():
+    config = changed(["variants"], ["base-bf16", "base-w4a16", "qat-bf16"])
+    config["publish"]["variant"] = "base-w4a16"
+    (line,) = workflow_config.problems(config, SCHEMA)
+    assert line.startswith("variants: 'base-int4' is missing; what is trained or stored in int4 is measured against it")
 
 
 def test_another_method_is_measured_against_rounding(tmp_path):

@@ -10,6 +10,7 @@ from int4_qat.results.schema.latency import Batch, Latency
 from int4_qat.results.schema.memory import Memory, Prediction
 from int4_qat.results.schema.mmlu import Mmlu, Scores, Subject
 from int4_qat.results.schema.parity import Parity
+from int4_qat.results.schema.serving import Answer, FirstToken, Load, Serving
 from int4_qat.results.schema.task import Metric, Task
 
 QUESTIONS = 1000
@@ -106,4 +107,24 @@ def task(metrics: dict[str, Metric]) -> Task:
         settings={},
         task_version=None,
         versions={},
+    )
+
+
+def serving() -> Serving:
+    load = Load(
+        requests=1, seconds=2.0, time_to_first_token_s=FirstToken(mean=0.1, most=0.2), tokens=64, tokens_per_s=32.0
+    )
+    return Serving(
+        answer=Answer(content="Yes.", finish_reason="stop", prompt_tokens=9, completion_tokens=2),
+        likeliest_token="Yes",
+        likeliest_tokens_in_transformers=["Yes", "No"],
+        load=[load],
+        startup_s=40.0,
+        engine="vllm",
+        engine_version="0.25.1",
+        vllm_arguments=["--compilation-config", "{}"],
+        max_tokens=64,
+        dtype="bfloat16",
+        dequantized=False,
+        device="NVIDIA H100 80GB HBM3",
     )

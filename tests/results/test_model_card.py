@@ -69,6 +69,15 @@ def test_sources_on_the_hub_are_named_with_their_revisions(finished):
     assert body(card).startswith("# QAT INT4 google/gemma-3-12b-it")
 
 
+def test_the_published_variant_alone_must_have_been_served(finished):
+    """The rule has no other variant's serving.json as an input."""
+    settings, served = settings_of(finished), made_results.serving()
+    keys = ("dtype", "max_tokens", "vllm_arguments")
+    settings["evaluation"]["serving"] = {key: served[key] for key in keys} | {"concurrency": [1], "time_limit": 60}
+    (finished / "qat-int4" / "serving.json").write_text(json.dumps(served))
+    assert "with vLLM 0.25.1 on NVIDIA H100 80GB HBM3" in cards.render(finished, settings)
+
+
 @pytest.mark.parametrize("key", ["source", "data"])
 def test_a_standin_is_said_in_the_first_line(finished, key):
     settings = settings_of(finished)

@@ -87,7 +87,8 @@ def full_disk(facts: dict, settings: dict, results: Path) -> Iterator[str]:
 
 
 def bytes_of(precision: str, settings: dict, sizes: dict) -> int:
-    """Return the bytes of a model's weights in bf16 or in a quantization."""
+    """Return the bytes of a model's weights in bf16, or in all formats of a quantization."""
     if precision == variants.BF16:
         return sizes["bf16"]
-    return sizes["int4"][str(settings["quantizations"][precision]["group_size"])]
+    entry = settings["quantizations"][precision]
+    return len(entry["formats"]) * sizes["int4"][str(entry["group_size"])]

@@ -8,44 +8,59 @@ from int4_qat.system import rooms
 
 ROUNDED = "rtn"  # the method against which the others are measured
 LOADED = "torchao-plain"  # the format that everything here loads
-METHOD_WORDS = ("method", "formats")
 
 
 def training_words(entry: dict) -> dict:
     """Return what a training sees of a quantization: its scheme and the modules that it leaves out."""
-    return {"scheme": schemes.of_words(entry).words, "ignore": entry.get("ignore", [])}
+    return {"scheme": schemes.of_words(entry).words, "ignore": sorted(entry.get("ignore", []))}
 
 
-def rounded(table: dict[str, dict], name: str) -> str | None:
-    """Return the quantization that rounds to nearest in the scheme of another, itself if it does; None if none does."""
+def folders(entry: dict) -> dict[str, str]:
+    """Return the formats of an entry by the folder of a variant that each fills."""
+    return {rooms.load(rooms.FORMATS, word).FOLDER: word for word in entry["formats"]}
+
+
+def rounded(table: dict[str, dict], name: str, names: Iterable[str]) -> str | None:
+    """Return the quantization that rounds to nearest in the scheme of another, itself if it does; None if none does.
+
+    Of several it is the first whose base is among the variants.
+    """
     wanted = training_words(table[name])
-    twins = [name, *table]
-    return next((twin for twin in twins if _rounds_in(table[twin], wanted)), None)
+    twins = [twin for twin in (name, *table) if _rounds_in(table[twin], wanted)]
+    measured = [twin for twin in twins if f"{variants.BASE}-{twin}" in names]
+    return next(iter(measured or twins), None)
 
 
 def _rounds_in(entry: dict, wanted: dict) -> bool:
     return entry["method"] == ROUNDED and training_words(entry) == wanted
 
 
-def used(table: dict[str, dict], names: Iterable[str]) -> dict[str, dict]:
+def needed(names: Iterable[str], arms: dict[str, dict]) -> list[str]:
+    """Return the quantizations of some variants, and those in which their arms are trained."""
+    pairs = [variants.split(name) for name in names]
+    trained = [arms[weights]["quantization"] for weights, _ in pairs if weights in arms]
+    return [
+        name for name in dict.fromkeys([*(pair[1] for pair in pairs), *trained]) if name not in (variants.BF16, None)
+    ]
+
+
+def used(table: dict[str, dict], names: Iterable[str], arms: dict[str, dict]) -> dict[str, dict]:
     """Return the part of the table that some variants need."""
-    needed = {variants.split(name)[1] for name in names} - {variants.BF16}
-    return {name: table[name] for name in table if name in needed}
+    return {name: table[name] for name in table if name in needed(names, arms)}
 
 
 def references(settings: dict) -> dict[str, str]:
     """Return the quantized base that each variant's recovery is measured against, by the settings of one model.
 
-    In bf16 it is that of the quantization that the arm was trained in, or else of the first that there is.
+    In bf16 it is that of the quantization in which the arm is trained, or else of the first that there is.
     """
     table, arms = settings["quantizations"], settings["arms"]
 
     def reference(name: str) -> str:
         weights, precision = variants.split(name)
         if precision == variants.BF16:
-            trained = arms.get(weights, {}).get("quantization")
-            precision = trained if trained in table else next(iter(table))
-        return f"{variants.BASE}-{rounded(table, precision)}"
+            precision = arms.get(weights, {}).get("quantization") or next(iter(table))
+        return f"{variants.BASE}-{rounded(table, precision, settings['variants'])}"
 
     return {name: reference(name) for name in settings["variants"]}
 
@@ -75,5 +90,9 @@ def _unknown_words(key: str, entry: dict) -> Iterator[str]:
         for index, word in enumerate(entry["formats"]):
             if needed := rooms.load(rooms.FORMATS, word).misfit(scheme):
                 yield f"{key}.formats[{index}]: expected {needed}, which {word} holds, found {scheme}"
+        if needs := rooms.load(rooms.METHODS, entry["method"]).NEEDS:
+            yield f"{key}.method: expected one that needs nothing, which is all that quantize gives, found {needs}"
+        if len(folders(entry)) < len(entry["formats"]):
+            yield f"{key}.formats: expected formats with folders of their own, found {entry['formats']}"
         if LOADED not in entry["formats"]:
             yield f"{key}.formats: expected {LOADED} among them, which all measurements load, found {entry['formats']}"

@@ -28,7 +28,9 @@ def settings_of(config: dict, model: str) -> dict:
     """The config of one model and of the arms in use; what decides on an upload alone is left out."""
     source = config["models"][model]["source"]
     settings = {key: config[key] for key in ("data", "device", "variants", "evaluation")}
-    settings["quantizations"] = quantizations.used(config["quantizations"], config["variants"])
+    settings["quantizations"] = quantizations.used(
+        config["quantizations"], config["variants"], config["finetune"]["arms"]
+    )
     settings |= {"model": model, "source": source, "arms": {arm: recipe_of(config, arm) for arm in arms_of(config)}}
     settings["card"] = {
         "variant": config["publish"]["variant"],
@@ -39,17 +41,6 @@ def settings_of(config: dict, model: str) -> dict:
     if STANDIN in (source, config["data"]["source"]):
         settings[STANDIN] = config[STANDIN]
     return settings
-
-
-def metrics_of(config: dict) -> dict[str, str]:
-    """The metric of each further task that stands in the summary, by task; of a config or of the settings of one."""
-    return {task["task"]: task["metric"] for task in config["evaluation"]["tasks"]}
-
-
-def charted(config: dict) -> list[str]:
-    """The variants that are asked about charts: the model before, and all in int4."""
-    names = config["variants"] if config["evaluation"]["chartqa"] else []
-    return [name for name in names if name == variants.BASELINE or variants.is_quantized(name)]
 
 
 def repository_of(config: dict, model: str) -> str | None:

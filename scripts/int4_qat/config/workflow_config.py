@@ -200,13 +200,14 @@ def _missing_references(config: dict) -> Iterator[str]:
         yield f"variants: '{variants.BASELINE}' is missing; every other one is compared with it"
     if not any(map(variants.is_quantized, names)):
         yield f"variants: expected one that is quantized, such as '{variants.BASE}-{next(iter(table))}', found none"
-    for precision in dict.fromkeys(variants.split(name)[1] for name in names if variants.is_quantized(name)):
-        rounded = quantizations.rounded(table, precision)
+    for precision in quantizations.needed(names, config["finetune"]["arms"]):
+        rounded = quantizations.rounded(table, precision, names)
         if rounded is None:
             expected = f"another quantization with the same scheme, the same ignore and method {quantizations.ROUNDED}"
             yield f"quantizations: expected {expected}, against which '{precision}' is measured, found none"
         elif f"{variants.BASE}-{rounded}" not in names:
-            yield f"variants: '{variants.BASE}-{rounded}' is missing; the variants in {precision} are measured against it"
+            missing = f"'{variants.BASE}-{rounded}' is missing"
+            yield f"variants: {missing}; what is trained or stored in {precision} is measured against it"
 
 
 def _misfits(config: dict) -> list[str]:

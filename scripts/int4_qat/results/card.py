@@ -115,9 +115,9 @@ def source_of(source: str) -> dict:
 
 def check_fresh(results: Path, summary: dict, settings: dict) -> None:
     """Raise InputError if a figure that the summary repeats is not that of its file."""
-    asked = measurements.asked(settings)
+    shown_of = measurements.summarized(measurements.asked(settings))
     for row in summary["variants"]:
-        for one in asked[row["name"]]:
+        for one in shown_of[row["name"]]:
             shown, content = measurements.part(row, one), measurements.read(results / row["name"], one)
             compare(results / "summary.json", shown or {}, results / row["name"] / one.file, content)
     compare(results / "summary.json", summary["costs"], results / "costs.json", files.read_json(results / "costs.json"))

@@ -14,7 +14,7 @@ METHODS, FORMATS, BACKENDS = "quantization.methods", "quantization.formats", "tr
 def words(room: str) -> list[str]:
     """Return the words that a room has a file for."""
     found = PACKAGE.joinpath(*room.split(".")).glob("*.py")
-    return sorted(path.stem.replace("_", "-") for path in found if path.stem != "__init__")
+    return sorted(path.stem.replace("_", "-") for path in found if path.stem.isidentifier() and path.stem != "__init__")
 
 
 def load(room: str, word: str) -> ModuleType:

@@ -10,7 +10,13 @@ from pathlib import Path
 WILDCARD = re.compile(r"\{\s*\w+\s*(,[^{}]*)?\}")  # as Snakemake has it
 PACKAGE = Path(__file__).parents[1]
 # What lets through or refuses and changes nothing: an edit of it is no reason to make anything again.
-REFUSING = ("requirements", "tokenizer_check", "model_facts", "limits", "mismatch")
+REFUSING = (
+    "int4_qat.config.limits",
+    "int4_qat.config.model_facts",
+    "int4_qat.quantization.mismatch",
+    "int4_qat.quantization.requirements",
+    "int4_qat.tokenizer.tokenizer_check",
+)
 WRITTEN = ("results", "resources")  # folders in which a rule made everything
 # Hidden files; locks of Excel; backups of editors; what macOS puts into archives, and Windows into folders.
 LEFT_OUT = (".*", "~$*", "*~", "#*#", "*.bak", "__MACOSX", "Thumbs.db", "desktop.ini")
@@ -30,10 +36,10 @@ def local_modules(script: str, also: Collection[str] = (), left_out: Collection[
         if path in found:
             continue
         found[path] = None
-        for name in _imported_names(path):
+        for name in filter(lambda name: name not in left_out, _imported_names(path)):
             relative = Path(*name.split("."))
             candidates = [root / relative.with_suffix(".py"), root / relative / "__init__.py"]
-            waiting += [path for path in candidates if path.stem not in left_out and path.exists()]
+            waiting += [path for path in candidates if path.exists()]
     first, *others = found
     return [str(first), *sorted(map(str, others))]
 

@@ -84,6 +84,6 @@ def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
         "texts": files.digest(options.texts),
         "model": files.digest(*sorted(options.model.glob("*.json")), *sorted(options.model.glob("tokenizer.model"))),
         "weights": weights,
-        "code": files.digest(*sources.local_modules(__file__, also=[backend.__file__])),
+        "code": files.digest(*sources.local_modules(__file__, also=[backend.__file__], left_out=sources.REFUSING)),
         "versions": {name: versions.get(name) for name in PACKAGES},
     }

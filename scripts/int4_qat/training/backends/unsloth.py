@@ -16,7 +16,7 @@ from int4_qat.config import limits
 from int4_qat.system import devices, scratch
 from int4_qat.system.errors import InputError
 
-UNSLOTH_SCHEME = "int4"  # its word for the only grid that recipes lets through
+SCHEME = "int4"  # its word for the only scheme that limits lets through
 
 
 def prepare() -> None:
@@ -71,7 +71,7 @@ def add_adapters(folder: Path, recipe, device: str):
         lora_dropout=recipe.lora_dropout,
         use_gradient_checkpointing=checkpointing,
         random_state=recipe.seed,
-        qat_scheme=recipe.scheme and UNSLOTH_SCHEME,
+        qat_scheme=recipe.scheme and SCHEME,
     )
     model.print_trainable_parameters()
     if recipe.scheme is not None:
