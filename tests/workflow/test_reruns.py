@@ -79,7 +79,7 @@ MODULES = {
     "quantization/linears.py": TRAINED_AND_QUANTIZED,
     "quantization/methods/rtn.py": QUANTIZED,
     "quantization/mismatch.py": {},
-    "quantization/record.py": TRAINED_AND_QUANTIZED,
+    "quantization/record.py": TRAINED,
     "quantization/requirements.py": {},
     "quantization/schemes.py": EVERY_WEIGHT,
     "quantization/torchao_tensor.py": QUANTIZED | INFERRED,

@@ -241,9 +241,9 @@ def test_a_job_over_its_memory_is_given_more(untrained, tmp_path):
     first, second = sorted(new_jobs(before)["quantize"], key=lambda job: int(job["JobId"]))
     assert (first["JobState"], second["JobState"]) == ("FAILED", "COMPLETED")
     assert ("mem=400M," in first["TRES"], "mem=3200M," in second["TRES"]) == (True, True)
-    log = run.directory / ".snakemake/slurm_logs/rule_quantize/demo_base" / f"{first['JobId']}.log"
+    log = run.directory / ".snakemake/slurm_logs/rule_quantize/demo_base-int4_checkpoint" / f"{first['JobId']}.log"
     assert "Exceeded job memory limit" in log.read_text()
-    costs = costs_of(run, "benchmarks/quantize/demo_base.tsv")
+    costs = costs_of(run, "benchmarks/quantize/demo_base-int4_checkpoint.tsv")
     (stage,) = costs["stages"]
     elapsed = accounted_seconds(first["JobId"])
     assert elapsed > 0
