@@ -50,6 +50,11 @@ RECIPE = {
 }
 
 
+def entry_of(scheme: Scheme) -> dict:
+    """Return an entry of `quantizations` that rounds to nearest in a scheme."""
+    return scheme.words | {"method": "rtn", "formats": ["torchao-plain"]}
+
+
 def seen(scheme: Scheme = INT4, ignore: Iterable[str] = ()) -> dict:
     """Return what a recipe says of the quantization that its training sees."""
     return {"scheme": scheme.words, "ignore": list(ignore)}

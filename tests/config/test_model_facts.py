@@ -15,7 +15,7 @@ from int4_qat.config import model_facts
 from int4_qat.config.quantizations import training_words
 from int4_qat.engines import inference
 from int4_qat.system.errors import InputError
-from programs import INT4, RECIPE, VARIANTS, quantize_options, run_in_process, seen
+from programs import INT4, RECIPE, VARIANTS, entry_of, quantize_options, run_in_process, seen
 from workflows import demo, small_config, write_config
 
 QAT = RECIPE | seen() | {"quantization": "int4"}
@@ -23,7 +23,7 @@ SETTINGS = {
     "source": "model",
     "model": "tiny",
     "variants": VARIANTS,
-    "quantizations": {"int4": INT4.words},
+    "quantizations": {"int4": entry_of(INT4)},
     "evaluation": {"chartqa": None},
     "arms": {"qat": QAT},
 }
@@ -52,7 +52,7 @@ def test_the_facts_are_those_of_the_model(facts, untrained):
 
 def quantization(**changes):
     """The settings with another quantization, for training and exports alike."""
-    entry = INT4.words | changes
+    entry = entry_of(INT4) | changes
     return SETTINGS | {"quantizations": {"int4": entry}, "arms": {"qat": QAT | training_words(entry)}}
 
 

@@ -22,7 +22,7 @@ import quantize
 from families import FAMILIES, marks, write
 from int4_qat.engines import inference
 from int4_qat.quantization import schemes
-from programs import RECIPE, VARIANTS, quantize_options, run_in_process, seen
+from programs import RECIPE, VARIANTS, entry_of, quantize_options, run_in_process, seen
 
 LAYERS = 2
 ON_GPU = torch.cuda.is_available()
@@ -42,7 +42,7 @@ def test_a_family_goes_through_the_chain(family, untrained, mmlu_folder, tmp_pat
     plain, merged, exported = (tmp_path / name / "checkpoint" for name in ("base-bf16", "qat-bf16", "qat-int4"))
     recipe = RECIPE | ARM | marks(family)
     settings = {"source": str(source), "model": family, "variants": VARIANTS, "evaluation": {"chartqa": None}}
-    settings |= {"quantizations": {"int4": INT4.words}, "arms": {"qat": recipe | {"quantization": "int4"}}}
+    settings |= {"quantizations": {"int4": entry_of(INT4)}, "arms": {"qat": recipe | {"quantization": "int4"}}}
     facts = ["--settings", json.dumps(settings), "--results", tmp_path, "--facts", tmp_path / "base.json"]
     run(download_model, "--source", source, *facts, "--output", base)
     run(link_base, "--model", base, "--output", plain)
