@@ -53,14 +53,7 @@ def main() -> None:
         include_path = mmlu_harness.lay_out(arguments.mmlu, work)
         task_manager = TaskManager(include_path=str(include_path), include_defaults=False)
         tasks = [mmlu_harness.task_name(subject) for subject in subjects]
-        options = scoring.Options(
-            checkpoint=arguments.checkpoint,
-            num_fewshot=arguments.num_fewshot,
-            limit=arguments.limit,
-            batch_size=arguments.batch_size,
-            dtype=arguments.dtype,
-            device=arguments.device,
-        )
+        options = scoring.Options(*(getattr(arguments, name) for name in scoring.Options._fields))
         evaluation = scoring.evaluate(options, arguments.engine, tasks, task_manager)
     samples = sample_table(evaluation.results["samples"])
     report = make_report(arguments, subjects, evaluation, samples)

@@ -35,14 +35,7 @@ def main() -> None:
     arguments.checkpoint = arguments.checkpoint.resolve()
     names = task_harness.dataset_names(arguments.task, task_manager.task_index)
     with task_harness.as_on_the_hub(names, arguments.dataset.resolve()):
-        options = scoring.Options(
-            checkpoint=arguments.checkpoint,
-            num_fewshot=arguments.num_fewshot,
-            limit=arguments.limit,
-            batch_size=arguments.batch_size,
-            dtype=arguments.dtype,
-            device=arguments.device,
-        )
+        options = scoring.Options(*(getattr(arguments, name) for name in scoring.Options._fields))
         evaluation = scoring.evaluate(options, scoring.STOCK, [arguments.task], task_manager)
     report = make_report(arguments, evaluation)
     files.write_json(arguments.output, report)

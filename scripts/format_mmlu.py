@@ -1,6 +1,6 @@
 """Write the training texts: every question with its answer, in the chat template of the model's own tokenizer.
 
-The texts are, byte for byte, those of the recipe. Rows spread over the data are compared with what the chat template
+The texts equal those of the recipe byte for byte. Rows spread over the data are compared with what the chat template
 itself makes of them; one that does more than put fixed text around each message is rendered row by row, which is slow,
 and the log says so.
 

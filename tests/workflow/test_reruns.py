@@ -57,6 +57,7 @@ MODULES = {
     "config/recipe.py": TRAINED,
     "config/recipes.py": CARD,
     "config/schema.py": {},
+    "config/schema_errors.py": {},
     "config/variants.py": SUMMARIZED,
     "config/workflow_config.py": {},
     "data/hub.py": EVERYTHING,

@@ -96,3 +96,15 @@ def _hidden_below(node: yaml.Node | None, path: Path | str) -> Iterator[str]:
         for item in node.value:
             for child in item if isinstance(item, tuple) else [item]:
                 yield from _hidden_below(child, path)
+
+
+def odd_keys(value: object, place: str = "") -> Iterator[str]:
+    """Yield a line for each key that YAML takes for a number, a date or a truth value; the schema knows texts alone."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield f"{place or 'config'}: expected texts as keys, found {key!r}; put it in quotes"
+            yield from odd_keys(item, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from odd_keys(item, f"{place}[{index}]")

@@ -8,7 +8,7 @@ UNSLOTH_SCHEME = schemes.int4(128)  # not an option there
 
 
 def unsloth_misfits(recipe: dict, device: str) -> list[str]:
-    """What an arm asks of unsloth 2026.10.7 that it does not do, `key: reason`; nothing for another backend."""
+    """Return what an arm asks of unsloth 2026.10.7 that it does not do, `key: reason`; nothing for another backend."""
     if recipe["backend"] != "unsloth":
         return []
     problems = [] if device == "cuda" else [f"backend: unsloth needs device 'cuda', not '{device}'"]

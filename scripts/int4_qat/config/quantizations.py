@@ -52,7 +52,7 @@ def used(table: dict[str, dict], names: Iterable[str], arms: dict[str, dict]) ->
 def references(settings: dict) -> dict[str, str]:
     """Return the quantized base that each variant's recovery is measured against, by the settings of one model.
 
-    In bf16 it is that of the quantization in which the arm is trained, or else of the first that there is.
+    A bf16 variant is measured against the quantization in which its arm is trained, or else against the first one.
     """
     table, arms = settings["quantizations"], settings["arms"]
 

@@ -20,12 +20,12 @@ def training_of(recipe: dict) -> dict:
 
 
 def arms_of(config: dict) -> list[str]:
-    """The arms that some variant needs."""
+    """Return the arms that some variant needs."""
     return variants.weights_of(config["variants"])[1:]
 
 
 def settings_of(config: dict, model: str) -> dict:
-    """The config of one model and of the arms in use; what decides on an upload alone is left out."""
+    """Return the config of one model and of the arms in use; what decides on an upload alone is left out."""
     source = config["models"][model]["source"]
     settings = {key: config[key] for key in ("data", "device", "variants", "evaluation")}
     settings["quantizations"] = quantizations.used(
@@ -44,6 +44,6 @@ def settings_of(config: dict, model: str) -> dict:
 
 
 def repository_of(config: dict, model: str) -> str | None:
-    """Where the model is published, <owner>/<name>, or None."""
+    """Return where the model is published, <owner>/<name>, or None."""
     repository = config["publish"]["repository"]
     return repository and repository.replace("{model}", model)

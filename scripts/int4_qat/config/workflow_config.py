@@ -1,6 +1,5 @@
 """The config of a run, checked before anything runs: each mistake is one line that names the key."""
 
-import datetime
 import json
 import os
 import sys
@@ -8,10 +7,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import jsonschema
 from snakemake.common.configfile import load_configfile
 
-from int4_qat.config import config_values, layers, limits, model_facts, quantizations, recipes, schema, variants
+from int4_qat.config import (
+    config_values,
+    layers,
+    limits,
+    model_facts,
+    quantizations,
+    recipes,
+    schema,
+    schema_errors,
+    variants,
+)
 from int4_qat.config.recipes import STANDIN
 from int4_qat.system import sources
 
@@ -35,7 +43,7 @@ def check(config: dict, workflow: str, configfiles: Iterable[Path | str]) -> Non
     rules = schema.read(workflow)
     found = [f"the workflow's folder: Snakemake takes no braces in {workflow!r}"] if {"{", "}"} & set(workflow) else []
     found += list(dict.fromkeys(line for path in configfiles for line in config_values.hidden_problems(path)))
-    found = found or list(_odd_keys(config))
+    found = found or list(config_values.odd_keys(config))
     found = found or list(_old_keys(config))
     if not found:
         config_values.normalise(config, rules)
@@ -46,10 +54,7 @@ def check(config: dict, workflow: str, configfiles: Iterable[Path | str]) -> Non
 
 def problems(config: dict, rules: dict) -> list[str]:
     """What is wrong, a line each; the schema comes first, since the rest relies on it."""
-    validator = config_values.Validator(rules)
-    errors = sorted(validator.iter_errors(config), key=lambda error: error.json_path)
-    lines = [_line(error) for error in errors if not _follows_from_another(error, errors)]
-    lines = lines or [
+    lines = schema_errors.lines(config, rules) or [
         *_missing_sources(config),
         *_repeated_tasks(config),
         *quantizations.problems(config["quantizations"]),
@@ -65,60 +70,6 @@ def problems(config: dict, rules: dict) -> list[str]:
         *_misfits_of_models(config),
     ]
     return lines or _unpublishable(config)
-
-
-def _odd_keys(value: object, place: str = "") -> Iterator[str]:
-    """Keys that YAML takes for a number, a date or a truth value; the schema speaks of texts alone."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                yield f"{place or 'config'}: expected texts as keys, found {key!r}; put it in quotes"
-            yield from _odd_keys(item, f"{place}.{key}".lstrip("."))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _odd_keys(item, f"{place}[{index}]")
-
-
-def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonschema.ValidationError]) -> bool:
-    """A wrong value also makes the keys around it `unevaluated`, a wrong type is in no list: one line is enough."""
-    if error.validator == "unevaluatedProperties":
-        return any(other.json_path.startswith(f"{error.json_path}.") for other in errors)
-    return error.validator == "enum" and any(
-        other.validator == "type" and other.json_path == error.json_path for other in errors
-    )
-
-
-def _line(error: jsonschema.ValidationError) -> str:
-    key = error.json_path.removeprefix("$.").removeprefix("$")
-    message = _expectation(error) or error.message
-    message = message if len(message) < 200 else f"{message[:200]} ..."
-    message += _hint(error)
-    return f"{key}: {message}" if key else message
-
-
-def _expectation(error: jsonschema.ValidationError) -> str | None:
-    """Return what the schema says in words of a text that it only describes by a pattern or by what it is not."""
-    if error.validator in ("pattern", "not") and "description" in error.schema:
-        return f"expected {error.schema['description']}, found {error.instance!r}"
-    return None
-
-
-def _hint(error: jsonschema.ValidationError) -> str:
-    """What to write instead, where YAML and people mean different things by the same words."""
-    found = error.instance
-    wanted = error.validator_value if error.validator in ("type", "enum") else []
-    wanted = [wanted] if isinstance(wanted, str) else wanted
-    if found in ("None", "null", "") and {"null", None} & set(wanted):
-        return "; nothing is written null, without quotes"
-    if found is None and wanted:
-        return "; there is no value"
-    if "boolean" in wanted and isinstance(found, str | int):
-        return "; write true or false, without quotes"
-    if "string" in wanted and isinstance(found, bool | int | float | datetime.date):
-        return "; put it in quotes"
-    if isinstance(found, float) and not config_values.is_number(None, found):
-        return "; expected a finite number"
-    return ""
 
 
 def _missing_sources(config: dict) -> list[str]:

@@ -15,17 +15,17 @@ DEQUANTIZED, TILE_PACKED = "dequantized", "tile_packed"
 
 
 def is_int4(folder: Path) -> bool:
-    """Whether a checkpoint is one of quantize."""
+    """Return whether a checkpoint is quantized."""
     return hasattr(architecture.read_config(folder), "quantization_config")
 
 
 def int4_path(folder: Path, device: str) -> str | None:
-    """How a checkpoint's int4 weights are computed with on a device; None if it has none.
+    """Return how a checkpoint's int4 weights are computed with on a device; None if it has none.
 
     dequantized  a CPU: made floats at loading, so memory and speed are those of unquantized weights
-    tile_packed  a GPU: packed anew in memory, for TilePackedLinear
+    tile_packed  a GPU: repacked in memory, for TilePackedLinear
 
-    InputError if a GPU is too old for the kernel.
+    Raise InputError if a GPU is too old for the kernel.
     """
     if not is_int4(folder):
         return None
@@ -38,7 +38,7 @@ def int4_path(folder: Path, device: str) -> str | None:
 
 @torch.no_grad()
 def dequantize_weights(model: torch.nn.Module, dtype: torch.dtype) -> int:
-    """Replace every torchao int4 weight by what it stands for; returns how many there were."""
+    """Replace every torchao int4 weight by what it stands for; return how many there were."""
     quantized = [module for module in model.modules() if isinstance(getattr(module, "weight", None), Int4Tensor)]
     for module in quantized:
         module.weight = torch.nn.Parameter(
@@ -65,12 +65,12 @@ def tile_pack_weights(model: torch.nn.Module) -> None:
 
 
 def is_dequantized(folder: Path, device: str) -> bool:
-    """Whether a checkpoint's weights run as floats on this device though they are stored as int4."""
+    """Return whether a checkpoint's weights run as floats on this device though they are stored as int4."""
     return device == "cpu" and is_int4(folder)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's parameters and buffers in memory, tied ones once, int4 ones as packed."""
+    """Return the bytes of a model's parameters and buffers in memory, tied ones once, int4 ones as packed."""
     tensors: dict[int, torch.Tensor] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         parts = [getattr(tensor, name) for name in getattr(tensor, "tensor_data_names", ())] or [tensor]

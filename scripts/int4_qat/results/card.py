@@ -226,7 +226,7 @@ def p_value(p: float) -> str:
 
 
 def code(value: object) -> str:
-    """Return a setting as it stands in the config."""
+    """Return a setting as the config writes it."""
     return "`{}`".format(json.dumps(value).replace("|", "\\|"))  # a bar would end the cell of a table
 
 

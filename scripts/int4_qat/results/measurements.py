@@ -36,7 +36,7 @@ class Measurement(NamedTuple):
     kept: tuple[str, ...] = ()  # keys that the summary repeats; it shows nothing of a measurement without any
     derived: Callable[[dict, dict], dict] | None = None  # what follows from a variant's file and base-bf16's
     columns: Mapping[str, str] = {}  # of summary.csv, each with the key of the summary that it shows
-    printed: tuple[str, ...] = ()  # those of the columns that the log shows too
+    printed: tuple[str, ...] = ()  # columns that the log shows as well
     samples: str | None = None  # a table beside the file, a row a question
     metric: str | None = None  # of a task of lm-eval's: the one that counts
 

@@ -1,6 +1,6 @@
 """A question of MMLU with its answer as a training text: the recipe's two messages, in a chat template.
 
-The texts are, byte for byte, those of the recipe: its format_into_conversation, apply_chat_template,
+The texts equal those of the recipe byte for byte: its format_into_conversation, apply_chat_template,
 removeprefix(bos). Where the tokenizer adds no bos by itself, the template's stays in the text, so that a plain call of
 the tokenizer gives it exactly once.
 

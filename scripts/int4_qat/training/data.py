@@ -12,7 +12,7 @@ from int4_qat.training.recipe import Recipe
 
 
 def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, work: Path) -> datasets.Dataset:
-    """input_ids and labels of every text; InputError names a row in which nothing would be learned.
+    """Return input_ids and labels of every text; raise InputError that names a row in which nothing would be learned.
 
     The tokens are the recipe's: bos, the text as rendered, no eos. The labels leave out everything up to and
     including each response_part, and from each instruction_part on.

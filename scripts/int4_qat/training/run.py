@@ -65,7 +65,7 @@ def least_bytes(model: Path, recipe: Recipe) -> int:
 
 
 def check_saved(adapter: Path, model: PreTrainedModel) -> None:
-    """What was trained must be in the file: peft saves only the layers that it knows as its own."""
+    """Raise InputError unless the file holds all that was trained: peft saves only the layers that it knows."""
     trained = sum(parameter.requires_grad for parameter in model.parameters())
     with safe_open(adapter, "pt") as tensors:
         saved = len(tensors.keys())
@@ -74,7 +74,7 @@ def check_saved(adapter: Path, model: PreTrainedModel) -> None:
 
 
 def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
-    """What a checkpoint depends on; weights by size and time, since hashing 24 GB at each start is slow."""
+    """Return what a checkpoint depends on; weights by size and time, since hashing 24 GB at each start is slow."""
     status = {file.name: file.stat() for file in sorted(options.model.glob("*.safetensors"))}
     weights = {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
     versions = {package.metadata["Name"]: package.version for package in distributions()}

@@ -21,7 +21,7 @@ def prepare() -> None:
 
 
 def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
-    """The base model with LoRA on its linears and, for QAT, fake quant on the linears below them."""
+    """Return the base model with LoRA on its linears and, for QAT, fake quant on the linears below them."""
     torch.manual_seed(recipe.seed)
     model = loading.load(folder, architecture.DTYPES[recipe.dtype], device)
     lora = LoraConfig(
@@ -55,7 +55,7 @@ def make_trainer(
     recipe: Recipe,
     options: Options,
 ) -> SFTTrainer:
-    """trl's trainer with the recipe's values, on rows that are tokens and labels already."""
+    """Return trl's trainer with the recipe's values, on rows that are tokens and labels already."""
     config = SFTConfig(**training_settings(recipe, options), dataset_kwargs={"skip_prepare_dataset": True})
     trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.distillation_weight = recipe.distillation_weight
