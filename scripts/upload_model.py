@@ -68,7 +68,8 @@ def missing_results(results: Path, variant: str) -> list[str]:
     """Return evaluations that were not made, and an export that is not what training saw."""
     asked = measurements.asked(files.read_json(results / "provenance.json")["settings"])
     manifest = f"{variant}/checkpoint/manifest.json"
-    names = [*measurements.paths(asked), "summary.json", "model_card.md", manifest]
+    needed = measurements.to_publish(asked, variant)
+    names = [*measurements.paths(needed), "summary.json", "model_card.md", manifest]
     absent = [f"{name} is missing" for name in names if not (results / name).exists()]
     if absent:
         return absent

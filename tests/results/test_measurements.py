@@ -42,6 +42,12 @@ def test_no_task_may_have_the_name_of_a_measurement():
     assert set(workflow_config.MEASURED) == {one.name for one in measurements.table({})}
 
 
+def test_of_other_variants_publishing_needs_less():
+    needed = measurements.to_publish(measurements.asked(CARD), "qat-int4")
+    assert needed["qat-int4"] == measurements.asked(CARD)["qat-int4"]
+    assert [one.name for one in needed["lora-int4"]] == ["mmlu", "arc_challenge", "chartqa", "memory", "latency"]
+
+
 def test_serving_is_no_part_of_the_summary():
     shown = measurements.summarized(measurements.asked(CARD))
     assert measurements.paths({"qat-int4": shown["qat-int4"]}) == [

@@ -37,6 +37,7 @@ class Measurement(NamedTuple):
     derived: Callable[[dict, dict], dict] | None = None  # what follows from a variant's file and base-bf16's
     columns: Mapping[str, str] = {}  # of summary.csv, each with the key of the summary that it shows
     printed: tuple[str, ...] = ()  # columns that the log shows as well
+    published_alone: bool = False  # publishing needs it of the published variant alone, not of every one
     samples: str | None = None  # a table beside the file, a row a question
     metric: str | None = None  # of a task of lm-eval's: the one that counts
 
@@ -136,6 +137,7 @@ OTHERS = (
         schema=Parity,
         rule="check_parity",
         of=has_parity,
+        published_alone=True,
         kept=("weights_that_differ", "relative_logit_difference"),
         columns={"relative_logit_difference": "relative_logit_difference"},
         printed=("relative_logit_difference",),
@@ -147,6 +149,7 @@ OTHERS = (
         rule="check_serving",
         setting="serving",
         of=variants.is_quantized,
+        published_alone=True,
     ),
 )
 
@@ -182,6 +185,14 @@ def asked(settings: dict) -> dict[str, list[Measurement]]:
 def summarized(measured: Mapping[str, list[Measurement]]) -> dict[str, list[Measurement]]:
     """Return those of some measurements of variants that the summary shows."""
     return {variant: [one for one in found if one.kept] for variant, found in measured.items()}
+
+
+def to_publish(measured: Mapping[str, list[Measurement]], published: str) -> dict[str, list[Measurement]]:
+    """Return those of some measurements of variants without which one of the variants is not published."""
+    return {
+        variant: [one for one in found if variant == published or not one.published_alone]
+        for variant, found in measured.items()
+    }
 
 
 def paths(measured: Mapping[str, list[Measurement]]) -> list[str]:
