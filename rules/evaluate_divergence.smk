@@ -1,0 +1,72 @@
+# How far each variant's predictions of held-out texts are from base-bf16's.
+#   in:  results/<model>/<variant>/checkpoint/, resources/texts/<text>.txt
+#   out: results/<model>/<weights>-bf16/states/, results/<model>/<variant>/divergence.json, divergence_samples.parquet
+
+
+rule record_hidden_states:
+    input:
+        code=code_of("record_hidden_states"),
+        checkpoint=f"results/{{model}}/{{weights}}-{variants.BF16}/checkpoint",
+        texts=expand("resources/texts/{text}.txt", text=texts),
+    output:
+        directory(f"results/{{model}}/{{weights}}-{variants.BF16}/states"),
+    log:
+        "logs/{model}/record_hidden_states_{weights}.log",
+    benchmark:
+        "benchmarks/record_hidden_states/{model}_{weights}.tsv"
+    conda:
+        "../envs/quantize.yaml"
+    resources:
+        gpu=1,
+    params:
+        settings=lambda wildcards: without(evaluation("divergence"), "texts"),
+        limit=lambda wildcards: limit_flag(evaluation("divergence")),
+        device=config["device"],
+    message:
+        "record_hidden_states: {wildcards.model} {wildcards.weights}"
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --texts {input.texts:q}"
+        " --context {params.settings[context]:q}"
+        " {params.limit:q}"
+        " --dtype {params.settings[dtype]:q}"
+        " --device {params.device:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+
+
+rule evaluate_divergence:
+    input:
+        code=code_of("evaluate_divergence"),
+        checkpoint="results/{model}/{variant}/checkpoint",
+        base=f"results/{{model}}/{variants.BASELINE}/checkpoint",
+        states=f"results/{{model}}/{variants.BASELINE}/states",
+        own=lambda wildcards: f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/states",
+    output:
+        report="results/{model}/{variant}/divergence.json",
+        samples="results/{model}/{variant}/divergence_samples.parquet",
+    log:
+        "logs/{model}/evaluate_divergence_{variant}.log",
+    benchmark:
+        "benchmarks/evaluate_divergence/{model}_{variant}.tsv"
+    conda:
+        "../envs/quantize.yaml"
+    resources:
+        gpu=1,
+    params:
+        dtype=lambda wildcards: evaluation("divergence")["dtype"],
+        device=config["device"],
+    message:
+        "evaluate_divergence: {wildcards.model} {wildcards.variant}"
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --base {input.base:q}"
+        " --base-states {input.states:q}"
+        " --own-states {input.own:q}"
+        " --dtype {params.dtype:q}"
+        " --device {params.device:q}"
+        " --output {output.report:q}"
+        " --samples {output.samples:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
