@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
-from int4_qat.config import quantizations, recipes, variants, workflow_config
+from int4_qat.config import metric_names, quantizations, recipes, variants, workflow_config
 from int4_qat.data import mmlu
 from int4_qat.results import measurements
 from int4_qat.system import rooms, sources
@@ -24,10 +24,15 @@ shell.prefix(
 quantized = [name for name in config["variants"] if variants.is_quantized(name)]
 measured = measurements.asked(config)
 summarized = measurements.summarized(measured)
-shards = range(config["evaluation"]["mmlu"]["shards"])
+mmlu_asked = config["evaluation"]["mmlu"] is not None
+mmlu_splits = mmlu.SPLITS if mmlu_asked else [mmlu.TRAIN_SPLIT]
+shards = range(config["evaluation"]["mmlu"]["shards"] if mmlu_asked else 0)
+texts = metric_names.texts(config["evaluation"])
+question_sets = {settings["name"]: dict(sorted(settings.items())) for settings in config["evaluation"]["questions"]}
 tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config["evaluation"]["tasks"]}
 with_data = tasks | {name: settings for name, settings in config["evaluation"].items() if isinstance(settings, dict)}
 data_sources = {name: settings["source"] for name, settings in with_data.items() if "source" in settings}
+headline = metric_names.headline(config["evaluation"])
 arms = recipes.arms_of(config)
 formats = {name: quantizations.folders(config["quantizations"][variants.split(name)[1]]) for name in quantized}
 exports = [f"results/{{model}}/{name}/{folder}" for name in formats for folder in formats[name]]
@@ -39,6 +44,9 @@ wildcard_constraints:
     variant="|".join(config["variants"]),
     folder="|".join(sorted({folder for folders in formats.values() for folder in folders})),
     shard=r"\d+",
+    weights="|".join(variants.weights_of(config["variants"])),
+    text="|".join(texts) or "none",
+    questions="|".join(question_sets) or "none",
     task="|".join(tasks) or "none",
     dataset="|".join(data_sources) or "none",
 

@@ -3,10 +3,15 @@
 #   out: results/<model>/plots/
 
 # What the report calls them.
-PLOTS = {
-    "accuracy": "accuracy, and what was recovered",
+OF_TEXTS = {"divergence": "divergence from base-bf16"}
+OF_SUBJECTS = {
     "recovery_by_group": "recovered, by subject group",
     "recovery_by_subject": "accuracy, by subject",
+}
+PLOTS = {
+    **(OF_TEXTS if texts else {}),
+    "headline": f"{headline}, and what was recovered",
+    **(OF_SUBJECTS if headline in metric_names.question_sets(config["evaluation"]) else {}),
     "training_loss": "training loss",
     "memory": "peak memory",
     "latency": "latency",
@@ -17,7 +22,7 @@ rule plot_results:
     input:
         code=code_of("plot_results"),
         summary=rules.summarize.output.json,
-        samples=expand(rules.gather_mmlu.output.samples, variant=config["variants"], allow_missing=True),
+        samples=result_files({name: [one for one in found if one.name == headline] for name, found in measured.items()}),
         losses=expand(rules.finetune.output.table, arm=arms, allow_missing=True),
     output:
         [

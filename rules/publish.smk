@@ -37,7 +37,7 @@ rule upload_model:
         " --variant {params.variant:q}"
         " {params.repository:q}"
         " --recovered-at-least={params.thresholds[recovered_at_least]:q}"
-        " --accuracy-lost-at-most={params.thresholds[accuracy_lost_at_most]:q}"
+        " --lost-at-most={params.thresholds[lost_at_most]:q}"
         " {params.public:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -42,6 +42,7 @@ rule report_costs:
                 getattr(rules, one.rule).benchmark,
                 variant=variant,
                 task=one.name,
+                questions=one.name,
                 allow_missing=True,
             )
         ],

@@ -23,6 +23,8 @@ rule summarize:
         "../envs/data.yaml"
     params:
         measured=measurements.to_json(summarized),
+        headline=headline,
+        questions=list(question_sets),
         tasks=[f"{task}={settings['metric']}" for task, settings in tasks.items()],
         arms=json.dumps({arm: recipes.recipe_of(config, arm) for arm in arms}, sort_keys=True),
         references=lambda wildcards: json.dumps(quantizations.references(recipes.settings_of(config, wildcards.model))),
@@ -33,6 +35,8 @@ rule summarize:
         "python {input.code[0]:q}"
         " --model {wildcards.model:q}"
         " --measured {params.measured:q}"
+        " --headline {params.headline:q}"
+        " --questions {params.questions:q}"
         " --tasks {params.tasks:q}"
         " --arms {params.arms:q}"
         " --references {params.references:q}"

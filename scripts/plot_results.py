@@ -1,4 +1,4 @@
-"""Draw the results of a model, each plot as SVG and PNG: accuracy, recovery, training loss, memory, latency.
+"""Draw the results of a model, each plot as SVG and PNG: divergence, headline, recovery, training, memory, latency.
 
 The background is transparent and the text grey, so that a plot reads on a light and on a dark page; the same results
 give the same bytes.
@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 
 from int4_qat.config import variants
 from int4_qat.data import mmlu_parquet
+from int4_qat.results import metrics
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 
@@ -55,12 +56,11 @@ def main() -> None:
     colours = assign_colours(variants.weights_of([row["name"] for row in rows]), groups, arguments.colours)
     marks = assign_marks([row["name"] for row in rows], colours)
     references = list(dict.fromkeys(row["quantized_baseline"] for row in rows))
-    accuracies = read_accuracies(arguments.results, rows)
     matplotlib.rcParams.update(STYLE)
     figures = {
-        "accuracy": plot_accuracy(rows, references, marks),
-        "recovery_by_group": plot_recovery_by_group(rows, references, marks),
-        "recovery_by_subject": plot_recovery_by_subject(accuracies, references, marks),
+        **({"divergence": plot_divergence(rows, marks)} if rows[0]["divergence"] else {}),
+        "headline": plot_headline(rows, references, marks, summary["headline"]),
+        **plot_subjects(arguments.results, rows, references, marks, summary["headline"]["metric"]),
         "training_loss": plot_training_loss(
             {arm: read_loss(arguments.results / arm) for arm in arguments.arms}, colours
         ),
@@ -88,11 +88,11 @@ def assign_colours(names: list[str], groups: list[list[str]], given: dict[str, s
     return colours
 
 
-def read_accuracies(results: Path, rows: list[dict]) -> pd.DataFrame:
+def read_accuracies(results: Path, rows: list[dict], headline: str) -> pd.DataFrame:
     """Return the accuracies in percent: a row a subject, a column a variant."""
     columns = {}
     for row in rows:
-        path = results / row["name"] / "mmlu_samples.parquet"
+        path = results / row["source"][f"{headline}_samples"]
         samples = mmlu_parquet.open_file(path, ["subject", "correct"]).read(["subject", "correct"]).to_pandas()
         columns[row["name"]] = 100 * samples.groupby("subject")["correct"].mean()
     return pd.DataFrame(columns)
@@ -121,9 +121,10 @@ def assign_marks(names: list[str], colours: dict[str, str]) -> dict[str, dict]:
     }
 
 
-def spread(value: float, ci95: list[float]) -> dict:
-    """Return an interval as matplotlib's errorbar takes it, in percent."""
-    return {"xerr": [[max(100 * (value - ci95[0]), 0)], [max(100 * (ci95[1] - value), 0)]], "capsize": 3}
+def spread(value: float, ci95: list[float] | None, scale: float = 100) -> dict:
+    """Return an interval as matplotlib's errorbar takes it, in percent or by another scale."""
+    low, high = ci95 or (value, value)
+    return {"xerr": [[max(scale * (value - low), 0)], [max(scale * (high - value), 0)]], "capsize": 3}
 
 
 def is_shipped(name: str, references: list[str]) -> bool:
@@ -153,22 +154,53 @@ def name_rows(axes, names: list[str], **options) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def plot_accuracy(rows: list[dict], references: list[str], marks: dict[str, dict]) -> Figure:
-    """Draw the accuracy of each variant with its interval, between the lines of the base in bf16 and quantized."""
+def plot_divergence(rows: list[dict], marks: dict[str, dict]) -> Figure:
+    """Draw KL from base-bf16 and agreement with it of each variant with their intervals, a row of panels a text."""
+    texts = list(rows[0]["divergence"])
+    figure = Figure(figsize=(8, 0.4 + len(texts) * (0.9 + 0.35 * len(rows))))
+    figure.suptitle("divergence from base-bf16 on held-out texts")
+    for text, (left, right) in zip(texts, figure.subplots(len(texts), 2, sharey=True, squeeze=False), strict=True):
+        for place, row in enumerate(rows):
+            found, mark = row["divergence"][text], marks[row["name"]]
+            for axes, metric, scale in ((left, "kl", 1), (right, "top1_agreement", 100)):
+                value, ci95 = found[metric]["value"], found[metric]["ci95"]
+                axes.errorbar(scale * value, place, **spread(value, ci95, scale), **mark)
+        name_rows(left, [row["name"] for row in rows])
+        left.set_xlabel(f"{text}: KL (nats a token), 95% intervals")
+        right.set_xlabel("same likeliest token (%)")
+    return figure
+
+
+def plot_headline(rows: list[dict], references: list[str], marks: dict[str, dict], headline: dict) -> Figure:
+    """Draw the headline of each variant with its interval, between the lines of the base in bf16 and quantized."""
+    rows = [row for row in rows if row["headline"]]
     figure = Figure(figsize=(8, 1.2 + 0.45 * len(rows)))
-    figure.suptitle("MMLU accuracy, and how much of the quantization's cost was recovered")
+    figure.suptitle(f"{headline['metric']}, and how much of the quantization's cost was recovered")
     axes = figure.add_subplot()
-    percent = {row["name"]: 100 * row["mmlu"]["accuracy"] for row in rows}
-    draw_baselines(axes, percent[variants.BASELINE], {name: percent[name] for name in references})
+    scale, unit = (100, "%") if headline["unit"] == metrics.SHARE.unit else (1, f"{headline['unit']}")
+    shown = {row["name"]: scale * row["headline"]["value"] for row in rows}
+    draw_baselines(axes, shown[variants.BASELINE], {name: shown[name] for name in references if name in shown})
     for place, row in enumerate(rows):
-        score = row["mmlu"]
-        interval = spread(score["accuracy"], score["accuracy_ci95"])
-        axes.errorbar(100 * score["accuracy"], place, **interval, **marks[row["name"]])
+        interval = spread(row["headline"]["value"], row["headline"]["ci95"], scale)
+        axes.errorbar(shown[row["name"]], place, **interval, **marks[row["name"]])
         if row["name"] not in (variants.BASELINE, *references):
             axes.text(1.05, place, describe_recovery(row), transform=axes.get_yaxis_transform(), va="center")
-    name_rows(axes, list(percent))
-    axes.set_xlabel("accuracy (%), 95% intervals")
+    name_rows(axes, list(shown))
+    axes.set_xlabel(f"{headline['metric']}{f' ({unit})' if unit else ''}, 95% intervals")
     return figure
+
+
+def plot_subjects(
+    results: Path, rows: list[dict], references: list[str], marks: dict[str, dict], headline: str
+) -> dict[str, Figure]:
+    """Draw the subjects of the headline, if it has any."""
+    if not rows[0]["by_category"]:
+        return {}
+    accuracies = read_accuracies(results, rows, headline)
+    return {
+        "recovery_by_group": plot_recovery_by_group(rows, references, marks),
+        "recovery_by_subject": plot_recovery_by_subject(accuracies, references, marks),
+    }
 
 
 def describe_recovery(row: dict) -> str:

@@ -1,6 +1,6 @@
 """Put the results of all variants into one table, the columns of the card's three tables, and say what they settle.
 
-    python scripts/summarize.py --model demo --results results/demo \\
+    python scripts/summarize.py --model demo --results results/demo --headline mmlu \\
         --measured '{"base-bf16": ["mmlu", "memory", "latency"], "base-int4": ["mmlu", "memory", "latency"],
         "qat-int4": ["mmlu", "memory", "latency", "parity"]}' \\
         --references '{"base-bf16": "base-int4", "base-int4": "base-int4", "qat-int4": "base-int4"}' \\
@@ -21,6 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="key of the model in the config")
     parser.add_argument("--measured", required=True, type=json.loads, help="JSON: what was measured of each variant")
+    parser.add_argument("--headline", required=True, help="the metric of which the rows tell first")
+    parser.add_argument("--questions", nargs="*", default=[], help="names of one's own sets of questions")
     parser.add_argument("--tasks", nargs="*", default=[], help="<task>=<metric>: which metric of which further task")
     parser.add_argument("--arms", required=True, type=json.loads, help="JSON: the recipe of each arm, by its name")
     parser.add_argument(
@@ -33,12 +35,13 @@ def main() -> None:
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--csv", required=True, type=Path)
     arguments = parser.parse_args()
-    measured = measurements.of_names(arguments.measured, dict(task.split("=") for task in arguments.tasks))
+    tasks = dict(task.split("=") for task in arguments.tasks)
+    measured = measurements.of_names(arguments.measured, arguments.questions, tasks)
     found = {
         "model": arguments.model,
         "data": files.read_json(arguments.data_report),
         "contamination": files.read_json(arguments.contamination),
-        **summary.derive(arguments.results, measured, arguments.arms, arguments.references),
+        **summary.derive(arguments.results, measured, arguments.arms, arguments.references, arguments.headline),
         "costs": files.read_json(arguments.costs),
         "source": {key: str(getattr(arguments, key)) for key in ("data_report", "contamination", "costs")},
     }

@@ -6,7 +6,7 @@ nothing is sent. All goes up in one commit; after a failure the next call sends 
 HF_TOKEN in the environment and from nowhere else. --dry-run asks nobody: it shows what would be uploaded.
 
     python scripts/upload_model.py --results results/demo --variant qat-int4 --repository owner/name \\
-        --recovered-at-least 0.0 --accuracy-lost-at-most 0.15 --dry-run
+        --recovered-at-least 0.0 --lost-at-most 0.15 --dry-run
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--variant", required=True, help="the quantized variant to publish")
     parser.add_argument("--repository", help="<owner>/<name> on the Hub; without one nothing is published")
     parser.add_argument("--recovered-at-least", required=True, type=float, help="for the low end of its interval")
-    parser.add_argument("--accuracy-lost-at-most", required=True, type=float, help="for the high end of its interval")
+    parser.add_argument("--lost-at-most", required=True, type=float, help="of the headline, for the high end")
     parser.add_argument("--public", action="store_true", help="a new repository is private without this")
     parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, and ask nobody")
     parser.add_argument("--output", type=Path, help="JSON: what was uploaded, and where")
@@ -82,17 +82,20 @@ def below_thresholds(arguments: argparse.Namespace) -> list[str]:
     """Return thresholds that the intervals do not clear."""
     summary, name = files.read_json(arguments.results / "summary.json"), arguments.variant
     (row,) = (row for row in summary["variants"] if row["name"] == name)
+    headline = summary["headline"]["metric"]
+    wanted = (headline, name, variants.BASELINE)
     (pair,) = (
-        pair for pair in summary["comparisons"] if (pair["variant"], pair["reference"]) == (name, variants.BASELINE)
+        pair for pair in summary["comparisons"] if (pair["metric"], pair["variant"], pair["reference"]) == wanted
     )
-    least, most, lost = arguments.recovered_at_least, arguments.accuracy_lost_at_most, -pair["difference_ci95"][0]
+    least, most, lost = arguments.recovered_at_least, arguments.lost_at_most, -pair["difference_ci95"][0]
     found = []
     if not row["recovered_resolved"]:
-        found.append("recovered is not resolved")
+        found.append(f"recovered of {headline} is not resolved")
     elif row["recovered_ci95"][0] < least:
-        found.append(f"recovered may be as low as {row['recovered_ci95'][0]:.4f}, at least {least:g} is asked for")
+        low = f"recovered of {headline} may be as low as {row['recovered_ci95'][0]:.4f}"
+        found.append(f"{low}, at least {least:g} is asked for")
     if lost > most:
-        found.append(f"the accuracy lost may be as high as {lost:.4f}, at most {most:g} is asked for")
+        found.append(f"what {headline} lost may be as high as {lost:.4f}, at most {most:g} is asked for")
     return found
 
 

@@ -59,6 +59,8 @@ def small_config(standin: Path) -> dict:
         "warmup_steps": 2,
         "per_device_train_batch_size": 8,
     }
+    config["evaluation"]["divergence"]["texts"]["facts"]["source"] = str(standin / "text")
+    config["evaluation"]["divergence"] |= {"context": 64, "limit": 512}
     config["evaluation"]["memory"] |= {"max_new_tokens": 4}
     config["evaluation"]["latency"] |= {"input_len": 8, "output_len": 4, "warmup": 1, "iterations": 2}
     return config

@@ -32,7 +32,7 @@ import finetune
 import merge
 import quantize
 from int4_qat.config import layers, quantizations, recipes, variants
-from int4_qat.results import statistics
+from int4_qat.results import metrics, statistics
 from int4_qat.system import errors, files
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,7 @@ def tabulate(results: Path, trials: list[tuple], seeds: list[int]) -> pd.DataFra
     """int4 accuracy over seeds, and its difference from lora without distillation at the same rates and seeds."""
     names = {trial: [f"{arm_name(*trial, seed)}-int4" for seed in seeds] for trial in trials}
     correct = pd.DataFrame({name: read(results, name) for name in itertools.chain(*names.values())})
-    accuracy, resampled = correct.mean(), statistics.pool(statistics.resample(correct), correct)
+    accuracy, resampled = correct.mean(), metrics.scores(metrics.make("mmlu", metrics.SHARE, correct)).resampled
     rows = []
     for (kind, distillation, rate), own in names.items():
         found = statistics.over_seeds(accuracy[own].tolist(), resampled[own].to_numpy())

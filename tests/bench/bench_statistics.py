@@ -13,7 +13,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from int4_qat.results import statistics
+from int4_qat.results import metrics, statistics
 
 QUESTIONS, SUBJECTS, VARIANTS, ROUNDS = 14_042, 57, list("abcde"), 3
 
@@ -26,7 +26,7 @@ def main() -> None:
     seconds = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        statistics.pool(statistics.resample(correct), correct)
+        metrics.scores(metrics.make("mmlu", metrics.SHARE, correct))
         seconds.append(time.perf_counter() - start)
     size = f"{QUESTIONS} questions x {len(VARIANTS)} variants x {statistics.RESAMPLES} resamples"
     print(f"{size}: {standard.median(seconds):.1f} s")

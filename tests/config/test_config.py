@@ -12,6 +12,15 @@ from programs import ROOT
 from workflows import snakemake
 
 MERGED = {"quantization": "int4", "qat_target": "merged", "backend": "transformers"}
+OWN = {
+    "name": "own",
+    "source": str(ROOT / "tests"),
+    "engine": "stock",
+    "num_fewshot": 0,
+    "limit": None,
+    "batch_size": 8,
+    "dtype": "bfloat16",
+}
 DEMO_ON_GPU = [ROOT / "profiles" / folder / "demo.yaml" for folder in ("demo", "gpu")]
 
 
@@ -58,6 +67,16 @@ def test_the_shipped_configs_are_right(config):
         (["evaluation", "chartqa", "source"], "/no/charts", "evaluation.chartqa.source: expected an existing folder"),
         (["evaluation", "tasks", 0, "source"], "standin", "evaluation.tasks[0].source: expected an existing folder"),
         (["evaluation", "tasks", 0, "task"], "mmlu", "evaluation.tasks[0].task: 'mmlu' is measured by a rule of its"),
+        (["evaluation", "questions"], [OWN, OWN], "evaluation.questions[1].name: 'own' is in the list already"),
+        (["evaluation", "questions"], [OWN | {"name": "arc_challenge"}], "[0].name: 'arc_challenge' is in the list"),
+        (["evaluation", "questions"], [OWN | {"name": "mmlu"}], "[0].name: 'mmlu' is measured by a rule of its own"),
+        (["evaluation", "questions"], [OWN | {"source": "/no/own"}], "[0].source: expected an existing folder, found"),
+        (["evaluation", "questions"], [OWN | {"source": "/no/x.parquet"}], "[0].source: expected an existing file"),
+        (["evaluation", "questions"], [OWN | {"name": "wikitext_kl"}], "metrics with names of their own, found 'wiki"),
+        (["evaluation", "headline"], "acc", "evaluation.headline: expected null or one of mmlu, arc_challenge, chart"),
+        (["evaluation", "divergence", "texts"], {}, "evaluation.divergence.texts: {}"),
+        (["evaluation", "divergence", "texts", "wikitext", "source"], "/no/text", "wikitext.source: expected an exist"),
+        (["evaluation", "divergence", "context"], 1, "evaluation.divergence.context: 1 is less than the minimum of 2"),
         (["evaluation", "mmlu", "limit"], 1, "evaluation.mmlu.limit: 1 is less than the minimum of 2"),
         (["models", "gemma-3-12b-it", "source"], CARD["data"]["source"], "expected hf://<owner>/<name>@<commit>"),
         (
@@ -96,11 +115,11 @@ def test_the_shipped_configs_are_right(config):
             "evaluation.latency.vllm_arguments: expected none with engine transformers",
         ),
         (
-            ["publish", "thresholds", "accuracy_lost_at_most"],
+            ["publish", "thresholds", "lost_at_most"],
             1,
-            "publish.thresholds.accuracy_lost_at_most: 1 is greater than or equal to the maximum of 1",
+            "publish.thresholds.lost_at_most: expected less than 1 of mmlu, which is a share, found 1",
         ),
-        (["publish", "thresholds", "accuracy_lost_at_most"], -0.1, "accuracy_lost_at_most: -0.1 is less than the min"),
+        (["publish", "thresholds", "lost_at_most"], -0.1, "lost_at_most: -0.1 is less than the min"),
         (["publish", "thresholds", "recovered_at_least"], 1.1, "recovered_at_least: 1.1 is greater than the maximum"),
         (
             ["publish", "repository"],

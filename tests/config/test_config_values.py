@@ -26,7 +26,7 @@ from workflows import snakemake
         (["evaluation", "mmlu", "limit"], "1e2", 100),
         (["evaluation", "tasks", 0, "num_fewshot"], "25.0", 25),
         (["evaluation", "latency", "batch_sizes"], "[1.0, 8e0]", [1, 8]),
-        (["publish", "thresholds", "accuracy_lost_at_most"], "2e-2", 0.02),
+        (["publish", "thresholds", "lost_at_most"], "2e-2", 0.02),
         (["publish", "private"], "yes", True),
         (["finetune", "gradient_checkpointing"], "off", False),
     ],

@@ -24,7 +24,7 @@ SETTINGS = {
     "model": "tiny",
     "variants": VARIANTS,
     "quantizations": {"int4": entry_of(INT4)},
-    "evaluation": {"chartqa": None},
+    "evaluation": {"chartqa": None, "divergence": None},
     "arms": {"qat": QAT},
 }
 
@@ -43,6 +43,7 @@ def facts(untrained, tmp_path_factory):
 
 def test_the_facts_are_those_of_the_model(facts, untrained):
     assert facts["sees_pictures"]
+    assert facts["longest_text"] == 8192
     assert facts["no_text_passes_through"] == ["model.multi_modal_projector", "model.vision_tower"]
     assert sorted(set(facts["inputs"].values())) == [64, 128]
     assert (facts["bos"], facts["instruction_part"]) == ("<bos>", "<start_of_turn>user\n")
@@ -65,6 +66,10 @@ MISFITS = [
     (
         quantization(group_size=128),
         "quantizations.int4.group_size: expected a divisor of the 64 inputs of model.language",
+    ),
+    (
+        {"evaluation": {"chartqa": None, "divergence": {"context": 8193}}},
+        "evaluation.divergence.context: expected at most 8192, the tokens that tiny takes, found 8193",
     ),
     (
         {"arms": {"qat": QAT | {"response_part": "<|assistant|>\n"}}},
@@ -100,7 +105,7 @@ def test_what_names_something_fits(facts):
 
 def test_charts_for_a_model_that_sees_none(facts):
     (line,) = model_facts.misfits(
-        facts | {"sees_pictures": False}, SETTINGS | {"evaluation": {"chartqa": {"model": "x"}}}
+        facts | {"sees_pictures": False}, SETTINGS | {"evaluation": {"chartqa": {"model": "x"}, "divergence": None}}
     )
     assert line.startswith("evaluation.chartqa: expected null for tiny, since a Gemma3ForConditionalGeneration sees no")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from int4_qat.results.schema.divergence import Divergence, Text
 from int4_qat.results.schema.latency import Batch, Latency
 from int4_qat.results.schema.memory import Memory, Prediction
 from int4_qat.results.schema.mmlu import Mmlu, Scores, Subject
@@ -13,19 +14,67 @@ from int4_qat.results.schema.parity import Parity
 from int4_qat.results.schema.serving import Answer, FirstToken, Load, Serving
 from int4_qat.results.schema.task import Metric, Task
 
-QUESTIONS = 1000
+QUESTIONS, WINDOWS = 1000, 40
 
 
 def write_variant(folder: Path, right: float, generator: np.random.Generator) -> None:
     """Write what every variant has; right is the share of its right answers."""
     folder.mkdir()
-    correct = generator.permutation(np.arange(QUESTIONS) < QUESTIONS * right)
+    write_answers(folder, generator.permutation(np.arange(QUESTIONS) < QUESTIONS * right), generator)
+    in_bf16 = folder.name.endswith("bf16")
+    windows = windows_of(folder.name, 1 - right, generator)
+    windows.to_parquet(folder / "divergence_samples.parquet")
+    made = {"memory": memory(in_bf16), "latency": latency(in_bf16)}
+    for name, content in (made | {"divergence": divergence(windows)}).items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def write_answers(folder: Path, correct: np.ndarray, generator: np.random.Generator) -> None:
+    """Write the answers to MMLU of a variant, and its score."""
     table = pd.DataFrame({"subject": "anatomy", "index": range(QUESTIONS), "correct": correct, "answer": 0})
     table[[f"log_likelihood_{letter}" for letter in "ABCD"]] = generator.normal(size=(QUESTIONS, 4))
     table.to_parquet(folder / "mmlu_samples.parquet")
-    in_bf16 = folder.name.endswith("bf16")
-    for name, content in {"mmlu": mmlu(right), "memory": memory(in_bf16), "latency": latency(in_bf16)}.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "mmlu.json").write_text(json.dumps(mmlu(float(correct.mean()))))
+
+
+def windows_of(name: str, kl: float, generator: np.random.Generator) -> pd.DataFrame:
+    """Return windows of a text; kl is about the divergence of a quantized variant."""
+    losses = np.random.default_rng(1).uniform(200, 400, WINDOWS)  # of base-bf16, the same for all
+    kl = np.zeros(WINDOWS) if name == "base-bf16" else 100 * kl * generator.uniform(0.9, 1.1, WINDOWS)
+    return pd.DataFrame(
+        {
+            "text": "wikitext",
+            "window": range(WINDOWS),
+            "tokens": 100,
+            "kl": kl,
+            "same_top1": 100 - kl,
+            "loss": losses + kl,
+            "base_loss": losses,
+            "kl_from_own_bf16": np.nan if name.endswith("bf16") else kl / 2,
+        }
+    )
+
+
+def divergence(windows: pd.DataFrame) -> Divergence:
+    tokens, sums = int(windows["tokens"].sum()), windows.sum(numeric_only=True)
+    own = windows["kl_from_own_bf16"]
+    text = Text(
+        tokens=tokens,
+        windows=len(windows),
+        kl=sums["kl"] / tokens,
+        kl_from_own_bf16=None if own.isna().all() else own.sum() / tokens,
+        top1_agreement=sums["same_top1"] / tokens,
+        perplexity=float(np.exp(sums["loss"] / tokens)),
+        perplexity_of_base=float(np.exp(sums["base_loss"] / tokens)),
+    )
+    return Divergence(
+        texts={"wikitext": text},
+        protocol={"wikitext": {"context": 101, "limit": None, "bos": "<bos>", "dtype": "bfloat16", "sha256": ""}},
+        same_head=True,
+        versions={"torch": "2.11.0"},
+        int4_path=None,
+        device="NVIDIA H100 80GB HBM3",
+    )
 
 
 def mmlu(right: float) -> Mmlu:

@@ -10,6 +10,7 @@ import pytest
 from configs import CARD, demo_config
 from int4_qat.config import workflow_config
 from int4_qat.results import measurements
+from int4_qat.results.schema.task import Metric
 from int4_qat.system.errors import InputError
 
 
@@ -18,7 +19,7 @@ def names(config):
 
 
 def test_the_config_says_what_is_measured():
-    usual = ["mmlu", "memory", "latency"]
+    usual = ["divergence", "mmlu", "memory", "latency"]
     assert names(demo_config()) == {
         "base-bf16": usual,
         "base-int4": usual,
@@ -27,34 +28,48 @@ def test_the_config_says_what_is_measured():
         "qat-int4": [*usual, "parity"],
     }
     with_all = names(CARD)
-    assert with_all["base-bf16"] == ["mmlu", "arc_challenge", "chartqa", "memory", "latency"]
-    assert with_all["lora-bf16"] == ["mmlu", "arc_challenge", "memory", "latency"]
-    assert with_all["qat-int4"] == ["mmlu", "arc_challenge", "chartqa", "memory", "latency", "parity", "serving"]
+    assert with_all["base-bf16"] == ["divergence", "mmlu", "arc_challenge", "chartqa", "memory", "latency"]
+    assert with_all["lora-bf16"] == ["divergence", "mmlu", "arc_challenge", "memory", "latency"]
+    everything = ["divergence", "mmlu", "arc_challenge", "chartqa", "memory", "latency", "parity", "serving"]
+    assert with_all["qat-int4"] == everything
 
 
 def test_what_the_config_leaves_out_is_not_measured():
     config = copy.deepcopy(CARD)
     config["evaluation"] |= {"chartqa": None, "serving": None, "tasks": []}
     assert names(config) == names(demo_config())
+    config["evaluation"] |= {"divergence": None, "mmlu": None, "questions": [{"name": "own"}]}
+    assert names(config)["base-bf16"] == ["own", "memory", "latency"]
 
 
 def test_no_task_may_have_the_name_of_a_measurement():
-    assert set(workflow_config.MEASURED) == {one.name for one in measurements.table({})}
+    assert set(workflow_config.MEASURED) == {one.name for one in measurements.table((), {})}
 
 
 def test_of_other_variants_publishing_needs_less():
     needed = measurements.to_publish(measurements.asked(CARD), "qat-int4")
     assert needed["qat-int4"] == measurements.asked(CARD)["qat-int4"]
-    assert [one.name for one in needed["lora-int4"]] == ["mmlu", "arc_challenge", "chartqa", "memory", "latency"]
+    assert [one.name for one in needed["lora-int4"]] == [
+        "divergence",
+        "mmlu",
+        "arc_challenge",
+        "chartqa",
+        "memory",
+        "latency",
+    ]
 
 
 def test_serving_is_no_part_of_the_summary():
     shown = measurements.summarized(measurements.asked(CARD))
     assert measurements.paths({"qat-int4": shown["qat-int4"]}) == [
+        "qat-int4/divergence.json",
+        "qat-int4/divergence_samples.parquet",
         "qat-int4/mmlu.json",
         "qat-int4/mmlu_samples.parquet",
         "qat-int4/tasks/arc_challenge.json",
+        "qat-int4/tasks/arc_challenge_samples.parquet",
         "qat-int4/chartqa.json",
+        "qat-int4/chartqa_samples.parquet",
         "qat-int4/memory.json",
         "qat-int4/latency.json",
         "qat-int4/parity.json",
@@ -63,14 +78,16 @@ def test_serving_is_no_part_of_the_summary():
 
 def test_names_stand_for_measurements():
     shown = measurements.asked(CARD)
-    assert measurements.of_names(json.loads(measurements.to_json(shown)), {"arc_challenge": "acc_norm,none"}) == shown
-    with pytest.raises(InputError, match=r"--measured: expected one of mmlu, chartqa, .*, found 'arc_challenge'"):
-        measurements.of_names(json.loads(measurements.to_json(shown)), {})
+    names = json.loads(measurements.to_json(shown))
+    assert measurements.of_names(names, [], {"arc_challenge": "acc_norm,none"}) == shown
+    with pytest.raises(InputError, match=r"--measured: expected one of divergence, mmlu, .*, found 'arc_challenge'"):
+        measurements.of_names(names, [], {})
 
 
 def test_every_key_that_the_table_names_is_in_the_class():
-    for one in (*measurements.table({"arc_challenge": "acc_norm,none"}),):
-        keys = one.schema.__required_keys__ | ({"metric", "value", "stderr"} if one.metric else set())
+    for one in measurements.table(["own"], {"arc_challenge": "acc_norm,none"}):
+        keys = one.schema.__required_keys__
+        keys |= {"metric", *Metric.__required_keys__} if one.metric else set()
         assert {*one.conditions, *one.kept} <= keys
         assert set(one.printed) <= set(one.columns)
 
@@ -102,7 +119,7 @@ def test_the_files_of_a_run_hold_what_their_classes_say(small_run):
     results = small_run.directory / "results" / "demo"
     settings = json.loads((results / "provenance.json").read_text())["settings"]
     asked = measurements.asked(settings)
-    assert len(measurements.paths(asked)) == 5 * 4 + 2
+    assert len(measurements.paths(asked)) == 5 * 6 + 2
     for variant, found in asked.items():
         for one in found:
             content = json.loads((results / variant / one.file).read_text())

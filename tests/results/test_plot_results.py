@@ -14,7 +14,7 @@ import plot_results
 from programs import ROOT, VARIANTS, run_script
 from test_summarize import run
 
-PLOTS = ["accuracy", "recovery_by_group", "recovery_by_subject", "training_loss", "memory", "latency"]
+PLOTS = ["divergence", "headline", "recovery_by_group", "recovery_by_subject", "training_loss", "memory", "latency"]
 FILES = sorted(f"{plot}.{form}" for plot in PLOTS for form in plot_results.FORMATS)
 COLOURS = yaml.safe_load((ROOT / "config.yaml").read_text())["plots"]["colours"]
 PAGES = ["#ffffff", "#0d1117"]
@@ -55,7 +55,7 @@ def test_what_is_not_resolved_is_said(summarized):
         shutil.copy(summarized / "base-bf16" / name, summarized / "base-int4")
     assert run(summarized).returncode == 0
     assert draw(summarized).returncode == 0
-    for plot in ("accuracy", "recovery_by_group"):
+    for plot in ("headline", "recovery_by_group"):
         assert "not resolved" in (summarized / "plots" / f"{plot}.svg").read_text()
 
 
@@ -67,7 +67,7 @@ def test_each_quantized_base_has_its_line(summarized):
         shutil.copytree(summarized / row["name"].replace("w4a16", "int4"), summarized / row["name"])
     (summarized / "summary.json").write_text(json.dumps(summary))
     assert draw(summarized).returncode == 0
-    for plot in ("accuracy", "recovery_by_group"):
+    for plot in ("headline", "recovery_by_group"):
         drawn = (summarized / "plots" / f"{plot}.svg").read_text()
         assert {"<!--  base-int4  -->", "<!--  base-w4a16  -->", "<!--  base-bf16  -->"} <= set(
             re.findall("<!--.*-->", drawn)

@@ -1,5 +1,6 @@
 """The card's own table comes out of the card's own numbers; missing or foreign results are errors."""
 
+import itertools
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 import made_results
-from int4_qat.results import measurements, statistics, summary
+from int4_qat.results import measurements, metrics, statistics, summary
 from programs import VARIANTS, run_script
 
 CARD = {
@@ -33,11 +34,11 @@ def test_the_cards_normalized_degradation():
 
 def measured(names, tasks=()):
     """What is measured of some variants, by the names of the measurements."""
-    own = ["mmlu", *(task.partition("=")[0] for task in tasks), "memory", "latency"]
+    own = ["divergence", "mmlu", *(task.partition("=")[0] for task in tasks), "memory", "latency"]
     return {name: [*own, *(["parity"] if measurements.has_parity(name) else [])] for name in names}
 
 
-def run(results, names=VARIANTS, tasks=(), references=None):
+def run(results, names=VARIANTS, tasks=(), references=None, headline="mmlu"):
     arms = {"qat": {"quantization": "int4", "seed": 1}}
     references = references or dict.fromkeys(names, "base-int4")
     return run_script(
@@ -45,7 +46,7 @@ def run(results, names=VARIANTS, tasks=(), references=None):
         *("--model", "m", "--results", results, "--measured", json.dumps(measured(names, tasks))),
         *("--arms", json.dumps(arms), "--references", json.dumps(references)),
         *("--data-report", results / "report.json", "--costs", results / "costs.json"),
-        *("--contamination", results / "contamination.json", "--tasks", *tasks),
+        *("--contamination", results / "contamination.json", "--tasks", *tasks, "--headline", headline),
         *("--json", results / "summary.json", "--csv", results / "summary.csv"),
     )
 
@@ -76,11 +77,12 @@ def test_columns_of_the_three_tables(results):
 
 
 def test_pairs_are_settled_or_said_not_to_be(results):
-    path = results / "qat-int4" / "mmlu_samples.parquet"
     base = pd.read_parquet(results / "base-int4" / "mmlu_samples.parquet")
-    base.assign(correct=base["correct"] ^ (base["index"] < 2)).to_parquet(path)
+    made_results.write_answers(
+        results / "qat-int4", (base["correct"] ^ (base["index"] < 2)).to_numpy(), np.random.default_rng(0)
+    )
     result = run(results)
-    pairs = json.loads((results / "summary.json").read_text())["comparisons"]
+    pairs = [pair for pair in json.loads((results / "summary.json").read_text())["comparisons"] if "mcnemar_p" in pair]
     assert {(pair["variant"], pair["reference"]): pair["resolved"] for pair in pairs} == {
         ("base-int4", "base-bf16"): True,
         ("qat-int4", "base-int4"): False,
@@ -90,13 +92,14 @@ def test_pairs_are_settled_or_said_not_to_be(results):
 
 
 def test_int4_that_costs_nothing_has_no_ratio(results):
-    for name in VARIANTS[1:]:
-        shutil.copy(results / "base-bf16" / "mmlu_samples.parquet", results / name)
+    for name, file in itertools.product(VARIANTS[1:], ["mmlu.json", "mmlu_samples.parquet"]):
+        shutil.copy(results / "base-bf16" / file, results / name)
     result = run(results)
     qat = json.loads((results / "summary.json").read_text())["variants"][-1]
     assert (qat["recovered"], qat["recovered_ci95"], qat["recovered_resolved"]) == (None, None, False)
     assert pd.read_csv(results / "summary.csv")["recovered"].isna().all()
-    assert "not resolved" in next(line for line in result.stdout.splitlines() if "qat-int4" in line)
+    lines = result.stdout.splitlines()
+    assert "not resolved" in next(line for line in lines[lines.index("variants") :] if "qat-int4" in line)
 
 
 def test_pairs_of_interest():
@@ -150,16 +153,15 @@ def test_arms_that_differ_in_their_seed_are_one_group():
     names = ["base-bf16", "base-int4", *(f"{arm}-int4" for arm in ARMS)]
     accuracies = [0.7, 0.5, 0.51, 0.52, 0.53, 0.61, 0.62, 0.63]
     references = dict.fromkeys(names, "base-int4")
-    rows = [
-        {"name": name, "quantized_baseline": references[name], "mmlu": {"accuracy": value}}
-        for name, value in zip(names, accuracies, strict=True)
-    ]
     compared = [
         {"variant": name, "reference": reference, "difference": 0.01}
         for name, reference in summary.pairs(names, ARMS, references)
     ]
     resampled = pd.DataFrame(np.random.default_rng(0).normal(accuracies, 0.004, (1000, 8)), columns=names)
-    found = summary.seeds(rows, compared, resampled, ARMS)
+    metric = metrics.Metric("mmlu", metrics.SHARE, pd.DataFrame(columns=names), {}, 1000)
+    scores = metrics.Scores(dict(zip(names, accuracies, strict=True)), resampled)
+    asked = summary.Asked(measurements.MMLU, {}, metric, scores)
+    found = summary.seeds(asked, references, compared, ARMS)
     lora, qat = ([f"{name}_{seed}-int4" for seed in (1, 2, 3)] for name in ("lora", "qat"))
     assert [group["variants"] for group in found["accuracy"]] == [lora, qat]
     assert found["accuracy"][0]["sd_between_seeds"] == pytest.approx(0.01)
@@ -179,14 +181,92 @@ def test_a_missing_result_is_an_error(results, name):
     assert not (results / "summary.json").exists()
 
 
+def divergence_of(results):
+    rows = json.loads((results / "summary.json").read_text())["variants"]
+    return {row["name"]: row["divergence"]["wikitext"] for row in rows}
+
+
+def test_the_divergence_is_that_of_the_windows(results):
+    assert run(results).returncode == 0
+    found = divergence_of(results)
+    base = found["base-bf16"]
+    assert base["kl"] == {"value": 0, "ci95": [0, 0]}
+    assert base["top1_agreement"]["value"] == base["perplexity_ratio"]["value"] == 1
+    assert base["kl_from_own_bf16"] is None
+    windows = pd.read_parquet(results / "qat-int4" / "divergence_samples.parquet")
+    qat = found["qat-int4"]
+    assert qat["kl"]["value"] == pytest.approx(windows["kl"].sum() / 4000)
+    # A mean over windows of the same length: its normal interval.
+    half = 1.96 * windows["kl"].std() / 100 / np.sqrt(len(windows))
+    assert qat["kl"]["ci95"] == pytest.approx([qat["kl"]["value"] - half, qat["kl"]["value"] + half], rel=0.005)
+    assert qat["perplexity"]["value"] == pytest.approx(np.exp(windows["loss"].mean() / 100))
+    assert qat["perplexity_ratio"]["value"] == pytest.approx(np.exp(qat["kl"]["value"]))  # as these were made
+    assert qat["kl_from_own_bf16"]["value"] == pytest.approx(qat["kl"]["value"] / 2)
+
+
+def test_what_was_recovered_of_the_divergence(results):
+    assert run(results).returncode == 0
+    found = divergence_of(results)
+    kl = {name: text["kl"]["value"] for name, text in found.items()}
+    loss = {name: np.log(text["perplexity"]["value"]) for name, text in found.items()}
+    recovered = found["qat-int4"]["recovered"]
+    assert recovered["kl"]["value"] == pytest.approx(1 - kl["qat-int4"] / kl["base-int4"])
+    expected = (loss["base-int4"] - loss["qat-int4"]) / (loss["base-int4"] - loss["base-bf16"])
+    assert recovered["perplexity"]["value"] == pytest.approx(expected)
+    for one in recovered.values():
+        low, high = one["ci95"]
+        assert low < one["value"] < high < low + 0.1  # paired: of each alone the interval would be as wide as the text
+    assert (found["base-int4"]["recovered"]["kl"]["value"], found["base-bf16"]["recovered"]["kl"]["value"]) == (0, 1)
+    table = pd.read_csv(results / "summary.csv")
+    assert table["wikitext_kl_recovered"].tolist() == pytest.approx([1, 0, recovered["kl"]["value"]])
+
+
+@pytest.mark.parametrize("headline", ["wikitext_kl", "wikitext_perplexity", "wikitext_top1_agreement"])
+def test_the_headline_is_any_metric(results, headline):
+    result = run(results, headline=headline)
+    assert result.returncode == 0, result.stderr
+    summarized = json.loads((results / "summary.json").read_text())
+    metric = headline.removeprefix("wikitext_")
+    assert summarized["headline"]["higher_is_better"] == (metric == "top1_agreement")
+    for row in summarized["variants"]:
+        text = row["divergence"]["wikitext"]
+        assert row["headline"] == text[metric]
+        assert (row["recovered"], row["recovered_ci95"]) == (
+            text["recovered"][metric]["value"],
+            text["recovered"][metric]["ci95"],
+        )
+    pair = summarized["comparisons"][0]
+    assert (pair["metric"], pair["difference"] < 0, pair["resolved"]) == (headline, True, True)  # base-int4, base-bf16
+    assert f"recovered of {headline}" in result.stdout
+
+
+def test_a_headline_that_was_not_measured_is_an_error(results):
+    result = run(results, headline="wikitext_bpc")
+    assert result.returncode == 1
+    assert "evaluation.headline: expected one of wikitext_kl, " in result.stderr
+
+
+def test_floats_in_place_of_int4_have_no_speedup(results):
+    path = results / "qat-int4" / "latency.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dequantized": True}))
+    result = run(results)
+    assert result.returncode == 0
+    latencies = {row["name"]: row["latency"] for row in json.loads((results / "summary.json").read_text())["variants"]}
+    qat = latencies["qat-int4"]
+    assert (qat["speedup"], qat["no_speedup"]) == (None, "the quantized weights were turned into floats")
+    assert [batch["speedup"] for batch in qat["batches"]] == [None, None]
+    assert latencies["base-int4"]["speedup"] == pytest.approx(1.73, abs=0.005)
+    table = pd.read_csv(results / "summary.csv").set_index("variant")
+    assert table.loc["qat-int4"].filter(like="speedup").isna().all()
+
+
 def test_samples_of_another_run_are_an_error(results):
     path = results / "qat-int4" / "mmlu_samples.parquet"
     table = pd.read_parquet(path)
     table.iloc[:-1].to_parquet(path)
-    assert "expected 1000 questions, found 999" in run(results).stderr
-    table["index"] += 1
-    table.to_parquet(path)
-    assert "qat-int4: asked other questions than base-bf16" in run(results).stderr
+    assert "qat-int4: asked other questions of mmlu than base-bf16" in run(results).stderr
+    table.assign(correct=False).to_parquet(path)
+    assert f"{path}: gives mmlu 0.0, mmlu.json says 0.8" in run(results).stderr
 
 
 def test_further_tasks_stand_in_the_table(results):

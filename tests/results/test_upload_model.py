@@ -161,7 +161,7 @@ def test_the_gate_says_what_stands_against_it(finished, path, keys, value, expec
             variant="qat-int4",
             repository=REPOSITORY,
             recovered_at_least=-1.0,
-            accuracy_lost_at_most=1.0,
+            lost_at_most=1.0,
         )
     )
     assert len(found) == 1

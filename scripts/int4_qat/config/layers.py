@@ -4,7 +4,15 @@ import copy
 from collections.abc import Mapping
 
 # What is given in place of one of these stands there alone: a merge would run the models of both layers.
-REPLACED_WHOLE = {("models",), ("finetune", "arms"), ("quantizations",), ("variants",), ("evaluation", "tasks")}
+REPLACED_WHOLE = {
+    ("models",),
+    ("finetune", "arms"),
+    ("quantizations",),
+    ("variants",),
+    ("evaluation", "divergence", "texts"),
+    ("evaluation", "questions"),
+    ("evaluation", "tasks"),
+}
 WORDS = {"true": True, "false": False, "null": None}
 
 

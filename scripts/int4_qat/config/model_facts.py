@@ -11,7 +11,17 @@ from pathlib import Path
 from int4_qat.checkpoint import module_names
 from int4_qat.config import variants
 
-KEYS = {"class", "sees_pictures", "modules", "inputs", "conversation", "instruction_part", "response_part", "bytes"}
+KEYS = {
+    "class",
+    "sees_pictures",
+    "longest_text",
+    "modules",
+    "inputs",
+    "conversation",
+    "instruction_part",
+    "response_part",
+    "bytes",
+}
 FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM makes one layer of each group
 
 
@@ -26,6 +36,10 @@ def misfits(facts: dict, settings: dict) -> Iterator[str]:
             yield from undivided(facts, recipe, arm)
     if settings["evaluation"]["chartqa"] and not facts["sees_pictures"]:
         yield f"evaluation.chartqa: expected null for {settings['model']}, since a {facts['class']} sees no pictures"
+    divergence, longest = settings["evaluation"]["divergence"], facts["longest_text"]
+    if divergence and longest and divergence["context"] > longest:
+        expected = f"at most {longest}, the tokens that {settings['model']} takes"
+        yield f"evaluation.divergence.context: expected {expected}, found {divergence['context']}"
 
 
 def idle_exceptions(facts: dict, quantization: str, ignore: list[str]) -> Iterator[str]:

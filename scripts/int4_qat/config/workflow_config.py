@@ -13,6 +13,7 @@ from int4_qat.config import (
     config_values,
     layers,
     limits,
+    metric_names,
     model_facts,
     quantizations,
     recipes,
@@ -25,7 +26,8 @@ from int4_qat.system import sources
 
 DATA_REPORT = Path("resources/mmlu/report.json")  # of download_mmlu
 MODELS = Path("resources/models")  # of download_model, with the facts of each in <model>.json
-MEASURED = ("mmlu", "chartqa", "memory", "latency", "parity", "serving")  # a test holds them against the measurements
+# What no set of questions and no task may be called; a test holds them against the measurements.
+MEASURED = ("divergence", "mmlu", "chartqa", "memory", "latency", "parity", "serving")
 
 
 def of_run(workflow: str, given: Mapping, overrides: Mapping, configfiles: Iterable[Path | str]) -> dict:
@@ -56,12 +58,13 @@ def problems(config: dict, rules: dict) -> list[str]:
     """What is wrong, a line each; the schema comes first, since the rest relies on it."""
     lines = schema_errors.lines(config, rules) or [
         *_missing_sources(config),
-        *_repeated_tasks(config),
+        *_taken_names(config),
         *quantizations.problems(config["quantizations"]),
         *_unknown_quantizations(config),
         *_unknown_variants(config),
     ]
     lines = lines or [
+        *metric_names.problems(config["evaluation"]),
         *_missing_references(config),
         *_misfits(config),
         *_idle_words(config),
@@ -69,15 +72,19 @@ def problems(config: dict, rules: dict) -> list[str]:
         *_too_few_examples(config),
         *_misfits_of_models(config),
     ]
-    return lines or _unpublishable(config)
+    return lines or [*_unpublishable(config), *_idle_threshold(config)]
 
 
 def _missing_sources(config: dict) -> list[str]:
     evaluation = config["evaluation"]
     made = {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
     made["data.source"] = config["data"]["source"]
+    texts = metric_names.texts(evaluation)
+    made |= {f"evaluation.divergence.texts.{name}.source": text["source"] for name, text in texts.items()}
     named = made | {
-        f"evaluation.tasks[{index}].source": task["source"] for index, task in enumerate(evaluation["tasks"])
+        f"evaluation.{table}[{index}].source": entry["source"]
+        for table in ("questions", "tasks")
+        for index, entry in enumerate(evaluation[table])
     }
     if evaluation["chartqa"]:
         named["evaluation.chartqa.source"] = evaluation["chartqa"]["source"]
@@ -91,8 +98,10 @@ def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> lis
         top = "".join(Path(source).parts[:1])
         if top in sources.WRITTEN:
             return [f"{key}: the workflow writes to '{top}'; keep '{source}' elsewhere"]
-        if not os.path.isdir(source):
-            return [f"{key}: expected an existing folder, found none at {source!r}"]
+        is_table = key.startswith("evaluation.questions") and source.endswith(".parquet")
+        if not (os.path.isfile(source) if is_table else os.path.isdir(source)):
+            kind = "file" if is_table else "folder"
+            return [f"{key}: expected an existing {kind}, found none at {source!r}"]
         return list(_wildcards(key, [source, *sources.local_files(source)]))
     kind = "" if key.startswith("models.") else "datasets/"
     expected = f"hf://{kind}<owner>/<name>@<commit>"
@@ -107,18 +116,17 @@ def _wildcards(key: str, paths: Iterable[str]) -> Iterator[str]:
         return
 
 
-def _repeated_tasks(config: dict) -> list[str]:
-    names = [task["task"] for task in config["evaluation"]["tasks"]]
-    lines = [
-        f"evaluation.tasks[{index}].task: '{name}' is measured by a rule of its own"
-        for index, name in enumerate(names)
-        if name in MEASURED
-    ]
-    return lines + [
-        f"evaluation.tasks[{index}].task: '{name}' is in the list already"
-        for index, name in enumerate(names)
-        if name in names[:index]
-    ]
+def _taken_names(config: dict) -> Iterator[str]:
+    """Tasks and sets of questions with the name of something else that is measured."""
+    taken = set(MEASURED)
+    for table, key in (("tasks", "task"), ("questions", "name")):
+        for index, entry in enumerate(config["evaluation"][table]):
+            name = entry[key]
+            if name in MEASURED:
+                yield f"evaluation.{table}[{index}].{key}: '{name}' is measured by a rule of its own"
+            elif name in taken:
+                yield f"evaluation.{table}[{index}].{key}: '{name}' is in the list already"
+            taken.add(name)
 
 
 def _unknown_quantizations(config: dict) -> Iterator[str]:
@@ -204,9 +212,9 @@ def _split_layers(config: dict) -> list[str]:
 
 def _too_few_examples(config: dict) -> list[str]:
     """More shots than the data have examples, if those were downloaded; else download_mmlu says so."""
-    source = config["data"]["source"]
+    source, asked = config["data"]["source"], config["evaluation"]["mmlu"]
     examples = _known_of(source, DATA_REPORT).get("fewest_examples")
-    shots = config["evaluation"]["mmlu"]["num_fewshot"]
+    shots = asked["num_fewshot"] if asked else 0
     if not examples or examples["count"] >= shots:
         return []
     found = f"dev of {source} has {examples['count']} of '{examples['subject']}'"
@@ -241,6 +249,9 @@ def _old_keys(config: dict) -> Iterator[str]:
     for name, entry in table.items() if isinstance(table, dict) else ():
         if isinstance(entry, dict) and "skip" in entry:
             yield f"quantizations.{name}.skip: expected `ignore`, which takes the same names"
+    thresholds = publish.get("thresholds") if isinstance(publish := config.get("publish"), dict) else None
+    if isinstance(thresholds, dict) and "accuracy_lost_at_most" in thresholds:
+        yield "publish.thresholds.accuracy_lost_at_most: expected `lost_at_most`, which is of `evaluation.headline`"
     finetune = config.get("finetune")
     arms = finetune.get("arms") if isinstance(finetune, dict) else None
     if isinstance(finetune, dict) and "qat_scheme" in finetune:
@@ -249,6 +260,14 @@ def _old_keys(config: dict) -> Iterator[str]:
         if isinstance(changes, dict) and "qat_scheme" in changes:
             key = f"finetune.arms.{arm}.qat_scheme"
             yield f"{key}: expected `quantization`, a name from the table `quantizations` or null"
+
+
+def _idle_threshold(config: dict) -> Iterator[str]:
+    """A loss that no share of questions can exceed."""
+    evaluation, most = config["evaluation"], config["publish"]["thresholds"]["lost_at_most"]
+    headline = metric_names.headline(evaluation)
+    if most >= 1 and headline in (*metric_names.question_sets(evaluation), metric_names.CHARTQA):
+        yield f"publish.thresholds.lost_at_most: expected less than 1 of {headline}, which is a share, found {most}"
 
 
 def _unpublishable(config: dict) -> list[str]:

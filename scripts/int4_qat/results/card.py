@@ -4,6 +4,7 @@ A figure that is missing, or that the summary holds differently from the file it
 block is huggingface_hub's own, and is read back by it.
 """
 
+import functools
 import json
 import shlex
 from collections import Counter
@@ -15,7 +16,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from int4_qat.config import variants
 from int4_qat.config.recipes import STANDIN
 from int4_qat.data import hub
-from int4_qat.results import measurements
+from int4_qat.results import measurements, metrics
+from int4_qat.results.measurements import MMLU
 from int4_qat.system import files, sources
 from int4_qat.system.errors import InputError
 
@@ -34,7 +36,9 @@ def render(results: Path, settings: dict) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {function.__name__: function for function in (percent, interval, size, p_value, code, shell)}
+    written = {"of_headline": functools.partial(of_headline, figures["summary"]["headline"])}
+    functions = (percent, interval, number, share, size, p_value, code, shell)
+    environment.filters |= {function.__name__: function for function in functions} | written
     try:
         text = environment.get_template(TEMPLATE).render(figures)
         card = f"---\n{metadata(figures).to_yaml()}\n---\n\n{text}"
@@ -59,10 +63,14 @@ def gather(results: Path, settings: dict) -> dict:
     manifest = files.read_json(folder / "checkpoint" / "manifest.json")
     check_quantization(folder, manifest, settings)
     check_settings(folder, settings)
-    asked = [one for one in measurements.asked(settings)[name] if not one.metric]
+    measured = measurements.asked(settings)[name]
+    runs = {one.name: measurements.read(folder, one) for one in measured}
     return {
-        **dict.fromkeys(one.name for one in measurements.OTHERS),
-        **{one.name: measurements.read(folder, one) for one in asked},
+        **dict.fromkeys(one.name for one in measurements.table((), {})),
+        **{one.name: runs[one.name] for one in measured if not one.group},
+        "measured": measured,
+        "runs": runs,
+        "versions": {package: of for run in runs.values() for package, of in run.get("versions", {}).items()},
         "summary": summary,
         "rows": rows,
         "name": name,
@@ -81,6 +89,11 @@ def gather(results: Path, settings: dict) -> dict:
         "auto_class": "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM",
         "profile": profile(settings),
         "pairs": [pair for pair in summary["comparisons"] if pair["variant"] == name],
+        "asked": {
+            one.name: {variant: measurements.part(row, one) for variant, row in rows.items()}
+            for one in measured
+            if one.samples and one.samples.of_choices
+        },
         # What lm-eval ran besides MMLU, by task: metric, value, stderr.
         "tasks": rows[name]["tasks"],
         "charts": {variant: row["chartqa"] for variant, row in rows.items() if row["chartqa"]},
@@ -153,18 +166,6 @@ def metadata(figures: dict) -> ModelCardData:
     """Return what the Hub indexes."""
     settings, base, data = figures["settings"], figures["base"], figures["data"]
     repository = settings["card"]["repository"]
-    accuracy = EvalResult(
-        task_type="multiple-choice",
-        task_name="multiple choice",
-        dataset_type=data["repository"] or "mmlu",
-        dataset_name="MMLU" + (" (a stand-in with invented facts)" if "data" in figures["standins"] else ""),
-        dataset_config="all",
-        dataset_split="test",
-        dataset_revision=data["revision"],
-        metric_type="accuracy",
-        metric_name="accuracy",
-        metric_value=round(figures["published"]["mmlu"]["accuracy"], 4),
-    )
     recipe = figures["recipe"]
     return ModelCardData(
         base_model=base["repository"],
@@ -175,7 +176,7 @@ def metadata(figures: dict) -> ModelCardData:
         license=settings["card"]["license"],
         license_link=settings["card"]["license_link"],
         datasets=[data["repository"]] if data["repository"] else None,
-        metrics=["accuracy"],
+        metrics=["accuracy"] if figures["asked"] else None,
         tags=[
             figures["quantizer"],
             figures["number"],
@@ -184,8 +185,34 @@ def metadata(figures: dict) -> ModelCardData:
             *(["stand-in"] if figures["standins"] else []),
         ],
         model_name=repository.split("/")[1] if repository else f"{settings['model']}-{figures['name']}",
-        eval_results=[accuracy, *task_results(figures)],
+        eval_results=[*question_results(figures), *task_results(figures)] or None,
     )
+
+
+def question_results(figures: dict) -> list[EvalResult]:
+    """Return the published variant's accuracies on MMLU and on one's own questions."""
+    settings, standin = (
+        figures["settings"],
+        " (a stand-in with invented facts)" if "data" in figures["standins"] else "",
+    )
+    sources = {entry["name"]: source_of(entry["source"]) for entry in settings["evaluation"]["questions"]}
+    names = dict.fromkeys(sources) | {MMLU.name: f"MMLU{standin}"}
+    sources[MMLU.name] = figures["data"]
+    return [
+        EvalResult(
+            task_type="multiple-choice",
+            task_name="multiple choice",
+            dataset_type=sources[name]["repository"] or name,
+            dataset_name=names[name] or name,
+            dataset_config="all",
+            dataset_split="test",
+            dataset_revision=sources[name]["revision"],
+            metric_type="accuracy",
+            metric_name="accuracy",
+            metric_value=round(scores[figures["name"]]["accuracy"], 4),
+        )
+        for name, scores in figures["asked"].items()
+    ]
 
 
 def task_results(figures: dict) -> list[EvalResult]:
@@ -213,6 +240,22 @@ def percent(value: float | None, form: str = ".2f") -> str:
 def interval(ci95: list[float] | None, form: str = ".2f") -> str:
     """Return ' [71.13, 71.89]', in percent; nothing where there is none."""
     return f" [{100 * ci95[0]:{form}}, {100 * ci95[1]:{form}}]" if ci95 else ""
+
+
+def number(shown: dict, form: str) -> str:
+    """Return '0.1234 [0.1210, 0.1258]' of a value with its interval."""
+    low, high = shown["ci95"] or (None, None)
+    return f"{shown['value']:{form}}" + ("" if low is None else f" [{low:{form}}, {high:{form}}]")
+
+
+def share(shown: dict, form: str = ".2f") -> str:
+    """Return '65.00% [58.00, 71.00]' of a value with its interval."""
+    return percent(shown["value"], form) + interval(shown["ci95"], form)
+
+
+def of_headline(headline: dict, value: float) -> str:
+    """Return a value of the headline, in percent if it is a share."""
+    return percent(value) if headline["unit"] == metrics.SHARE.unit else f"{value:.4f}"
 
 
 def size(gigabytes: float) -> str:

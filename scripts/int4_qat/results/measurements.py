@@ -5,22 +5,42 @@ A further measurement is a program with its rule, a class of what its file holds
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from int4_qat.config import variants
+import pandas as pd
+
+from int4_qat.config import metric_names, variants
+from int4_qat.data import mmlu_parquet
+from int4_qat.results import metrics
+from int4_qat.results.metrics import Metric
 from int4_qat.results.schema.chartqa import ChartQA
+from int4_qat.results.schema.divergence import Divergence
 from int4_qat.results.schema.latency import Batch, Latency
 from int4_qat.results.schema.memory import Memory
 from int4_qat.results.schema.mmlu import Mmlu
 from int4_qat.results.schema.parity import Parity
+from int4_qat.results.schema.questions import Questions
 from int4_qat.results.schema.serving import Serving
 from int4_qat.results.schema.task import Task
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
 
+DEQUANTIZED = "the quantized weights were turned into floats"
 TIMES = ("batch_size", "mean_s", "std_s", "percentiles_s", "bandwidth_limit_percent")  # of a batch size
+
+
+class Samples(NamedTuple):
+    """A table beside a measurement, of which its metrics are made again."""
+
+    file: str  # in the folder of a variant
+    key: list[str]  # columns that name a unit; the first is its stratum
+    columns: list[str]
+    metrics: Callable[[str, Mapping[str, pd.DataFrame], dict], list[Metric]]  # of its name, tables, base-bf16's content
+    reported: Callable[[dict], list[float]]  # the same figures as the measurement itself gives them
+    interval: str = "ci95"  # key of the summary
+    of_choices: bool = False  # answers to questions with choices, each with its log-likelihood
 
 
 class Measurement(NamedTuple):
@@ -33,12 +53,13 @@ class Measurement(NamedTuple):
     setting: str | None = None  # key of `evaluation` in the config; null leaves the measurement out
     of: Callable[[str], bool] = lambda variant: True  # whether a variant has it
     conditions: tuple[str, ...] = ()  # keys that must hold the same in two variants that are compared
-    kept: tuple[str, ...] = ()  # keys that the summary repeats; it shows nothing of a measurement without any
+    kept: tuple[str, ...] = ()  # keys that the summary repeats; without any, and without samples, it shows nothing
     derived: Callable[[dict, dict], dict] | None = None  # what follows from a variant's file and base-bf16's
     columns: Mapping[str, str] = {}  # of summary.csv, each with the key of the summary that it shows
     printed: tuple[str, ...] = ()  # columns that the log shows as well
     published_alone: bool = False  # publishing needs it of the published variant alone, not of every one
-    samples: str | None = None  # a table beside the file, a row a question
+    samples: Samples | None = None
+    group: str | None = None  # of several measurements of one kind: where they stand together in the summary
     metric: str | None = None  # of a task of lm-eval's: the one that counts
 
 
@@ -61,10 +82,18 @@ def memory_reductions(memory: Memory, baseline: Memory) -> dict:
 
 
 def speedups(latency: Latency, baseline: Latency) -> dict:
-    """Return the speedup of the first batch size, and the times and speedups of all."""
+    """Return the speedup of the first batch size, and the times and speedups of all.
+
+    There is none of weights that were turned into floats: what was timed is not what is deployed.
+    """
     pairs = zip(latency["batches"], baseline["batches"], strict=True)
-    batches = [{key: batch[key] for key in TIMES} | speedup(batch, plain) for batch, plain in pairs]
-    return {"speedup": batches[0]["speedup"], "speedup_std": batches[0]["speedup_std"], "batches": batches}
+    no_speedup = {"speedup": None, "speedup_std": None}
+    batches = [
+        {key: batch[key] for key in TIMES} | (no_speedup if latency["dequantized"] else speedup(batch, plain))
+        for batch, plain in pairs
+    ]
+    first = {key: batches[0][key] for key in no_speedup}
+    return first | {"no_speedup": DEQUANTIZED if latency["dequantized"] else None, "batches": batches}
 
 
 def speedup(batch: Batch, baseline: Batch) -> dict:
@@ -74,6 +103,55 @@ def speedup(batch: Batch, baseline: Batch) -> dict:
     return {"speedup": ratio, "speedup_std": None if None in spreads else ratio * math.hypot(*spreads)}
 
 
+def of_answers(file: str) -> Samples:
+    """Return the table of the answers to some questions."""
+    return Samples(
+        file=file,
+        key=["subject", "index"],
+        columns=["correct", "answer"],
+        metrics=metrics.of_answers,
+        reported=accuracy,
+        interval="accuracy_ci95",
+        of_choices=True,
+    )
+
+
+def accuracy(content: Mmlu | Questions) -> list[float]:
+    """Return the figure of some questions."""
+    return [content["accuracy"]]
+
+
+def relaxed_accuracy(content: ChartQA) -> list[float]:
+    """Return the figure of all charts."""
+    return [content["relaxed_overall"]]
+
+
+def value(content: dict) -> list[float]:
+    """Return the figure of a task: its metric that counts."""
+    return [content["value"]]
+
+
+def of_texts(content: Divergence) -> list[float]:
+    """Return the figures of all texts in the order of their metrics."""
+    return [text[metric] for text in content["texts"].values() for metric in metric_names.OF_TEXTS]
+
+
+ANSWERED = ("accuracy", "stderr", "questions", "prompts_over_max_length")
+DIVERGENCE = Measurement(
+    name="divergence",
+    file="divergence.json",
+    schema=Divergence,
+    rule="evaluate_divergence",
+    setting="divergence",
+    conditions=("protocol", "versions", "device"),
+    samples=Samples(
+        file="divergence_samples.parquet",
+        key=["text", "window"],
+        columns=["tokens", "kl", "same_top1", "loss", "kl_from_own_bf16"],
+        metrics=metrics.of_texts,
+        reported=of_texts,
+    ),
+)
 MMLU = Measurement(
     name="mmlu",
     file="mmlu.json",
@@ -81,8 +159,9 @@ MMLU = Measurement(
     rule="gather_mmlu",
     setting="mmlu",
     conditions=("settings", "versions"),
-    kept=("accuracy", "stderr", "questions", "prompts_over_max_length", "subjects"),
-    samples="mmlu_samples.parquet",
+    kept=(*ANSWERED, "subjects"),
+    columns={"accuracy": "accuracy", "stderr": "stderr"},
+    samples=of_answers("mmlu_samples.parquet"),
 )
 OTHERS = (
     Measurement(
@@ -94,6 +173,13 @@ OTHERS = (
         of=sees_charts,
         conditions=("versions",),
         kept=("relaxed_overall", "human", "augmented", "stderr", "questions", "dequantized"),
+        samples=Samples(
+            file="chartqa_samples.parquet",
+            key=["type", "index"],
+            columns=["correct"],
+            metrics=metrics.of_answers,
+            reported=relaxed_accuracy,
+        ),
         columns={"chartqa": "relaxed_overall"},
         printed=("chartqa",),
     ),
@@ -162,29 +248,55 @@ def task(name: str, metric: str) -> Measurement:
         schema=Task,
         rule="evaluate_task",
         conditions=("settings", "versions"),
-        kept=("metric", "value", "stderr"),
+        kept=("metric", "value", "stderr", "higher_is_better"),
         columns={name: "value", f"{name}_stderr": "stderr"},
         printed=(name,),
+        samples=Samples(
+            file=f"tasks/{name}_samples.parquet",
+            key=["member", "document"],
+            columns=["metric", "value", "weight"],
+            metrics=metrics.of_task,
+            reported=value,
+        ),
+        group="tasks",
         metric=metric,
     )
 
 
-def table(tasks: Mapping[str, str]) -> tuple[Measurement, ...]:
-    """Return all that can be measured, with some tasks of lm-eval's, each with the metric that counts."""
-    return (MMLU, *(task(name, metric) for name, metric in tasks.items()), *OTHERS)
+def questions(name: str) -> Measurement:
+    """Return the measurement of a set of one's own questions."""
+    return Measurement(
+        name=name,
+        file=f"questions/{name}.json",
+        schema=Questions,
+        rule="evaluate_questions",
+        conditions=("settings", "versions"),
+        kept=(*ANSWERED, "groups"),
+        columns={name: "accuracy", f"{name}_stderr": "stderr"},
+        printed=(name,),
+        samples=of_answers(f"questions/{name}_samples.parquet"),
+        group="questions",
+    )
+
+
+def table(question_sets: Iterable[str], tasks: Mapping[str, str]) -> tuple[Measurement, ...]:
+    """Return all that can be measured, with one's own questions, and some tasks of lm-eval's, each with its metric."""
+    own = [questions(name) for name in question_sets]
+    return (DIVERGENCE, MMLU, *own, *(task(name, metric) for name, metric in tasks.items()), *OTHERS)
 
 
 def asked(settings: dict) -> dict[str, list[Measurement]]:
     """Return what is measured of each variant, by a config or by the settings of one of its models."""
     evaluation = settings["evaluation"]
     tasks = {entry["task"]: entry["metric"] for entry in evaluation["tasks"]}
-    wanted = [one for one in table(tasks) if one.setting is None or evaluation.get(one.setting)]
+    own = [entry["name"] for entry in evaluation["questions"]]
+    wanted = [one for one in table(own, tasks) if one.setting is None or evaluation.get(one.setting)]
     return {variant: [one for one in wanted if one.of(variant)] for variant in settings["variants"]}
 
 
 def summarized(measured: Mapping[str, list[Measurement]]) -> dict[str, list[Measurement]]:
     """Return those of some measurements of variants that the summary shows."""
-    return {variant: [one for one in found if one.kept] for variant, found in measured.items()}
+    return {variant: [one for one in found if one.kept or one.samples] for variant, found in measured.items()}
 
 
 def to_publish(measured: Mapping[str, list[Measurement]], published: str) -> dict[str, list[Measurement]]:
@@ -198,7 +310,12 @@ def to_publish(measured: Mapping[str, list[Measurement]], published: str) -> dic
 def paths(measured: Mapping[str, list[Measurement]]) -> list[str]:
     """Return the files of measurements of variants, in the folder of the model, tables of samples among them."""
     every = [(variant, one) for variant, found in measured.items() for one in found]
-    return [f"{variant}/{file}" for variant, one in every for file in (one.file, one.samples) if file]
+    return [f"{variant}/{file}" for variant, one in every for file in files_of(one)]
+
+
+def files_of(measurement: Measurement) -> list[str]:
+    """Return the files of a measurement in the folder of a variant."""
+    return [measurement.file, *([measurement.samples.file] if measurement.samples else [])]
 
 
 def read(folder: Path, measurement: Measurement) -> dict:
@@ -218,9 +335,19 @@ def that_counts(path: Path, content: Task, metric: str) -> dict:
     return {"metric": metric} | metrics[metric]
 
 
+def read_samples(folder: Path, measurement: Measurement) -> pd.DataFrame:
+    """Return the table beside a measurement, from the folder of a variant, in the order of its units.
+
+    Raise InputError if there is none, or if a column is missing.
+    """
+    samples = measurement.samples
+    table = mmlu_parquet.open_file(folder / samples.file, [*samples.key, *samples.columns]).read().to_pandas()
+    return table.set_index(samples.key)
+
+
 def part(row: dict, measurement: Measurement) -> dict | None:
     """Return what a row of the summary holds of a measurement, or None if the variant was not measured so."""
-    return (row["tasks"] if measurement.metric else row).get(measurement.name)
+    return (row[measurement.group] if measurement.group else row).get(measurement.name)
 
 
 def to_json(measured: Mapping[str, list[Measurement]]) -> str:
@@ -228,9 +355,11 @@ def to_json(measured: Mapping[str, list[Measurement]]) -> str:
     return json.dumps({variant: [one.name for one in found] for variant, found in measured.items()})
 
 
-def of_names(names: Mapping[str, list[str]], tasks: Mapping[str, str]) -> dict[str, list[Measurement]]:
+def of_names(
+    names: Mapping[str, list[str]], question_sets: Iterable[str], tasks: Mapping[str, str]
+) -> dict[str, list[Measurement]]:
     """Return measurements by their names, variant by variant; raise InputError if there is none of a name."""
-    known = {one.name: one for one in table(tasks)}
+    known = {one.name: one for one in table(question_sets, tasks)}
     for name in (name for found in names.values() for name in found if name not in known):
         raise InputError(f"--measured: expected one of {', '.join(known)}, found '{name}'")
     return {variant: [known[name] for name in found] for variant, found in names.items()}

@@ -1,9 +1,10 @@
 """What variants that were asked the same questions settle, and what they do not: intervals, paired differences, ratios.
 
-A table of answers has a row a question, its index (subject, index). Subjects are strata: their sizes are fixed.
+A table has a row a unit (a question, a document, a window of a text). Its index begins with the unit's stratum (its
+subject, its task, its text): the sizes of strata are fixed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,13 @@ from scipy import special, stats
 
 CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
 TAIL = (1 - CONFIDENCE) / 2
+CHUNK = 2**24  # numbers drawn at once
+NOT_RECOVERED = {
+    "normalized_degradation": None,
+    "recovered": None,
+    "recovered_ci95": None,
+    "recovered_resolved": False,
+}
 
 
 def wilson(right: int, questions: int) -> list[float]:
@@ -18,27 +26,29 @@ def wilson(right: int, questions: int) -> list[float]:
     return list(stats.binomtest(int(right), int(questions)).proportion_ci(CONFIDENCE, method="wilson"))
 
 
-def resample(correct: pd.DataFrame, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """Return right answers by subject, resamples x variants, of a bootstrap of its questions, the same for all.
+def resample(units: pd.DataFrame, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
+    """Return sums by stratum, resamples x columns, of a bootstrap of its units, the same for all columns.
 
-    Questions with the same right and wrong variants are alike, so what is drawn is how often each such pattern comes.
-    What a subject of n questions varies by is scaled by sqrt(n / (n - 1)), so that small ones do not look too certain
-    (Rao & Wu 1988); each needs two.
+    Units with the same values are alike, so what is drawn is how often each such pattern comes. What a stratum of n
+    units varies by is scaled by sqrt(n / (n - 1)), so that small ones do not look too certain (Rao & Wu 1988); one of a
+    single unit does not vary.
     """
     generator = np.random.default_rng(SEED)
-    right = {}
-    for subject, rows in correct.groupby(level="subject"):
+    sums = {}
+    for stratum, rows in units.groupby(level=0):
         patterns, counts = np.unique(rows.to_numpy(), axis=0, return_counts=True)
-        draws = generator.multinomial(len(rows), counts / len(rows), size=resamples)
-        scaled = counts + (draws - counts) * np.sqrt(len(rows) / (len(rows) - 1))
-        right[subject] = scaled @ patterns.astype(float)
-    return right
+        scale, patterns = np.sqrt(len(rows) / max(len(rows) - 1, 1)), patterns.astype(float)
+        sums[stratum] = np.concatenate(
+            [(counts + (draws - counts) * scale) @ patterns for draws in draw(generator, counts, resamples)]
+        )
+    return sums
 
 
-def pool(right: dict[str, np.ndarray], correct: pd.DataFrame) -> pd.DataFrame:
-    """Return accuracies over the subjects of `correct`: a row a resample, a column a variant."""
-    subjects = correct.index.unique("subject")
-    return pd.DataFrame(sum(right[subject] for subject in subjects) / len(correct), columns=correct.columns)
+def draw(generator: np.random.Generator, counts: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
+    """Yield how often each pattern comes, so many resamples x patterns at a time as memory holds."""
+    rows = max(1, CHUNK // len(counts))
+    for start in range(0, resamples, rows):
+        yield generator.multinomial(counts.sum(), counts / counts.sum(), size=min(rows, resamples - start))
 
 
 def interval(resampled: np.ndarray) -> list[float]:
@@ -51,8 +61,8 @@ def degradation(score, bf16, quantized):
     return -(bf16 - score) / (bf16 - quantized)
 
 
-def recovery(name: str, accuracy: Mapping[str, float], resampled: pd.DataFrame, bf16: str, quantized: str) -> dict:
-    """Return a variant's normalized degradation, recovered = 1 + that, and its interval.
+def recovery(name: str, score: Mapping[str, float], resampled: pd.DataFrame, bf16: str, quantized: str) -> dict:
+    """Return a variant's normalized degradation, recovered = 1 + that, and its interval, of scores: more is better.
 
     They are None if the cost of the quantization is not resolved. A resample in which it cost nothing bounds the ratio
     on neither side. If there are more of them than a tail of the interval holds, the interval is unbounded, as
@@ -63,24 +73,31 @@ def recovery(name: str, accuracy: Mapping[str, float], resampled: pd.DataFrame, 
     ratio = np.divide(resampled[name] - resampled[quantized], cost, out=np.full(len(cost), np.inf), where=costs)
     low = np.quantile(np.where(costs, ratio, -np.inf), TAIL, method="lower")
     high = np.quantile(ratio, 1 - TAIL, method="higher")
-    resolved = bool(np.isfinite([low, high]).all() and accuracy[bf16] > accuracy[quantized])
-    normalized = float(degradation(accuracy[name], accuracy[bf16], accuracy[quantized])) if resolved else None
+    if not (np.isfinite([low, high]).all() and score[bf16] > score[quantized]):
+        return NOT_RECOVERED
+    normalized = float(degradation(score[name], score[bf16], score[quantized]))
     return {
         "normalized_degradation": normalized,
-        "recovered": 1 + normalized if resolved else None,
-        "recovered_ci95": [float(low), float(high)] if resolved else None,
-        "recovered_resolved": resolved,
+        "recovered": 1 + normalized,
+        "recovered_ci95": [float(low), float(high)],
+        "recovered_resolved": True,
     }
 
 
-def compare(x: pd.DataFrame, reference: pd.DataFrame, resampled: np.ndarray) -> dict:
-    """Return what changed from a reference's answers to x's; `resampled` holds differences of their accuracies."""
-    gained, lost = x["correct"] & ~reference["correct"], ~x["correct"] & reference["correct"]
+def difference(value: float, resampled: np.ndarray) -> dict:
+    """Return a difference of two scores with its interval; `resampled` holds such differences."""
     low, high = interval(resampled)
     return {
-        "difference": float((gained.sum() - lost.sum()) / len(x)),
+        "difference": value,
         "difference_ci95": [low, high],
         "resolved": low > 0 or high < 0,
+    }
+
+
+def compare(x: pd.DataFrame, reference: pd.DataFrame) -> dict:
+    """Return what changed from a reference's answers to x's, question by question."""
+    gained, lost = x["correct"] & ~reference["correct"], ~x["correct"] & reference["correct"]
+    return {
         "mcnemar_p": mcnemar(gained.sum(), lost.sum()),
         "wrong_to_right": float(gained.mean()),
         "right_to_wrong": float(lost.mean()),
@@ -104,15 +121,15 @@ def holm(p_values: list[float]) -> list[float]:
 
 def stratified_mean(values: pd.Series) -> dict:
     """Return mean and normal interval over strata of fixed size: variance sum(n s²) / N² (Cochran 1977, 5.4)."""
-    by_subject = values.groupby(level="subject")
+    by_subject = values.groupby(level=0)
     mean, stderr = values.mean(), np.sqrt((by_subject.size() * by_subject.var()).sum()) / len(values)
     width = stats.norm.ppf(1 - TAIL) * stderr
     return {"mean": float(mean), "ci95": [float(mean - width), float(mean + width)]}
 
 
 def log_likelihoods(answers: pd.DataFrame) -> np.ndarray:
-    """Return the log-likelihoods of the four choices, questions x choices."""
-    return answers.filter(like="log_likelihood_").to_numpy()
+    """Return the log-likelihoods of the choices, questions x choices; minus infinity of choices that are not there."""
+    return answers.filter(like="log_likelihood_").fillna(-np.inf).to_numpy()
 
 
 def of_the_answer(answers: pd.DataFrame) -> pd.Series:
@@ -121,9 +138,11 @@ def of_the_answer(answers: pd.DataFrame) -> pd.Series:
 
 
 def kl_divergence(reference: pd.DataFrame, x: pd.DataFrame) -> pd.Series:
-    """Return KL(reference || x) of the distribution over the four choices, in nats (Kullback & Leibler 1951)."""
+    """Return KL(reference || x) of the distribution over the choices, in nats (Kullback & Leibler 1951)."""
     p, q = (special.log_softmax(log_likelihoods(answers), axis=1) for answers in (reference, x))
-    return pd.Series((np.exp(p) * (p - q)).sum(axis=1), reference.index)
+    there = np.isfinite(p)
+    change = np.subtract(p, q, out=np.zeros_like(p), where=there)
+    return pd.Series((np.exp(p) * change).sum(axis=1), reference.index)
 
 
 def over_seeds(values: list[float], resampled: np.ndarray) -> dict:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from int4_qat.results import measurements
-from int4_qat.results.measurements import MMLU, Measurement
+from int4_qat.config import metric_names
+from int4_qat.results import measurements, metrics
+from int4_qat.results.measurements import DIVERGENCE, Measurement
 
 NOT_RESOLVED = "not resolved"
 
@@ -16,18 +17,11 @@ def flat(rows: list[dict], measured: Mapping[str, list[Measurement]]) -> pd.Data
 
 
 def flat_row(row: dict, measured: list[Measurement]) -> dict:
-    """Return one row: what MMLU gives, what was recovered of it, and the other measurements."""
-    score, recovered = row[MMLU.name], row["recovered_ci95"] or [None, None]
+    """Return one row: what was recovered of the headline, and what each measurement gives."""
     return {
         "variant": row["name"],
-        "accuracy": score["accuracy"],
-        "stderr": score["stderr"],
-        "accuracy_low": score["accuracy_ci95"][0],
-        "accuracy_high": score["accuracy_ci95"][1],
         "normalized_degradation": row["normalized_degradation"],
-        "recovered": row["recovered"],
-        "recovered_low": recovered[0],
-        "recovered_high": recovered[1],
+        **in_columns("recovered", row["recovered"], row["recovered_ci95"]),
         **{column: value for one in measured for column, value in columns(row, one).items()},
         **{f"speedup_batch_{batch['batch_size']}": batch["speedup"] for batch in row["latency"]["batches"][1:]},
     }
@@ -36,47 +30,82 @@ def flat_row(row: dict, measured: list[Measurement]) -> dict:
 def columns(row: dict, measurement: Measurement) -> dict:
     """Return the columns of one measurement."""
     shown = measurements.part(row, measurement)
-    return {column: shown[key] for column, key in measurement.columns.items()}
+    if measurement is DIVERGENCE:
+        return {column: value for text in shown for column, value in columns_of_text(text, shown[text]).items()}
+    return {column: shown[key] for column, key in measurement.columns.items()} | columns_of_samples(shown, measurement)
 
 
-def printed_row(row: dict, measured: list[Measurement]) -> dict:
+def columns_of_samples(shown: dict, measurement: Measurement) -> dict:
+    """Return the interval and the recovery of a measurement whose units are kept."""
+    if not measurement.samples:
+        return {}
+    name = next(iter(measurement.columns))
+    low, high = shown[measurement.samples.interval] or (None, None)
+    recovered = in_columns(f"{measurement.name}_recovered", shown["recovered"], shown["recovered_ci95"])
+    return {f"{name}_low": low, f"{name}_high": high} | recovered
+
+
+def columns_of_text(text: str, shown: dict) -> dict:
+    """Return the columns of the divergence on one text."""
+    found = {}
+    for metric, recovered in shown["recovered"].items():
+        name = metric_names.of_text(text, metric)
+        found |= in_columns(name, **shown[metric])
+        found |= in_columns(f"{name}_recovered", recovered["value"], recovered["ci95"])
+    return found
+
+
+def in_columns(name: str, value: float | None, ci95: list[float] | None) -> dict:
+    """Return a value and the ends of its interval as columns."""
+    low, high = ci95 or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def printed_row(row: dict, measured: list[Measurement], headline: dict) -> dict:
     """Return one row of the log's table of variants."""
-    score = row[MMLU.name]
     return {
         "variant": row["name"],
-        "accuracy": between(score["accuracy"], score["accuracy_ci95"], "{:.2%}"),
+        **(
+            {"accuracy": between(row["mmlu"]["accuracy"], row["mmlu"]["accuracy_ci95"], "{:.2%}")}
+            if row["mmlu"]
+            else {}
+        ),
         "normalized_degradation": between(row["normalized_degradation"], None, "{:+.1%}"),
-        "recovered": between(row["recovered"], row["recovered_ci95"], "{:.0%}"),
+        f"recovered of {headline['metric']}": between(row["recovered"], row["recovered_ci95"], "{:.0%}"),
         **{column: columns(row, one)[column] for one in measured for column in one.printed},
     }
 
 
+def divergence(rows: list[dict]) -> pd.DataFrame:
+    """Return the log's table of the divergence from base-bf16, a row a text and variant."""
+    return pd.DataFrame(
+        {
+            "text": text,
+            "variant": row["name"],
+            "kl": shown_between(shown["kl"], "{:.4f}"),
+            "top1_agreement": shown_between(shown["top1_agreement"], "{:.2%}"),
+            "perplexity": shown_between(shown["perplexity"], "{:.4g}"),
+            "recovered of kl": shown_between(shown["recovered"]["kl"], "{:.0%}"),
+        }
+        for row in rows
+        for text, shown in (row["divergence"] or {}).items()
+    )
+
+
 def printed(summary: dict, measured: Mapping[str, list[Measurement]]) -> dict[str, pd.DataFrame]:
     """Return what a reader of the log looks for, by title."""
-    rows, compared = summary["variants"], summary["comparisons"]
+    rows, headline = summary["variants"], summary["headline"]
+    compared = [pair for pair in summary["comparisons"] if pair["metric"] == headline["metric"]]
     tables = {
-        "variants": pd.DataFrame(printed_row(row, measured[row["name"]]) for row in rows),
-        "accuracy differences, and what they hide": pd.DataFrame(
-            {
-                "variant": pair["variant"],
-                "against": pair["reference"],
-                "difference": between(pair["difference"], pair["difference_ci95"], "{:+.2%}"),
-                "settled": "yes" if pair["resolved"] else NOT_RESOLVED,
-                "mcnemar_p": f"{pair['mcnemar_p']:.2g}",
-                "of_all_pairs": f"{pair['mcnemar_p_holm']:.2g}",
-                "wrong_to_right": f"{pair['wrong_to_right']:.2%}",
-                "right_to_wrong": f"{pair['right_to_wrong']:.2%}",
-                "log_likelihood": between(**pair["log_likelihood_change"], form="{:+.3f}"),
-                "kl_divergence": between(**pair["kl_divergence"], form="{:.4f}"),
-            }
-            for pair in compared
-        ),
+        "divergence from base-bf16": divergence(rows),
+        "variants": pd.DataFrame(printed_row(row, measured[row["name"]], headline) for row in rows),
+        f"differences of {headline['metric']}": pd.DataFrame(differences(pair, headline) for pair in compared),
     }
     over_seeds = pd.DataFrame(
         {
             "variants": " ".join(group["variants"]),
             "against": " ".join(group.get("references", [])),
-            "mean": between(group["mean"], group["ci95"], "{:+.2%}"),
+            "mean": between(group["mean"], group["ci95"], form_of(headline)),
             "recovered": between(group["recovered"], group["recovered_ci95"], "{:.0%}") if "recovered" in group else "",
             "sd_between_seeds": group["sd_between_seeds"],
             "stderr_within_questions": group["stderr_within_questions"],
@@ -84,11 +113,42 @@ def printed(summary: dict, measured: Mapping[str, list[Measurement]]) -> dict[st
         for groups in summary["seeds"].values()
         for group in groups
     )
-    return tables | ({} if over_seeds.empty else {"over training seeds": over_seeds})
+    return {title: table for title, table in (tables | {"over training seeds": over_seeds}).items() if not table.empty}
 
 
-def between(mean: float | None, ci95: list[float] | None, form: str) -> str:
+def differences(pair: dict, headline: dict) -> dict:
+    """Return one row of the log's table of differences: what they are, and of answers what they hide."""
+    found = {
+        "variant": pair["variant"],
+        "against": pair["reference"],
+        "difference": between(pair["difference"], pair["difference_ci95"], form_of(headline)),
+        "settled": "yes" if pair["resolved"] else NOT_RESOLVED,
+    }
+    if "mcnemar_p" not in pair:
+        return found
+    change, kl = pair["log_likelihood_change"], pair["kl_divergence"]
+    return found | {
+        "mcnemar_p": f"{pair['mcnemar_p']:.2g}",
+        "of_all_pairs": f"{pair['mcnemar_p_holm']:.2g}",
+        "wrong_to_right": f"{pair['wrong_to_right']:.2%}",
+        "right_to_wrong": f"{pair['right_to_wrong']:.2%}",
+        "log_likelihood": between(change["mean"], change["ci95"], "{:+.3f}"),
+        "kl_divergence": between(kl["mean"], kl["ci95"], "{:.4f}"),
+    }
+
+
+def form_of(headline: dict) -> str:
+    """Return how differences of the headline are written."""
+    return "{:+.2%}" if headline["unit"] == metrics.SHARE.unit else "{:+.4f}"
+
+
+def shown_between(shown: dict, form: str) -> str:
+    """Return a value of the summary with its interval."""
+    return between(shown["value"], shown["ci95"], form)
+
+
+def between(value: float | None, ci95: list[float] | None, form: str) -> str:
     """Return a value with its interval, if it has one."""
-    if mean is None:
+    if value is None:
         return NOT_RESOLVED
-    return form.format(mean) + (f" [{form.format(ci95[0])}, {form.format(ci95[1])}]" if ci95 else "")
+    return form.format(value) + (f" [{form.format(ci95[0])}, {form.format(ci95[1])}]" if ci95 else "")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from int4_qat.config import quantizations
+from int4_qat.config import metric_names, quantizations
 from int4_qat.results import card, measurements, statistics, summary
 from int4_qat.system import files, sources
 from int4_qat.system.errors import InputError
@@ -51,18 +51,20 @@ def changed_files(results: Path, recorded: dict) -> Iterator[str]:
 
 def wrong_accuracies(results: Path, settings: dict) -> Iterator[str]:
     """Yield a line for each score that is not what the answers give."""
-    for name in settings["variants"]:
-        answers, score = summary.read_answers(results / name), measurements.read(results / name, measurements.MMLU)
-        right = statistics.log_likelihoods(answers).argmax(axis=1) == answers["answer"]
-        if (right != answers["correct"]).any() or not math.isclose(right.mean(), score["accuracy"], rel_tol=1e-9):
-            yield f"{name}: its answers give an accuracy of {right.mean()}, mmlu.json says {score['accuracy']}"
+    for name, found in measurements.asked(settings).items():
+        for one in (one for one in found if one.samples and one.samples.of_choices):
+            answers, score = measurements.read_samples(results / name, one), measurements.read(results / name, one)
+            right = statistics.log_likelihoods(answers).argmax(axis=1) == answers["answer"]
+            if (right != answers["correct"]).any() or not math.isclose(right.mean(), score["accuracy"], rel_tol=1e-9):
+                yield f"{name}: its answers give an accuracy of {right.mean()}, {one.file} says {score['accuracy']}"
 
 
 def wrong_numbers(results: Path, settings: dict) -> Iterator[str]:
     """Yield a line for each number of the summary that does not follow from the files."""
     written = files.read_json(results / "summary.json")
     measured = measurements.summarized(measurements.asked(settings))
-    derived = summary.derive(results, measured, settings["arms"], quantizations.references(settings))
+    headline = metric_names.headline(settings["evaluation"])
+    derived = summary.derive(results, measured, settings["arms"], quantizations.references(settings), headline)
     for key, value in derived.items():
         for where, found, expected in differences(written[key], value, key):
             yield f"summary.json: {where} is {found}, the files give {expected}"

@@ -1,0 +1,47 @@
+"""The metrics that a config asks for, by their names: one of them is the headline."""
+
+from collections.abc import Iterator
+
+MMLU, CHARTQA = "mmlu", "chartqa"
+OF_TEXTS = ("kl", "top1_agreement", "perplexity")
+
+
+def of(evaluation: dict) -> list[str]:
+    """Return the names of all metrics that some settings of `evaluation` give."""
+    return [
+        *question_sets(evaluation),
+        *(task["task"] for task in evaluation["tasks"]),
+        *([CHARTQA] if evaluation[CHARTQA] else []),
+        *(of_text(text, metric) for text in texts(evaluation) for metric in OF_TEXTS),
+    ]
+
+
+def texts(evaluation: dict) -> dict[str, dict]:
+    """Return the held-out texts by their names."""
+    return evaluation["divergence"]["texts"] if evaluation["divergence"] else {}
+
+
+def question_sets(evaluation: dict) -> list[str]:
+    """Return the names of the sets of questions of which each answer is kept: MMLU, and one's own."""
+    return [*([MMLU] if evaluation[MMLU] else []), *(entry["name"] for entry in evaluation["questions"])]
+
+
+def of_text(text: str, metric: str) -> str:
+    """Return the name of a metric of a text, 'wikitext_kl'."""
+    return f"{text}_{metric}"
+
+
+def headline(evaluation: dict) -> str | None:
+    """Return the metric of which the summary tells first: what the config names, or else the first one, if any."""
+    return evaluation["headline"] or next(iter(of(evaluation)), None)
+
+
+def problems(evaluation: dict) -> Iterator[str]:
+    """Yield a line for each name that two metrics have, and for a headline that is none of them."""
+    names = of(evaluation)
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"evaluation: expected metrics with names of their own, found '{name}' twice"
+    if not names:
+        yield f"evaluation: expected a metric ({MMLU}, questions, tasks, {CHARTQA} or divergence), found none"
+    elif headline(evaluation) not in names:
+        yield f"evaluation.headline: expected null or one of {', '.join(names)}, found '{evaluation['headline']}'"

@@ -1,0 +1,162 @@
+"""What variants are measured by, in one form: a score of which more is better, and a bootstrap of it.
+
+The variants were asked the same units (questions, documents, windows of a text), so what is drawn is drawn for all of
+them, and their differences are paired. The score of a variant is sum(values) / sum(weights) over the units, or the mean
+of that over the strata. Where lower is better it is turned round, and of a perplexity it is the log-likelihood of a
+token, since there ratios count. recovered = (x - q) / (b - q) of the scores of base-bf16 b and the quantized base q.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from int4_qat.config import metric_names, variants
+from int4_qat.results import statistics
+
+WEIGHT = "weight"
+
+
+class Scale(NamedTuple):
+    """How a score is read."""
+
+    value: Callable[[float], float]  # of a score
+    higher_is_better: bool
+    unit: str  # of values
+    unit_of_scores: str
+
+
+SHARE = Scale(lambda score: score, True, "share", "share")
+HIGHER = Scale(lambda score: score, True, "", "")
+LOWER = Scale(lambda score: -score, False, "", "")
+DIVERGENCE = Scale(lambda score: -score, False, "nats a token", "nats a token")
+BITS = Scale(lambda score: -score / math.log(2), False, "bits a byte", "nats a byte")
+PERPLEXITY = Scale(lambda score: math.exp(-score), False, "", "nats")
+
+
+class Metric(NamedTuple):
+    """The units of some variants, summed by stratum."""
+
+    name: str
+    scale: Scale
+    sums: pd.DataFrame  # a row a stratum, a column a variant, and the weights
+    resampled: dict[str, np.ndarray]  # by stratum: resamples x columns
+    units: int
+    pooled: bool = True  # or the mean over the strata
+    of_text: tuple[str, str] | None = None  # a text, and which of its metrics this is
+
+    @property
+    def variants(self) -> list[str]:
+        """Return the variants that were measured so."""
+        return [name for name in self.sums if name != WEIGHT]
+
+
+class Scores(NamedTuple):
+    """Scores by variant, and a row of them for each resample."""
+
+    plain: dict[str, float]
+    resampled: pd.DataFrame
+
+
+def make(
+    name: str,
+    scale: Scale,
+    values: pd.DataFrame,
+    weights: pd.Series | None = None,
+    pooled: bool = True,
+    resamples: int = statistics.RESAMPLES,
+) -> Metric:
+    """Return a metric of values: a row a unit, whose index begins with its stratum, and a column a variant."""
+    units = values.astype(float).assign(**{WEIGHT: 1.0 if weights is None else weights})
+    drawn = statistics.resample(units, resamples)
+    return Metric(name, scale, units.groupby(level=0).sum(), drawn, len(units), pooled)
+
+
+def scores(metric: Metric, strata: Iterable[str] | None = None) -> Scores:
+    """Return the scores over all strata, or over some."""
+    chosen = list(metric.sums.index if strata is None else strata)
+    plain = ratio([metric.sums.loc[[stratum]].to_numpy() for stratum in chosen], metric.pooled)[0]
+    resampled = ratio([metric.resampled[stratum] for stratum in chosen], metric.pooled)
+    return Scores(
+        dict(zip(metric.variants, plain.tolist(), strict=True)), pd.DataFrame(resampled, columns=metric.variants)
+    )
+
+
+def ratio(sums: list[np.ndarray], pooled: bool) -> np.ndarray:
+    """Return values over weights, rows x variants, of sums by stratum: rows x (variants, weight)."""
+    if pooled:
+        total = sum(sums)
+        return total[:, :-1] / total[:, -1:]
+    return sum(each[:, :-1] / each[:, -1:] for each in sums) / len(sums)
+
+
+def value_of(metric: Metric, score: float) -> float:
+    """Return what a score stands for."""
+    return float(metric.scale.value(score))
+
+
+def interval_of(metric: Metric, resampled: np.ndarray) -> list[float] | None:
+    """Return the interval of a value; None of a single unit, which says nothing about others."""
+    if metric.units < 2:
+        return None
+    return sorted(value_of(metric, score) for score in statistics.interval(resampled))
+
+
+def recovery(metric: Metric, found: Scores, name: str, reference: str) -> dict:
+    """Return what a variant won back of what the quantization of a reference cost; None where that is not resolved."""
+    if not {name, reference, variants.BASELINE} <= set(metric.variants) or metric.units < 2:
+        return statistics.NOT_RECOVERED
+    return statistics.recovery(name, found.plain, found.resampled, variants.BASELINE, reference)
+
+
+def joined(tables: Mapping[str, pd.DataFrame], column: str) -> pd.DataFrame:
+    """Return one column of the tables of some variants side by side."""
+    return pd.DataFrame({name: table[column] for name, table in tables.items()})
+
+
+def of_answers(name: str, tables: Mapping[str, pd.DataFrame], _: dict) -> list[Metric]:
+    """Return the share of right answers; the strata are the subjects, or the kinds of charts."""
+    return [make(name, SHARE, joined(tables, "correct"))]
+
+
+def of_task(name: str, tables: Mapping[str, pd.DataFrame], content: dict) -> list[Metric]:
+    """Return one of lm-eval's metrics, of which the strata are the members of a group.
+
+    There is none if the metric is no mean over documents, or a mean over members that are no such means.
+    """
+    of_metric = {variant: table[table["metric"] == content["metric"]] for variant, table in tables.items()}
+    members = len(next(iter(of_metric.values())).index.unique(level=0))
+    scale = scale_of(content)
+    if scale is None or (scale in (PERPLEXITY, BITS) and members > 1):
+        return []
+    sign = -1 if scale is LOWER else 1
+    weights = next(iter(of_metric.values()))["weight"]
+    return [make(name, scale, sign * joined(of_metric, "value"), weights, content["weight_by_size"] is not False)]
+
+
+def scale_of(metric: dict) -> Scale | None:
+    """Return how the documents of one of lm-eval's metrics make a score, None if they do not."""
+    aggregation, higher = metric["aggregation"], metric["higher_is_better"]
+    if aggregation == "mean" and higher is not None:
+        return HIGHER if higher else LOWER
+    return {"perplexity": PERPLEXITY, "weighted_perplexity": PERPLEXITY, "bits_per_byte": BITS}.get(aggregation)
+
+
+def of_texts(_: str, tables: Mapping[str, pd.DataFrame], __: dict) -> list[Metric]:
+    """Return the divergence from base-bf16 on each text, whose units are its windows."""
+    columns = {
+        "kl": ("kl", DIVERGENCE, -1),
+        "top1_agreement": ("same_top1", SHARE, 1),
+        "perplexity": ("loss", PERPLEXITY, -1),
+    }
+    found = []
+    for text in next(iter(tables.values())).index.unique("text"):
+        of_text = {name: table.loc[[text]] for name, table in tables.items()}
+        tokens = next(iter(of_text.values()))["tokens"]
+        for metric in metric_names.OF_TEXTS:
+            column, scale, sign = columns[metric]
+            made = make(metric_names.of_text(text, metric), scale, sign * joined(of_text, column), tokens)
+            found.append(made._replace(of_text=(text, metric)))
+    return found
