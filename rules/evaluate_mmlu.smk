@@ -20,8 +20,8 @@ rule evaluate_mmlu:
     resources:
         gpu=1,
     params:
-        settings=evaluation("mmlu"),
-        limit=limit_flag(evaluation("mmlu")),
+        settings=lambda wildcards: evaluation("mmlu"),
+        limit=lambda wildcards: limit_flag(evaluation("mmlu")),
         device=config["device"],
     message:
         "evaluate_mmlu: {wildcards.model} {wildcards.variant}, shard {wildcards.shard}"
