@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def named(test: str) -> tuple[str, Path]:
-    """The name and the file of a test split; InputError if there is no name."""
+    """Return the name and the file of a test split; raise InputError if there is no name."""
     name, separator, path = test.partition("=")
     if not (name and separator and path):
         raise InputError(f"--test: expected <name>=<path of a parquet>, found '{test}'")
@@ -56,7 +56,7 @@ KEYS: dict[str, Callable[[dict], Hashable]] = {
 
 
 def count(train: Path, tests: dict[str, Path]) -> dict[str, dict[str, int]]:
-    """Of each test its questions, and how many are found among the training questions in each of the KEYS' senses."""
+    """Return of each test its questions, and how many are among the training questions in each of the KEYS' senses."""
     questions = {name: list(rows(path)) for name, path in tests.items()}
     found: dict[str, set[Hashable]] = {name: set() for name in KEYS}
     wanted = {name: {key(row) for asked in questions.values() for row in asked} for name, key in KEYS.items()}
@@ -68,7 +68,7 @@ def count(train: Path, tests: dict[str, Path]) -> dict[str, dict[str, int]]:
 
 
 def counts(questions: list[dict], found: dict[str, set[Hashable]]) -> dict[str, int]:
-    """How many of some questions are among those that were found, in each of the KEYS' senses."""
+    """Return how many of some questions are among those that were found, in each of the KEYS' senses."""
     return {name: sum(key(row) in found[name] for row in questions) for name, key in KEYS.items()}
 
 

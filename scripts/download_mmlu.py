@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def fetch(source: str, splits: list[str], scratch: Path) -> Path:
-    """The local folder that holds the raw files."""
+    """Return the local folder that holds the raw files."""
     remote = hub.parse(source)
     if remote:
         hub.download(remote, scratch / "raw", patterns(splits))
@@ -55,21 +55,21 @@ def fetch(source: str, splits: list[str], scratch: Path) -> Path:
 
 
 def patterns(splits: list[str]) -> list[str]:
-    """The Hub's files that are brought: of all splits their whole folder, in which no other file may lie."""
+    """Return which of the Hub's files are brought: of all splits their whole folder, in which no other file may lie."""
     if set(splits) == set(mmlu.SPLITS):
         return [f"{question_files.HUB_FOLDER}/*.parquet"]
     return question_files.hub_patterns(splits)
 
 
 def read(path: Path) -> Iterator[question_files.Row]:
-    """The rows of a file of either layout."""
+    """Return the rows of a file of either layout."""
     if path.suffix == ".parquet":
         return question_files.parquet_rows(path, mmlu_parquet.SCHEMA.names)
     return question_files.csv_rows(path, CHOICES)
 
 
 def checked(where: str, row: dict, split: str) -> dict:
-    """The row, which must have a question and four choices, texts that are not empty, a subject and an answer 0-3."""
+    """Return a row; raise InputError unless it has a question, four choices, a subject and an answer 0-3."""
     question_files.check_texts(where, row, CHOICES)
     if not question_files.is_number_of(row["answer"], row["choices"]):
         raise InputError(f"{where}: expected an answer 0-3, found {row['answer']!r}")
@@ -77,7 +77,7 @@ def checked(where: str, row: dict, split: str) -> dict:
 
 
 def checked_subject(where: str, subject: object, split: str) -> str:
-    """The subject, one of MMLU's; of auxiliary_train any or, as on the Hub, none: nothing asks for it."""
+    """Return the subject, one of MMLU's; of auxiliary_train any or, as on the Hub, none: nothing asks for it."""
     if split == mmlu.TRAIN_SPLIT:
         if not isinstance(subject, str | None):
             raise InputError(f"{where}: subject: expected a text or none, found {subject!r}")
@@ -88,7 +88,7 @@ def checked_subject(where: str, subject: object, split: str) -> str:
 
 
 def check_evaluated(source: str, questions: dict, num_fewshot: int | None) -> dict:
-    """What the report says of the splits that are asked; InputError if they cannot be scored."""
+    """Return what the report says of the splits that are asked; raise InputError if they cannot be scored."""
     question_files.check_subjects(source, {split: questions[split] for split in mmlu.EVALUATION_SPLITS})
     if num_fewshot is not None:
         mmlu_parquet.check_questions(source, questions, num_fewshot)

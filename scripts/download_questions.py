@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def fetch(source: str, work: Path) -> dict[str, list[Path]]:
-    """The local files of each split; InputError if there are no test questions."""
+    """Return the local files of each split; raise InputError if there are no test questions."""
     remote, local = hub.parse(source), Path(source)
     if remote:
         local = work / "raw"
@@ -67,27 +67,26 @@ def fetch(source: str, work: Path) -> dict[str, list[Path]]:
 
 
 def read(path: Path, name: str) -> Iterator[question_files.Row]:
-    """The rows of a file of either layout, with a subject."""
+    """Return the rows of a file of either layout, with a subject."""
     return parquet_rows(path, name) if path.suffix == ".parquet" else question_files.csv_rows(path, CHOICES)
 
 
 def parquet_rows(path: Path, name: str) -> Iterator[question_files.Row]:
-    """The rows of a table, whose group becomes the subject."""
+    """Yield the rows of a table, whose group becomes the subject."""
     found = mmlu_parquet.open_file(path, COLUMNS).schema_arrow.names
     groups = [column for column in GROUP_COLUMNS if column in found]
     if len(groups) > 1:
         raise InputError(f"{path}: expected one of the columns {' and '.join(groups)}, found both")
     for where, row in question_files.parquet_rows(path, [*COLUMNS, *groups]):
-        for column in groups:
-            if not isinstance(row[column], str) or not row[column].strip():
-                raise InputError(f"{where}: {column}: expected a text, found {row[column]!r}")
         yield where, {"subject": row[groups[0]] if groups else name} | {column: row[column] for column in COLUMNS}
 
 
 def checked(where: str, row: dict) -> dict:
-    """The row, which must have a question, 2 to 26 choices and an answer among them, with the answer's number."""
+    """Return a row, its answer as a number; raise InputError unless it has a group and that of one of its choices."""
     question_files.check_texts(where, row, CHOICES)
-    known, answer = letters.first(len(row["choices"])), row["answer"]
+    known, answer, group = letters.first(len(row["choices"])), row["answer"], row["subject"]
+    if not isinstance(group, str) or not group.strip():
+        raise InputError(f"{where}: group: expected a text, found {group!r}")
     if answer in known:
         return row | {"answer": known.index(answer)}
     if not question_files.is_number_of(answer, row["choices"]):
@@ -97,7 +96,7 @@ def checked(where: str, row: dict) -> dict:
 
 
 def check_groups(source: str, questions: dict, num_fewshot: int) -> None:
-    """InputError unless each group has test questions, two at least, and its examples."""
+    """Raise InputError unless each group has test questions, two at least, and its examples."""
     if num_fewshot and "dev" not in questions:
         reason = f"the examples of num_fewshot {num_fewshot}"
         raise InputError(f"{source}: expected a split dev beside test, {reason}, found none")

@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def find_groups(data: Path, num_fewshot: int) -> list[str]:
-    """The groups of a set; InputError if one cannot be scored with so many examples."""
+    """Return the groups of a set; raise InputError if one cannot be scored with so many examples."""
     splits = ("dev", "test") if num_fewshot else ("test",)
     questions = {split: mmlu_parquet.count_subjects(data / f"{split}.parquet") for split in splits}
     mmlu_parquet.check_subjects(data, questions, questions["test"], num_fewshot)
@@ -68,7 +68,7 @@ def find_groups(data: Path, num_fewshot: int) -> list[str]:
 def make_report(
     arguments: argparse.Namespace, names: dict[str, str], evaluation: scoring.Evaluation, samples: pd.DataFrame
 ) -> Questions:
-    """What lm-eval reports of each group, by the names of the tasks, and of all."""
+    """Return what lm-eval reports of each group and of all; names are the groups by the names of their tasks."""
     by_group = {}
     for task, group in names.items():
         correct, long = samples["correct"][samples["subject"] == group], evaluation.prompts_over_max_length[task]

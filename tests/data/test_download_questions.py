@@ -125,7 +125,7 @@ def test_the_layout_of_the_hub(tmp_path, download):
         ({"answer": None}, "expected an answer 0-1 or A-B, found None"),
         ({"group": ""}, "group: expected a text, found ''"),
         ({"group": None}, "group: expected a text, found None"),
-        ({"subject": 7}, "subject: expected a text, found 7"),
+        ({"subject": 7}, "group: expected a text, found 7"),
     ],
 )
 def test_a_bad_row_of_a_table(tmp_path, refused, changes, expected):
@@ -193,6 +193,11 @@ def test_a_file_of_another_name_is_not_left_out_in_silence(tmp_path, refused, na
 def test_a_folder_without_test_questions(tmp_path, refused):
     write_csv(tmp_path / "own" / "dev" / "pots_dev.csv", ROWS)
     assert refused(tmp_path / "own") == f"{tmp_path}/own/test/*.csv: expected files of split test, found none"
+
+
+def test_a_csv_file_without_the_name_of_a_group(tmp_path, refused):
+    write_csv(tmp_path / "own" / "test" / "_test.csv", ROWS)
+    assert refused(tmp_path / "own") == f"{tmp_path}/own/test/_test.csv, row 1: group: expected a text, found ''"
 
 
 def test_what_a_group_needs(tmp_path, refused):
