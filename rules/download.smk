@@ -1,6 +1,7 @@
 # Raw data and base models, the only rules that touch the network.
 #   in:  the Hub at a pinned commit, a local folder, or the stand-in
-#   out: resources/mmlu/<split>.parquet, resources/models/<model>/ and <model>.json, resources/datasets/<dataset>/
+#   out: resources/mmlu/<split>.parquet, resources/models/<model>/ and <model>.json, resources/datasets/<dataset>/,
+#        resources/questions/<questions>/
 
 
 rule make_standin:
@@ -33,7 +34,7 @@ rule download_mmlu:
         code=code_of("download_mmlu"),
         raw=source_input(config["data"]["source"], "resources/standin/mmlu"),
     output:
-        splits=expand("resources/mmlu/{split}.parquet", split=mmlu.SPLITS),
+        splits=expand("resources/mmlu/{split}.parquet", split=mmlu_splits),
         report="resources/mmlu/report.json",
     log:
         "logs/download_mmlu.log",
@@ -45,13 +46,17 @@ rule download_mmlu:
         source=source_path(config["data"]["source"], "resources/standin/mmlu"),
         # Snakemake counts no param that a function makes from `input`: another number of shots downloads, and so trains,
         # nothing again. The check of the config knows what was downloaded.
-        num_fewshot=lambda wildcards, input: evaluation("mmlu")["num_fewshot"],
+        num_fewshot=lambda wildcards, input: (
+            [f"--num-fewshot={evaluation('mmlu')['num_fewshot']}"] if mmlu_asked else []
+        ),
+        splits=mmlu_splits,
     message:
         "download_mmlu"
     shell:
         "online python {input.code[0]:q}"
         " --source={params.source:q}"
-        " --num-fewshot {params.num_fewshot}"
+        " --splits {params.splits:q}"
+        " {params.num_fewshot:q}"
         " --output resources/mmlu"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
@@ -105,5 +110,32 @@ rule download_dataset:
     shell:
         "online python {input.code[0]:q}"
         " --source={params.source:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+
+
+rule download_questions:
+    input:
+        code=code_of("download_questions"),
+        raw=lambda wildcards: sources.local_files(question_sets[wildcards.questions]["source"]),
+    output:
+        directory("resources/questions/{questions}"),
+    log:
+        "logs/download_questions_{questions}.log",
+    benchmark:
+        "benchmarks/download_questions/{questions}.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        source=lambda wildcards: question_sets[wildcards.questions]["source"],
+        # As with MMLU: another number of shots downloads nothing again. evaluate_questions counts them too.
+        num_fewshot=lambda wildcards, input: question_sets[wildcards.questions]["num_fewshot"],
+    message:
+        "download_questions: {wildcards.questions}"
+    shell:
+        "online python {input.code[0]:q}"
+        " --source={params.source:q}"
+        " --name {wildcards.questions:q}"
+        " --num-fewshot {params.num_fewshot:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

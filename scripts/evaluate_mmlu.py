@@ -13,19 +13,15 @@ import argparse
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from lm_eval.tasks import TaskManager
 
 from int4_qat.checkpoint import architecture
 from int4_qat.data import mmlu, mmlu_parquet
 from int4_qat.engines import inference
-from int4_qat.evaluation import mmlu_harness, scoring
+from int4_qat.evaluation import answers, mmlu_harness, scoring
 from int4_qat.results.schema.mmlu import Shard, Subject
 from int4_qat.system import devices, errors, files, scratch
-from int4_qat.system.errors import InputError
-
-LOG_LIKELIHOODS = [f"log_likelihood_{letter}" for letter in mmlu.LETTERS]
 
 
 def main() -> None:
@@ -55,33 +51,13 @@ def main() -> None:
         tasks = [mmlu_harness.task_name(subject) for subject in subjects]
         options = scoring.Options(*(getattr(arguments, name) for name in scoring.Options._fields))
         evaluation = scoring.evaluate(options, arguments.engine, tasks, task_manager)
-    samples = sample_table(evaluation.results["samples"])
+    named = dict(zip(tasks, subjects, strict=True))
+    samples = answers.table(evaluation.results["samples"], named, len(mmlu.LETTERS))
     report = make_report(arguments, subjects, evaluation, samples)
     with files.whole(arguments.samples) as unfinished:
         samples.to_parquet(unfinished, index=False)
     files.write_json(arguments.output, report)
     print(f"accuracy {samples['correct'].mean():.4f} on {len(samples)} questions of {len(subjects)} subjects")
-
-
-def sample_table(samples: dict[str, list[dict]]) -> pd.DataFrame:
-    """A row a question: subject, index in the subject, log-likelihoods, prediction, answer, correct."""
-    rows = []
-    for task, questions in samples.items():
-        for question in questions:
-            likelihoods = [float(response[0]) for response in question["filtered_resps"]]
-            prediction = int(np.argmax(likelihoods))
-            answer = int(question["target"])
-            rows.append(
-                {
-                    "subject": task.removeprefix(mmlu_harness.TASK_PREFIX),
-                    "index": question["doc_id"],
-                    **dict(zip(LOG_LIKELIHOODS, likelihoods, strict=True)),
-                    "prediction": prediction,
-                    "answer": answer,
-                    "correct": prediction == answer,
-                }
-            )
-    return pd.DataFrame(rows).sort_values(["subject", "index"], ignore_index=True)
 
 
 def make_report(
@@ -91,14 +67,9 @@ def make_report(
     by_subject = {}
     for subject in subjects:
         task = mmlu_harness.task_name(subject)
-        scores, correct = evaluation.results["results"][task], samples["correct"][samples["subject"] == subject]
-        if abs(scores["acc,none"] - correct.mean()) > 1e-9:
-            raise InputError(f"{task}: lm-eval reports {scores['acc,none']}, its samples give {correct.mean()}")
+        correct, long = samples["correct"][samples["subject"] == subject], evaluation.prompts_over_max_length[task]
         by_subject[subject] = Subject(
-            accuracy=scores["acc,none"],
-            stderr=scores["acc_stderr,none"],
-            questions=len(correct),
-            prompts_over_max_length=evaluation.prompts_over_max_length[task],
+            **answers.scores(task, evaluation.results, correct, long),
             category=mmlu_harness.category(subject),
             task_version=evaluation.results["versions"][task],
         )

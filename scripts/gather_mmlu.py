@@ -1,8 +1,5 @@
 """Put the shards of one variant's MMLU together: accuracy of each subject, of each category and of all, as lm-eval's.
 
-lm-eval weighs subjects by their size, and pools their variances:
-stderr² = sum((n - 1) · n · stderr_n²) / (sum(n) - subjects) / sum(n) (lm_eval.api.metrics.pooled_sample_stderr).
-
     python scripts/gather_mmlu.py --shard-reports results/demo/qat-int4/mmlu_shards/*.json \\
         --shard-samples results/demo/qat-int4/mmlu_shards/*.parquet \\
         --output results/demo/qat-int4/mmlu.json --samples results/demo/qat-int4/mmlu_samples.parquet
@@ -11,10 +8,10 @@ stderr² = sum((n - 1) · n · stderr_n²) / (sum(n) - subjects) / sum(n) (lm_ev
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from int4_qat.data import mmlu_parquet
+from int4_qat.evaluation import answers
 from int4_qat.results.schema.mmlu import Mmlu, Scores, Shard, Subject
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
@@ -55,9 +52,9 @@ def gather(reports: dict[Path, Shard], samples: pd.DataFrame) -> Mmlu:
     if counted != {subject: scores["questions"] for subject, scores in by_subject.items()}:
         raise InputError("gather_mmlu: the samples are not those of the reports")
     subjects = pd.DataFrame.from_dict(by_subject, orient="index").sort_index()
-    categories = {name: pool(group) for name, group in sorted(subjects.groupby("category"))}
+    categories = {name: Scores(**answers.pool(group)) for name, group in sorted(subjects.groupby("category"))}
     return Mmlu(
-        **pool(subjects),
+        **answers.pool(subjects),
         subjects=len(subjects),
         by_category=categories,
         by_subject=subjects.to_dict(orient="index"),
@@ -75,19 +72,6 @@ def worst(checks: list[dict | None]) -> dict | None:
         "questions": sum(check["questions"] for check in checks),
         "largest_difference": max(check["largest_difference"] for check in checks),
     }
-
-
-def pool(subjects: pd.DataFrame) -> Scores:
-    """Return accuracy, standard error and number of questions over several subjects, as lm-eval pools them."""
-    sizes = subjects["questions"].to_numpy()
-    total = sizes.sum()
-    variance = ((sizes - 1) * sizes * subjects["stderr"].to_numpy() ** 2).sum() / (total - len(sizes))
-    return Scores(
-        accuracy=float((sizes * subjects["accuracy"].to_numpy()).sum() / total),
-        stderr=float(np.sqrt(variance / total)),
-        questions=int(total),
-        prompts_over_max_length=int(subjects["prompts_over_max_length"].sum()),
-    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import download_mmlu
 import format_mmlu
-from int4_qat.data import mmlu_parquet
+from int4_qat.data import mmlu_parquet, question_files
 from int4_qat.standin import standin
 from int4_qat.tokenizer import training_texts
 
@@ -49,7 +49,8 @@ def main() -> None:
 
 def some_rows() -> list[dict]:
     if os.environ.get("MMLU_DIR"):
-        return [row for _, row in download_mmlu.rows_of(Path(os.environ["MMLU_DIR"]), "test")]
+        found = question_files.find_files(Path(os.environ["MMLU_DIR"]), ["test"])
+        return [row for _, row in question_files.rows_of(found["test"], download_mmlu.read)]
     facts = standin.invent_families(12, 20, random.Random(0))
     return [question.row() for question in standin.ask(facts, ["anatomy"], {"test": 5_000}, 0)["test"]]
 

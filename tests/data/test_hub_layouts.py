@@ -195,7 +195,14 @@ def test_mmlu_trains_without_subjects(untrained, texts, downloaded, tmp_path):
     written, expected = pq.read_table(tmp_path / "train.parquet"), pq.read_table(texts)
     assert written["text"].equals(expected["text"])
     assert (set(written["subject"].to_pylist()), written.schema) == ({""}, expected.schema)
-    options = ["--train", train, "--test", downloaded / "test.parquet", "--output", tmp_path / "contamination.json"]
+    options = [
+        "--train",
+        train,
+        "--test",
+        f"mmlu={downloaded / 'test.parquet'}",
+        "--output",
+        tmp_path / "contamination.json",
+    ]
     result = run_script("check_contamination", *options)
     assert result.returncode == 0, result.stderr
 

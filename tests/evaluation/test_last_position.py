@@ -7,6 +7,7 @@ import torch
 from lm_eval.api.instance import Instance
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from int4_qat.data import letters, mmlu
 from int4_qat.evaluation import last_position, stock_scores
 from int4_qat.standin import standin
 from int4_qat.system.errors import InputError
@@ -104,15 +105,15 @@ def make_model(model_type, settings, dtype=torch.float32):
     return model.to(dtype).eval()
 
 
-def ask(prefix):
-    """Requests for six questions of one subject, which begin with the same words."""
+def ask(prefix, asked=mmlu.LETTERS):
+    """Requests for six questions of one subject, which begin with the same words; the choices have these letters."""
     chance = random.Random(0)
     shared = chance.choices(WORDS, k=prefix)
     prompts = [" ".join([*shared, *chance.choices(WORDS, k=length), "Answer:"]) for length in LENGTHS]
     return [
         Instance("loglikelihood", {}, (prompt, f" {letter}"), choice, ("mmlu_anatomy", index, 1))
         for index, prompt in enumerate(prompts)
-        for choice, letter in enumerate("ABCD")
+        for choice, letter in enumerate(asked)
     ]
 
 
@@ -148,10 +149,31 @@ def test_what_is_not_proven_steps_aside(tokenizer, model_type, settings, reason)
 
 
 def test_choices_of_several_tokens_step_aside():
-    letters = standin.build_tokenizer([*WORDS, "Answer:", " A", " B", " C"])  # D is none of its words
-    tokens = len(letters.encode("Answer: D")) - len(letters.encode("Answer:"))
-    reason = last_position.objection(CONFIG_MAPPING["llama"](**GROUPED), letters)
+    tokenizer = standin.build_tokenizer([*WORDS, "Answer:", " A", " B", " C"])  # D is none of its words
+    tokens = len(tokenizer.encode("Answer: D")) - len(tokenizer.encode("Answer:"))
+    reason = last_position.objection(CONFIG_MAPPING["llama"](**GROUPED), tokenizer)
     assert (reason is None) == (tokens == 1)
+
+
+def test_as_many_letters_as_are_asked_are_looked_at():
+    tokenizer = standin.build_tokenizer([*WORDS, "Answer:", *(f" {letter}" for letter in letters.first(25))])
+    standin.spell_out(tokenizer)  # Z is none of its words
+    config = CONFIG_MAPPING["llama"](**GROUPED)
+    assert last_position.objection(config, tokenizer, letters.first(25)) is None
+    assert last_position.objection(config, tokenizer, letters.first(26)) == "a choice has several tokens"
+
+
+def test_questions_of_any_number_of_choices_score_as_lm_evals():
+    tokenizer = standin.build_tokenizer([" ".join(WORDS), "Answer:", *(f" {letter}" for letter in letters.ALL)])
+    model = make_model("gemma3_text", MIXED)
+    assert last_position.objection(model.config, tokenizer, letters.ALL) is None
+    numbers = [2, 26, 5, 3, 2, 12]
+    for prefix in (0, PREFIX):
+        requests = [one for one in ask(prefix, letters.ALL) if one.idx < numbers[one.doc_id]]
+        assert len(requests) == sum(numbers)
+        expected = likelihoods(engine(stock_scores.StockScores, model, tokenizer), requests)
+        found = likelihoods(engine(last_position.LastPosition, model, tokenizer), requests)
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_a_model_that_does_not_belong_on_the_list_ends_the_run(tokenizer):

@@ -1,6 +1,8 @@
 """What MMLU is: its splits, its subjects and the letters of its choices."""
 
-LETTERS = ("A", "B", "C", "D")
+from int4_qat.data import letters
+
+LETTERS = letters.first(4)
 SPLITS = ("auxiliary_train", "dev", "validation", "test")
 TRAIN_SPLIT, *EVALUATION_SPLITS = SPLITS
 SUBJECTS = (

@@ -1,7 +1,7 @@
 """MMLU as this workflow keeps it: one parquet file a split, columns question, subject, choices, answer."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,22 +44,31 @@ def count_subjects(path: Path) -> Counter[str]:
 
 
 def check_questions(where: str | Path, questions: dict[str, Counter[str]], num_fewshot: int) -> None:
-    """Raise InputError unless each of MMLU's subjects, and no other, can be scored with `num_fewshot` examples.
+    """Raise InputError unless each of MMLU's subjects, and no other, can be scored with `num_fewshot` examples."""
+    for split in mmlu.EVALUATION_SPLITS:
+        if others := sorted(questions[split].keys() - set(mmlu.SUBJECTS)):
+            raise InputError(f"{where}: {split}: expected MMLU's {len(mmlu.SUBJECTS)} subjects, found '{others[0]}'")
+    check_subjects(where, questions, mmlu.SUBJECTS, num_fewshot)
+
+
+def check_subjects(
+    where: str | Path, questions: dict[str, Counter[str]], subjects: Collection[str], num_fewshot: int
+) -> None:
+    """Raise InputError unless each of some subjects can be scored with `num_fewshot` examples.
 
     It takes two test questions, the least that show variation.
     """
-    needed = {"dev": num_fewshot, "validation": 0, "test": 2}
+    needed = {"dev": num_fewshot, "test": 2}
     for split, count in needed.items():
-        if others := sorted(questions[split].keys() - set(mmlu.SUBJECTS)):
-            raise InputError(f"{where}: {split}: expected MMLU's {len(mmlu.SUBJECTS)} subjects, found '{others[0]}'")
-        subject = fewest(questions[split])
-        if (found := questions[split][subject]) < count:
+        counted = questions.get(split, Counter())
+        subject = fewest(counted, subjects)
+        if (found := counted[subject]) < count:
             reason = f", the examples of num_fewshot {num_fewshot}" if split == "dev" else ""
             raise InputError(
                 f"{where}: {split}: expected {count} or more questions of '{subject}'{reason}, found {found}"
             )
 
 
-def fewest(questions: Counter[str]) -> str:
-    """Return the subject of MMLU with the fewest questions."""
-    return min(mmlu.SUBJECTS, key=lambda subject: questions[subject])
+def fewest(questions: Counter[str], subjects: Collection[str]) -> str:
+    """Return which of some subjects has the fewest questions."""
+    return min(subjects, key=lambda subject: questions[subject])

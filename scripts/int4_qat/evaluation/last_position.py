@@ -46,7 +46,7 @@ class LastPosition(StockScores):
     def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:
         for request, (_, choice) in zip(requests, tokens, strict=True):
             if len(choice) != 1:
-                found = f"{len(choice)} tokens in '{request.args[1]}'; set evaluation.mmlu.engine to stock"
+                found = f"{len(choice)} tokens in '{request.args[1]}'; set its engine to stock"
                 raise InputError(f"{question(request)}: expected a choice of one token, found {found}")
         return self.last_scores(tokens)
 
@@ -64,7 +64,7 @@ class LastPosition(StockScores):
             if difference > check["tolerance"]:
                 raise InputError(
                     f"{question(requests[asked[0]])}: last_position's log-likelihoods differ from lm-eval's own by "
-                    f"{difference:.2g}, more than {check['tolerance']:g}; set evaluation.mmlu.engine to stock"
+                    f"{difference:.2g}, more than {check['tolerance']:g}; set its engine to stock"
                 )
             check["questions"] += 1
             check["largest_difference"] = max(check["largest_difference"], difference)
@@ -119,11 +119,16 @@ def common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
     return prefix if len(prefix) >= SHORTEST_PREFIX and len(prompts) > 1 else ()
 
 
-def objection(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return why LastPosition must not score a model, or None; the questions have no say, so all shards agree."""
+def objection(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, letters: tuple[str, ...] = mmlu.LETTERS
+) -> str | None:
+    """Return why LastPosition must not score a model by the letters of its choices, or None.
+
+    The questions have no other say, so all shards agree.
+    """
     text = config.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ())
-    choices = [tokenizer.encode(f"{PROBE} {letter}") for letter in mmlu.LETTERS]
+    choices = [tokenizer.encode(f"{PROBE} {letter}") for letter in letters]
     if config.model_type not in MODEL_TYPES:
         return f"model_type '{config.model_type}' is none for which it was proven"
     if others := sorted(layers - set(LAYER_TYPES)):

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from int4_qat.data import mmlu, mmlu_parquet
+from int4_qat.data import letters, mmlu, mmlu_parquet
 
 TASKS = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
 TASK_PREFIX = "mmlu_"
@@ -52,8 +52,9 @@ def description(subject: str) -> str:
 
 
 def prompt(row: dict) -> str:
-    """A question as lm-eval's doc_to_text puts it; the test compares the two."""
-    choices = "".join(f"{letter}. {choice}\n" for letter, choice in zip(mmlu.LETTERS, row["choices"], strict=True))
+    """A question as lm-eval's doc_to_text puts it, with any number of choices; the test compares the two."""
+    named = zip(letters.first(len(row["choices"])), row["choices"], strict=True)
+    choices = "".join(f"{letter}. {choice}\n" for letter, choice in named)
     return f"{row['question'].strip()}\n{choices}Answer:"
 
 

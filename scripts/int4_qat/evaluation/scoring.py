@@ -9,6 +9,7 @@ import torch
 from lm_eval.tasks import TaskManager
 
 from int4_qat.checkpoint import architecture
+from int4_qat.data import mmlu
 from int4_qat.engines import inference
 from int4_qat.evaluation import last_position, stock_scores
 from int4_qat.tokenizer import tokenization
@@ -38,13 +39,18 @@ class Evaluation(NamedTuple):
     stock_check: dict | None  # of last_position: how far its scores of the first questions are from lm-eval's own
 
 
-def evaluate(options: Options, engine: str, tasks: list, task_manager: TaskManager) -> Evaluation:
-    """Evaluate a checkpoint on lm-eval's tasks, which are its names or task configs."""
+def evaluate(
+    options: Options, engine: str, tasks: list, task_manager: TaskManager, letters: tuple[str, ...] = mmlu.LETTERS
+) -> Evaluation:
+    """Evaluate a checkpoint on lm-eval's tasks, which are its names or task configs.
+
+    letters are those by which last_position's questions name their choices.
+    """
     tokenizer = tokenization.load_tokenizer(options.checkpoint)
     tokenization.refuse_additions(tokenizer)
     reason = None
     if engine == LAST_POSITION:
-        reason = last_position.objection(architecture.read_config(options.checkpoint), tokenizer)
+        reason = last_position.objection(architecture.read_config(options.checkpoint), tokenizer, letters)
     if reason:
         print(f"engine: {STOCK} in place of {LAST_POSITION}: {reason}", flush=True)
     used = STOCK if reason else engine

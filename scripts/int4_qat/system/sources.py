@@ -57,10 +57,13 @@ def _imported_names(path: Path) -> list[str]:
 def local_files(source: str | Path) -> list[str]:
     """The files below a local folder that are data to Snakemake and to the programs alike; none for the Hub.
 
-    Left out is what a system or an editor leaves behind: hidden files, as git's and the Hub's, backups and locks.
+    Left out is what a system or an editor leaves behind: hidden files, as git's and the Hub's, backups and locks. Of a
+    source that is a file itself, that file.
     """
     if str(source).startswith("hf://"):
         return []
+    if os.path.isfile(source):
+        return [str(source)]
     found = []
     for folder, folders, names in os.walk(Path(source), followlinks=True):
         folders[:] = [name for name in folders if not is_left_out(name)]

@@ -1,0 +1,74 @@
+"""One's own questions as tasks of lm-eval: a task a group, with the prompt of lm-eval's `mmlu`.
+
+A group stands for a subject, whose underscores the prompt shows as spaces. A set without groups has one that is called
+as the set is, and which the prompt leaves out.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from int4_qat.data import letters, mmlu_parquet
+from int4_qat.evaluation import mmlu_harness
+
+LEAD = "The following are multiple choice questions (with answers)"
+DESCRIPTION = "description"  # a column: what stands in the config itself lm-eval takes for a template
+CHOICES = "choices"
+
+
+def task_name(name: str, group: str) -> str:
+    """Return what the task of a group is called, in lm-eval's results and in messages."""
+    return name if group == name else f"{name}_{group}"
+
+
+def description(name: str, group: str) -> str:
+    """Return what stands ahead of a group's questions."""
+    return f"{LEAD}.\n\n" if group == name else f"{LEAD} about {group.replace('_', ' ')}.\n\n"
+
+
+def most_choices(test: Path) -> int:
+    """Return how many choices the question with the most of them has."""
+    column = mmlu_parquet.open_file(test, [CHOICES]).read([CHOICES])[CHOICES]
+    return pc.max(pc.list_value_length(column)).as_py()
+
+
+def doc_to_choice(row: dict) -> list[str]:
+    """Return the letters of a question's choices."""
+    return list(letters.first(len(row[CHOICES])))
+
+
+def make(data: Path, name: str, groups: list[str], num_fewshot: int, folder: Path) -> list[dict]:
+    """Return the config of each group's task, on the group's questions, which are written to a folder."""
+    splits = ("dev", "test") if num_fewshot else ("test",)
+    tables = {split: pq.read_table(data / f"{split}.parquet", schema=mmlu_parquet.SCHEMA) for split in splits}
+    tasks = []
+    for number, group in enumerate(groups):
+        paths = {split: folder / f"{number}_{split}.parquet" for split in splits}
+        for split, path in paths.items():
+            rows = tables[split].filter(pc.equal(tables[split]["subject"], group))
+            texts = pa.array([description(name, group)] * len(rows), pa.string())
+            pq.write_table(rows.append_column(DESCRIPTION, texts), path)
+        tasks.append(config(task_name(name, group), paths, folder / "cache"))
+    return tasks
+
+
+def config(task: str, paths: dict[str, Path], cache: Path) -> dict:
+    """Return what lm-eval's `mmlu` says of a subject, on other data and for any number of choices."""
+    files = {split: str(path) for split, path in paths.items()}
+    return {
+        "task": task,
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(cache)},
+        "test_split": "test",
+        "fewshot_split": "dev" if "dev" in paths else None,
+        "fewshot_config": {"sampler": "first_n"},
+        "output_type": "multiple_choice",
+        "description": DESCRIPTION,
+        "doc_to_text": mmlu_harness.prompt,
+        "doc_to_choice": doc_to_choice,
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
