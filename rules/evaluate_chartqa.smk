@@ -1,6 +1,6 @@
 # lmms-eval's chartqa: what int4 costs a model that sees charts.
 #   in:  results/<model>/<variant>/checkpoint/, resources/datasets/chartqa/
-#   out: results/<model>/<variant>/chartqa.json; lmms-eval's log, JSON and answers in lmms/
+#   out: results/<model>/<variant>/chartqa.json, chartqa_samples.parquet; lmms-eval's log, JSON and answers in lmms/
 
 
 rule evaluate_chartqa:
@@ -9,7 +9,8 @@ rule evaluate_chartqa:
         checkpoint="results/{model}/{variant}/checkpoint",
         dataset="resources/datasets/chartqa",
     output:
-        "results/{model}/{variant}/chartqa.json",
+        report="results/{model}/{variant}/chartqa.json",
+        samples="results/{model}/{variant}/chartqa_samples.parquet",
     log:
         "logs/{model}/evaluate_chartqa_{variant}.log",
     benchmark:
@@ -36,5 +37,6 @@ rule evaluate_chartqa:
         " --device {params.device:q}"
         " --lmms-runs {params.lmms_runs:q}"
         " --time-limit {params.settings[time_limit]:q}"
-        " --output {output:q}"
+        " --output {output.report:q}"
+        " --samples {output.samples:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

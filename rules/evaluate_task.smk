@@ -1,7 +1,7 @@
 # A task or group of lm-eval's, by its name: what the config lists besides MMLU.
 #   in:  results/<model>/<variant>/checkpoint/, resources/datasets/<task>/,
 #        resources/tasks/<task>.json
-#   out: results/<model>/<variant>/tasks/<task>.json
+#   out: results/<model>/<variant>/tasks/<task>.json, <task>_samples.parquet
 
 
 rule evaluate_task:
@@ -11,7 +11,8 @@ rule evaluate_task:
         dataset="resources/datasets/{task}",
         checked=rules.check_task.output[0],
     output:
-        "results/{model}/{variant}/tasks/{task}.json",
+        report="results/{model}/{variant}/tasks/{task}.json",
+        samples="results/{model}/{variant}/tasks/{task}_samples.parquet",
     log:
         "logs/{model}/evaluate_task_{variant}_{task}.log",
     benchmark:
@@ -36,5 +37,6 @@ rule evaluate_task:
         " --batch-size {params.settings[batch_size]:q}"
         " --dtype {params.settings[dtype]:q}"
         " --device {params.device:q}"
-        " --output {output:q}"
+        " --output {output.report:q}"
+        " --samples {output.samples:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

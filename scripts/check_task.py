@@ -2,7 +2,8 @@
 
 A model that answers at random is asked the first questions, as evaluate_task asks a real one. What would end there ends
 here, with one line: a task that lm-eval does not have or that does not fit the data, examples that the data does not
-hold or the task does not take. Writes which metrics there are.
+hold or the task does not take. Writes which metrics there are, whether a higher value is better, and how lm-eval makes
+them of single documents.
 
     python scripts/check_task.py --task arc_challenge --dataset resources/datasets/arc_challenge \\
         --num-fewshot 25 --output resources/tasks/arc_challenge.json
@@ -17,6 +18,8 @@ from lm_eval.models.dummy import DummyLM
 from lm_eval.tasks import TaskManager
 
 from int4_qat.evaluation import task_harness
+from int4_qat.evaluation.task_harness import Loaded
+from int4_qat.results.schema.task import Kind
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError, one_line
 
@@ -39,29 +42,31 @@ def main() -> None:
     task_manager = task_harness.find(arguments.task)
     names = task_harness.dataset_names(arguments.task, task_manager.task_index)
     with task_harness.as_on_the_hub(names, arguments.dataset.resolve()):
-        refuse_missing_examples(arguments, load(arguments, task_manager))
-        results = ask(arguments, task_manager)
-    metrics, members = task_harness.metrics_of(arguments.task, results)
+        loaded = load(arguments, task_manager)
+        refuse_missing_examples(arguments, loaded.tasks)
+        results = ask(arguments, loaded, task_manager)
+    metrics, members = task_harness.metrics_of(loaded, results)
     refuse_other_examples(arguments, results["n-shot"])
-    report = {"task": arguments.task, "metrics": list(metrics), "members": sorted(members)}
+    kinds = {name: {key: metric[key] for key in Kind.__annotations__} for name, metric in metrics.items()}
+    report = {"task": arguments.task, "metrics": kinds, "members": sorted(members)}
     files.write_json(arguments.output, report | {"versions": {"lm-eval": version("lm-eval")}})
     print(f"{arguments.task} reports {', '.join(metrics)}")
 
 
-def load(arguments: argparse.Namespace, task_manager: TaskManager) -> dict:
-    """The tasks by name, their data loaded; InputError if that does not fit."""
+def load(arguments: argparse.Namespace, task_manager: TaskManager) -> Loaded:
+    """Return the task with its data; raise InputError if that does not fit."""
     try:
-        return task_manager.load([arguments.task])["tasks"]
+        return task_harness.load(arguments.task, task_manager)
     except Exception as error:  # a task's own code runs here, and reads columns as it expects them
         raise misfit(arguments, error) from None
 
 
-def ask(arguments: argparse.Namespace, task_manager: TaskManager) -> dict:
-    """lm-eval's results for the model that guesses; InputError if a question cannot be asked."""
+def ask(arguments: argparse.Namespace, loaded: Loaded, task_manager: TaskManager) -> dict:
+    """Return lm-eval's results for the model that guesses; raise InputError if a question cannot be asked."""
     try:
         return lm_eval.simple_evaluate(
             Guesser(),
-            tasks=[arguments.task],
+            tasks=[loaded.item],
             num_fewshot=arguments.num_fewshot,
             limit=QUESTIONS,
             bootstrap_iters=0,

@@ -1,22 +1,26 @@
 """Ask a multimodal checkpoint about charts: lmms-eval's chartqa, through `accelerate launch` as on the card, offline.
 
 An answer is right within 5% of a number, or letter by letter. lmms-eval's log, its own JSON and its answers stay in
---lmms-runs. It ends with exit code 0 whatever happens, so that what counts is its JSON.
+--lmms-runs. It ends with exit code 0 whatever happens, so that what counts is its JSON. Writes its figures, and a table
+with a row for each question, from which they must follow.
 
     python scripts/evaluate_chartqa.py --checkpoint results/demo/qat-int4/checkpoint --model gemma3 \\
         --dataset resources/datasets/chartqa --batch-size 32 --device cuda --lmms-runs results/demo/qat-int4/lmms \\
-        --output results/demo/qat-int4/chartqa.json
+        --output results/demo/qat-int4/chartqa.json --samples results/demo/qat-int4/chartqa_samples.parquet
 """
 
 import argparse
+import json
 import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from int4_qat.engines import inference, processes
+from int4_qat.results import chartqa_figures
 from int4_qat.results.schema.chartqa import ChartQA, Figures
 from int4_qat.system import devices, errors, files, scratch
 from int4_qat.system.errors import InputError
@@ -43,10 +47,16 @@ def main() -> None:
     parser.add_argument("--lmms-runs", required=True, type=Path, help="folder for lmms-eval's log, JSON and answers")
     parser.add_argument("--time-limit", default=14_400, type=float, help="seconds for lmms-eval")
     parser.add_argument("--output", required=True, type=Path, help="chartqa.json")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     results = run_lmms_eval(arguments)
     report = make_report(arguments, results)
+    samples = read_samples(arguments.lmms_runs / SAMPLES)
+    for misfit in chartqa_figures.misfits(samples, report):
+        raise InputError(f"{arguments.lmms_runs / SAMPLES}: {misfit}")
+    with files.whole(arguments.samples) as unfinished:
+        samples.to_parquet(unfinished, index=False)
     files.write_json(arguments.output, report)
     print(f"relaxed accuracy {report['relaxed_overall']:.4f} on {report['questions']} questions")
 
@@ -112,6 +122,18 @@ def make_report(arguments: argparse.Namespace, results: dict) -> ChartQA:
         },
         versions={name: version(name) for name in ("lmms-eval", "accelerate", "transformers", "torch", "torchao")},
     )
+
+
+def read_samples(path: Path) -> pd.DataFrame:
+    """Return the table of samples, of lmms-eval's own file, which has each question's type in a metric's name."""
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for sample in map(json.loads, lines):
+            types = [name for name in chartqa_figures.TYPES if FIGURES[name] in sample]
+            if len(types) != 1:
+                raise InputError(f"{path}: question {sample['doc_id']}: expected human or augmented, found {types}")
+            rows.append({"index": sample["doc_id"], "type": types[0], "correct": sample[FIGURES["relaxed_overall"]]})
+    return chartqa_figures.table(rows)
 
 
 def figure(scores: dict, metric: str) -> tuple[float | None, float | None]:

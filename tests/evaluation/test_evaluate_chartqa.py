@@ -7,9 +7,11 @@ import subprocess
 
 import datasets
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import yaml
 
+from int4_qat.results import chartqa_figures
 from programs import ROOT, VARIANTS, environment, run_script
 from workflows import write_config
 
@@ -72,6 +74,9 @@ def test_every_question_is_answered_and_counted(run):
     assert report["relaxed_overall"] == scores["relaxed_overall,none"]
     assert report["relaxed_overall"] == pytest.approx((3 * report["human"] + report["augmented"]) / 4)
     assert (report["questions"], report["dequantized"]) == (4, False)
+    samples = pd.read_parquet(run / "results/demo/base-bf16/chartqa_samples.parquet")
+    assert samples["index"].tolist() == [0, 1, 2, 3]
+    assert samples["type"].tolist() == ["augmented", "human", "human", "human"]
 
 
 def test_a_right_answer_counts(run, untrained, tmp_path):
@@ -82,6 +87,12 @@ def test_a_right_answer_counts(run, untrained, tmp_path):
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "chartqa.json").read_text())
     assert [report[key] for key in ("relaxed_overall", "human", "augmented")] == pytest.approx([3 / 4, 2 / 3, 1])
+    samples = pd.read_parquet(tmp_path / "chartqa_samples.parquet")
+    assert samples.to_dict("list") == {
+        "index": [0, 1, 2, 3],
+        "type": ["augmented", "human", "human", "human"],
+        "correct": [1, 1, 0, 1],
+    }
 
 
 def test_summary_and_card_hold_the_scores(run):
@@ -115,6 +126,7 @@ def test_no_token_stands_in_a_log_or_result(run):
 def evaluate(checkpoint, charts, model, folder):
     options = {"checkpoint": checkpoint, "model": model, "dataset": charts, "batch-size": 1}
     options |= {"lmms-runs": folder / "lmms", "output": folder / "chartqa.json"}
+    options |= {"samples": folder / "chartqa_samples.parquet"}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     command = ["python", str(ROOT / "scripts" / "evaluate_chartqa.py"), *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment("lmms"))
@@ -128,3 +140,24 @@ def test_no_results_are_one_line_with_the_last_words(untrained, charts, tmp_path
     assert last.startswith(f"error: lmms-eval wrote no chartqa_samples.jsonl; the end of {log}: ")
     assert "no_such_model" in last
     assert not (tmp_path / "chartqa.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"correct": [1, 1, 0, 1]}, []),
+        ({"correct": [1, 1, 0, 0]}, ["relaxed_overall: expected 0.75", "human: expected 0.6666666666666666"]),
+        (
+            {"type": ["human"] * 4},
+            ["human: expected 0.6666666666666666", "augmented: expected 1.0 of the answers, found None"],
+        ),
+        ({"index": [0, 1, 2, 2]}, ["questions: expected 4, each once"]),
+    ],
+)
+def test_answers_that_do_not_give_the_figures_are_named(change, expected):
+    rows = {"index": [0, 1, 2, 3], "type": ["augmented", "human", "human", "human"], "correct": [1, 1, 0, 1]} | change
+    samples = chartqa_figures.table(pd.DataFrame(rows).to_dict("records"))
+    report = {"questions": 4, "relaxed_overall": 3 / 4, "human": 2 / 3, "augmented": 1.0}
+    found = chartqa_figures.misfits(samples, report)
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))

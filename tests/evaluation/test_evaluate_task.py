@@ -4,17 +4,14 @@ import json
 from pathlib import Path
 
 import lm_eval
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pandas as pd
 import pytest
 import torch
-import yaml
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import check_task
-from int4_qat.data import mmlu
+import task_data
 from int4_qat.engines import inference
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
@@ -26,6 +23,7 @@ pytestmark = pytest.mark.slow
 ARC = Path(lm_eval.__file__).parent / "tasks" / "arc"
 SIZES = {"train": 6, "validation": 2, "test": 10}
 TARGET = "results/demo/base-bf16/tasks/arc_challenge.json"
+SAMPLES = "results/demo/base-bf16/tasks/arc_challenge_samples.parquet"
 METRIC = "resources/metrics/arc_challenge.json"
 TASK = {"task": "arc_challenge", "metric": "acc_norm,none", "num_fewshot": 2, "limit": 8}
 
@@ -33,25 +31,7 @@ TASK = {"task": "arc_challenge", "metric": "acc_norm,none", "num_fewshot": 2, "l
 @pytest.fixture(scope="module")
 def arc(untrained, tmp_path_factory):
     """A data set in the layout of allenai/ai2_arc, of the stand-in's questions."""
-    folder = tmp_path_factory.mktemp("arc")
-    questions = pq.read_table(untrained / "mmlu" / "all" / "test-00000-of-00001.parquet").to_pylist()
-    (folder / "ARC-Challenge").mkdir()
-    for split, size in SIZES.items():
-        rows = [questions.pop() for _ in range(size)]
-        table = [
-            {
-                "id": str(index),
-                "question": row["question"],
-                "choices": {"text": row["choices"], "label": list("ABCD")},
-                "answerKey": "ABCD"[row["answer"]],
-            }
-            for index, row in enumerate(rows)
-        ]
-        pq.write_table(pa.Table.from_pylist(table), folder / "ARC-Challenge" / f"{split}-00000-of-00001.parquet")
-    files = [{"split": split, "path": f"ARC-Challenge/{split}-*"} for split in SIZES]
-    card = yaml.safe_dump({"configs": [{"config_name": "ARC-Challenge", "data_files": files}]})
-    (folder / "README.md").write_text(f"---\n{card}---\n")
-    return folder
+    return task_data.arc(tmp_path_factory.mktemp("arc"), "ARC-Challenge", task_data.questions(untrained), SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -112,46 +92,24 @@ def test_each_misfit_is_one_line(arc, tmp_path, monkeypatch, changes, expected):
     assert not (tmp_path / "checked.json").exists()
 
 
-def truthful(folder):
-    """A data set in the layout of truthfulqa/truthful_qa's multiple_choice, as lm-eval's task reads it."""
-    targets = {"choices": ["yes", "no"], "labels": [1, 0]}
-    rows = [{"question": f"{index}?", "mc1_targets": targets, "mc2_targets": targets} for index in range(4)]
-    folder.mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), folder / "validation.parquet")
-    files = [{"split": "validation", "path": "validation.parquet"}]
-    card = yaml.safe_dump({"configs": [{"config_name": "multiple_choice", "data_files": files}]})
-    (folder / "README.md").write_text(f"---\n{card}---\n")
-    return folder
-
-
 def test_examples_that_a_task_does_not_take_are_refused(tmp_path, monkeypatch):
     """lm-eval leaves a task at 0 examples that says so itself."""
-    folder = truthful(tmp_path / "truthful")
+    folder = task_data.truthful(tmp_path / "truthful")
     options = {"dataset": folder, "task": "truthfulqa_mc2"}
     with pytest.raises(InputError, match="asks truthfulqa_mc2 with 0 examples whatever is set; expected num_fewshot 0"):
         check(tmp_path, monkeypatch, **options)
-    assert check(tmp_path, monkeypatch, **options | {"num_fewshot": 0})["metrics"] == ["acc,none"]
+    assert list(check(tmp_path, monkeypatch, **options | {"num_fewshot": 0})["metrics"]) == ["acc,none"]
 
 
 def test_a_group_is_checked_by_the_figure_for_the_whole(untrained, tmp_path, monkeypatch):
     """MMLU's own group of 19 subjects, each a config of one data set."""
-    folder, configs = tmp_path / "mmlu", []
-    for subject in mmlu.SUBJECTS:
-        (folder / subject).mkdir(parents=True)
-        files = []
-        for split in ("dev", "validation", "test"):
-            rows = pq.read_table(untrained / "mmlu" / "all" / f"{split}-00000-of-00001.parquet")
-            rows = rows.filter(pc.equal(rows["subject"], subject))
-            pq.write_table(rows, folder / subject / f"{split}.parquet")
-            files.append({"split": split, "path": f"{subject}/{split}.parquet"})
-        configs.append({"config_name": subject, "data_files": files})
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    folder = task_data.mmlu_by_subject(tmp_path / "mmlu", untrained)
     report = check(tmp_path, monkeypatch, dataset=folder, task="mmlu_stem", num_fewshot=1)
-    assert report["metrics"] == ["acc,none"]
+    assert report["metrics"] == {"acc,none": {"higher_is_better": True, "aggregation": "mean", "weight_by_size": True}}
     assert len(report["members"]) == 19
 
 
-def test_the_numbers_are_lm_evals(untrained, arc, report, tmp_path):
+def test_the_numbers_are_lm_evals(untrained, arc, run, report, tmp_path):
     for name in ("arc_easy.yaml", "arc_challenge.yaml"):
         text = (ARC / name).read_text().replace("dataset_path: allenai/ai2_arc", f"dataset_path: {arc}")
         (tmp_path / name).write_text(text + f"\ndataset_kwargs: {{cache_dir: {tmp_path / 'cache'}}}\n")
@@ -165,11 +123,21 @@ def test_the_numbers_are_lm_evals(untrained, arc, report, tmp_path):
         num_fewshot=2,
         limit=8,
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
-    )["results"]["arc_challenge"]
+    )
+    documents = {sample["doc_id"]: sample for sample in expected["samples"]["arc_challenge"]}
+    expected = expected["results"]["arc_challenge"]
     assert report["metrics"].keys() == {"acc,none", "acc_norm,none"}
     for name, found in report["metrics"].items():
         assert found["value"] == pytest.approx(expected[name])
         assert found["stderr"] == pytest.approx(expected[name.replace(",", "_stderr,")])
+        assert (found["higher_is_better"], found["aggregation"], found["weight_by_size"]) == (True, "mean", None)
+    samples = pd.read_parquet(run.folder / SAMPLES)
+    assert list(samples) == ["member", "document", "metric", "value", "weight"]
+    assert len(samples) == 16
+    assert samples.equals(samples.sort_values(["member", "document", "metric"], ignore_index=True))
+    for row in samples.itertuples():
+        assert row.value == documents[row.document][row.metric.partition(",")[0]]
+        assert (row.member, row.weight) == ("arc_challenge", 1)
     assert report["questions"] == 8
     assert report["prompts_over_max_length"] == 0
     assert (report["settings"]["bos"], report["settings"]["bos_added_by_tokenizer"]) == ("<bos>", True)

@@ -62,8 +62,21 @@ class StockScores(HFLM):
         return [self.prefix_token_id], tokens[1:] if tokens[:1] == [self.prefix_token_id] else tokens
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        values = super().loglikelihood_rolling(requests, disable_tqdm)
+        """Return lm-eval's log-likelihoods of whole texts, but with one bos ahead of each.
+
+        lm-eval puts prefix_token_id, which is bos where there is one, ahead of what the tokenizer gives, and most begin
+        with bos already. Texts that are longer than the model's context are read in windows, and counted.
+        """
+        own = self.add_bos_token
+        self.add_bos_token = False
+        try:
+            lengths = [len(self.tok_encode(*request.args)) for request in requests]
+            values = super().loglikelihood_rolling(requests, disable_tqdm)
+        finally:
+            self.add_bos_token = own
         refuse_infinite(requests, values)
+        self.count_long(requests, lengths)
+        self.say_long(requests, "they are read in windows, of which the first alone begins with bos")
         return values
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -85,12 +98,12 @@ class StockScores(HFLM):
         long = {(request.task_name, request.doc_id) for request, length in pairs if length > self.max_length}
         self.prompts_over_max_length.update(task for task, _ in long)
 
-    def say_long(self, requests: list[Instance]) -> None:
-        """Print in one line how many prompts were cut."""
+    def say_long(self, requests: list[Instance], what: str = "they lose their beginning, bos included") -> None:
+        """Print in one line how many questions were too long, and what comes of it."""
         if count := self.prompts_over_max_length.total():
             of = f"{count} of {len({(request.task_name, request.doc_id) for request in requests})} questions"
             context = f"the model's context of {self.max_length} tokens"
-            print(f"{of} are longer than {context}: they lose their beginning, bos included", flush=True)
+            print(f"{of} are longer than {context}: {what}", flush=True)
 
 
 def refuse_tokens(requests: list[Instance], tokens: list[Tokens], max_length: int) -> None:

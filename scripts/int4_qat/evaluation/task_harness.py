@@ -4,22 +4,43 @@ import contextlib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
+from lm_eval.api.group import Group
+from lm_eval.api.registry import AGGREGATION_REGISTRY
+from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from int4_qat.system import files, scratch
 from int4_qat.system.errors import InputError
 
 STDERR = "_stderr"
+DEFAULT = "mean"  # lm-eval's own, of a metric for which its task names none
+
+
+class Loaded(NamedTuple):
+    """A task or a group with its data, as lm-eval loads it."""
+
+    name: str
+    item: Task | Group  # what lm-eval is given to ask
+    tasks: dict[str, Task]  # itself, or all that it holds
+    groups: dict[str, Group]  # itself and all that it holds; empty for a task
 
 
 def find(task: str) -> TaskManager:
-    """lm-eval's tasks; InputError if there is none of this name."""
+    """Return lm-eval's tasks; raise InputError if there is none of this name."""
     task_manager = TaskManager()
     if task not in [*task_manager.all_subtasks, *task_manager.all_groups]:
         raise InputError(f"evaluation.tasks: lm-eval {version('lm-eval')} has no task or group '{task}'")
     return task_manager
+
+
+def load(task: str, task_manager: TaskManager) -> Loaded:
+    """Return a task or a group with its data; what lm-eval or the task's own code raises comes as it is."""
+    found = task_manager.load([task])
+    item = found["groups"][task] if task in found["groups"] else found["tasks"][task]
+    return Loaded(task, item, found["tasks"], found["groups"])
 
 
 @contextlib.contextmanager
@@ -33,30 +54,90 @@ def as_on_the_hub(names: set[str], folder: Path) -> Iterator[None]:
 
 
 def dataset_names(task: str, index: dict) -> set[str]:
-    """The Hub's names of the data sets of one of lm-eval's tasks, or of all tasks of a group."""
+    """Return the Hub's names of the data sets of one of lm-eval's tasks, or of all tasks of a group."""
     config = index[task].cfg
     if config and "dataset_path" in config:
         return {config["dataset_path"]}
-    members = config["task"] if config else index[task].tags
-    members = [member if isinstance(member, str) else member["task"] for member in members]
-    return set().union(*(dataset_names(member, index) for member in members))
+    return set().union(*(dataset_names(member, index) for member in members_of(config or {"task": index[task].tags})))
 
 
-def metrics_of(task: str, results: dict) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Metrics of a task, and of its members if it is a group; InputError if lm-eval has no figure for the whole."""
-    found = {name: metrics(scores) for name, scores in results["results"].items()}
-    whole = found.pop(task, None)
+def members_of(config: dict) -> Iterator[str]:
+    """Yield the names of what a group's config holds, also of groups that are written down in it."""
+    for member in config["task"]:
+        if isinstance(member, str):
+            yield member
+        elif "group" in member:
+            yield from members_of(member)
+        else:
+            yield member["task"]
+
+
+def metrics_of(loaded: Loaded, results: dict) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Return the metrics of a task, and of its members if it is a group.
+
+    Raise InputError if lm-eval has no figure for the whole.
+    """
+    found = {name: metrics(name, loaded, results) for name in results["results"]}
+    whole = found.pop(loaded.name, None)
     if not whole:
-        raise InputError(f"evaluation.tasks: lm-eval gives no figure for {task}; name its parts, {sorted(found)}")
+        raise InputError(
+            f"evaluation.tasks: lm-eval gives no figure for {loaded.name}; name its parts, {sorted(found)}"
+        )
     return whole, found
 
 
-def metrics(scores: dict) -> dict[str, dict]:
-    """value and stderr (None if lm-eval has none) by lm-eval's name, `<metric>,<filter>`."""
-    found = {}
-    for name, value in scores.items():
-        metric, _, name_of_filter = name.partition(",")
+def metrics(name: str, loaded: Loaded, results: dict) -> dict[str, dict]:
+    """Return value, stderr (None if lm-eval has none) and kind by lm-eval's name, `<metric>,<filter>`."""
+    scores, found = results["results"][name], {}
+    for key, value in scores.items():
+        metric, _, name_of_filter = key.partition(",")
         if name_of_filter and not metric.endswith(STDERR):
             stderr = scores.get(f"{metric}{STDERR},{name_of_filter}")
-            found[name] = {"value": float(value), "stderr": stderr if isinstance(stderr, float) else None}
+            asked = [task for task in tasks_of(name, loaded) if key in results["results"][task.task_name]]
+            found[key] = {
+                "value": float(value),
+                "stderr": stderr if isinstance(stderr, float) else None,
+                "higher_is_better": direction(asked, metric),
+                "aggregation": ", ".join(sorted({aggregation(task, metric) for task in asked})),
+                "weight_by_size": weight_by_size(loaded.groups[name], key) if name in loaded.groups else None,
+            }
     return found
+
+
+def tasks_of(name: str, loaded: Loaded) -> list[Task]:
+    """Return a task as the only one, or all tasks of a group."""
+    return loaded.groups[name].get_all_tasks() if name in loaded.groups else [loaded.tasks[name]]
+
+
+def names_of(name: str, loaded: Loaded) -> list[str]:
+    """Return the names of those tasks, sorted."""
+    return sorted(task.task_name for task in tasks_of(name, loaded))
+
+
+def direction(tasks: list[Task], metric: str) -> bool | None:
+    """Return whether a higher value is better, as lm-eval has it; None if it does not say so or tasks differ."""
+    said = {task.higher_is_better().get(metric) for task in tasks}
+    return said.pop() if said in ({True}, {False}) else None
+
+
+def aggregation(task: Task, metric: str) -> str:
+    """Return lm-eval's name of what makes a figure of the values of documents.
+
+    A function of the task's own has `own` ahead of its name, since that may be one of lm-eval's too.
+    """
+    function = task.aggregation().get(metric)
+    if function is None:
+        return DEFAULT
+    known = [name for name, registered in AGGREGATION_REGISTRY.items() if registered is function]
+    return known[0] if known else f"own {getattr(function, '__name__', 'function')}"
+
+
+def weight_by_size(group: Group, key: str) -> bool:
+    """Return whether a group weighs its members by their documents in the figure of this name."""
+    metric, _, name_of_filter = key.partition(",")
+    asked = [
+        entry
+        for entry in group.aggregate_metric_list
+        if entry.metric == metric and (entry.filter_list is None or name_of_filter in entry.filter_list)
+    ]
+    return asked[-1].weight_by_size
