@@ -1,8 +1,8 @@
 """Measure how far a checkpoint's predictions of held-out texts are from the base's: KL, top-1 agreement, perplexity.
 
-The protocol is in int4_qat/evaluation/divergence.py; the texts are those that record_hidden_states let the base read, in
-the dtype that it had. The states recorded of the variant's own weights in bf16 are, for a variant in bf16, its forward
-pass, which is not run again; a quantized one is compared with them too: what the quantization alone cost.
+The protocol is in int4_qat/evaluation/divergence.py; the texts, and the dtype, are those in which
+record_hidden_states let the base read. What it recorded of the variant's own weights in bf16 is the forward pass of a
+variant in bf16, which is not run again; a quantized one is compared with it too: what the quantization alone cost.
 
     python scripts/evaluate_divergence.py --checkpoint results/demo/qat-int4/checkpoint \\
         --base results/demo/base-bf16/checkpoint --base-states results/demo/base-bf16/states \\

@@ -63,8 +63,8 @@ def last_hidden_states(model: PreTrainedModel, batch: list[list[int]]) -> torch.
 def compare(found: Reading, base: Reading, own: Reading | None, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return sums over a window, of what a model, its base and perhaps its own weights in bf16 made of it.
 
-    They are fp64 scalars, by the columns of divergence_samples.parquet. tokens (tokens) are the window's ids; each state
-    but the last predicts the next.
+    They are fp64 scalars, by the columns of divergence_samples.parquet. tokens (tokens) are the window's ids; each
+    state but the last predicts the next.
     """
     parts = [
         compare_block(log_probabilities([found, base, own], start, stop), tokens[start + 1 : stop + 1])
@@ -90,7 +90,7 @@ def log_probabilities(readings: list[Reading | None], start: int, stop: int) -> 
 
 
 def compare_block(log_probabilities: list[torch.Tensor | None], following: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the sums over a block of tokens, of log-probabilities (tokens, vocabulary) and the ids (tokens) that come."""
+    """Return the sums over a block, of log-probabilities (tokens, vocabulary) and the ids (tokens) that follow."""
     found, base, own = log_probabilities
     sums = {
         "kl": total_kl(base, found),

@@ -49,7 +49,7 @@ def record(model: PreTrainedModel, windows: list[list[int]], protocol: dict, hea
 
 
 def recorded(folder: Path) -> dict[str, Recorded]:
-    """Return the files of a folder by the names of their texts; raise InputError if there are none, or one is broken."""
+    """Return a folder's files by the names of their texts; raise InputError if there are none, or one is broken."""
     found = {path.stem: describe(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
     if not found:
         raise InputError(f"{folder}: expected the hidden states of texts, found none")
@@ -86,6 +86,5 @@ def refuse_differences(base: dict[str, Recorded], own: dict[str, Recorded]) -> N
             raise InputError(f"{folder}: expected the text of {there[name].path}, found none")
         expected, found = base[name], own[name]
         if found.protocol != expected.protocol or found.windows != expected.windows:
-            raise InputError(
-                f"{found.path}: expected the tokens and the protocol of {expected.path}, found others; record both again"
-            )
+            wanted = f"the tokens and the protocol of {expected.path}"
+            raise InputError(f"{found.path}: expected {wanted}, found others; record both again")
