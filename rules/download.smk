@@ -1,7 +1,7 @@
 # Raw data and base models, the only rules that touch the network.
 #   in:  the Hub at a pinned commit, a local folder, or the stand-in
 #   out: resources/mmlu/<split>.parquet, resources/models/<model>/ and <model>.json, resources/datasets/<dataset>/,
-#        resources/questions/<questions>/
+#        resources/questions/<questions>/, resources/texts/<text>.txt
 
 
 rule make_standin:
@@ -10,6 +10,7 @@ rule make_standin:
     output:
         mmlu=directory("resources/standin/mmlu"),
         model=directory("resources/standin/model"),
+        text=directory("resources/standin/text"),
     log:
         "logs/make_standin.log",
     benchmark:
@@ -137,5 +138,32 @@ rule download_questions:
         " --source={params.source:q}"
         " --name {wildcards.questions:q}"
         " --num-fewshot {params.num_fewshot:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+
+
+rule download_text:
+    input:
+        code=code_of("download_text"),
+        raw=lambda wildcards: source_input(texts[wildcards.text]["source"], "resources/standin/text"),
+    output:
+        "resources/texts/{text}.txt",
+    log:
+        "logs/download_text_{text}.log",
+    benchmark:
+        "benchmarks/download_text/{text}.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        source=lambda wildcards: source_path(texts[wildcards.text]["source"], "resources/standin/text"),
+        options=lambda wildcards: [
+            f"--{key}={value}" for key, value in sorted(texts[wildcards.text].items()) if key != "source" and value
+        ],
+    message:
+        "download_text: {wildcards.text}"
+    shell:
+        "online python {input.code[0]:q}"
+        " --source={params.source:q}"
+        " {params.options:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -41,8 +41,9 @@ rule evaluate_divergence:
         code=code_of("evaluate_divergence"),
         checkpoint="results/{model}/{variant}/checkpoint",
         base=f"results/{{model}}/{variants.BASELINE}/checkpoint",
-        states=f"results/{{model}}/{variants.BASELINE}/states",
-        own=lambda wildcards: f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/states",
+        base_states=f"results/{{model}}/{variants.BASELINE}/states",
+        own=lambda wildcards: f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/checkpoint",
+        own_states=lambda wildcards: f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/states",
     output:
         report="results/{model}/{variant}/divergence.json",
         samples="results/{model}/{variant}/divergence_samples.parquet",
@@ -55,7 +56,6 @@ rule evaluate_divergence:
     resources:
         gpu=1,
     params:
-        dtype=lambda wildcards: evaluation("divergence")["dtype"],
         device=config["device"],
     message:
         "evaluate_divergence: {wildcards.model} {wildcards.variant}"
@@ -63,9 +63,9 @@ rule evaluate_divergence:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
         " --base {input.base:q}"
-        " --base-states {input.states:q}"
-        " --own-states {input.own:q}"
-        " --dtype {params.dtype:q}"
+        " --base-states {input.base_states:q}"
+        " --own {input.own:q}"
+        " --own-states {input.own_states:q}"
         " --device {params.device:q}"
         " --output {output.report:q}"
         " --samples {output.samples:q}"

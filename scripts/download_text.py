@@ -5,6 +5,7 @@
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from int4_qat.data import hub, texts
@@ -15,26 +16,26 @@ from int4_qat.system.errors import InputError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="hf://datasets/<owner>/<name>@<commit> or a local folder")
-    parser.add_argument("--files", required=True, help="pattern of the files that count, below the source")
+    parser.add_argument("--files", nargs="+", default=texts.PATTERNS, help="patterns of paths below the source")
     parser.add_argument("--column", default="text", help="of parquet files")
     parser.add_argument("--output", required=True, type=Path, help="text file")
     arguments = parser.parse_args()
     text = read(arguments.source, arguments.files, arguments.column)
     with files.whole(arguments.output) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_bytes(text.encode("utf-8"))
     print(f"{len(text)} characters")
 
 
-def read(source: str, pattern: str, column: str) -> str:
+def read(source: str, patterns: Sequence[str], column: str) -> str:
     """Return the text of a source; raise InputError if there is none."""
     remote = hub.parse(source)
     if remote is None:
         if not Path(source).is_dir():
             raise InputError(f"{source}: expected a folder with texts, found none")
-        return texts.join(Path(source), pattern, column)
+        return texts.join(Path(source), patterns, column, source)
     with scratch.folder() as work:
-        hub.download(remote, work / "text", [pattern])
-        return texts.join(work / "text", pattern, column)
+        hub.download(remote, work / "text", [*patterns])
+        return texts.join(work / "text", patterns, column, source)
 
 
 if __name__ == "__main__":

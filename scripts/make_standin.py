@@ -6,7 +6,7 @@ the test questions are written and never looked at. Then a few input channels of
 norm before them small by the same factor: the function stays, and the weights have the outlier channels that make
 real models hard to quantize. The factor is raised until int4 costs --int4-cost of the validation questions: processors
 round differently, so the same seed trains different models, and no one factor suits them all. It proves the
-machinery; its figures say nothing about Gemma's.
+machinery; its figures say nothing about Gemma's. A text is held out besides, of questions that are in no split.
 
     python scripts/make_standin.py --output resources/standin --seed 0
 """
@@ -39,6 +39,7 @@ from int4_qat.tokenizer import training_texts
 
 FAMILIES, WORDS = 12, 20
 SIZES = {"auxiliary_train": 24_000, "dev": 285, "validation": 570, "test": 2_280}
+HELD_OUT, TEXT_QUESTIONS = "held_out", 342  # some 8,000 tokens; the splits that are asked before it stay as they are
 VOCABULARY = 10_240  # vLLM's latency benchmark draws token ids below 10,000
 LAYERS, HIDDEN, HEADS = 3, 64, 2
 IMAGE_SIDE, IMAGE_TOKENS = 28, 4
@@ -48,14 +49,15 @@ OUTLIER_SHARE, OUTLIER_STEP, LARGEST_OUTLIERS = 0.06, 2**0.125, 128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, type=Path, help="folder for mmlu/ and model/")
+    parser.add_argument("--output", required=True, type=Path, help="folder for mmlu/, model/ and text/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--int4-cost", type=float, default=0.16, help="accuracy that outlier channels must cost in int4"
     )
     arguments = parser.parse_args()
     facts = standin.invent_families(FAMILIES, WORDS, random.Random(arguments.seed))
-    questions = standin.ask(facts, mmlu.SUBJECTS, SIZES, arguments.seed + 1)
+    questions = standin.ask(facts, mmlu.SUBJECTS, SIZES | {HELD_OUT: TEXT_QUESTIONS}, arguments.seed + 1)
+    held_out = questions.pop(HELD_OUT)
     tokenizer = make_tokenizer(questions)
     exams = [make_lesson(frame, facts, questions["validation"], tokenizer) for frame in standin_training.FRAMES]
     lessons = [make_lesson(frame, facts, questions["auxiliary_train"], tokenizer) for frame in standin_training.FRAMES]
@@ -64,6 +66,7 @@ def main() -> None:
     with files.whole(arguments.output) as folder:
         write_dataset(questions, folder / "mmlu" / "all")
         gemma_folder.write_model(model, tokenizer, folder / "model")
+        write_text(held_out, folder / "text")
 
 
 def make_tokenizer(questions: dict[str, list[standin.Question]]) -> PreTrainedTokenizerFast:
@@ -204,6 +207,15 @@ def write_dataset(questions: dict[str, list[standin.Question]], folder: Path) ->
     for split, asked in questions.items():
         table = pa.Table.from_pylist([question.row() for question in asked], mmlu_parquet.SCHEMA)
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+
+
+def write_text(held_out: list[standin.Question], folder: Path) -> None:
+    """Write a text of questions with their answers in lm-eval's prompt, a passage a subject."""
+    passages = {name: mmlu_harness.description(name) for name in mmlu.SUBJECTS}
+    for row in (question.row() for question in held_out):
+        passages[row["subject"]] += f"{mmlu_harness.prompt(row)} {mmlu.LETTERS[row['answer']]}\n\n"
+    folder.mkdir()
+    (folder / "held_out.txt").write_text("".join(passages.values()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,35 +7,28 @@ compared: KL(base || model) in nats (Kullback & Leibler 1951), whether the likel
 model's own loss, whose mean is the logarithm of its perplexity.
 
 Logits of a large vocabulary are never held for more than a block of tokens. What the base says of a text is kept as its
-last hidden states, from which its logits are made again: all variants have the base's head.
+last hidden states (hidden_states), from which a head makes its logits again (heads).
 """
 
-import hashlib
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from int4_qat.evaluation.heads import Head
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
 
 BATCH_TOKENS = 8192  # that a model reads at once
 BLOCK_BYTES = 2**28  # of one matrix of logits in fp32
-Logits = Callable[[torch.Tensor], torch.Tensor]  # (tokens, width) last hidden states to (tokens, vocabulary)
 
 
-class Sums(NamedTuple):
-    """Of the scored tokens of a window."""
+class Reading(NamedTuple):
+    """What a model made of a window: its last hidden states (tokens, width), and what makes logits of them."""
 
-    tokens: int
-    kl: float
-    same_top1: int
-    loss: float
-    base_loss: float
+    hidden: torch.Tensor
+    head: Head
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, text: str, context: int, limit: int | None) -> list[list[int]]:
@@ -52,13 +45,11 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, context: int, limit: 
     return found
 
 
-def batches(found: list[list[int]]) -> Iterator[list[list[int]]]:
-    """Yield windows of equal length, as many as a model reads at once."""
+def batches(found: list[list[int]]) -> list[list[list[int]]]:
+    """Return windows, of which the last alone may be shorter, in batches of equal length that a model reads at once."""
     size = max(1, BATCH_TOKENS // len(found[0]))
     *whole, last = found
-    for start in range(0, len(whole), size):
-        yield whole[start : start + size]
-    yield [last]
+    return [*(whole[start : start + size] for start in range(0, len(whole), size)), [last]]
 
 
 @torch.no_grad()
@@ -68,56 +59,18 @@ def last_hidden_states(model: PreTrainedModel, batch: list[list[int]]) -> torch.
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
 
 
-def logits_of(model: PreTrainedModel) -> Logits:
-    """Return what makes logits of last hidden states, by the model's own code: head, caps and scales."""
-
-    @torch.no_grad()
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        with answering(model, hidden):
-            tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-            return model(input_ids=tokens, use_cache=False).logits[0]
-
-    return logits
-
-
-@contextmanager
-def answering(model: PreTrainedModel, hidden: torch.Tensor) -> Iterator[None]:
-    """Let the body of a model answer with some last hidden states (tokens, width) whatever it is asked."""
-    body = model.base_model
-    body.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden[None])
-    try:
-        yield
-    finally:
-        del body.forward
-
-
-def head_digest(model: PreTrainedModel) -> str:
-    """Return a SHA-256 of the head as it computes: models with the same one make the same logits of a state."""
-    total = hashlib.sha256()
-    for name, parameter in sorted(model.get_output_embeddings().named_parameters()):
-        total.update(name.encode())
-        for rows in parameter.detach().split(max(1, BLOCK_BYTES // (4 * math.prod(parameter.shape[1:])))):
-            total.update(rows.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
 @torch.no_grad()
-def compare(hidden: torch.Tensor, logits: Logits, reference: torch.Tensor, base: Logits, tokens: torch.Tensor) -> Sums:
-    """Return the sums of a window, of its last hidden states (tokens, width) and the base's, and their heads.
+def compare(found: Reading, base: Reading, own: Reading | None, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return sums over a window, of what a model, its base and perhaps its own weights in bf16 made of it.
 
-    tokens (tokens) are the window's ids; each state but the last predicts the next.
+    They are fp64 scalars, by the columns of divergence_samples.parquet. tokens (tokens) are the window's ids; each
+    state but the last predicts the next.
     """
-    kl = same = loss = base_loss = 0.0
-    for start, stop in blocks(len(tokens) - 1, logits(hidden[:1]).shape[1]):
-        found, expected = (
-            make(states[start:stop]).float().log_softmax(-1) for make, states in ((logits, hidden), (base, reference))
-        )
-        kl += (expected.exp() * (expected - found)).sum(dtype=torch.float64).item()
-        same += (found.argmax(-1) == expected.argmax(-1)).sum().item()
-        following = tokens[start + 1 : stop + 1, None]
-        loss -= found.gather(1, following).sum(dtype=torch.float64).item()
-        base_loss -= expected.gather(1, following).sum(dtype=torch.float64).item()
-    return Sums(len(tokens) - 1, kl, int(same), loss, base_loss)
+    parts = [
+        compare_block(log_probabilities([found, base, own], start, stop), tokens[start + 1 : stop + 1])
+        for start, stop in blocks(len(tokens) - 1, found.head.vocabulary)
+    ]
+    return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
 
 
 def blocks(tokens: int, vocabulary: int) -> Iterator[tuple[int, int]]:
@@ -125,3 +78,40 @@ def blocks(tokens: int, vocabulary: int) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK_BYTES // (4 * vocabulary))
     for start in range(0, tokens, step):
         yield start, min(start + step, tokens)
+
+
+def log_probabilities(readings: list[Reading | None], start: int, stop: int) -> list[torch.Tensor | None]:
+    """Return (tokens, vocabulary) in fp32 of a block of tokens for each reading, made once of one that comes twice."""
+    made: dict[int, torch.Tensor] = {}
+    for each in readings:
+        if each is not None and id(each) not in made:
+            made[id(each)] = each.head.logits(each.hidden[start:stop]).log_softmax(-1, dtype=torch.float32)
+    return [made.get(id(each)) for each in readings]
+
+
+def compare_block(log_probabilities: list[torch.Tensor | None], following: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the sums over a block, of log-probabilities (tokens, vocabulary) and the ids (tokens) that follow."""
+    found, base, own = log_probabilities
+    sums = {
+        "kl": total_kl(base, found),
+        "same_top1": (found.argmax(-1) == base.argmax(-1)).sum(dtype=torch.float64),
+        "loss": total_loss(found, following),
+        "base_loss": total_loss(base, following),
+    }
+    return sums if own is None else sums | {"kl_from_own_bf16": total_kl(own, found)}
+
+
+def total_kl(reference: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Return the sum over rows of KL(reference || found), of log-probabilities (tokens, vocabulary)."""
+    return (reference - found).mul_(reference.exp()).sum(-1).sum(dtype=torch.float64)
+
+
+def total_loss(found: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    """Return minus the sum of the log-probabilities of what follows."""
+    return -found.gather(1, following[:, None]).sum(dtype=torch.float64)
+
+
+def on_host(sums: list[dict[str, torch.Tensor]]) -> list[dict[str, float]]:
+    """Return the sums of windows as numbers; they leave the device together."""
+    values = torch.stack([torch.stack([*each.values()]) for each in sums]).tolist()
+    return [dict(zip(sums[0], row, strict=True)) for row in values]

@@ -25,53 +25,66 @@ from int4_qat.system.errors import InputError
 SUFFIX = ".safetensors"
 
 
-class Window(NamedTuple):
-    """Some tokens that were read together, and what the model made of them."""
+class Recorded(NamedTuple):
+    """A file of hidden states, without them."""
 
-    tokens: torch.Tensor  # int64 (tokens)
-    hidden: torch.Tensor  # (tokens, width)
+    path: Path
+    protocol: dict
+    head: str  # its digest
+    windows: list[list[int]]  # token ids
 
 
-def record(model: PreTrainedModel, windows: list[list[int]], protocol: dict, path: Path) -> None:
-    """Write the last hidden states of a text's windows."""
-    states = [
-        states.cpu()
-        for batch in tqdm(list(divergence.batches(windows)), desc=path.stem, mininterval=1)
-        for states in divergence.last_hidden_states(model, batch)
-    ]
+def record(model: PreTrainedModel, windows: list[list[int]], protocol: dict, head: str, path: Path) -> None:
+    """Write the last hidden states of a text's windows, and the digest of the model's head."""
+    batches = tqdm(divergence.batches(windows), desc=path.stem, unit=" batches", mininterval=1)
+    states = [divergence.last_hidden_states(model, batch).flatten(0, 1).cpu() for batch in batches]
     tensors = {
         "tokens": torch.tensor([token for window in windows for token in window]),
         "lengths": torch.tensor([len(window) for window in windows]),
         "hidden": torch.cat(states),
     }
-    metadata = {"protocol": json.dumps(protocol, sort_keys=True), "head": divergence.head_digest(model)}
+    metadata = {"protocol": json.dumps(protocol, sort_keys=True), "head": head}
     with files.whole(path) as unfinished:
         save_file(tensors, unfinished, metadata)
 
 
-def paths_of(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by the names of their texts; raise InputError if there are none."""
-    found = {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+def recorded(folder: Path) -> dict[str, Recorded]:
+    """Return a folder's files by the names of their texts; raise InputError if there are none, or one is broken."""
+    found = {path.stem: describe(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
     if not found:
         raise InputError(f"{folder}: expected the hidden states of texts, found none")
     return found
 
 
-def metadata_of(path: Path) -> dict:
-    """Return the protocol of a file and the digest of the head; raise InputError if it is not whole."""
+def describe(path: Path) -> Recorded:
+    """Return what a file says besides its states; raise InputError if it is not whole."""
     try:
         with safe_open(path, "pt") as stored:
-            found = stored.metadata()
+            metadata, tokens, lengths = stored.metadata(), stored.get_tensor("tokens"), stored.get_tensor("lengths")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: the hidden states cannot be read ({str(error).splitlines()[0]})") from None
-    return {"protocol": json.loads(found["protocol"]), "head": found["head"]}
+    windows = [part.tolist() for part in tokens.split(lengths.tolist())]
+    return Recorded(path, json.loads(metadata["protocol"]), metadata["head"], windows)
 
 
-def read(path: Path) -> Iterator[Window]:
-    """Yield the windows of a file."""
-    with safe_open(path, "pt") as stored:
-        tokens, lengths, hidden = stored.get_tensor("tokens"), stored.get_tensor("lengths"), stored.get_slice("hidden")
-        start = 0
-        for length in lengths.tolist():
-            yield Window(tokens[start : start + length], hidden[start : start + length])
-            start += length
+def read(found: Recorded, device: str) -> Iterator[torch.Tensor]:
+    """Yield the states (tokens, width) of each window."""
+    start = 0
+    with safe_open(found.path, "pt") as stored:
+        hidden = stored.get_slice("hidden")
+        for window in found.windows:
+            yield hidden[start : start + len(window)].to(device)
+            start += len(window)
+
+
+def refuse_differences(base: dict[str, Recorded], own: dict[str, Recorded]) -> None:
+    """Raise InputError unless two folders hold the same texts, read by the same protocol in the same tokens."""
+    for name in sorted(base.keys() | own.keys()):
+        if name not in base or name not in own:
+            there, missing = (base, own) if name in base else (own, base)
+            folder = next(iter(missing.values())).path.parent
+            raise InputError(f"{folder}: expected the text of {there[name].path}, found none")
+        expected, found = base[name], own[name]
+        if found.protocol != expected.protocol or found.windows != expected.windows:
+            wanted = f"the tokens and the protocol of {expected.path}"
+            raise InputError(f"{found.path}: expected {wanted}, found others; record both again")

@@ -1,0 +1,84 @@
+"""What makes logits of a model's last hidden states: its head, with the caps and scales of the model's own code.
+
+The model's forward pass is asked for them while its body answers with given states, so that no cap (Gemma 2's), no
+scale (Cohere's) and no cast is forgotten. A checkpoint's head can therefore be had without its body.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from int4_qat.checkpoint import architecture, text_model
+from int4_qat.system.errors import InputError
+
+HASHED_BYTES = 2**26  # at once
+
+
+class Head:
+    """A model's head; the rest of the model may be without weights."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.vocabulary = len(model.get_output_embeddings().weight)
+
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return (tokens, vocabulary) of last hidden states (tokens, width), in the model's dtype."""
+        tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        with answering(self.model.base_model, hidden):
+            return self.model(input_ids=tokens, use_cache=False).logits[0]
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the weights as they compute: heads with the same one make the same logits of a state."""
+        total = hashlib.sha256()
+        for name, parameter in sorted(self.model.get_output_embeddings().named_parameters()):
+            total.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
+            rows = max(1, HASHED_BYTES // (parameter.itemsize * math.prod(parameter.shape[1:])))
+            for block in parameter.detach().split(rows):
+                total.update(block.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return total.hexdigest()
+
+
+class Answer(BaseModelOutputWithPast):
+    """What a body gives: its states. What else some models pass on, such as the states of pictures, is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def answering(body: torch.nn.Module, hidden: torch.Tensor) -> Iterator[None]:
+    """Let a model's body answer with some last hidden states (tokens, width), whatever it is asked."""
+    before = vars(body).get("forward")
+    body.forward = lambda *_, **__: Answer(last_hidden_state=hidden[None])
+    try:
+        yield
+    finally:
+        del body.forward
+        if before is not None:
+            body.forward = before
+
+
+def load(folder: Path, dtype: torch.dtype, device: str) -> Head:
+    """Return the head of a checkpoint; the rest of its model stays on the meta device, without memory.
+
+    Raise InputError unless the folder holds the whole model in bf16.
+    """
+    model, stored, names = architecture.open_checkpoint(folder)
+    module, keys = text_model.output_head(model), {name: key for key, name in names.items()}
+    if module is None:
+        raise InputError(f"{folder}: expected a model with an output head, found a {type(model).__name__} without")
+    head = model.get_submodule(module)
+    for name, parameter in list(head.named_parameters()):
+        full = f"{module}.{name}"
+        key = keys.get(model.all_tied_weights_keys.get(full)) or keys[full]
+        values = stored[key].read().view(parameter.shape).to(device, dtype)
+        setattr(head, name, torch.nn.Parameter(values, requires_grad=False))
+    return Head(model.eval())

@@ -1,0 +1,161 @@
+"""Measure what the divergence of a variant takes: seconds, where they go, and peak memory.
+
+For random weights in the shapes of Gemma 3 12B, or for any checkpoint in bf16: the base reads random words once, then
+it and its int4, in groups of 128, are compared with it, by the programs of scripts/, each in a process of its own.
+
+    python tests/bench/bench_divergence.py --folder /dev/shm/gemma --output divergence.json
+    python tests/bench/bench_divergence.py --folder /tmp/tiny --output tiny.json --shapes tiny --device cpu
+    python tests/bench/bench_divergence.py --model models/gemma-3-270m --folder /tmp/270m --output 270m.json
+"""
+
+import argparse
+import functools
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from int4_qat.quantization import schemes
+from int4_qat.system import devices, files
+from int4_qat.tokenizer import tokenization
+
+ROOT = Path(__file__).parents[2]
+SPARE = 1.5  # words for a token that is asked for: some words can become one token
+WATCHED = {  # module, function: what its seconds count as
+    ("int4_qat.engines.inference", "load_model"): "load",
+    ("int4_qat.evaluation.heads", "load"): "load",
+    ("int4_qat.evaluation.divergence", "last_hidden_states"): "forward",
+    ("int4_qat.evaluation.divergence", "compare"): "comparison",
+    ("int4_qat.evaluation.divergence", "windows"): "tokenizer",
+    ("int4_qat.evaluation.hidden_states", "save_file"): "save",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True, type=Path, help="place for checkpoints and states: 35 GB for 12B")
+    parser.add_argument("--output", required=True, type=Path, help="JSON of all figures")
+    parser.add_argument("--model", type=Path, help="folder in bf16; random weights if left out")
+    parser.add_argument("--shapes", default="12b", choices=["12b", "tiny"], help="of the random weights")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", help="bfloat16 on a GPU, float32 on a CPU if left out")
+    parser.add_argument("--tokens", default=100_000, type=int, help="of the text")
+    parser.add_argument("--context", default=1024, type=int, help="tokens of a window")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda":  # the processes share the one GPU, one after the other
+        os.environ |= {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"), devices.CLAIMED: "0"}
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    model = arguments.model or make_model(arguments)
+    write_text(model, arguments.tokens, arguments.folder / "words.txt")
+    record = {
+        "device": devices.name(arguments.device),
+        "model": str(arguments.model or arguments.shapes),
+        "tokens": arguments.tokens,
+        "context": arguments.context,
+        "versions": {name: version(name) for name in ("torch", "torchao", "transformers")},
+        "steps": {},
+    }
+    for name, program, words in steps(arguments, model):
+        print(f"{name} ...", flush=True)
+        record["steps"][name] = measure(program, list(map(str, words)), arguments.device)
+        files.write_json(arguments.output, record)
+        print(json.dumps({name: record["steps"][name]}), flush=True)
+
+
+def make_model(arguments: argparse.Namespace) -> Path:
+    """Return the folder of random weights, made if it is not there."""
+    if not (arguments.folder / "model").exists():
+        import bench_gpu  # which lies beside this file
+
+        bench_gpu.make_model(bench_gpu.SHAPES[arguments.shapes](), arguments.device, 64, arguments.folder)
+    return arguments.folder / "model"
+
+
+def write_text(model: Path, tokens: int, path: Path) -> None:
+    """Write random words of a model's vocabulary, as many as give so many tokens."""
+    tokenizer = tokenization.load_tokenizer(model)
+    known = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    chosen = random.Random(0).choices(known, k=round(SPARE * tokens))
+    path.write_text(tokenizer.decode(chosen), encoding="utf-8")
+
+
+def steps(arguments: argparse.Namespace, model: Path):
+    """Yield name, program and command line of what is measured; the int4 folder is made on the way."""
+    folder, on = arguments.folder, ["--device", arguments.device]
+    dtype = arguments.dtype or {"cuda": "bfloat16", "cpu": "float32"}[arguments.device]
+    windows = ["--context", arguments.context, "--limit", arguments.tokens, "--dtype", dtype]
+    read = ["--checkpoint", model, "--texts", folder / "words.txt", *windows, *on]
+    yield "record", "record_hidden_states", [*read, "--output", folder / "states"]
+    if not (folder / "int4").exists():
+        scheme = ["--scheme", json.dumps(schemes.int4(128).words), "--ignore", "--method", "rtn"]
+        words = ["--checkpoint", model, *scheme, "--format", "torchao-plain", "--output", folder / "int4"]
+        subprocess.run([sys.executable, ROOT / "scripts" / "quantize.py", *words], check=True)
+    known = ["--base", model, "--base-states", folder / "states", "--own", model, "--own-states", folder / "states"]
+    for name, checkpoint in (("base-bf16", model), ("base-int4", folder / "int4")):
+        outputs = ["--output", folder / f"{name}.json", "--samples", folder / f"{name}.parquet"]
+        yield name, "evaluate_divergence", ["--checkpoint", checkpoint, *known, *on, *outputs]
+
+
+def measure(program: str, words: list[str], device: str) -> dict[str, float]:
+    """Return seconds, by what they went into, and peak gigabytes of a program in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    start = time.perf_counter()
+    process = context.Process(target=run_watched, args=(program, words, device, sender))
+    process.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        sys.exit(f"{program} failed")
+    process.join()
+    seconds, parts = time.perf_counter() - start, sum(value for name, value in found.items() if name.endswith("_s"))
+    return {"seconds": seconds, "start_s": seconds - parts} | found
+
+
+def run_watched(program: str, words: list[str], device: str, sender) -> None:
+    """Run a program with its parts watched, and send what was found."""
+    module, seconds = importlib.import_module(program), Counter()
+    for (place, name), part in WATCHED.items():
+        watch(importlib.import_module(place), name, part, seconds, device)
+    watch(importlib.import_module("int4_qat.evaluation.heads").Head, "digest", "digest", seconds, device)
+    sys.argv = [program, *words]
+    start = time.perf_counter()
+    module.main()
+    seconds["rest"] = time.perf_counter() - start - sum(seconds.values())
+    memory = {"resident_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    if device == "cuda":
+        memory["gpu_peak_gb"] = torch.cuda.max_memory_reserved() / 1e9
+    sender.send({f"{part}_s": value for part, value in seconds.items()} | memory)
+
+
+def watch(owner, name: str, part: str, seconds: Counter, device: str) -> None:
+    """Let a function's seconds count as a part, until the GPU has done what it was asked."""
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def watched(*arguments, **options):
+        start = time.perf_counter()
+        result = function(*arguments, **options)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds[part] += time.perf_counter() - start
+        return result
+
+    setattr(owner, name, watched)
+
+
+if __name__ == "__main__":
+    main()
