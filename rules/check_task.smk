@@ -48,11 +48,13 @@ rule check_metric:
         "../envs/data.yaml"
     params:
         metric=lambda wildcards: tasks[wildcards.task]["metric"],
+        headline=[f"--headline={headline}"] if headline in tasks else [],
     message:
         "check_metric: {wildcards.task}"
     shell:
         "python {input.code[0]:q}"
         " --checked {input.checked:q}"
         " --metric {params.metric:q}"
+        " {params.headline:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

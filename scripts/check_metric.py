@@ -9,6 +9,7 @@ A rule of its own beside check_task: another metric is a reason to summarize aga
 import argparse
 from pathlib import Path
 
+from int4_qat.results import task_metrics
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 
@@ -17,6 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checked", required=True, type=Path, help="JSON of check_task")
     parser.add_argument("--metric", required=True, help="the one for the summary, <metric>,<filter>")
+    parser.add_argument("--headline", help="the metric of which the summary tells first")
     parser.add_argument("--output", required=True, type=Path, help="JSON: the metric")
     arguments = parser.parse_args()
     checked = files.read_json(arguments.checked)
@@ -25,7 +27,16 @@ def main() -> None:
         raise InputError(
             f"evaluation.tasks: {task} has no metric '{arguments.metric}'; expected {' or '.join(metrics)}"
         )
+    refuse_as_headline(arguments, checked)
     files.write_json(arguments.output, {"task": task, "metric": arguments.metric})
+
+
+def refuse_as_headline(arguments: argparse.Namespace, checked: dict) -> None:
+    """Raise InputError if this metric is the headline and has no interval, since single documents do not make it."""
+    kind, members = checked["metrics"][arguments.metric], max(1, len(checked["members"]))
+    if checked["task"] == arguments.headline and not task_metrics.has_score(kind, members):
+        found = f"'{arguments.metric}' of {checked['task']}, which is lm-eval's {kind['aggregation']}"
+        raise InputError(f"evaluation.headline: expected a mean over documents, found {found}")
 
 
 if __name__ == "__main__":

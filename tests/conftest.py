@@ -39,7 +39,7 @@ def shares_a_run(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as make_standin writes it (mmlu/, model/), without the minute of training."""
+    """A folder as make_standin writes it (mmlu/, model/, text/), without the minute of training."""
     folder = tmp_path_factory.mktemp("standin")
     torch.manual_seed(0)
     facts = standin.invent_families(4, 10, random.Random(0))
@@ -48,6 +48,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = make_standin.make_tokenizer(questions)
     gemma_folder.write_model(make_standin.make_model(len(tokenizer)), tokenizer, folder / "model")
     make_standin.write_dataset(questions, folder / "mmlu" / "all")
+    make_standin.write_text(questions["validation"], folder / "text")
     return folder
 
 

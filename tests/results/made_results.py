@@ -12,7 +12,7 @@ from int4_qat.results.schema.memory import Memory, Prediction
 from int4_qat.results.schema.mmlu import Mmlu, Scores, Subject
 from int4_qat.results.schema.parity import Parity
 from int4_qat.results.schema.serving import Answer, FirstToken, Load, Serving
-from int4_qat.results.schema.task import Metric, Task
+from int4_qat.results.schema.task import Kind, Metric, Task
 
 QUESTIONS, WINDOWS = 1000, 40
 
@@ -147,10 +147,32 @@ def parity() -> Parity:
     )
 
 
+def write_task(folder: Path, name: str, metrics: dict[str, tuple[Kind, np.ndarray, np.ndarray]]) -> None:
+    """Write what lm-eval gives of a task: by metric its kind, and the values and weights of documents."""
+    rows, found = [], {}
+    for metric, (kind, values, weights) in metrics.items():
+        found[metric] = Metric(**kind, value=figure(kind, values, weights), stderr=0.02)
+        for document, (value, weight) in enumerate(zip(values, weights, strict=True)):
+            rows.append({"member": name, "document": document, "metric": metric, "value": value, "weight": weight})
+    (folder / "tasks").mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_parquet(folder / "tasks" / f"{name}_samples.parquet")
+    (folder / "tasks" / f"{name}.json").write_text(json.dumps(task(found)))
+
+
+def figure(kind: Kind, values: np.ndarray, weights: np.ndarray) -> float:
+    """Return lm-eval's figure of a task, by the formulas of its api/metrics.py."""
+    mean = values.sum() / weights.sum()
+    return float(
+        {"mean": mean, "weighted_perplexity": np.exp(-mean), "bits_per_byte": -mean / np.log(2)}[kind["aggregation"]]
+    )
+
+
 def task(metrics: dict[str, Metric]) -> Task:
     return Task(
         metrics=metrics,
         members={},
+        groups={},
+        documents={},
         questions=10,
         prompts_over_max_length=0,
         settings={},

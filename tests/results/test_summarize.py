@@ -32,21 +32,22 @@ def test_the_cards_normalized_degradation():
         assert statistics.degradation(accuracy, 71.51, 69.48) == pytest.approx(printed, abs=0.002)
 
 
-def measured(names, tasks=()):
+def measured(names, tasks=(), questions=(), mmlu=("mmlu",)):
     """What is measured of some variants, by the names of the measurements."""
-    own = ["divergence", "mmlu", *(task.partition("=")[0] for task in tasks), "memory", "latency"]
+    own = ["divergence", *mmlu, *questions, *(task.partition("=")[0] for task in tasks), "memory", "latency"]
     return {name: [*own, *(["parity"] if measurements.has_parity(name) else [])] for name in names}
 
 
-def run(results, names=VARIANTS, tasks=(), references=None, headline="mmlu"):
+def run(results, names=VARIANTS, tasks=(), references=None, headline="mmlu", questions=(), mmlu=("mmlu",)):
     arms = {"qat": {"quantization": "int4", "seed": 1}}
     references = references or dict.fromkeys(names, "base-int4")
     return run_script(
         "summarize",
-        *("--model", "m", "--results", results, "--measured", json.dumps(measured(names, tasks))),
+        *("--model", "m", "--results", results, "--measured", json.dumps(measured(names, tasks, questions, mmlu))),
         *("--arms", json.dumps(arms), "--references", json.dumps(references)),
         *("--data-report", results / "report.json", "--costs", results / "costs.json"),
         *("--contamination", results / "contamination.json", "--tasks", *tasks, "--headline", headline),
+        *("--questions", *questions),
         *("--json", results / "summary.json", "--csv", results / "summary.csv"),
     )
 
@@ -269,21 +270,102 @@ def test_samples_of_another_run_are_an_error(results):
     assert f"{path}: gives mmlu 0.0, mmlu.json says 0.8" in run(results).stderr
 
 
+MEAN = {"higher_is_better": True, "aggregation": "mean", "weight_by_size": None}
+RIGHT = dict(zip(VARIANTS, (60, 30, 45), strict=True))  # of a hundred documents
+
+
 def test_further_tasks_stand_in_the_table(results):
-    for number, name in enumerate(VARIANTS):
-        (results / name / "tasks").mkdir()
-        metrics = {"acc,none": {"value": 0.1, "stderr": 0.1}, "acc_norm,none": {"value": number / 10, "stderr": 0.02}}
-        (results / name / "tasks" / "arc_challenge.json").write_text(json.dumps(made_results.task(metrics)))
-    assert run(results, tasks=["arc_challenge=acc_norm,none"]).returncode == 0
+    for name, right in RIGHT.items():
+        metrics = {
+            metric: (MEAN, (np.arange(100) < count).astype(float), np.ones(100))
+            for metric, count in {"acc,none": 10, "acc_norm,none": right}.items()
+        }
+        made_results.write_task(results / name, "arc_challenge", metrics)
+    result = run(results, tasks=["arc_challenge=acc_norm,none"])
+    assert result.returncode == 0, result.stderr
     rows = json.loads((results / "summary.json").read_text())["variants"]
-    expected = {"metric": "acc_norm,none", "value": 0.2, "stderr": 0.02}
-    assert rows[2]["tasks"] == {"arc_challenge": expected}
+    qat = rows[2]["tasks"]["arc_challenge"]
+    assert (qat["metric"], qat["value"], qat["stderr"]) == ("acc_norm,none", 0.45, 0.02)
+    assert qat["recovered"] == pytest.approx(0.5)
+    assert qat["recovered_ci95"][0] < 0.5 < qat["recovered_ci95"][1]
+    half = 1.96 * np.sqrt(0.45 * 0.55 / 99)
+    assert qat["ci95"] == pytest.approx([0.45 - half, 0.45 + half], abs=0.01)
     table = pd.read_csv(results / "summary.csv")
-    assert table["arc_challenge"].tolist() == [0.0, 0.1, 0.2]
+    assert table["arc_challenge"].tolist() == [0.6, 0.3, 0.45]
     assert table["arc_challenge_stderr"].tolist() == [0.02] * 3
+    assert table["arc_challenge_recovered"].tolist() == pytest.approx([1, 0, 0.5])
     result = run(results, tasks=["arc_challenge=f1,none"])
     assert result.returncode == 1
     assert "arc_challenge.json has no metric 'f1,none'; expected acc,none or acc_norm,none" in result.stderr
+
+
+WIKITEXT = {
+    "word_perplexity,none": ("weighted_perplexity", 1),
+    "byte_perplexity,none": ("weighted_perplexity", 5),
+    "bits_per_byte,none": ("bits_per_byte", 5),
+}
+
+
+def write_wikitext(results):
+    """Log-likelihoods of sixty pages, in words and in bytes, five times as many."""
+    generator = np.random.default_rng(0)
+    words = generator.integers(50, 500, 60).astype(float)
+    losses = words * generator.uniform(3, 4, 60)
+    for name, worse in zip(VARIANTS, (1, 1.2, 1.05), strict=True):
+        metrics = {
+            metric: (
+                {"higher_is_better": False, "aggregation": by, "weight_by_size": None},
+                -worse * losses,
+                of * words,
+            )
+            for metric, (by, of) in WIKITEXT.items()
+        }
+        made_results.write_task(results / name, "wikitext_task", metrics)
+
+
+@pytest.mark.parametrize("metric", WIKITEXT)
+def test_where_lower_is_better_recovery_is_on_the_logarithm(results, metric):
+    """The three metrics are functions of one log-likelihood, so that they recover the same: (1.2 - 1.05) / 0.2."""
+    write_wikitext(results)
+    assert run(results, tasks=[f"wikitext_task={metric}"], headline="wikitext_task").returncode == 0
+    summarized = json.loads((results / "summary.json").read_text())
+    qat = summarized["variants"][2]
+    assert qat["tasks"]["wikitext_task"]["recovered"] == pytest.approx(0.75)
+    assert qat["tasks"]["wikitext_task"]["recovered_ci95"] == pytest.approx([0.75, 0.75])  # of every page the same
+    assert (summarized["headline"]["higher_is_better"], qat["recovered"]) == (False, pytest.approx(0.75))
+    low, high = qat["tasks"]["wikitext_task"]["ci95"]
+    assert low < qat["tasks"]["wikitext_task"]["value"] < high
+
+
+def test_a_metric_that_documents_do_not_make_has_no_interval(results):
+    f1 = {"higher_is_better": True, "aggregation": "f1_score", "weight_by_size": None}
+    for name in VARIANTS:
+        made_results.write_task(results / name, "copa", {"acc,none": (MEAN, np.ones(9), np.ones(9))})
+        report = made_results.task({"f1,none": made_results.Metric(**f1, value=0.5, stderr=None)})
+        (results / name / "tasks" / "copa.json").write_text(json.dumps(report))
+    assert run(results, tasks=["copa=f1,none"]).returncode == 0
+    found = json.loads((results / "summary.json").read_text())["variants"][2]["tasks"]["copa"]
+    assert (found["value"], found["ci95"], found["recovered"]) == (0.5, None, None)
+
+
+def test_ones_own_questions_stand_beside_mmlu_or_in_its_place(results):
+    for name in VARIANTS:
+        (results / name / "questions").mkdir()
+        answers = pd.read_parquet(results / name / "mmlu_samples.parquet")
+        answers.to_parquet(results / name / "questions" / "own_samples.parquet")
+        score = json.loads((results / name / "mmlu.json").read_text()) | {"groups": 1, "by_group": {}}
+        (results / name / "questions" / "own.json").write_text(json.dumps(score))
+    assert run(results, questions=["own"]).returncode == 0
+    both = json.loads((results / "summary.json").read_text())["variants"][2]
+    assert both["questions"]["own"]["recovered"] == both["mmlu"]["recovered"] == pytest.approx(0.5)
+    assert run(results, questions=["own"], headline="own", mmlu=()).returncode == 0
+    alone = json.loads((results / "summary.json").read_text())["variants"][2]
+    assert (alone["mmlu"], alone["questions"]["own"]) == (None, both["questions"]["own"])
+    assert alone["recovered"] == pytest.approx(0.5)
+    assert alone["by_category"]["anatomy"]["recovered"] == pytest.approx(0.5)
+    table = pd.read_csv(results / "summary.csv")
+    assert "accuracy" not in table
+    assert table["own"].tolist() == pytest.approx([0.9, 0.7, 0.8])
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ DIVERGENCE = Measurement(
     samples=Samples(
         file="divergence_samples.parquet",
         key=["text", "window"],
-        columns=["tokens", "kl", "same_top1", "loss", "kl_from_own_bf16"],
+        columns=["tokens", "kl", "same_top1", "loss"],
         metrics=metrics.of_texts,
         reported=of_texts,
     ),

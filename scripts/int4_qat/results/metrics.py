@@ -6,7 +6,6 @@ of that over the strata. Where lower is better it is turned round, and of a perp
 token, since there ratios count. recovered = (x - q) / (b - q) of the scores of base-bf16 b and the quantized base q.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -14,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from int4_qat.config import metric_names, variants
-from int4_qat.results import statistics
+from int4_qat.results import statistics, task_metrics
+from int4_qat.results.task_metrics import AGGREGATIONS
 
 WEIGHT = "weight"
 
@@ -32,8 +32,8 @@ SHARE = Scale(lambda score: score, True, "share", "share")
 HIGHER = Scale(lambda score: score, True, "", "")
 LOWER = Scale(lambda score: -score, False, "", "")
 DIVERGENCE = Scale(lambda score: -score, False, "nats a token", "nats a token")
-BITS = Scale(lambda score: -score / math.log(2), False, "bits a byte", "nats a byte")
-PERPLEXITY = Scale(lambda score: math.exp(-score), False, "", "nats")
+BITS = Scale(AGGREGATIONS["bits_per_byte"], False, "bits a byte", "nats a byte")
+PERPLEXITY = Scale(AGGREGATIONS["perplexity"], False, "", "nats")
 
 
 class Metric(NamedTuple):
@@ -124,24 +124,22 @@ def of_answers(name: str, tables: Mapping[str, pd.DataFrame], _: dict) -> list[M
 def of_task(name: str, tables: Mapping[str, pd.DataFrame], content: dict) -> list[Metric]:
     """Return one of lm-eval's metrics, of which the strata are the members of a group.
 
-    There is none if the metric is no mean over documents, or a mean over members that are no such means.
+    There is none if documents do not make a score of it.
     """
     of_metric = {variant: table[table["metric"] == content["metric"]] for variant, table in tables.items()}
-    members = len(next(iter(of_metric.values())).index.unique(level=0))
-    scale = scale_of(content)
-    if scale is None or (scale in (PERPLEXITY, BITS) and members > 1):
+    rows = next(iter(of_metric.values()))
+    if not task_metrics.has_score(content, len(rows.index.unique(level=0))):
         return []
-    sign = -1 if scale is LOWER else 1
-    weights = next(iter(of_metric.values()))["weight"]
-    return [make(name, scale, sign * joined(of_metric, "value"), weights, content["weight_by_size"] is not False)]
+    scale = scale_of(content)
+    values = joined(of_metric, "value") * (-1 if scale is LOWER else 1)
+    return [make(name, scale, values, rows["weight"], content["weight_by_size"] is not False)]
 
 
-def scale_of(metric: dict) -> Scale | None:
-    """Return how the documents of one of lm-eval's metrics make a score, None if they do not."""
-    aggregation, higher = metric["aggregation"], metric["higher_is_better"]
-    if aggregation == "mean" and higher is not None:
-        return HIGHER if higher else LOWER
-    return {"perplexity": PERPLEXITY, "weighted_perplexity": PERPLEXITY, "bits_per_byte": BITS}.get(aggregation)
+def scale_of(kind: dict) -> Scale:
+    """Return how the scores of one of lm-eval's metrics are read; those of likelihoods are their means."""
+    if kind["aggregation"] == "mean":
+        return HIGHER if kind["higher_is_better"] else LOWER
+    return BITS if kind["aggregation"] == "bits_per_byte" else PERPLEXITY
 
 
 def of_texts(_: str, tables: Mapping[str, pd.DataFrame], __: dict) -> list[Metric]:

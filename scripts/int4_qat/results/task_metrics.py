@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from int4_qat.results.schema.task import Metric, Task
+from int4_qat.results.schema.task import Kind, Metric, Task
 
 COLUMNS = ["member", "document", "metric", "value", "weight"]
 RELATIVE, ABSOLUTE = 1e-9, 1e-12  # a figure may differ by as much from lm-eval's, whose sums run in another order
@@ -51,6 +51,16 @@ def aggregate(
     figures = AGGREGATIONS[aggregation](np.asarray(values, float) / np.asarray(weights, float))
     sizes = np.asarray(documents, float) if weight_by_size else np.ones(figures.shape[-1])
     return figures @ (sizes / sizes.sum())
+
+
+def has_score(kind: Kind, members: int) -> bool:
+    """Return whether a metric is a mean over documents of which more, or less, is better: it can be resampled.
+
+    members is how many tasks it is taken from; the mean of several perplexities is no such mean.
+    """
+    if kind["aggregation"] == "mean":
+        return kind["higher_is_better"] is not None
+    return kind["aggregation"] in AGGREGATIONS and members < 2
 
 
 def pooled(samples: pd.DataFrame, report: Task, name: str, metric: str) -> Pooled | None:
