@@ -78,13 +78,15 @@ def main() -> None:
 def load(arguments: argparse.Namespace, base: Recorded, own: Recorded) -> Compared:
     """Return a variant and the heads: the variant's own, unless what it is compared with was recorded with another.
 
-    Raise InputError if those are of another vocabulary.
+    Raise InputError if those are of another vocabulary, or a variant in bf16 has other weights of its own.
     """
     dtype, device = architecture.DTYPES[base.protocol["dtype"]], arguments.device
     if inference.is_int4(arguments.checkpoint):
         model = inference.load_model(arguments.checkpoint, dtype, device)
         head = Head(model)
         digest = head.digest()
+    elif arguments.own.resolve() != arguments.checkpoint.resolve():
+        raise InputError(f"--own: expected {arguments.checkpoint}, which is in bf16 itself, found {arguments.own}")
     else:
         model, head, digest = None, heads.load(arguments.checkpoint, dtype, device), own.head
     others = [

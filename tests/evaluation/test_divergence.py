@@ -384,6 +384,13 @@ def test_broken_states_are_one_line(two, evaluate):
     assert "\n" not in str(caught.value)
 
 
+def test_other_weights_for_a_variant_in_bf16_are_one_line(two, evaluate):
+    base, arm = two
+    with pytest.raises(InputError) as caught:
+        evaluate(arm, base, base)
+    assert str(caught.value) == f"--own: expected {arm}, which is in bf16 itself, found {base}"
+
+
 def test_another_vocabulary_is_one_line(two, untrained, record, evaluate, tmp_path):
     base, _ = two
     config = transformers.LlamaConfig(**families.SIZES | {"vocab_size": 1100, "tie_word_embeddings": False})
