@@ -277,6 +277,7 @@ def test_arc_is_scored_whatever_its_labels(untrained, hub_arc, tmp_path):
     assert files == taken(ARC_FILES, ["*.parquet", "README.md"])
     options = ["--checkpoint", untrained / "model", "--task", "arc_challenge", "--dataset", tmp_path / "arc"]
     options += ["--num-fewshot", 0, "--batch-size", 4, "--dtype", "float32", "--output", tmp_path / "arc.json"]
+    options += ["--samples", tmp_path / "arc.parquet"]
     result = run_script("evaluate_task", *options)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "arc.json").read_text())
@@ -314,6 +315,7 @@ def test_chartqa_is_scored_by_lmms_evals_task(untrained, tmp_path):
     assert result.returncode == 0, result.stderr
     options = {"checkpoint": untrained / "model", "model": "gemma3", "dataset": tmp_path / "chartqa", "batch-size": 1}
     options |= {"lmms-runs": tmp_path / "lmms", "output": tmp_path / "chartqa.json"}
+    options |= {"samples": tmp_path / "chartqa.parquet"}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     command = ["python", str(ROOT / "scripts" / "evaluate_chartqa.py"), *words]
     result = subprocess.run(command, capture_output=True, text=True, env=variables)

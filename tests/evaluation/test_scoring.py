@@ -102,6 +102,20 @@ def test_the_model_is_given_the_templates_bos_once(llama, engine, written, added
     check_bos(given, written)
 
 
+@pytest.mark.parametrize("added", [True, False])
+def test_a_whole_text_follows_one_bos(llama, added):
+    post_process(llama, template("<bos> $A") if added else None)
+    language_model, given = stock(llama), []
+    language_model.model.model.embed_tokens.register_forward_pre_hook(
+        lambda _, tokens: given.extend(tokens[0].tolist())
+    )
+    asked = [Instance("loglikelihood_rolling", {}, ("Which is it ? What is it ?",), 0, ("task", 0, 1))]
+    before = language_model.tok_encode("Which is it?")
+    language_model.loglikelihood_rolling(asked)
+    assert [(row[0], row.count(2)) for row in given] == [(2, 1)]
+    assert language_model.tok_encode("Which is it?") == before
+
+
 def check_bos(given, written):
     """Rows that begin a text hold one bos, ahead of all but pads; those that go on where a cache ends hold none."""
     assert given
