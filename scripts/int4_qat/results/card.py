@@ -140,9 +140,13 @@ def check_settings(folder: Path, settings: dict) -> None:
     """Raise InputError if the published variant was measured by other settings than those that the card shows."""
     for one in measurements.asked(settings)[folder.name]:
         if one.setting:
-            content = measurements.read(folder, one)
-            wanted = settings["evaluation"][one.setting]
-            compare("the config", wanted, folder / one.file, content.get("settings", content))
+            for ran in settings_of(measurements.read(folder, one)):
+                compare("the config", settings["evaluation"][one.setting], folder / one.file, ran)
+
+
+def settings_of(content: dict) -> list[dict]:
+    """Return by what settings something was measured: of texts each by its own."""
+    return list(content["protocol"].values()) if "protocol" in content else [content.get("settings", content)]
 
 
 def check_quantization(folder: Path, manifest: dict, settings: dict) -> None:

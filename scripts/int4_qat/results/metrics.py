@@ -94,7 +94,7 @@ def ratio(sums: list[np.ndarray], pooled: bool) -> np.ndarray:
 
 def value_of(metric: Metric, score: float) -> float:
     """Return what a score stands for."""
-    return float(metric.scale.value(score))
+    return float(metric.scale.value(score)) + 0.0  # no minus in front of zero
 
 
 def interval_of(metric: Metric, resampled: np.ndarray) -> list[float] | None:
