@@ -1,7 +1,8 @@
 """Put runs side by side: in what their configs differ, and what that changed. The first folder is the reference.
 
-Where two runs asked the same questions of the same data, a difference in accuracy is paired: it has an interval, an
-exact p, and the answers that flipped each way. Where they did not, it is printed without.
+They are compared by their headline, which must be the same metric. If that is an accuracy and both runs asked the same
+questions of the same data, a difference is paired: it has an interval, an exact p, and the answers that flipped each
+way. Otherwise it is printed without.
 
     python scripts/compare_runs.py results-a/demo results-b/demo --json comparison.json
 """
@@ -11,11 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from int4_qat.results import statistics, summary, tables, verification
+from int4_qat.results import measurements, metrics, statistics, tables, verification
+from int4_qat.results.measurements import MMLU, Measurement
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
-
-QUESTIONS = "resources/mmlu/test.parquet"
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
     if len(arguments.results) < 2:
         raise InputError("compare_runs: expected two or more folders of results")
     reference, *others = (read_run(folder) for folder in arguments.results)
+    refuse_other_headlines(reference, others)
     comparison = {"reference": reference["folder"], "runs": [compare(run, reference) for run in others]}
     if arguments.json:
         files.write_json(arguments.json, comparison)
@@ -36,23 +37,50 @@ def main() -> None:
 
 
 def read_run(folder: Path) -> dict:
-    """Return provenance, summary, and the answers of each variant."""
-    rows = {row["name"]: row for row in files.read_json(folder / "summary.json")["variants"]}
+    """Return provenance, summary, and the answers of each variant, if the headline is of questions with choices."""
+    summary, provenance = files.read_json(folder / "summary.json"), files.read_json(folder / "provenance.json")
+    rows = {row["name"]: row for row in summary["variants"]}
+    asked = asked_by(provenance["settings"], summary["headline"]["metric"])
     return {
         "folder": str(folder),
-        "provenance": files.read_json(folder / "provenance.json"),
+        "provenance": provenance,
+        "headline": summary["headline"],
         "rows": rows,
-        "answers": {name: summary.read_answers(folder / name) for name in rows},
+        "answers": {name: measurements.read_samples(folder / name, asked) for name in rows} if asked else {},
+        "questions": asked and provenance["files"].get(questions_of(asked)),
     }
+
+
+def asked_by(settings: dict, headline: str) -> Measurement | None:
+    """Return the questions with choices of which the headline is the accuracy; None if it is something else."""
+    measured = next(iter(measurements.asked(settings).values()))
+    return next((one for one in measured if one.name == headline and one.samples and one.samples.of_choices), None)
+
+
+def questions_of(asked: Measurement) -> str:
+    """Return where the questions are, in provenance.json."""
+    return f"resources/{'mmlu' if asked.name == MMLU.name else f'questions/{asked.name}'}/test.parquet"
+
+
+def refuse_other_headlines(reference: dict, others: list[dict]) -> None:
+    """Raise InputError if a run tells first of another metric than the reference."""
+    expected = reference["headline"]["metric"]
+    for run in others:
+        if run["headline"]["metric"] != expected:
+            found = run["headline"]["metric"]
+            raise InputError(
+                f"{run['folder']}: expected the headline of {reference['folder']}, {expected}, found {found}"
+            )
 
 
 def compare(run: dict, reference: dict) -> dict:
     """Return the differences in config, commit and versions, and of each variant that both have."""
     ours, theirs = run["provenance"], reference["provenance"]
-    same_data = ours["files"].get(QUESTIONS) == theirs["files"].get(QUESTIONS)
+    same_data = run["questions"] is not None and run["questions"] == reference["questions"]
     shared = [name for name in run["rows"] if name in reference["rows"]]
     return {
         "folder": run["folder"],
+        "headline": run["headline"],
         "config": changes(ours["settings"], theirs["settings"]),
         "workflow": changes(ours["workflow"], theirs["workflow"]),
         "versions": changes(ours["versions"], theirs["versions"]),
@@ -72,13 +100,13 @@ def changes(ours: dict, theirs: dict) -> list[dict]:
 
 
 def compare_variant(name: str, run: dict, reference: dict, same_data: bool) -> dict:
-    """Return accuracy, recovery, memory and latency of one variant; paired if the questions are the same."""
+    """Return headline, recovery, memory and latency of one variant; paired if the questions are the same."""
     row, other = run["rows"][name], reference["rows"][name]
-    answers, other_answers = run["answers"][name], reference["answers"][name]
+    answers, other_answers = run["answers"].get(name), reference["answers"].get(name)
     paired = same_data and answers.index.equals(other_answers.index)
     return {
         "variant": name,
-        "accuracy": change(row["mmlu"], other["mmlu"], "accuracy"),
+        "headline": change(row["headline"], other["headline"], "value"),
         "paired": pair(answers, other_answers) if paired else None,
         "recovered": change(row, other, "recovered"),
         "peak_gb": change(row["memory"], other["memory"], "peak_gb"),
@@ -89,7 +117,7 @@ def compare_variant(name: str, run: dict, reference: dict, same_data: bool) -> d
 
 def change(row: dict, other: dict, key: str) -> dict:
     """Return a figure in both runs; the difference is None where one of them is not resolved."""
-    here, reference = row[key], other[key]
+    here, reference = row and row[key], other and other[key]
     difference = None if here is None or reference is None else here - reference
     return {"reference": reference, "here": here, "difference": difference}
 
@@ -97,8 +125,10 @@ def change(row: dict, other: dict, key: str) -> dict:
 def pair(answers: pd.DataFrame, reference: pd.DataFrame) -> dict:
     """Return what changed on the same questions."""
     correct = pd.DataFrame({"here": answers["correct"], "reference": reference["correct"]})
-    resampled = statistics.pool(statistics.resample(correct), correct)
-    return statistics.compare(answers, reference, (resampled["here"] - resampled["reference"]).to_numpy())
+    plain, resampled = metrics.scores(metrics.make("accuracy", metrics.SHARE, correct))
+    differences = (resampled["here"] - resampled["reference"]).to_numpy()
+    found = statistics.difference(plain["here"] - plain["reference"], differences)
+    return found | statistics.compare(answers, reference)
 
 
 def printed(run: dict) -> dict[str, pd.DataFrame]:
@@ -107,16 +137,18 @@ def printed(run: dict) -> dict[str, pd.DataFrame]:
         title: pd.DataFrame(run[title], columns=["key", "reference", "here"])
         for title in ("config", "workflow", "versions")
     }
-    return tables | {"variants": pd.DataFrame(map(printed_variant, run["variants"]))}
+    return tables | {"variants": pd.DataFrame(printed_variant(found, run["headline"]) for found in run["variants"])}
 
 
-def printed_variant(found: dict) -> dict:
+def printed_variant(found: dict, headline: dict) -> dict:
     """Return one line of the table."""
-    accuracy, paired = found["accuracy"], found["paired"]
+    values, paired, form = found["headline"], found["paired"], tables.form_of(headline)
     return {
         "variant": found["variant"],
-        "accuracy": " -> ".join(f"{accuracy[side]:.2%}" for side in ("reference", "here")),
-        "difference": tables.between(accuracy["difference"], paired and paired["difference_ci95"], "{:+.2%}"),
+        headline["metric"]: " -> ".join(
+            tables.between(values[side], None, form.replace("+", "")) for side in ("reference", "here")
+        ),
+        "difference": tables.between(values["difference"], paired and paired["difference_ci95"], form),
         "settled": ("yes" if paired["resolved"] else tables.NOT_RESOLVED) if paired else "other questions",
         "mcnemar_p": f"{paired['mcnemar_p']:.2g}" if paired else "",
         "recovered": " -> ".join(

@@ -25,7 +25,7 @@ def other(finished):
     samples.loc[right, "correct"] = False
     samples.to_parquet(path)
     accuracy = float(samples["correct"].mean())
-    change(folder / "summary.json", "variants", 4, "mmlu", "accuracy", value=accuracy)
+    change(folder / "summary.json", "variants", 4, "headline", "value", value=accuracy)
     return folder
 
 
@@ -43,7 +43,7 @@ def test_differences_are_paired_on_the_same_questions(finished, other, tmp_path)
     questions = len(pd.read_parquet(finished / "qat-int4" / "mmlu_samples.parquet"))
     paired = found["qat-int4"]["paired"]
     assert paired["difference"] == pytest.approx(8 / questions)
-    assert found["qat-int4"]["accuracy"]["difference"] == pytest.approx(8 / questions)
+    assert found["qat-int4"]["headline"]["difference"] == pytest.approx(8 / questions)
     low, high = paired["difference_ci95"]
     assert 0 < low < 8 / questions < high
     assert paired["mcnemar_p"] == pytest.approx(2 * 11 / 2**10)  # a coin that falls 9 of 10 times on one side
@@ -60,6 +60,13 @@ def test_other_questions_are_not_paired(finished, other, tmp_path):
     assert [run["same_questions"] for run in runs] == [False, False]
     assert all(variant["paired"] is None for run in runs for variant in run["variants"])
     assert "other questions" in printed
+
+
+def test_another_headline_is_not_compared(finished, other):
+    change(other / "summary.json", "headline", "metric", value="facts_kl")
+    result = run_script("compare_runs", finished, other)
+    assert result.returncode == 1
+    assert f"{other}: expected the headline of {finished}, mmlu, found facts_kl" in result.stderr
 
 
 def test_one_folder_is_not_a_comparison(finished, monkeypatch):

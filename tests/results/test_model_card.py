@@ -94,6 +94,38 @@ def test_every_accuracy_stands_in_the_table_with_its_interval(finished):
         assert re.search(rf"^\| \**{row['name']}\** \| {re.escape(wanted)} \|", card, re.MULTILINE)
 
 
+def test_the_divergence_comes_first(finished):
+    card = (finished / "model_card.md").read_text()
+    assert card.index("### Is it still the same model?") < card.index("### MMLU")
+    for row in json.loads((finished / "summary.json").read_text())["variants"]:
+        kl = row["divergence"]["facts"]["kl"]
+        wanted = f"{kl['value']:.4f} [{kl['ci95'][0]:.4f}, {kl['ci95'][1]:.4f}]"
+        assert re.search(rf"^\| \**{row['name']}\** \| {re.escape(wanted)} \|", card, re.MULTILINE)
+
+
+def test_floats_in_place_of_int4_have_no_speedup(finished):
+    card = (finished / "model_card.md").read_text()
+    latency = card[card.index("## Latency") : card.index("## What was quantized")]
+    assert re.search(r"^\| 1 \| \S+ s \| \S+ s \| none \|$", latency, re.MULTILINE)
+    assert "the quantized weights were turned into floats first" in latency
+
+
+@pytest.mark.parametrize(
+    ("left_out", "absent", "results"), [("mmlu", ["### MMLU", "lm_eval"], 0), ("divergence", ["same model?"], 1)]
+)
+def test_what_was_not_asked_is_not_on_the_card(finished, left_out, absent, results):
+    settings = settings_of(finished)
+    settings["evaluation"][left_out] = None
+    summary = json.loads((finished / "summary.json").read_text())
+    for row in summary["variants"]:
+        row[left_out] = None
+    (finished / "summary.json").write_text(json.dumps(summary))
+    card = cards.render(finished, settings)
+    for text in absent:
+        assert text not in card
+    assert len(ModelCard(card).data.eval_results or []) == results
+
+
 def test_prompts_that_were_cut_are_said(finished):
     settings = settings_of(finished)
     assert "lost their beginning" not in cards.render(finished, settings)
@@ -108,12 +140,14 @@ def test_prompts_that_were_cut_are_said(finished):
 
 def test_another_benchmark_is_shown_and_its_absence_said(finished):
     settings = settings_of(finished)
-    assert "No benchmark other than MMLU was run." in cards.render(finished, settings)
+    assert "No other benchmark was run." in cards.render(finished, settings)
+    kind = {"higher_is_better": True, "aggregation": "mean", "weight_by_size": None}
     summary, found = json.loads((finished / "summary.json").read_text()), {"value": 0.4321, "stderr": 0.0123}
+    recovered = {"recovered": 0.5, "recovered_ci95": [0.4, 0.6]}
     for row in summary["variants"]:
-        row["tasks"] = {"arc_challenge": {"metric": "acc_norm,none"} | found}
+        row["tasks"] = {"arc_challenge": {"metric": "acc_norm,none", "higher_is_better": True} | found | recovered}
         (finished / row["name"] / "tasks").mkdir()
-        task = made_results.task({"acc_norm,none": found})
+        task = made_results.task({"acc_norm,none": kind | found})
         (finished / row["name"] / "tasks" / "arc_challenge.json").write_text(json.dumps(task))
     (finished / "summary.json").write_text(json.dumps(summary))
     source = f"hf://datasets/allenai/ai2_arc@{'a' * 40}"
@@ -121,9 +155,9 @@ def test_another_benchmark_is_shown_and_its_absence_said(finished):
     card = cards.render(finished, settings)
     arc = ModelCard(card).data.eval_results[1]
     assert (arc.dataset_type, arc.metric_type, arc.metric_value) == ("allenai/ai2_arc", "acc_norm", 0.4321)
-    assert "No benchmark other than MMLU" not in card
-    assert "| variant | arc_challenge |\n|---|---|\n" in card
-    assert card.count(" | 0.4321 +- 0.0123 (acc_norm,none) |\n") == 5
+    assert "No other benchmark" not in card
+    assert "| variant | arc_challenge, acc_norm,none | recovered |\n|---|---|---|\n" in card
+    assert card.count(" | 0.4321 +- 0.0123 | 50% [40, 60] |\n") == 5
     change(finished / "qat-int4" / "tasks" / "arc_challenge.json", "metrics", "acc_norm,none", "value", value=0.5)
     with pytest.raises(InputError, match=r"qat-int4/tasks/arc_challenge.json: value is 0.5, .* says 0.4321"):
         cards.render(finished, settings)
@@ -159,14 +193,14 @@ def test_with_several_references_the_table_names_each(finished):
         in card
     )
     assert re.search(r"^\| lora-int4 \| .* \| base-w4a16 \|$", card, re.MULTILINE)
-    assert "-(base-bf16 - x) / (base-bf16 - q), recovered = 1 + that; q is what x is measured against;" in card
+    assert "of base-bf16 b and the quantized base q that x is measured against" in card
 
 
 @pytest.mark.parametrize(
     ("file", "keys", "value", "expected"),
     [
         ("summary.json", ["variants", 4, "mmlu", "accuracy_ci95"], None, "accuracy_ci95"),
-        ("summary.json", ["contamination", "exact"], None, "exact"),
+        ("summary.json", ["contamination", "mmlu", "exact"], None, "exact"),
         ("summary.json", ["variants", 4, "mmlu", "accuracy"], 0.99, "qat-int4/mmlu.json: accuracy is"),
         ("qat-int4/memory.json", ["peak_gb"], 1.5, "qat-int4/memory.json: peak_gb is 1.5"),
         ("qat-int4/latency.json", ["batches", 0, "mean_s"], 9.9, "qat-int4/latency.json: mean_s is 9.9"),
@@ -198,7 +232,10 @@ def test_a_card_is_whole_or_as_it_was(finished):
 def test_the_commands_of_the_card_make_its_figures_again(small_run, finished):
     card = (finished / "model_card.md").read_text()
     commands = re.findall(r"^snakemake --profile profiles/demo (\S+) --forcerun (\w+)$", card, re.MULTILINE)
-    assert [rule for _, rule in commands] == ["evaluate_mmlu", "measure_memory", "measure_latency", "quantize"]
+    assert [rule for _, rule in commands] == [
+        *("evaluate_divergence", "evaluate_mmlu", "measure_memory", "measure_latency", "check_parity"),
+        "quantize",
+    ]
     targets, rules = zip(*commands, strict=True)
     plan = planned(small_run.snakemake("--dry-run", *targets, "--forcerun", *rules))
     assert {rule: plan[rule] for rule in rules} == dict.fromkeys(rules, 1)

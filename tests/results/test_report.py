@@ -11,7 +11,7 @@ import report_screenshot
 from playwright.sync_api import Page
 from report_screenshot import open_category
 
-PLOTS = ["accuracy", "latency", "memory", "recovery_by_group", "recovery_by_subject", "training_loss"]
+PLOTS = ["divergence", "headline", "latency", "memory", "recovery_by_group", "recovery_by_subject", "training_loss"]
 
 
 @pytest.fixture(scope="module")

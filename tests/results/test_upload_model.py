@@ -127,7 +127,7 @@ def environment(hub: Hub, token: str | None = TOKEN) -> dict[str, str]:
 
 
 def upload(results, *more, recovered=-1.0, lost=1.0, **options):
-    thresholds = ["--recovered-at-least", recovered, "--accuracy-lost-at-most", lost]
+    thresholds = ["--recovered-at-least", recovered, "--lost-at-most", lost]
     arguments = ["--results", results, "--variant", "qat-int4", "--repository", REPOSITORY, *thresholds]
     return run_script("upload_model", *arguments, *more, **options)
 
@@ -145,9 +145,14 @@ def trained(demo_run, tmp_path):
     [
         ("qat-int4/checkpoint/manifest.json", ["weights_that_differ"], 3, "3 exported weights differ"),
         ("qat-int4/parity.json", ["weights_that_differ"], 2, "2 exported weights differ"),
-        ("summary.json", ["variants", 4, "recovered_resolved"], False, "recovered is not resolved"),
-        ("summary.json", ["variants", 4, "recovered_ci95"], [-2, 1], "recovered may be as low as -2.0000, at least -1"),
-        ("summary.json", ["comparisons", 5, "difference_ci95"], [-2.0, 0.1], "may be as high as 2.0000, at most 1"),
+        ("summary.json", ["variants", 4, "recovered_resolved"], False, "recovered of mmlu is not resolved"),
+        ("summary.json", ["variants", 4, "recovered_ci95"], [-2, 1], "of mmlu may be as low as -2.0000, at least -1"),
+        (
+            "summary.json",
+            ["comparisons", 5, "difference_ci95"],
+            [-2.0, 0.1],
+            "what mmlu lost may be as high as 2.0000, at most",
+        ),
         ("summary.json", ["model"], "other", "results/demo/summary.json: not the file that was recorded"),
     ],
 )
@@ -173,7 +178,8 @@ def test_without_a_repository_nothing_is_published(small_run):
     result = small_run.snakemake("publish", env=os.environ | {"HF_TOKEN": TOKEN})
     assert result.returncode == 1
     assert (
-        "qat-int4 is not published: publish.repository names no repository; recovered is not resolved" in result.stderr
+        "qat-int4 is not published: publish.repository names no repository; recovered of mmlu is not resolved"
+        in result.stderr
     )
 
 
@@ -242,7 +248,7 @@ def test_thresholds_are_of_the_ends_of_the_intervals(trained, writable_hub):
     (row,) = (row for row in summary["variants"] if row["name"] == "qat-int4")
     between = (row["recovered_ci95"][0] + row["recovered"]) / 2
     result = upload(trained, recovered=between, env=environment(writable_hub))
-    assert "recovered may be as low as" in result.stderr
+    assert "recovered of mmlu may be as low as" in result.stderr
     assert writable_hub.requests == []
 
 
