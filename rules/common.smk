@@ -92,6 +92,16 @@ def weights_of(wildcards):
     return variants.split(wildcards.variant)[0]
 
 
+def of_base(wildcards, name):
+    """The folder of base-bf16 with a name, with which weights are compared; the base itself needs none."""
+    return [] if wildcards.weights == variants.BASE else f"results/{wildcards.model}/{variants.BASELINE}/{name}"
+
+
+def base_flags(input):
+    """The command-line words for the base, none for the base itself."""
+    return [f"--base={input.base}", f"--base-states={input.base_states}"] if input.base else []
+
+
 def recipe(wildcards):
     """What the training of one arm goes by, as JSON."""
     return json.dumps(recipes.training_of(recipes.recipe_of(config, wildcards.arm)), sort_keys=True)

@@ -1,15 +1,20 @@
 # How far each variant's predictions of held-out texts are from base-bf16's.
 #   in:  results/<model>/<variant>/checkpoint/, resources/texts/<text>.txt
-#   out: results/<model>/<weights>-bf16/states/, results/<model>/<variant>/divergence.json, divergence_samples.parquet
+#   out: results/<model>/<variant>/divergence.json, divergence_samples.parquet, results/<model>/<weights>-bf16/states/
+# A process of its own for each variant in bf16 would have to load again what the one that records its states has there.
 
 
 rule record_hidden_states:
     input:
         code=code_of("record_hidden_states"),
         checkpoint=f"results/{{model}}/{{weights}}-{variants.BF16}/checkpoint",
+        base=lambda wildcards: of_base(wildcards, "checkpoint"),
+        base_states=lambda wildcards: of_base(wildcards, "states"),
         texts=expand("resources/texts/{text}.txt", text=texts),
     output:
-        directory(f"results/{{model}}/{{weights}}-{variants.BF16}/states"),
+        states=directory(f"results/{{model}}/{{weights}}-{variants.BF16}/states"),
+        report=f"results/{{model}}/{{weights}}-{variants.BF16}/divergence.json",
+        samples=f"results/{{model}}/{{weights}}-{variants.BF16}/divergence_samples.parquet",
     log:
         "logs/{model}/record_hidden_states_{weights}.log",
     benchmark:
@@ -21,18 +26,22 @@ rule record_hidden_states:
     params:
         settings=lambda wildcards: without(evaluation("divergence"), "texts"),
         limit=lambda wildcards: limit_flag(evaluation("divergence")),
+        base=lambda wildcards, input: base_flags(input),
         device=config["device"],
     message:
         "record_hidden_states: {wildcards.model} {wildcards.weights}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
+        " {params.base:q}"
         " --texts {input.texts:q}"
         " --context {params.settings[context]:q}"
         " {params.limit:q}"
         " --dtype {params.settings[dtype]:q}"
         " --device {params.device:q}"
-        " --output {output:q}"
+        " --output {output.states:q}"
+        " --report {output.report:q}"
+        " --samples {output.samples:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
 
@@ -51,6 +60,8 @@ rule evaluate_divergence:
         "logs/{model}/evaluate_divergence_{variant}.log",
     benchmark:
         "benchmarks/evaluate_divergence/{model}_{variant}.tsv"
+    wildcard_constraints:
+        variant="|".join(quantized),
     conda:
         "../envs/quantize.yaml"
     resources:
@@ -67,6 +78,6 @@ rule evaluate_divergence:
         " --own {input.own:q}"
         " --own-states {input.own_states:q}"
         " --device {params.device:q}"
-        " --output {output.report:q}"
+        " --report {output.report:q}"
         " --samples {output.samples:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

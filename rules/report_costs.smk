@@ -34,10 +34,16 @@ rule report_costs:
                 allow_missing=True,
             )
         ],
+        states=expand(
+            rules.record_hidden_states.benchmark,
+            weights=variants.weights_of(config["variants"]) if texts else [],
+            allow_missing=True,
+        ),
         measured=[
             record
             for variant, found in measured.items()
             for one in found
+            if one.in_bf16 is None or variant in quantized  # what those rules took is among states
             for record in expand(
                 getattr(rules, one.rule).benchmark,
                 variant=variant,

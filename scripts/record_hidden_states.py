@@ -1,7 +1,12 @@
-"""Let a bf16 checkpoint read held-out texts once, for all that is compared with it: see evaluate_divergence.
+"""Let a model in bf16 read held-out texts once, and measure how far its predictions of them are from the base's.
 
-    python scripts/record_hidden_states.py --checkpoint results/demo/base-bf16/checkpoint \\
-        --texts resources/texts/wikitext.txt --context 1024 --dtype float32 --output results/demo/base-bf16/states
+Its last hidden states are kept for the quantized variants that are compared with it: see evaluate_divergence, which
+finds the same figures for them. The base itself, without --base, is compared with itself.
+
+    python scripts/record_hidden_states.py --checkpoint results/demo/lora-bf16/checkpoint \\
+        --base results/demo/base-bf16/checkpoint --base-states results/demo/base-bf16/states \\
+        --texts resources/texts/facts.txt --context 128 --dtype float32 --output results/demo/lora-bf16/states \\
+        --report results/demo/lora-bf16/divergence.json --samples results/demo/lora-bf16/divergence_samples.parquet
 """
 
 import argparse
@@ -11,8 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from int4_qat.checkpoint import architecture
 from int4_qat.engines import inference
-from int4_qat.evaluation import divergence, hidden_states
+from int4_qat.evaluation import comparison, divergence, hidden_states
+from int4_qat.evaluation.comparison import Reader, Variant
 from int4_qat.evaluation.heads import Head
+from int4_qat.evaluation.hidden_states import Recorded
+from int4_qat.results import divergence_report
 from int4_qat.results.schema.divergence import Protocol
 from int4_qat.system import devices, errors, files
 from int4_qat.system.errors import InputError
@@ -24,30 +32,43 @@ WINDOWS = 2  # the fewest that show how much windows differ
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder in bf16")
+    parser.add_argument("--base", type=Path, help="folder of the base in bf16; left out for the base itself")
+    parser.add_argument("--base-states", type=Path, help="folder of this program, of the base; goes with --base")
     parser.add_argument("--texts", required=True, type=Path, nargs="+", help="text files, each named after its text")
     parser.add_argument("--context", required=True, type=int, help="tokens of a window, bos included")
     parser.add_argument("--limit", type=int, help="tokens of each text; all if left out")
     parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", required=True, type=Path, help="folder, a file for each text")
+    parser.add_argument("--report", required=True, type=Path, help="divergence.json")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per window")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
+    refuse_half_a_base(arguments.base, arguments.base_states)
     refuse_long_context(arguments.checkpoint, arguments.context)
     tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
     windows = {path: windows_of(tokenizer, path, arguments.context, arguments.limit) for path in arguments.texts}
     model = inference.load_model(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
-    head = Head(model).digest()
+    head = Head(model)
+    digest = head.digest()
+    own = Reader(texts_of(arguments, tokenizer, windows, digest), head)
+    base = base_of(arguments, own, digest)
     with files.whole(arguments.output) as folder:
         folder.mkdir()
-        for path, found in windows.items():
-            protocol = Protocol(
-                context=arguments.context,
-                limit=arguments.limit,
-                bos=tokenizer.bos_token if tokenization.adds_bos(tokenizer) else None,
-                dtype=arguments.dtype,
-                sha256=files.sha256(path),
-            )
-            hidden_states.record(model, found, protocol, head, folder / f"{path.stem}{hidden_states.SUFFIX}")
+        for text in own.texts.values():
+            hidden_states.record(model, text, folder / text.path.name)
+    rows = comparison.in_bf16(own, base, arguments.device)
+    protocol = {name: text.protocol for name, text in base.texts.items()}
+    device = devices.name(arguments.device)
+    found = divergence_report.make(rows, protocol, same_head=own.head is base.head, int4_path=None, device=device)
+    divergence_report.write(found, rows, arguments.report, arguments.samples)
+
+
+def refuse_half_a_base(base: Path | None, states: Path | None) -> None:
+    """Raise InputError unless both the base and its states are given, or neither."""
+    if (base is None) != (states is None):
+        given, missing = ("--base", "--base-states") if states is None else ("--base-states", "--base")
+        raise InputError(f"{missing}: expected a folder beside {given}, found none")
 
 
 def refuse_long_context(checkpoint: Path, context: int) -> None:
@@ -68,6 +89,38 @@ def windows_of(tokenizer: PreTrainedTokenizerBase, path: Path, context: int, lim
     if len(found) < WINDOWS:
         of = f"{context} tokens" if limit is None else f"{context} tokens in the first {limit}"
         raise InputError(f"{path}: expected {WINDOWS} windows of {of} or more, for intervals, found {len(found)}")
+    return found
+
+
+def base_of(arguments: argparse.Namespace, own: Reader, digest: str) -> Reader:
+    """Return the base, which is a model itself or has read the same texts; digest is that of the model's head.
+
+    Raise InputError if the base has read other texts, or has another vocabulary.
+    """
+    if arguments.base is None:
+        return own
+    texts = hidden_states.recorded(arguments.base_states)
+    hidden_states.refuse_differences(texts, own.texts)
+    variant = Variant(arguments.checkpoint, own.head, digest, arguments.device)
+    return comparison.reader(arguments.base, texts, variant)
+
+
+def texts_of(
+    arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, windows: dict[Path, list[list[int]]], head: str
+) -> dict[str, Recorded]:
+    """Return, by name, what is recorded of each text besides the states; head is the digest of the model's."""
+    bos = tokenizer.bos_token if tokenization.adds_bos(tokenizer) else None
+    found = {}
+    for path in sorted(windows, key=lambda path: path.stem):
+        protocol = Protocol(
+            context=arguments.context,
+            limit=arguments.limit,
+            bos=bos,
+            dtype=arguments.dtype,
+            sha256=files.sha256(path),
+        )
+        place = arguments.output / f"{path.stem}{hidden_states.SUFFIX}"
+        found[path.stem] = Recorded(place, protocol, head, windows[path])
     return found
 
 

@@ -1,7 +1,7 @@
 """Measure what the divergence of a variant takes: seconds, where they go, and peak memory.
 
-For random weights in the shapes of Gemma 3 12B, or for any checkpoint in bf16: the base reads random words once, then
-it and its int4, in groups of 128, are compared with it, by the programs of scripts/, each in a process of its own.
+For random weights in the shapes of Gemma 3 12B, or for any checkpoint in bf16: the base reads random words once and is
+compared with itself, then its int4, in groups of 128, with it, by programs of scripts/, each in a process of its own.
 
     python tests/bench/bench_divergence.py --folder /dev/shm/gemma --output divergence.json
     python tests/bench/bench_divergence.py --folder /tmp/tiny --output tiny.json --shapes tiny --device cpu
@@ -97,15 +97,19 @@ def steps(arguments: argparse.Namespace, model: Path):
     dtype = arguments.dtype or {"cuda": "bfloat16", "cpu": "float32"}[arguments.device]
     windows = ["--context", arguments.context, "--limit", arguments.tokens, "--dtype", dtype]
     read = ["--checkpoint", model, "--texts", folder / "words.txt", *windows, *on]
-    yield "record", "record_hidden_states", [*read, "--output", folder / "states"]
+    yield "base-bf16", "record_hidden_states", [*read, "--output", folder / "states", *outputs(folder, "base-bf16")]
     if not (folder / "int4").exists():
         scheme = ["--scheme", json.dumps(schemes.int4(128).words), "--ignore", "--method", "rtn"]
         words = ["--checkpoint", model, *scheme, "--format", "torchao-plain", "--output", folder / "int4"]
         subprocess.run([sys.executable, ROOT / "scripts" / "quantize.py", *words], check=True)
     known = ["--base", model, "--base-states", folder / "states", "--own", model, "--own-states", folder / "states"]
-    for name, checkpoint in (("base-bf16", model), ("base-int4", folder / "int4")):
-        outputs = ["--output", folder / f"{name}.json", "--samples", folder / f"{name}.parquet"]
-        yield name, "evaluate_divergence", ["--checkpoint", checkpoint, *known, *on, *outputs]
+    words = ["--checkpoint", folder / "int4", *known, *on, *outputs(folder, "base-int4")]
+    yield "base-int4", "evaluate_divergence", words
+
+
+def outputs(folder: Path, name: str) -> list:
+    """Return the words for what both programs write."""
+    return ["--report", folder / f"{name}.json", "--samples", folder / f"{name}.parquet"]
 
 
 def measure(program: str, words: list[str], device: str) -> dict[str, float]:

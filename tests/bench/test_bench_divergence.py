@@ -17,11 +17,9 @@ def test_the_steps_fit_the_programs(tmp_path):
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     steps = json.loads((tmp_path / "found.json").read_text())["steps"]
-    assert list(steps) == ["record", "base-bf16", "base-int4"]
-    assert steps["record"]["forward_s"] > 0
-    assert "forward_s" not in steps["base-bf16"]  # its states are recorded
-    assert steps["base-int4"]["comparison_s"] > 0
+    assert list(steps) == ["base-bf16", "base-int4"]
     for step in steps.values():
+        assert min(step["forward_s"], step["comparison_s"]) > 0
         assert min(value for name, value in step.items() if name.endswith("_s")) > 0
     (found,) = json.loads((tmp_path / "gemma" / "base-int4.json").read_text())["texts"].values()
     assert found["kl"] > 0

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -82,30 +83,39 @@ def text(words: list[str], tmp_path: Path) -> Path:
     return path
 
 
+def found_by(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, words: list, checkpoint: Path
+) -> tuple[dict, pd.DataFrame]:
+    """Run a program; returns its report on a checkpoint and its table of windows."""
+    report, samples = (Path(f"{checkpoint}_{name}") for name in ("divergence.json", "samples.parquet"))
+    run_in_process(program, monkeypatch, *words, "--report", report, "--samples", samples)
+    return files.read_json(report), pd.read_parquet(samples)
+
+
 @pytest.fixture
 def record(text: Path, monkeypatch: pytest.MonkeyPatch):
-    """Let a checkpoint read the text; returns the folder of its states, beside it."""
+    """Let a checkpoint read the text and compare it with its base; its states lie beside it afterwards."""
 
-    def run(checkpoint: Path, dtype: str = "float32", context: int = CONTEXT, limit: int = LIMIT) -> Path:
-        states = checkpoint.with_name(f"{checkpoint.name}_states")
-        options = ["--context", context, "--limit", limit, "--dtype", dtype, "--output", states]
-        run_in_process(record_hidden_states, monkeypatch, "--checkpoint", checkpoint, "--texts", text, *options)
-        return states
+    def run(
+        checkpoint: Path, base: Path | None = None, dtype: str = "float32", context: int = CONTEXT, limit: int = LIMIT
+    ) -> tuple[dict, pd.DataFrame]:
+        options = ["--context", context, "--limit", limit, "--dtype", dtype, "--output", f"{checkpoint}_states"]
+        options += ["--base", base, "--base-states", f"{base}_states"] if base else []
+        words = ["--checkpoint", checkpoint, "--texts", text, *options]
+        return found_by(record_hidden_states, monkeypatch, words, checkpoint)
 
     return run
 
 
 @pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Compare a checkpoint with its base and its own weights in bf16, whose states lie beside them."""
+def evaluate(monkeypatch: pytest.MonkeyPatch):
+    """Compare a quantized checkpoint with its base and its own weights in bf16, whose states lie beside them."""
 
     def run(checkpoint: Path, base: Path, own: Path) -> tuple[dict, pd.DataFrame]:
         folders = {"base": base, "own": own}
         words = [word for name, folder in folders.items() for word in (f"--{name}", folder)]
         words += [word for name, folder in folders.items() for word in (f"--{name}-states", f"{folder}_states")]
-        outputs = ["--output", tmp_path / "divergence.json", "--samples", tmp_path / "samples.parquet"]
-        run_in_process(evaluate_divergence, monkeypatch, "--checkpoint", checkpoint, *words, *outputs)
-        return files.read_json(tmp_path / "divergence.json"), pd.read_parquet(tmp_path / "samples.parquet")
+        return found_by(evaluate_divergence, monkeypatch, ["--checkpoint", checkpoint, *words], checkpoint)
 
     return run
 
@@ -185,11 +195,9 @@ def test_figures_are_those_of_full_logits_in_fp64(name, untrained, text, record,
     base = write(name, untrained / "model", tmp_path / "base")
     arm = write(name, untrained / "model", tmp_path / "arm", change=0.1)
     int4 = write_int4(arm, monkeypatch, tmp_path / "int4")
-    for checkpoint in (base, arm):
-        record(checkpoint)
+    record(base)
     bos = None if name == "qwen2" else "<bos>"
-    for checkpoint in (arm, int4):
-        report, samples = evaluate(checkpoint, base, arm)
+    for checkpoint, (report, samples) in ((arm, record(arm, base)), (int4, evaluate(int4, base, arm))):
         expect(report["texts"]["held_out"], samples, checkpoint, base, arm, text)
         assert report["texts"]["held_out"]["kl"] > 1e-4
         assert report["same_head"]
@@ -200,7 +208,7 @@ def test_figures_are_those_of_full_logits_in_fp64(name, untrained, text, record,
             "dtype": "float32",
             "sha256": files.sha256(text),
         }
-    assert report["int4_path"] == "dequantized"
+        assert report["int4_path"] == (None if checkpoint == arm else "dequantized")
     assert report["texts"]["held_out"]["kl_from_own_bf16"] < report["texts"]["held_out"]["kl"]
 
 
@@ -216,15 +224,19 @@ def test_the_quantized_base_is_as_far_from_its_own_weights_as_from_the_base(
 
 
 @pytest.mark.parametrize("dtype", architecture.DTYPES)
-def test_what_was_recorded_is_the_forward_pass_of_a_variant_in_bf16(
-    dtype, untrained, text, record, evaluate, monkeypatch, tmp_path
-):
+def test_the_base_reads_the_text_once_and_is_itself(dtype, untrained, text, record, monkeypatch, tmp_path):
     base = write("gemma3", untrained / "model", tmp_path / "base")
-    states = record(base, dtype)
-    with safe_open(states / "held_out.safetensors", "pt") as stored:
+    read, last_hidden_states = [], divergence.last_hidden_states
+
+    def watched(model: transformers.PreTrainedModel, batch: list[list[int]]) -> torch.Tensor:
+        read.extend(batch)
+        return last_hidden_states(model, batch)
+
+    monkeypatch.setattr(divergence, "last_hidden_states", watched)
+    report, samples = record(base, dtype=dtype)
+    assert read == windows_of(base, text)
+    with safe_open(tmp_path / "base_states" / "held_out.safetensors", "pt") as stored:
         assert stored.get_tensor("hidden").dtype == architecture.DTYPES[dtype]
-    monkeypatch.setattr(divergence, "last_hidden_states", lambda *_: pytest.fail("the body was run again"))
-    report, samples = evaluate(base, base, base)
     found = report["texts"]["held_out"]
     assert (found["kl"], found["top1_agreement"], found["kl_from_own_bf16"]) == (0, 1, None)
     assert found["perplexity"] == found["perplexity_of_base"]
@@ -237,10 +249,10 @@ def test_another_head_is_noticed_and_makes_its_own_logits(untrained, text, recor
     arm = write("llama", untrained / "model", tmp_path / "arm", change=0.1, head=True)
     other = write("llama", untrained / "model", tmp_path / "other", change=0.1, head=True, seed=1)
     int4 = write_int4(arm, monkeypatch, tmp_path / "int4")
-    for checkpoint in (base, arm, other):
-        record(checkpoint)
-    for checkpoint, own in ((arm, arm), (int4, arm), (int4, other)):
-        report, samples = evaluate(checkpoint, base, own)
+    record(base)
+    in_bf16, _ = record(arm, base), record(other, base)
+    found = [(arm, arm, in_bf16), *((int4, own, evaluate(int4, base, own)) for own in (arm, other))]
+    for checkpoint, own, (report, samples) in found:
         expect(report["texts"]["held_out"], samples, checkpoint, base, own, text)
         assert not report["same_head"]
 
@@ -340,65 +352,86 @@ def test_a_text_too_short_for_an_interval_is_one_line(untrained, text, record, t
 
 
 @pytest.fixture
-def two(untrained, record, tmp_path) -> tuple[Path, Path]:
-    """A base and an arm, with their states."""
+def three(untrained, record, monkeypatch, tmp_path) -> tuple[Path, Path, Path]:
+    """A base and an arm, with their states, and the arm in int4."""
     base, arm = (write("llama", untrained / "model", tmp_path / name) for name in ("base", "arm"))
-    for checkpoint in (base, arm):
-        record(checkpoint)
-    return base, arm
+    record(base)
+    record(arm, base)
+    return base, arm, write_int4(arm, monkeypatch, tmp_path / "int4")
 
 
-def test_states_of_another_protocol_are_one_line(two, record, evaluate):
-    base, arm = two
-    record(arm, context=CONTEXT // 2)
-    with pytest.raises(InputError) as caught:
-        evaluate(arm, base, arm)
+@pytest.fixture
+def refusals(record, evaluate):
+    """Return what both programs say of an arm and of its int4, when they are compared with a base."""
+
+    def run(base: Path, arm: Path, int4: Path) -> list[str]:
+        found = []
+        for compare in (lambda: record(arm, base), lambda: evaluate(int4, base, arm)):
+            with pytest.raises(InputError) as caught:
+                compare()
+            found.append(str(caught.value))
+        return found
+
+    return run
+
+
+def test_states_of_another_protocol_are_one_line(three, record, refusals):
+    base, arm, int4 = three
+    record(base, context=CONTEXT // 2)
     there, here = (f"{folder}_states/held_out.safetensors" for folder in (base, arm))
     expected = f"{here}: expected the tokens and the protocol of {there}, found others; record both again"
-    assert str(caught.value) == expected
+    assert refusals(base, arm, int4) == [expected] * 2
 
 
-def test_states_of_other_texts_are_one_line(two, evaluate):
-    base, arm = two
+def test_states_of_other_texts_are_one_line(three, refusals):
+    base, arm, int4 = three
     states = Path(f"{base}_states")
     shutil.copy(states / "held_out.safetensors", states / "another.safetensors")
-    with pytest.raises(InputError) as caught:
-        evaluate(arm, base, arm)
-    assert str(caught.value) == f"{arm}_states: expected the text of {states}/another.safetensors, found none"
+    expected = f"{arm}_states: expected the text of {states}/another.safetensors, found none"
+    assert refusals(base, arm, int4) == [expected] * 2
 
 
-def test_no_states_are_one_line(two, evaluate):
-    base, arm = two
-    (Path(f"{arm}_states") / "held_out.safetensors").unlink()
-    with pytest.raises(InputError, match=r"_states: expected the hidden states of texts, found none$"):
-        evaluate(arm, base, arm)
+def test_no_states_are_one_line(three, refusals):
+    base, arm, int4 = three
+    (Path(f"{base}_states") / "held_out.safetensors").unlink()
+    expected = f"{base}_states: expected the hidden states of texts, found none"
+    assert refusals(base, arm, int4) == [expected] * 2
 
 
-def test_broken_states_are_one_line(two, evaluate):
-    base, arm = two
-    path = Path(f"{arm}_states") / "held_out.safetensors"
+def test_broken_states_are_one_line(three, refusals):
+    base, arm, int4 = three
+    path = Path(f"{base}_states") / "held_out.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
+    for found in refusals(base, arm, int4):
+        assert found.startswith(f"{path}: the hidden states cannot be read (")
+        assert "\n" not in found
+
+
+def test_a_variant_in_bf16_is_compared_where_it_is_recorded(three, evaluate):
+    base, arm, _ = three
     with pytest.raises(InputError) as caught:
         evaluate(arm, base, arm)
-    assert str(caught.value).startswith(f"{path}: the hidden states cannot be read (")
-    assert "\n" not in str(caught.value)
+    problem = "expected a quantized checkpoint, found one in bf16, which record_hidden_states compares"
+    assert str(caught.value) == f"{arm}: {problem}"
 
 
-def test_other_weights_for_a_variant_in_bf16_are_one_line(two, evaluate):
-    base, arm = two
+@pytest.mark.parametrize(("given", "missing"), [("--base", "--base-states"), ("--base-states", "--base")])
+def test_half_a_base_is_one_line(three, text, monkeypatch, given, missing):
+    base, arm, _ = three
+    options = ["--context", CONTEXT, "--dtype", "float32", "--output", f"{arm}_states", given, base]
     with pytest.raises(InputError) as caught:
-        evaluate(arm, base, base)
-    assert str(caught.value) == f"--own: expected {arm}, which is in bf16 itself, found {base}"
+        found_by(record_hidden_states, monkeypatch, ["--checkpoint", arm, "--texts", text, *options], arm)
+    assert str(caught.value) == f"{missing}: expected a folder beside {given}, found none"
 
 
-def test_another_vocabulary_is_one_line(two, untrained, record, evaluate, tmp_path):
-    base, _ = two
+def test_another_vocabulary_is_one_line(three, untrained, record, refusals, monkeypatch, tmp_path):
+    base, *_ = three
     config = transformers.LlamaConfig(**families.SIZES | {"vocab_size": 1100, "tie_word_embeddings": False})
     larger = families.write_model(config, untrained / "model", tmp_path / "larger")
+    int4 = write_int4(larger, monkeypatch, tmp_path / "larger_int4")
     record(larger)
-    with pytest.raises(InputError) as caught:
-        evaluate(larger, base, larger)
-    assert str(caught.value) == f"{larger}: expected the vocabulary of {base}, 1024 tokens, found 1100"
+    problem = f"expected the vocabulary of {base}, 1024 tokens, found 1100"
+    assert refusals(base, larger, int4) == [f"{larger}: {problem}", f"{int4}: {problem}"]
 
 
 def test_a_checkpoint_in_int4_has_no_head_to_be_loaded_alone(untrained, monkeypatch, tmp_path):
@@ -429,21 +462,25 @@ def gemma() -> Path:
 def test_what_int4_costs_gemma_3_270m(gemma, wikitext, tmp_path):
     """Round-to-nearest in groups of 128 cost it 0.59 nats of KL when another program measured it."""
     int4, states = tmp_path / "int4", tmp_path / "states"
+    outputs = {
+        name: ["--report", tmp_path / f"{name}.json", "--samples", tmp_path / f"{name}.parquet"]
+        for name in ("base-bf16", "base-int4")
+    }
     run = [
         ("quantize", "--checkpoint", gemma, *quantize_options(schemes.int4(128)), "--output", int4),
         (
             *("record_hidden_states", "--checkpoint", gemma, "--texts", wikitext, "--context", 1024, "--limit", 4092),
-            *("--dtype", "float32", "--output", states),
+            *("--dtype", "float32", "--output", states, *outputs["base-bf16"]),
+        ),
+        (
+            *("evaluate_divergence", "--checkpoint", int4, "--base", gemma, "--base-states", states),
+            *("--own", gemma, "--own-states", states, *outputs["base-int4"]),
         ),
     ]
-    for name, checkpoint in (("base-bf16", gemma), ("base-int4", int4)):
-        words = ["--checkpoint", checkpoint, "--base", gemma, "--base-states", states, "--own", gemma]
-        outputs = ["--output", tmp_path / f"{name}.json", "--samples", tmp_path / f"{name}.parquet"]
-        run.append(("evaluate_divergence", *words, "--own-states", states, *outputs))
     for command in run:
         result = run_script(*command)
         assert result.returncode == 0, result.stderr
-    found = {name: files.read_json(tmp_path / f"{name}.json")["texts"] for name in ("base-bf16", "base-int4")}
+    found = {name: files.read_json(tmp_path / f"{name}.json")["texts"] for name in outputs}
     print(json.dumps(found, indent=2))
     bf16, quantized = (each[wikitext.stem] for each in found.values())
     assert (bf16["kl"], bf16["top1_agreement"], bf16["tokens"]) == (0, 1, 4092)

@@ -156,7 +156,7 @@ def test_only_the_downloads_switch_the_hub_on(tmp_path):
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
     online = [line for line in commands if "online python" in line]
-    assert len(commands) == 56
+    assert len(commands) == 54
     programs = sorted(line.split("/scripts/")[1].split(".py")[0] for line in online)
     assert programs == ["download_dataset", "download_dataset", "download_mmlu", "download_model"]
 

@@ -34,26 +34,29 @@ class Recorded(NamedTuple):
     windows: list[list[int]]  # token ids
 
 
-def record(model: PreTrainedModel, windows: list[list[int]], protocol: dict, head: str, path: Path) -> None:
-    """Write the last hidden states of a text's windows, and the digest of the model's head."""
-    batches = tqdm(divergence.batches(windows), desc=path.stem, unit=" batches", mininterval=1)
+def record(model: PreTrainedModel, text: Recorded, path: Path) -> None:
+    """Write a model's last hidden states of a text, with all that is to be said of them, to a path."""
+    batches = tqdm(divergence.batches(text.windows), desc=text.path.stem, unit=" batches", mininterval=1)
     states = [divergence.last_hidden_states(model, batch).flatten(0, 1).cpu() for batch in batches]
     tensors = {
-        "tokens": torch.tensor([token for window in windows for token in window]),
-        "lengths": torch.tensor([len(window) for window in windows]),
+        "tokens": torch.tensor([token for window in text.windows for token in window]),
+        "lengths": torch.tensor([len(window) for window in text.windows]),
         "hidden": torch.cat(states),
     }
-    metadata = {"protocol": json.dumps(protocol, sort_keys=True), "head": head}
+    metadata = {"protocol": json.dumps(text.protocol, sort_keys=True), "head": text.head}
     with files.whole(path) as unfinished:
         save_file(tensors, unfinished, metadata)
 
 
 def recorded(folder: Path) -> dict[str, Recorded]:
-    """Return a folder's files by the names of their texts; raise InputError if there are none, or one is broken."""
-    found = {path.stem: describe(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    """Return a folder's files by the names of their texts, which are sorted.
+
+    Raise InputError if there are none, or one is broken.
+    """
+    found = {path.stem: describe(path) for path in folder.glob(f"*{SUFFIX}")}
     if not found:
         raise InputError(f"{folder}: expected the hidden states of texts, found none")
-    return found
+    return dict(sorted(found.items()))
 
 
 def describe(path: Path) -> Recorded:

@@ -50,6 +50,7 @@ class Measurement(NamedTuple):
     file: str  # in the folder of a variant
     schema: type  # what it holds
     rule: str  # that writes it
+    in_bf16: str | None = None  # the rule that writes it for a variant in bf16, where that is another
     setting: str | None = None  # key of `evaluation` in the config; null leaves the measurement out
     of: Callable[[str], bool] = lambda variant: True  # whether a variant has it
     conditions: tuple[str, ...] = ()  # keys that must hold the same in two variants that are compared
@@ -142,6 +143,7 @@ DIVERGENCE = Measurement(
     file="divergence.json",
     schema=Divergence,
     rule="evaluate_divergence",
+    in_bf16="record_hidden_states",
     setting="divergence",
     conditions=("protocol", "versions", "device"),
     samples=Samples(

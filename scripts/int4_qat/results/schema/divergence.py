@@ -1,4 +1,4 @@
-"""What evaluate_divergence finds."""
+"""What record_hidden_states finds of a variant in bf16, and evaluate_divergence of a quantized one."""
 
 from typing import TypedDict
 

@@ -1,0 +1,102 @@
+"""Compare a variant's predictions of the texts with those of the base and of its own weights in bf16.
+
+Models in bf16 have read the texts once (hidden_states). What is compared is in divergence.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from int4_qat.checkpoint import architecture
+from int4_qat.evaluation import divergence, heads, hidden_states
+from int4_qat.evaluation.divergence import Reading
+from int4_qat.evaluation.heads import Head
+from int4_qat.evaluation.hidden_states import Recorded
+from int4_qat.system.errors import InputError
+
+
+class Variant(NamedTuple):
+    """A checkpoint that is compared, and what makes its logits."""
+
+    folder: Path
+    head: Head
+    digest: str  # of the head
+    device: str
+
+
+class Reader(NamedTuple):
+    """A model in bf16 that has read the texts: its states by text, and what makes logits of them."""
+
+    texts: dict[str, Recorded]
+    head: Head
+
+
+def reader(folder: Path, texts: dict[str, Recorded], variant: Variant) -> Reader:
+    """Return a model that a variant is compared with; its head is the variant's, unless it was recorded with another.
+
+    Raise InputError if that one is of another vocabulary.
+    """
+    recorded = next(iter(texts.values()))
+    if recorded.head == variant.digest:
+        return Reader(texts, variant.head)
+    head = heads.load(folder, architecture.DTYPES[recorded.protocol["dtype"]], variant.device)
+    if head.vocabulary != variant.head.vocabulary:
+        expected = f"the vocabulary of {folder}, {head.vocabulary} tokens"
+        raise InputError(f"{variant.folder}: expected {expected}, found {variant.head.vocabulary}")
+    return Reader(texts, head)
+
+
+def in_bf16(own: Reader, base: Reader, device: str) -> dict[str, list[dict]]:
+    """Return, by text, the rows of a variant in bf16, which has read the texts."""
+    found = {}
+    for name, text in base.texts.items():
+        pairs = recorded(own, base, name, device)
+        readings = ((ours, reference, None) for ours, reference in pairs)
+        found[name] = rows(text, readings, device)
+    return found
+
+
+def quantized(model: PreTrainedModel, head: Head, own: Reader, base: Reader, device: str) -> dict[str, list[dict]]:
+    """Return, by text, the rows of a quantized variant, which reads the texts now."""
+    found = {}
+    for name, text in base.texts.items():
+        pairs = zip(states(model, text), recorded(own, base, name, device), strict=True)
+        readings = ((Reading(hidden, head), reference, ours) for hidden, (ours, reference) in pairs)
+        found[name] = rows(text, readings, device)
+    return found
+
+
+def rows(text: Recorded, readings: Iterator[tuple[Reading, Reading, Reading | None]], device: str) -> list[dict]:
+    """Return a row for each window of a text: the sums over its tokens.
+
+    The readings of a window are the variant's, the base's and perhaps that of the variant's own weights in bf16.
+    """
+    windows = tqdm(text.windows, desc=text.path.stem, unit=" windows", mininterval=1)
+    sums = [
+        divergence.compare(*each, torch.tensor(window, device=device))
+        for window, each in zip(windows, readings, strict=True)
+    ]
+    return [
+        {"text": text.path.stem, "window": index, "tokens": len(text.windows[index]) - 1}
+        | each
+        | {"same_top1": int(each["same_top1"])}
+        for index, each in enumerate(divergence.on_host(sums))
+    ]
+
+
+def recorded(own: Reader, base: Reader, name: str, device: str) -> Iterator[tuple[Reading, Reading]]:
+    """Yield what a variant's own weights in bf16 and the base made of each window of a text."""
+    of_own = None if own is base else hidden_states.read(own.texts[name], device)
+    for hidden in hidden_states.read(base.texts[name], device):
+        reference = Reading(hidden, base.head)
+        yield (reference if of_own is None else Reading(next(of_own), own.head)), reference
+
+
+def states(model: PreTrainedModel, text: Recorded) -> Iterator[torch.Tensor]:
+    """Yield what a model makes of each window of a text: (tokens, width)."""
+    for batch in divergence.batches(text.windows):
+        yield from divergence.last_hidden_states(model, batch)
