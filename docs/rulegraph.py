@@ -1,7 +1,7 @@
 """Draw the flow of config.yaml, as docs/rulegraph.svg and as the diagram in README.md: `make dag`.
 
-Snakemake's rule graph without what follows from the rest: an edge whose ends a longer path joins, and the rules that
-only keep accounts. `snakemake --rulegraph` shows all of it.
+Snakemake's rule graph without what follows from the rest: an edge whose ends a longer path joins, a rule's edge to itself,
+and the rules that only keep accounts. `snakemake --rulegraph` shows all of it.
 
     python docs/rulegraph.py
 """
@@ -44,6 +44,7 @@ def flow() -> list[tuple[str, str]]:
         (names[source], names[target]) for source, target in re.findall(r"(id\d+) --> (id\d+)", text)
     )
     graph.remove_nodes_from(ACCOUNTS)
+    graph.remove_edges_from(list(networkx.selfloop_edges(graph)))  # the base's states, which those of an arm need
     return sorted(networkx.transitive_reduction(graph).edges)
 
 

@@ -15,28 +15,35 @@ SUMMARIZED = {"summarize": 1} | PLOTTED | CARD
 SUMMARY = {"report_costs": 1} | SUMMARIZED
 
 
-def measured(variants):
-    """The jobs that infer with so many of the five variants, and those that follow."""
-    return dict.fromkeys(("evaluate_mmlu", "gather_mmlu", "measure_memory", "measure_latency"), variants) | SUMMARY
+def measured(variants, recorded, compared):
+    """The jobs that infer with so many of the five variants, and those that follow.
+
+    The texts are read by so many of the three weights in bf16, and by so many of the three quantized variants.
+    """
+    of_all = dict.fromkeys(("evaluate_mmlu", "gather_mmlu", "measure_memory", "measure_latency"), variants)
+    read = {"record_hidden_states": recorded, "evaluate_divergence": compared}
+    return of_all | {rule: count for rule, count in read.items() if count} | SUMMARY
 
 
+DIVERGED = {"record_hidden_states": 3, "evaluate_divergence": 3} | SUMMARY
 SCORED = {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY
 TIMED = {"measure_latency": 5} | SUMMARY
-MEASURED = measured(5)
+MEASURED = measured(5, 3, 3)
 PARITY = {"check_parity": 2}
 INFERRED = PARITY | MEASURED
-QUANTIZED = {"quantize": 3} | PARITY | measured(3)  # all but base-bf16 and lora-bf16
-MERGED = {"merge": 2, "quantize": 2} | PARITY | measured(3)  # all but base-bf16 and base-int4
-EXPORTED = MERGED | {"quantize": 3} | measured(4)
+QUANTIZED = {"quantize": 3} | PARITY | measured(3, 0, 3)  # all but base-bf16 and lora-bf16
+MERGED = {"merge": 2, "quantize": 2} | PARITY | measured(3, 2, 2)  # all but base-bf16 and base-int4
+EXPORTED = MERGED | {"quantize": 3} | measured(4, 2, 3)
 TRAINED = {"finetune": 2} | MERGED
 TRAINED_AND_QUANTIZED = TRAINED | EXPORTED
 EVERY_WEIGHT = TRAINED | {"quantize": 3} | MEASURED
 FORMATTED = {"format_mmlu": 1} | TRAINED
 ONE_ARM = {"finetune": 1, "merge": 1, "quantize": 1, "check_parity": 1}
-ONE_VARIANT = measured(1)
+ONE_VARIANT = measured(1, 1, 1)
 FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | EVERY_WEIGHT
+FROM_TEXT = {"download_text": 1} | DIVERGED
 FROM_DATA = {"download_mmlu": 1, "check_contamination": 1} | FORMATTED | {"evaluate_mmlu": 5, "gather_mmlu": 5}
-EVERYTHING = FROM_DATA | FROM_MODEL
+EVERYTHING = FROM_DATA | FROM_MODEL | FROM_TEXT
 
 PACKAGE = "scripts/int4_qat"
 MODULES = {
@@ -52,6 +59,7 @@ MODULES = {
     "config/config_values.py": {},
     "config/layers.py": {},
     "config/limits.py": {},  # what only refuses, as model_facts and others
+    "config/metric_names.py": SUMMARIZED,
     "config/model_facts.py": {},
     "config/quantizations.py": CARD,
     "config/recipe.py": TRAINED,
@@ -61,14 +69,23 @@ MODULES = {
     "config/variants.py": SUMMARIZED,
     "config/workflow_config.py": {},
     "data/hub.py": EVERYTHING,
+    "data/letters.py": FROM_DATA,
     "data/mmlu.py": FROM_DATA,
     "data/mmlu_parquet.py": FROM_DATA,
-    "data/text_files.py": FROM_DATA,
+    "data/question_files.py": FROM_DATA,
+    "data/text_files.py": FROM_DATA | FROM_TEXT,
+    "data/texts.py": FROM_TEXT,
     "engines/processes.py": TIMED,
     "engines/inference.py": INFERRED,
     "engines/vllm_process.py": TIMED,
+    "evaluation/answers.py": SCORED,
+    "evaluation/comparison.py": DIVERGED,
+    "evaluation/divergence.py": DIVERGED,
+    "evaluation/heads.py": DIVERGED,
+    "evaluation/hidden_states.py": DIVERGED,
     "evaluation/last_position.py": SCORED,
     "evaluation/mmlu_harness.py": SCORED,
+    "evaluation/question_tasks.py": {},  # no questions of one's own in this run
     "evaluation/scoring.py": SCORED,
     "evaluation/stock_scores.py": SCORED,
     "evaluation/task_harness.py": {},  # no tasks in this run
@@ -85,17 +102,23 @@ MODULES = {
     "quantization/schemes.py": EVERY_WEIGHT,
     "quantization/torchao_tensor.py": QUANTIZED | INFERRED,
     "results/card.py": CARD,
+    "results/chartqa_figures.py": {},
+    "results/divergence_report.py": DIVERGED,
     "results/measurements.py": SUMMARIZED,
+    "results/metrics.py": SUMMARIZED,
     "results/schema/chartqa.py": SUMMARIZED,
+    "results/schema/divergence.py": DIVERGED,
     "results/schema/latency.py": TIMED,
     "results/schema/memory.py": {"measure_memory": 5} | SUMMARY,
     "results/schema/mmlu.py": SCORED,
     "results/schema/parity.py": PARITY | SUMMARY,
+    "results/schema/questions.py": SUMMARIZED,
     "results/schema/serving.py": SUMMARIZED,
     "results/schema/task.py": SUMMARIZED,
     "results/statistics.py": SUMMARIZED,
     "results/summary.py": SUMMARIZED,
     "results/tables.py": SUMMARIZED,
+    "results/task_metrics.py": SUMMARIZED,
     "results/verification.py": {},
     "standin/gemma_folder.py": {},
     "standin/standin.py": {},
@@ -183,6 +206,9 @@ def test_edited_modules_that_nothing_depends_on(small_run, edit):
         ("scripts/merge.py", MERGED),
         ("scripts/quantize.py", QUANTIZED),
         ("scripts/check_parity.py", PARITY | SUMMARY),
+        ("scripts/download_text.py", FROM_TEXT),
+        ("scripts/record_hidden_states.py", DIVERGED),
+        ("scripts/evaluate_divergence.py", {"evaluate_divergence": 3} | SUMMARY),
         ("scripts/evaluate_mmlu.py", SCORED),
         ("scripts/gather_mmlu.py", {"gather_mmlu": 5} | SUMMARY),
         ("scripts/measure_memory.py", {"measure_memory": 5} | SUMMARY),
@@ -223,6 +249,8 @@ def test_an_edited_file(small_run, edit, path, expected):
         ("finetune.arms.qat.learning_rate", 1e-4, ONE_ARM | ONE_VARIANT),
         ("quantizations.int4.group_size", 32, QUANTIZED | {"finetune": 1, "merge": 1}),
         ("quantizations.int4.ignore", ["lm_head"], QUANTIZED | {"finetune": 1, "merge": 1}),
+        ("evaluation.headline", "facts_kl", SUMMARIZED),
+        ("evaluation.divergence.context", 32, DIVERGED),
         ("evaluation.mmlu.num_fewshot", 1, SCORED),
         ("evaluation.mmlu.engine", "stock", SCORED),
         ("evaluation.mmlu.shards", 2, SCORED | {"evaluate_mmlu": 10}),
