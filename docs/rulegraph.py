@@ -1,7 +1,7 @@
 """Draw the flow of config.yaml, as docs/rulegraph.svg and as the diagram in README.md: `make dag`.
 
-Snakemake's rule graph without what follows from the rest: an edge whose ends a longer path joins, a rule's edge to itself,
-and the rules that only keep accounts. `snakemake --rulegraph` shows all of it.
+Snakemake's rule graph without what follows from the rest: an edge whose ends a longer path joins, one from a rule to
+itself, and the rules that only keep accounts. `snakemake --rulegraph` shows all of it.
 
     python docs/rulegraph.py
 """
