@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from int4_qat.data import mmlu_parquet
+from int4_qat.data import parquet_files
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 
@@ -73,7 +73,7 @@ def counts(questions: list[dict], found: dict[str, set[Hashable]]) -> dict[str, 
 
 
 def rows(path: Path) -> Iterator[dict]:
-    for batch in mmlu_parquet.read_batches(path, ["question", "choices"]):
+    for batch in parquet_files.read_batches(path, ["question", "choices"]):
         yield from batch.to_pylist()
 
 

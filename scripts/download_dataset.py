@@ -9,7 +9,7 @@ import argparse
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from int4_qat.data import hub, mmlu_parquet, text_files
+from int4_qat.data import hub, parquet_files, text_files
 from int4_qat.system import errors, files, sources
 from int4_qat.system.errors import InputError
 
@@ -56,7 +56,7 @@ def link(source: Path, folder: Path) -> None:
 def check(path: Path) -> None:
     """InputError unless a table can be read; a byte order mark, at which JSON ends, is taken away."""
     if path.suffix == ".parquet":
-        mmlu_parquet.open_file(path.resolve(), [])
+        parquet_files.open_file(path.resolve(), [])
     elif is_one_of(TEXTS, path.name):
         text_files.check_encoding(path.resolve())
         text_files.remove_byte_order_mark(path)

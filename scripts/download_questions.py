@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from int4_qat.data import hub, letters, mmlu_parquet, question_files
+from int4_qat.data import hub, letters, mmlu_parquet, parquet_files, question_files
 from int4_qat.system import errors, files, scratch
 from int4_qat.system.errors import InputError
 
@@ -73,7 +73,7 @@ def read(path: Path, name: str) -> Iterator[question_files.Row]:
 
 def parquet_rows(path: Path, name: str) -> Iterator[question_files.Row]:
     """Yield the rows of a table, whose group becomes the subject."""
-    found = mmlu_parquet.open_file(path, COLUMNS).schema_arrow.names
+    found = parquet_files.open_file(path, COLUMNS).schema_arrow.names
     groups = [column for column in GROUP_COLUMNS if column in found]
     if len(groups) > 1:
         raise InputError(f"{path}: expected one of the columns {' and '.join(groups)}, found both")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from int4_qat.data import mmlu_parquet
+from int4_qat.data import mmlu_parquet, parquet_files
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, training_texts
@@ -40,10 +40,10 @@ def main() -> None:
 def format_split(source: Path, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Stream `source` into `output`, a batch of rows at a time."""
     template = training_texts.read_template(tokenizer)
-    rows = mmlu_parquet.open_file(source, mmlu_parquet.SCHEMA.names).metadata.num_rows
+    rows = parquet_files.open_file(source, mmlu_parquet.SCHEMA.names).metadata.num_rows
     progress = tqdm(total=rows, unit=" rows", desc="format", mininterval=1)
     with files.whole(output) as unfinished, pq.ParquetWriter(unfinished, SCHEMA) as writer:
-        for batch in mmlu_parquet.read_batches(source, mmlu_parquet.SCHEMA.names):
+        for batch in parquet_files.read_batches(source, mmlu_parquet.SCHEMA.names):
             user, assistant = training_texts.messages(batch)
             if template and not training_texts.agrees(template, tokenizer, user, assistant):
                 print("the chat template changes its messages: rendering row by row", file=sys.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from int4_qat.data import mmlu_parquet
+from int4_qat.data import parquet_files
 from int4_qat.evaluation import answers
 from int4_qat.results.schema.mmlu import Mmlu, Scores, Shard, Subject
 from int4_qat.system import errors, files
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
     arguments = parser.parse_args()
     reports = {path: files.read_json(path) for path in arguments.shard_reports}
-    tables = [mmlu_parquet.open_file(path, ["subject", "index"]).read() for path in arguments.shard_samples]
+    tables = [parquet_files.open_file(path, ["subject", "index"]).read() for path in arguments.shard_samples]
     samples = pd.concat([table.to_pandas() for table in tables]).sort_values(["subject", "index"], ignore_index=True)
     report = gather(reports, samples)
     with files.whole(arguments.samples) as unfinished:

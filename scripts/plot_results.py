@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from int4_qat.config import variants
-from int4_qat.data import mmlu_parquet
+from int4_qat.data import parquet_files
 from int4_qat.results import metrics
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
@@ -93,7 +93,7 @@ def read_accuracies(results: Path, rows: list[dict], headline: str) -> pd.DataFr
     columns = {}
     for row in rows:
         path = results / row["source"][f"{headline}_samples"]
-        samples = mmlu_parquet.open_file(path, ["subject", "correct"]).read(["subject", "correct"]).to_pandas()
+        samples = parquet_files.open_file(path, ["subject", "correct"]).read(["subject", "correct"]).to_pandas()
         columns[row["name"]] = 100 * samples.groupby("subject")["correct"].mean()
     return pd.DataFrame(columns)
 

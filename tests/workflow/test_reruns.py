@@ -39,7 +39,9 @@ TRAINED_AND_QUANTIZED = TRAINED | EXPORTED
 EVERY_WEIGHT = TRAINED | {"quantize": 3} | MEASURED
 FORMATTED = {"format_mmlu": 1} | TRAINED
 ONE_ARM = {"finetune": 1, "merge": 1, "quantize": 1, "check_parity": 1}
+RETRAINED = {"finetune": 1, "merge": 1, "record_hidden_states": 1}
 ONE_VARIANT = measured(1, 1, 1)
+READ_ONCE = {"record_hidden_states": 1, "evaluate_divergence": 1}  # by an arm's weights, by its one in int4
 FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | EVERY_WEIGHT
 FROM_TEXT = {"download_text": 1} | DIVERGED
 FROM_DATA = {"download_mmlu": 1, "check_contamination": 1} | FORMATTED | {"evaluate_mmlu": 5, "gather_mmlu": 5}
@@ -52,8 +54,8 @@ MODULES = {
     "checkpoint/blocks.py": EVERY_WEIGHT,
     "checkpoint/loading.py": TRAINED | MEASURED,
     "checkpoint/model_folder.py": FROM_MODEL,
-    "checkpoint/module_names.py": TRAINED_AND_QUANTIZED | {"measure_latency": 5},
-    "checkpoint/text_model.py": TRAINED_AND_QUANTIZED | {"measure_latency": 5},
+    "checkpoint/module_names.py": TRAINED_AND_QUANTIZED | DIVERGED | {"measure_latency": 5},
+    "checkpoint/text_model.py": TRAINED_AND_QUANTIZED | DIVERGED | {"measure_latency": 5},
     "checkpoint/weight_files.py": FROM_MODEL,
     "checkpoint/weight_writer.py": EXPORTED,
     "config/config_values.py": {},
@@ -72,6 +74,7 @@ MODULES = {
     "data/letters.py": FROM_DATA,
     "data/mmlu.py": FROM_DATA,
     "data/mmlu_parquet.py": FROM_DATA,
+    "data/parquet_files.py": FROM_DATA | FROM_TEXT,
     "data/question_files.py": FROM_DATA,
     "data/text_files.py": FROM_DATA | FROM_TEXT,
     "data/texts.py": FROM_TEXT,
@@ -127,9 +130,9 @@ MODULES = {
     "system/errors.py": EVERYTHING,
     "system/files.py": EVERYTHING,
     "system/rooms.py": TRAINED_AND_QUANTIZED,
-    "system/scratch.py": TRAINED | SCORED | TIMED,
+    "system/scratch.py": TRAINED | SCORED | TIMED | FROM_TEXT,
     "system/sources.py": EVERYTHING,
-    "tokenizer/tokenization.py": FORMATTED | SCORED | {"measure_memory": 5},
+    "tokenizer/tokenization.py": FORMATTED | SCORED | DIVERGED | {"measure_memory": 5},
     "tokenizer/tokenizer_check.py": {},
     "tokenizer/training_texts.py": FORMATTED,
     "tokenizer/turns.py": TRAINED,
@@ -244,11 +247,11 @@ def test_an_edited_file(small_run, edit, path, expected):
         (
             "finetune.arms.lora.learning_rate",
             1e-4,
-            ONE_ARM | ONE_VARIANT | {k: 2 for k in ONE_VARIANT if k not in SUMMARY},
+            ONE_ARM | ONE_VARIANT | {k: 2 for k in ONE_VARIANT if k not in SUMMARY | READ_ONCE},
         ),
         ("finetune.arms.qat.learning_rate", 1e-4, ONE_ARM | ONE_VARIANT),
-        ("quantizations.int4.group_size", 32, QUANTIZED | {"finetune": 1, "merge": 1}),
-        ("quantizations.int4.ignore", ["lm_head"], QUANTIZED | {"finetune": 1, "merge": 1}),
+        ("quantizations.int4.group_size", 32, QUANTIZED | RETRAINED),
+        ("quantizations.int4.ignore", ["lm_head"], QUANTIZED | RETRAINED),
         ("evaluation.headline", "facts_kl", SUMMARIZED),
         ("evaluation.divergence.context", 32, DIVERGED),
         ("evaluation.mmlu.num_fewshot", 1, SCORED),

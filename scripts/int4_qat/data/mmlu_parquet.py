@@ -1,13 +1,12 @@
 """MMLU as this workflow keeps it: one parquet file a split, columns question, subject, choices, answer."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from int4_qat.data import mmlu
+from int4_qat.data import mmlu, parquet_files
 from int4_qat.system.errors import InputError
 
 SCHEMA = pa.schema(
@@ -20,27 +19,9 @@ SCHEMA = pa.schema(
 )
 
 
-def read_batches(path: Path | str, columns: list[str], batch_rows: int = 8192) -> Iterator[pa.RecordBatch]:
-    """Stream a parquet file; InputError if it is truncated or lacks a column."""
-    with open_file(path, columns) as file:
-        yield from file.iter_batches(batch_rows, columns=columns)
-
-
-def open_file(path: Path | str, columns: list[str]) -> pq.ParquetFile:
-    """Open a parquet file that must hold these columns; InputError names the file and what is wrong."""
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a whole parquet file ({error})") from None
-    missing = [name for name in columns if name not in file.schema_arrow.names]
-    if missing:
-        raise InputError(f"{path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing")
-    return file
-
-
 def count_subjects(path: Path) -> Counter[str]:
     """Return how many questions of each subject a split has."""
-    return Counter(open_file(path, ["subject"]).read(["subject"])["subject"].to_pylist())
+    return Counter(parquet_files.open_file(path, ["subject"]).read(["subject"])["subject"].to_pylist())
 
 
 def check_questions(where: str | Path, questions: dict[str, Counter[str]], num_fewshot: int) -> None:

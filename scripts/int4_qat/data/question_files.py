@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from int4_qat.data import letters, mmlu, mmlu_parquet, text_files
+from int4_qat.data import letters, mmlu, mmlu_parquet, parquet_files, text_files
 from int4_qat.system import files, sources
 from int4_qat.system.errors import InputError
 
@@ -83,7 +83,7 @@ def rows_of(paths: Iterable[Path], read: Callable[[Path], Iterator[Row]]) -> Ite
 
 def parquet_rows(path: Path, columns: list[str]) -> Iterator[Row]:
     """Yield these columns of the rows of a parquet file."""
-    batches = mmlu_parquet.read_batches(path, columns)
+    batches = parquet_files.read_batches(path, columns)
     rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from int4_qat.data import mmlu_parquet, text_files
+from int4_qat.data import parquet_files, text_files
 from int4_qat.system import files, sources
 from int4_qat.system.errors import InputError
 
@@ -48,7 +48,7 @@ def parts(path: Path, column: str) -> Iterator[str]:
 def rows(path: Path, column: str) -> Iterator[str]:
     """Yield the texts of a column, each with a newline at its end."""
     number = 0
-    for batch in mmlu_parquet.read_batches(path, [column]):
+    for batch in parquet_files.read_batches(path, [column]):
         for value in batch[column].to_pylist():
             number += 1
             if not isinstance(value, str):

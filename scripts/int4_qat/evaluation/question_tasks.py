@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from int4_qat.data import letters, mmlu_parquet
+from int4_qat.data import letters, mmlu_parquet, parquet_files
 from int4_qat.evaluation import mmlu_harness
 
 LEAD = "The following are multiple choice questions (with answers)"
@@ -30,7 +30,7 @@ def description(name: str, group: str) -> str:
 
 def most_choices(test: Path) -> int:
     """Return how many choices the question with the most of them has."""
-    column = mmlu_parquet.open_file(test, [CHOICES]).read([CHOICES])[CHOICES]
+    column = parquet_files.open_file(test, [CHOICES]).read([CHOICES])[CHOICES]
     return pc.max(pc.list_value_length(column)).as_py()
 
 

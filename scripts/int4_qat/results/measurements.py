@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from int4_qat.config import metric_names, variants
-from int4_qat.data import mmlu_parquet
+from int4_qat.data import parquet_files
 from int4_qat.results import metrics
 from int4_qat.results.metrics import Metric
 from int4_qat.results.schema.chartqa import ChartQA
@@ -343,7 +343,7 @@ def read_samples(folder: Path, measurement: Measurement) -> pd.DataFrame:
     Raise InputError if there is none, or if a column is missing.
     """
     samples = measurement.samples
-    table = mmlu_parquet.open_file(folder / samples.file, [*samples.key, *samples.columns]).read().to_pandas()
+    table = parquet_files.open_file(folder / samples.file, [*samples.key, *samples.columns]).read().to_pandas()
     return table.set_index(samples.key)
 
 

@@ -1,0 +1,27 @@
+"""Parquet files that must be whole and hold some columns."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from int4_qat.system.errors import InputError
+
+
+def read_batches(path: Path | str, columns: list[str], batch_rows: int = 8192) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a parquet file; raise InputError if it is truncated or lacks a column."""
+    with open_file(path, columns) as file:
+        yield from file.iter_batches(batch_rows, columns=columns)
+
+
+def open_file(path: Path | str, columns: list[str]) -> pq.ParquetFile:
+    """Return a parquet file that must hold these columns; raise InputError that names the file and what is wrong."""
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a whole parquet file ({error})") from None
+    missing = [name for name in columns if name not in file.schema_arrow.names]
+    if missing:
+        raise InputError(f"{path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing")
+    return file
