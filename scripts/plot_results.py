@@ -266,7 +266,8 @@ def plot_training_loss(losses: dict[str, pd.Series], colours: dict[str, str]) ->
     axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
-    figure.legend(loc="outside right center")
+    if losses:
+        figure.legend(loc="outside right center")
     return figure
 
 

@@ -77,6 +77,14 @@ def test_an_accuracy_that_the_answers_do_not_give(finished):
     assert verification.problems(finished)[0].startswith("qat-int4: its answers give an accuracy of")
 
 
+def test_a_divergence_that_the_windows_do_not_give(finished):
+    change(finished / "qat-int4" / "divergence.json", "texts", "facts", "kl", value=0.01)
+    forge(finished, "qat-int4/divergence.json")
+    (problem,) = verification.problems(finished)
+    assert problem.startswith(f"{finished}/qat-int4/divergence_samples.parquet: gives facts_kl ")
+    assert problem.endswith("divergence.json says 0.01")
+
+
 def test_answers_that_their_likelihoods_do_not_give(finished):
     path = finished / "qat-int4" / "mmlu_samples.parquet"
     samples = pd.read_parquet(path)
