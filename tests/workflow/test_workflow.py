@@ -45,6 +45,7 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
     config["publish"]["variant"] = "qat_1-int4"
     path = write_config(config, tmp_path / "config.yaml")
     expected = {"download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
+    expected |= {"download_text": 1, "record_hidden_states": 26, "evaluate_divergence": 26}
     expected |= {"finetune": 24, "merge": 24, "quantize": 26, "check_parity": 24}
     expected |= {"evaluate_mmlu": 52, "gather_mmlu": 52, "measure_memory": 52, "measure_latency": 52}
     expected |= {
@@ -156,9 +157,9 @@ def test_only_the_downloads_switch_the_hub_on(tmp_path):
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
     online = [line for line in commands if "online python" in line]
-    assert len(commands) == 54
+    assert len(commands) == 63
     programs = sorted(line.split("/scripts/")[1].split(".py")[0] for line in online)
-    assert programs == ["download_dataset", "download_dataset", "download_mmlu", "download_model"]
+    assert programs == ["download_dataset", "download_dataset", "download_mmlu", "download_model", "download_text"]
 
 
 def test_a_gated_model_says_what_to_do(hub, tmp_path):
