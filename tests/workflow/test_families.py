@@ -29,6 +29,7 @@ ON_GPU = torch.cuda.is_available()
 PLACE = ["--dtype", "bfloat16", "--device", "cuda"] if ON_GPU else ["--dtype", "float32", "--device", "cpu"]
 DTYPE, DEVICE = PLACE[1], PLACE[2:]
 INT4 = schemes.int4(32)
+EVALUATION = {"chartqa": None, "divergence": None}  # what a model must fit
 ARM = seen(INT4) | {"qat_target": "merged", "max_steps": 4, "dtype": DTYPE}
 
 
@@ -41,7 +42,7 @@ def test_a_family_goes_through_the_chain(family, untrained, mmlu_folder, tmp_pat
     base, adapter = tmp_path / "base", tmp_path / "qat" / "adapter"
     plain, merged, exported = (tmp_path / name / "checkpoint" for name in ("base-bf16", "qat-bf16", "qat-int4"))
     recipe = RECIPE | ARM | marks(family)
-    settings = {"source": str(source), "model": family, "variants": VARIANTS, "evaluation": {"chartqa": None}}
+    settings = {"source": str(source), "model": family, "variants": VARIANTS, "evaluation": EVALUATION}
     settings |= {"quantizations": {"int4": entry_of(INT4)}, "arms": {"qat": recipe | {"quantization": "int4"}}}
     facts = ["--settings", json.dumps(settings), "--results", tmp_path, "--facts", tmp_path / "base.json"]
     run(download_model, "--source", source, *facts, "--output", base)
