@@ -1,5 +1,5 @@
 # The results as pictures, each as SVG and PNG.
-#   in:  results/<model>/summary.json, <variant>/mmlu_samples.parquet, <arm>/training.csv
+#   in:  results/<model>/summary.json, <variant>/<samples of the headline>, <arm>/training.csv
 #   out: results/<model>/plots/
 
 # What the report calls them.

@@ -13,6 +13,8 @@ rule report_costs:
         shared=[
             rules.download_mmlu.benchmark,
             *expand(rules.download_dataset.benchmark, dataset=data_sources),
+            *expand(rules.download_questions.benchmark, questions=question_sets),
+            *expand(rules.download_text.benchmark, text=texts),
         ],
         model=[
             rules.download_model.benchmark,

@@ -39,6 +39,8 @@ def main() -> None:
 def read_run(folder: Path) -> dict:
     """Return provenance, summary, and the answers of each variant, if the headline is of questions with choices."""
     summary, provenance = files.read_json(folder / "summary.json"), files.read_json(folder / "provenance.json")
+    if "headline" not in summary:
+        raise InputError(f"{folder / 'summary.json'}: expected the key headline, found none; run the workflow again")
     rows = {row["name"]: row for row in summary["variants"]}
     asked = asked_by(provenance["settings"], summary["headline"]["metric"])
     return {
@@ -108,6 +110,7 @@ def compare_variant(name: str, run: dict, reference: dict, same_data: bool) -> d
         "variant": name,
         "headline": change(row["headline"], other["headline"], "value"),
         "paired": pair(answers, other_answers) if paired else None,
+        "not_paired": None if paired else "no questions with choices" if answers is None else "other questions",
         "recovered": change(row, other, "recovered"),
         "peak_gb": change(row["memory"], other["memory"], "peak_gb"),
         "checkpoint_gb": change(row["memory"], other["memory"], "checkpoint_gb"),
@@ -149,7 +152,7 @@ def printed_variant(found: dict, headline: dict) -> dict:
             tables.between(values[side], None, form.replace("+", "")) for side in ("reference", "here")
         ),
         "difference": tables.between(values["difference"], paired and paired["difference_ci95"], form),
-        "settled": ("yes" if paired["resolved"] else tables.NOT_RESOLVED) if paired else "other questions",
+        "settled": ("yes" if paired["resolved"] else tables.NOT_RESOLVED) if paired else found["not_paired"],
         "mcnemar_p": f"{paired['mcnemar_p']:.2g}" if paired else "",
         "recovered": " -> ".join(
             tables.between(found["recovered"][side], None, "{:.0%}") for side in ("reference", "here")

@@ -166,7 +166,7 @@ def plot_divergence(rows: list[dict], marks: dict[str, dict]) -> Figure:
                 value, ci95 = found[metric]["value"], found[metric]["ci95"]
                 axes.errorbar(scale * value, place, **spread(value, ci95, scale), **mark)
         name_rows(left, [row["name"] for row in rows])
-        left.set_xlabel(f"{text}: KL (nats a token), 95% intervals")
+        left.set_xlabel(f"{text}: KL (nats a token), lower is better, 95% intervals")
         right.set_xlabel("same likeliest token (%)")
     return figure
 
@@ -186,7 +186,8 @@ def plot_headline(rows: list[dict], references: list[str], marks: dict[str, dict
         if row["name"] not in (variants.BASELINE, *references):
             axes.text(1.05, place, describe_recovery(row), transform=axes.get_yaxis_transform(), va="center")
     name_rows(axes, list(shown))
-    axes.set_xlabel(f"{headline['metric']}{f' ({unit})' if unit else ''}, 95% intervals")
+    direction = "" if headline["higher_is_better"] else ", lower is better"
+    axes.set_xlabel(f"{headline['metric']}{f' ({unit})' if unit else ''}{direction}, 95% intervals")
     return figure
 
 

@@ -84,10 +84,10 @@ def below_thresholds(arguments: argparse.Namespace) -> list[str]:
     (row,) = (row for row in summary["variants"] if row["name"] == name)
     headline = summary["headline"]["metric"]
     wanted = (headline, name, variants.BASELINE)
-    (pair,) = (
-        pair for pair in summary["comparisons"] if (pair["metric"], pair["variant"], pair["reference"]) == wanted
-    )
-    least, most, lost = arguments.recovered_at_least, arguments.lost_at_most, -pair["difference_ci95"][0]
+    pairs = [pair for pair in summary["comparisons"] if (pair["metric"], pair["variant"], pair["reference"]) == wanted]
+    if not pairs:
+        return [f"{headline} has no interval"]
+    least, most, lost = arguments.recovered_at_least, arguments.lost_at_most, -pairs[0]["difference_ci95"][0]
     found = []
     if not row["recovered_resolved"]:
         found.append(f"recovered of {headline} is not resolved")

@@ -73,6 +73,8 @@ def test_the_shipped_configs_are_right(config):
         (["evaluation", "questions"], [OWN | {"source": "/no/own"}], "[0].source: expected an existing folder, found"),
         (["evaluation", "questions"], [OWN | {"source": "/no/x.parquet"}], "[0].source: expected an existing file"),
         (["evaluation", "questions"], [OWN | {"name": "wikitext_kl"}], "metrics with names of their own, found 'wiki"),
+        (["evaluation", "questions"], [OWN | {"name": "accuracy"}], "found 'accuracy', a column of summary.csv"),
+        (["evaluation", "questions"], [OWN | {"name": "mmlu_samples"}], "found 'mmlu_samples', a column of summary"),
         (["evaluation", "headline"], "acc", "evaluation.headline: expected null or one of mmlu, arc_challenge, chart"),
         (["evaluation", "divergence", "texts"], {}, "evaluation.divergence.texts: {}"),
         (["evaluation", "divergence", "texts", "wikitext", "source"], "/no/text", "wikitext.source: expected an exist"),

@@ -219,6 +219,13 @@ def test_a_missing_or_stale_figure_is_an_error(finished, file, keys, value, expe
         cards.render(finished, settings)
 
 
+def test_a_stale_divergence_is_an_error(finished):
+    settings = settings_of(finished)
+    change(finished / "qat-int4" / "divergence.json", "texts", "facts", "kl", value=0.9)
+    with pytest.raises(InputError, match=r"qat-int4/divergence.json: kl of facts is 0.9, .* says "):
+        cards.render(finished, settings)
+
+
 def test_a_card_is_whole_or_as_it_was(finished):
     before = (finished / "model_card.md").read_bytes()
     arguments = ["--results", finished, "--settings", json.dumps(settings_of(finished))]

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import made_results
+from int4_qat.config import metric_names
 from int4_qat.results import measurements, metrics, statistics, summary
 from programs import VARIANTS, run_script
 
@@ -159,7 +160,7 @@ def test_arms_that_differ_in_their_seed_are_one_group():
         for name, reference in summary.pairs(names, ARMS, references)
     ]
     resampled = pd.DataFrame(np.random.default_rng(0).normal(accuracies, 0.004, (1000, 8)), columns=names)
-    metric = metrics.Metric("mmlu", metrics.SHARE, pd.DataFrame(columns=names), {}, 1000)
+    metric = metrics.Metric("mmlu", metrics.SHARE, pd.DataFrame(columns=names), {}, True)
     scores = metrics.Scores(dict(zip(names, accuracies, strict=True)), resampled)
     asked = summary.Asked(measurements.MMLU, {}, metric, scores)
     found = summary.seeds(asked, references, compared, ARMS)
@@ -335,6 +336,29 @@ def test_where_lower_is_better_recovery_is_on_the_logarithm(results, metric):
     assert (summarized["headline"]["higher_is_better"], qat["recovered"]) == (False, pytest.approx(0.75))
     low, high = qat["tasks"]["wikitext_task"]["ci95"]
     assert low < qat["tasks"]["wikitext_task"]["value"] < high
+
+
+def test_no_metric_has_the_name_of_a_column(results):
+    """The names that a config may not give: those of columns, and of what follows a metric's name."""
+    write_wikitext(results)
+    assert run(results, tasks=["wikitext_task=bits_per_byte,none"]).returncode == 0
+    found = set(pd.read_csv(results / "summary.csv").columns)
+    names = ["mmlu", "wikitext_task", *(f"wikitext_{metric}" for metric in metric_names.OF_TEXTS)]
+    derived = {f"{name}_{suffix}" for name in names for suffix in metric_names.SUFFIXES}
+    known = {*metric_names.COLUMNS, *names, *derived, "speedup_batch_256"}
+    assert found <= known
+    assert set(metric_names.COLUMNS) <= found
+
+
+def test_units_that_do_not_vary_have_no_interval(results):
+    """One document of each of several tasks says nothing of others."""
+    for name, right in RIGHT.items():
+        made_results.write_task(results / name, "alone", {"acc,none": (MEAN, np.array([right / 100]), np.ones(1))})
+    assert run(results, tasks=["alone=acc,none"]).returncode == 0
+    summarized = json.loads((results / "summary.json").read_text())
+    found = summarized["variants"][2]["tasks"]["alone"]
+    assert (found["ci95"], found["recovered"]) == (None, None)
+    assert "alone" not in {pair["metric"] for pair in summarized["comparisons"]}
 
 
 def test_a_metric_that_documents_do_not_make_has_no_interval(results):

@@ -4,6 +4,17 @@ from collections.abc import Iterator
 
 MMLU, CHARTQA = "mmlu", "chartqa"
 OF_TEXTS = ("kl", "top1_agreement", "perplexity")
+# Columns of summary.csv that bear no metric's name, and what follows one in others; a test holds them against it.
+COLUMNS = (
+    *("variant", "normalized_degradation", "recovered", "recovered_low", "recovered_high"),
+    *("accuracy", "stderr", "accuracy_low", "accuracy_high"),
+    *("peak_gb", "peak_reduction", "checkpoint_gb", "checkpoint_reduction"),
+    *("latency_s", "speedup", "speedup_std", "bandwidth_limit_percent", "relative_logit_difference"),
+)
+SUFFIXES = (
+    *("low", "high", "stderr", "samples", "recovered", "recovered_low", "recovered_high"),
+    *("ratio", "ratio_low", "ratio_high", "from_own_bf16", "from_own_bf16_low", "from_own_bf16_high"),
+)
 
 
 def of(evaluation: dict) -> list[str]:
@@ -36,9 +47,18 @@ def headline(evaluation: dict) -> str | None:
     return evaluation["headline"] or next(iter(of(evaluation)), None)
 
 
+def shares(evaluation: dict) -> list[str]:
+    """Return the metrics that are shares, of questions or of tokens."""
+    agreements = [of_text(text, "top1_agreement") for text in texts(evaluation)]
+    return [*question_sets(evaluation), CHARTQA, *agreements]
+
+
 def problems(evaluation: dict) -> Iterator[str]:
     """Yield a line for each name that two metrics have, and for a headline that is none of them."""
     names = of(evaluation)
+    derived = {f"{name}_{suffix}" for name in names for suffix in SUFFIXES}
+    for name in sorted(set(names) & {*COLUMNS, *derived}):
+        yield f"evaluation: expected metrics with names of their own, found '{name}', a column of summary.csv"
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"evaluation: expected metrics with names of their own, found '{name}' twice"
     if not names:

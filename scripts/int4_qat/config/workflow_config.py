@@ -266,7 +266,7 @@ def _idle_threshold(config: dict) -> Iterator[str]:
     """A loss that no share of questions can exceed."""
     evaluation, most = config["evaluation"], config["publish"]["thresholds"]["lost_at_most"]
     headline = metric_names.headline(evaluation)
-    if most >= 1 and headline in (*metric_names.question_sets(evaluation), metric_names.CHARTQA):
+    if most >= 1 and headline in metric_names.shares(evaluation):
         yield f"publish.thresholds.lost_at_most: expected less than 1 of {headline}, which is a share, found {most}"
 
 

@@ -6,6 +6,7 @@ block is huggingface_hub's own, and is read back by it.
 
 import functools
 import json
+import math
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from int4_qat.config import variants
+from int4_qat.config import metric_names, variants
 from int4_qat.config.recipes import STANDIN
 from int4_qat.data import hub
-from int4_qat.results import measurements, metrics
-from int4_qat.results.measurements import MMLU
+from int4_qat.results import measurements, metrics, summary
+from int4_qat.results.measurements import DIVERGENCE, MMLU
+from int4_qat.results.schema.divergence import Divergence
 from int4_qat.system import files, sources
 from int4_qat.system.errors import InputError
 
@@ -81,7 +83,7 @@ def gather(results: Path, settings: dict) -> dict:
         "recipe": settings["arms"].get(weights),
         "base": source_of(settings["source"]),
         "data": source_of(settings["data"]["source"]),
-        "standins": [key for key in ("source", "data") if is_standin(settings, key)],
+        "standins": [key for key in standins_of(settings) if is_standin(settings, key)],
         "manifest": manifest,
         "number": "{type}{num_bits}".format_map(manifest["scheme"]),
         "model_type": config["model_type"],
@@ -110,6 +112,11 @@ def profile(settings: dict) -> str:
     return "slurm --sdm conda"
 
 
+def standins_of(settings: dict) -> list[str]:
+    """Return what may be made up of that of which the card shows figures: the model, and MMLU's data if it is asked."""
+    return ["source", "data"] if settings["evaluation"][MMLU.name] else ["source"]
+
+
 def is_standin(settings: dict, key: str) -> bool:
     """Return whether the model (`source`) or the data (`data`) are made up."""
     source = settings[key]["source"] if key == "data" else settings[key]
@@ -131,9 +138,22 @@ def check_fresh(results: Path, summary: dict, settings: dict) -> None:
     shown_of = measurements.summarized(measurements.asked(settings))
     for row in summary["variants"]:
         for one in shown_of[row["name"]]:
-            shown, content = measurements.part(row, one), measurements.read(results / row["name"], one)
-            compare(results / "summary.json", shown or {}, results / row["name"] / one.file, content)
+            shown, content = measurements.part(row, one) or {}, measurements.read(results / row["name"], one)
+            path = results / row["name"] / one.file
+            if one is DIVERGENCE:
+                check_texts(results / "summary.json", shown, path, content)
+            else:
+                compare(results / "summary.json", shown, path, content)
     compare(results / "summary.json", summary["costs"], results / "costs.json", files.read_json(results / "costs.json"))
+
+
+def check_texts(name: Path, shown: dict, path: Path, content: Divergence) -> None:
+    """Raise InputError if a figure of a text is not that of its file, but for the order in which it is added up."""
+    for text, found in content["texts"].items():
+        for metric in metric_names.OF_TEXTS:
+            ours, theirs = shown[text][metric]["value"], found[metric]
+            if not math.isclose(ours, theirs, **summary.ROUNDING):
+                raise InputError(f"{path}: {metric} of {text} is {theirs}, {name} says {ours}; run the workflow again")
 
 
 def check_settings(folder: Path, settings: dict) -> None:

@@ -290,6 +290,8 @@ def table(question_sets: Iterable[str], tasks: Mapping[str, str]) -> tuple[Measu
 def asked(settings: dict) -> dict[str, list[Measurement]]:
     """Return what is measured of each variant, by a config or by the settings of one of its models."""
     evaluation = settings["evaluation"]
+    if missing := sorted({"divergence", "questions"} - evaluation.keys()):
+        raise InputError(f"evaluation: expected the key {missing[0]}, found {', '.join(evaluation)}; run again")
     tasks = {entry["task"]: entry["metric"] for entry in evaluation["tasks"]}
     own = [entry["name"] for entry in evaluation["questions"]]
     wanted = [one for one in table(own, tasks) if one.setting is None or evaluation.get(one.setting)]

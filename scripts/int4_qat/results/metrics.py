@@ -43,7 +43,7 @@ class Metric(NamedTuple):
     scale: Scale
     sums: pd.DataFrame  # a row a stratum, a column a variant, and the weights
     resampled: dict[str, np.ndarray]  # by stratum: resamples x columns
-    units: int
+    varies: bool  # whether some stratum has two units or more; without, they say nothing of others
     pooled: bool = True  # or the mean over the strata
     of_text: tuple[str, str] | None = None  # a text, and which of its metrics this is
 
@@ -71,7 +71,8 @@ def make(
     """Return a metric of values: a row a unit, whose index begins with its stratum, and a column a variant."""
     units = values.astype(float).assign(**{WEIGHT: 1.0 if weights is None else weights})
     drawn = statistics.resample(units, resamples)
-    return Metric(name, scale, units.groupby(level=0).sum(), drawn, len(units), pooled)
+    strata = units.groupby(level=0)
+    return Metric(name, scale, strata.sum(), drawn, bool(strata.size().max() > 1), pooled)
 
 
 def scores(metric: Metric, strata: Iterable[str] | None = None) -> Scores:
@@ -98,15 +99,15 @@ def value_of(metric: Metric, score: float) -> float:
 
 
 def interval_of(metric: Metric, resampled: np.ndarray) -> list[float] | None:
-    """Return the interval of a value; None of a single unit, which says nothing about others."""
-    if metric.units < 2:
+    """Return the interval of a value; None of units that do not vary."""
+    if not metric.varies:
         return None
     return sorted(value_of(metric, score) for score in statistics.interval(resampled))
 
 
 def recovery(metric: Metric, found: Scores, name: str, reference: str) -> dict:
     """Return what a variant won back of what the quantization of a reference cost; None where that is not resolved."""
-    if not {name, reference, variants.BASELINE} <= set(metric.variants) or metric.units < 2:
+    if not {name, reference, variants.BASELINE} <= set(metric.variants) or not metric.varies:
         return statistics.NOT_RECOVERED
     return statistics.recovery(name, found.plain, found.resampled, variants.BASELINE, reference)
 

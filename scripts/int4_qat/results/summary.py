@@ -260,6 +260,8 @@ def is_counterpart(arm: str, weights: str, arms: dict[str, dict]) -> bool:
 def comparisons(asked: Asked, compared: list[tuple[str, str]]) -> list[dict]:
     """Return one entry a pair that was measured by a metric; differences are of scores, so that more is better."""
     plain, resampled = asked.scores
+    if not asked.metric.varies:
+        return []
     found = [
         {"metric": asked.metric.name, "variant": name, "reference": reference}
         | statistics.difference(plain[name] - plain[reference], (resampled[name] - resampled[reference]).to_numpy())
@@ -282,7 +284,7 @@ def seeds(asked: Asked, references: dict[str, str], compared: list[dict], arms: 
         groups[unseeded(name, arms)].append(name)
     for pair in compared:
         pairs_of_groups[unseeded(pair["variant"], arms), unseeded(pair["reference"], arms)].append(pair)
-    several = [group for group in groups.values() if len(group) > 1]
+    several = [group for group in groups.values() if len(group) > 1 and asked.metric.varies]
     return {
         "accuracy": [seeds_of_variant(group, asked, references[group[0]]) for group in several],
         "difference": [seeds_of_pair(pairs, asked.scores) for pairs in pairs_of_groups.values() if len(pairs) > 1],

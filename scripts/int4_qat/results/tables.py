@@ -52,7 +52,9 @@ def columns_of_text(text: str, shown: dict) -> dict:
         name = metric_names.of_text(text, metric)
         found |= in_columns(name, **shown[metric])
         found |= in_columns(f"{name}_recovered", recovered["value"], recovered["ci95"])
-    return found
+    own = shown["kl_from_own_bf16"] or {"value": None, "ci95": None}
+    found |= in_columns(metric_names.of_text(text, "kl_from_own_bf16"), **own)
+    return found | in_columns(metric_names.of_text(text, "perplexity_ratio"), **shown["perplexity_ratio"])
 
 
 def in_columns(name: str, value: float | None, ci95: list[float] | None) -> dict:
@@ -96,10 +98,11 @@ def printed(summary: dict, measured: Mapping[str, list[Measurement]]) -> dict[st
     """Return what a reader of the log looks for, by title."""
     rows, headline = summary["variants"], summary["headline"]
     compared = [pair for pair in summary["comparisons"] if pair["metric"] == headline["metric"]]
+    differing = f"differences of {headline['metric']}, above 0 is better"
     tables = {
         "divergence from base-bf16": divergence(rows),
         "variants": pd.DataFrame(printed_row(row, measured[row["name"]], headline) for row in rows),
-        f"differences of {headline['metric']}": pd.DataFrame(differences(pair, headline) for pair in compared),
+        differing: pd.DataFrame(differences(pair, headline) for pair in compared),
     }
     over_seeds = pd.DataFrame(
         {

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from int4_qat.config import metric_names, quantizations
-from int4_qat.results import card, measurements, statistics, summary
+from int4_qat.results import card, chartqa_figures, measurements, statistics, summary, task_metrics
+from int4_qat.results.schema.chartqa import ChartQA
+from int4_qat.results.schema.task import Task
 from int4_qat.system import files, sources
 from int4_qat.system.errors import InputError
 
+PARTS = {Task: task_metrics.misfits, ChartQA: chartqa_figures.misfits}
 ROOT = sources.PACKAGE.parents[1]  # of the workflow
 
 
@@ -23,7 +26,7 @@ def problems(results: Path) -> list[str]:
     if found:
         return found
     try:
-        for check in (wrong_accuracies, wrong_numbers, wrong_card):
+        for check in (wrong_accuracies, wrong_parts, wrong_numbers, wrong_card):
             found.extend(check(results, recorded["settings"]))
     except InputError as error:
         found.append(str(error))
@@ -57,6 +60,16 @@ def wrong_accuracies(results: Path, settings: dict) -> Iterator[str]:
             right = statistics.log_likelihoods(answers).argmax(axis=1) == answers["answer"]
             if (right != answers["correct"]).any() or not math.isclose(right.mean(), score["accuracy"], rel_tol=1e-9):
                 yield f"{name}: its answers give an accuracy of {right.mean()}, {one.file} says {score['accuracy']}"
+
+
+def wrong_parts(results: Path, settings: dict) -> Iterator[str]:
+    """Yield a line for each figure of tasks and charts, parts of them included, that single answers do not give."""
+    for name, found in measurements.asked(settings).items():
+        for one in found:
+            if one.schema in PARTS:
+                samples = measurements.read_samples(results / name, one).reset_index()
+                for line in PARTS[one.schema](samples, measurements.read(results / name, one)):
+                    yield f"{name}/{one.file}: {line}"
 
 
 def wrong_numbers(results: Path, settings: dict) -> Iterator[str]:
