@@ -23,7 +23,14 @@ def quantize(blocks, scheme):
         yield rows, quantized._replace(codes=(quantized.codes - 1).clamp(min=-8))
 '''
 WORD = "one-lower"
-ONE_VARIANT = {"quantize": 1, "evaluate_mmlu": 1, "gather_mmlu": 1, "measure_memory": 1, "measure_latency": 1}
+ONE_VARIANT = {
+    "quantize": 1,
+    "evaluate_divergence": 1,
+    "evaluate_mmlu": 1,
+    "gather_mmlu": 1,
+    "measure_memory": 1,
+    "measure_latency": 1,
+}
 SUMMARY = {"report_costs": 1, "summarize": 1, "plot_results": 1, "model_card": 1, "record_provenance": 1}
 
 

@@ -34,6 +34,7 @@ def test_a_variant_that_fails_leaves_the_others_running(copied_run, tmp_path):
     config["finetune"]["arms"]["broken"] = {"quantization": None}
     result = copied_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
     chain = ["finetune", "merge", "quantize", "check_parity"]
+    chain += ["record_hidden_states", "evaluate_divergence"]
     chain += ["evaluate_mmlu", "gather_mmlu", "measure_memory", "measure_latency", "report_costs", "summarize"]
     evidence = ["plot_results", "model_card", "record_provenance", "render_pages"]
     assert planned(result) == dict.fromkeys([*chain, *evidence], 1)
