@@ -157,7 +157,7 @@ rule download_text:
     params:
         source=lambda wildcards: source_path(texts[wildcards.text]["source"], "resources/standin/text"),
         options=lambda wildcards: [
-            f"--{key}={value}" for key, value in sorted(texts[wildcards.text].items()) if key != "source" and value
+            f"--{key}={value}" for key, value in sorted(texts[wildcards.text].items()) if key != "source"
         ],
     message:
         "download_text: {wildcards.text}"

@@ -89,7 +89,7 @@ def checked_subject(where: str, subject: object, split: str) -> str:
 
 def check_evaluated(source: str, questions: dict, num_fewshot: int | None) -> dict:
     """Return what the report says of the splits that are asked; raise InputError if they cannot be scored."""
-    question_files.check_subjects(source, {split: questions[split] for split in mmlu.EVALUATION_SPLITS})
+    question_files.refuse_untested(source, {split: questions[split] for split in mmlu.EVALUATION_SPLITS})
     if num_fewshot is not None:
         mmlu_parquet.check_questions(source, questions, num_fewshot)
     rarest = mmlu_parquet.fewest(questions["dev"], mmlu.SUBJECTS)

@@ -49,7 +49,7 @@ def main() -> None:
         include_path = mmlu_harness.lay_out(arguments.mmlu, work)
         task_manager = TaskManager(include_path=str(include_path), include_defaults=False)
         tasks = [mmlu_harness.task_name(subject) for subject in subjects]
-        options = scoring.Options(*(getattr(arguments, name) for name in scoring.Options._fields))
+        options = scoring.options_of(vars(arguments))
         evaluation = scoring.evaluate(options, arguments.engine, tasks, task_manager)
     named = dict(zip(tasks, subjects, strict=True))
     samples = answers.table(evaluation.results["samples"], named, len(mmlu.LETTERS))

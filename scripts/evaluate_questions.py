@@ -45,7 +45,7 @@ def main() -> None:
     devices.claim(arguments.device)
     with scratch.folder() as work:
         tasks = question_tasks.make(arguments.questions, arguments.name, groups, arguments.num_fewshot, work)
-        options = scoring.Options(*(getattr(arguments, name) for name in scoring.Options._fields))
+        options = scoring.options_of(vars(arguments))
         task_manager = TaskManager(include_defaults=False)
         evaluation = scoring.evaluate(options, arguments.engine, tasks, task_manager, letters.first(choices))
     names = {question_tasks.task_name(arguments.name, group): group for group in groups}

@@ -44,7 +44,7 @@ def main() -> None:
     names = task_harness.dataset_names(arguments.task, task_manager.task_index)
     with task_harness.as_on_the_hub(names, arguments.dataset.resolve()):
         loaded = task_harness.load(arguments.task, task_manager)
-        options = scoring.Options(*(getattr(arguments, name) for name in scoring.Options._fields))
+        options = scoring.options_of(vars(arguments))
         evaluation = scoring.evaluate(options, scoring.STOCK, [loaded.item], task_manager)
     report = make_report(arguments, loaded, evaluation)
     samples = task_metrics.table(list(rows_of(loaded, evaluation.results["samples"])))

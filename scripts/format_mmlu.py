@@ -1,8 +1,8 @@
 """Write the training texts: every question with its answer, in the chat template of the model's own tokenizer.
 
-The texts equal those of the recipe byte for byte. Rows spread over the data are compared with what the chat template
-itself makes of them; one that does more than put fixed text around each message is rendered row by row, which is slow,
-and the log says so.
+The texts match the recipe's byte for byte. Rows sampled across the data are compared with the output of the chat
+template itself. A template that does more than put fixed text around each message is rendered row by row, which is
+slow; the log says so.
 
     python scripts/format_mmlu.py --mmlu resources/mmlu/auxiliary_train.parquet \\
         --tokenizer resources/models/demo --output results/demo/train.parquet

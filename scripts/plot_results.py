@@ -89,7 +89,7 @@ def assign_colours(names: list[str], groups: list[list[str]], given: dict[str, s
 
 
 def read_accuracies(results: Path, rows: list[dict], headline: str) -> pd.DataFrame:
-    """Return the accuracies in percent: a row a subject, a column a variant."""
+    """Return the accuracies in percent, with one row per subject and one column per variant."""
     columns = {}
     for row in rows:
         path = results / row["source"][f"{headline}_samples"]
@@ -177,7 +177,7 @@ def plot_headline(rows: list[dict], references: list[str], marks: dict[str, dict
     figure = Figure(figsize=(8, 1.2 + 0.45 * len(rows)))
     figure.suptitle(f"{headline['metric']}, and how much of the quantization's cost was recovered")
     axes = figure.add_subplot()
-    scale, unit = (100, "%") if headline["unit"] == metrics.SHARE.unit else (1, f"{headline['unit']}")
+    scale, unit = (100, "%") if headline["unit"] == metrics.SHARE.unit else (1, headline["unit"])
     shown = {row["name"]: scale * row["headline"]["value"] for row in rows}
     draw_baselines(axes, shown[variants.BASELINE], {name: shown[name] for name in references if name in shown})
     for place, row in enumerate(rows):

@@ -73,8 +73,7 @@ def refuse_half_a_base(base: Path | None, states: Path | None) -> None:
 
 def refuse_long_context(checkpoint: Path, context: int) -> None:
     """Raise InputError if a model was not made for so many tokens."""
-    config = architecture.read_config(checkpoint).get_text_config(decoder=True)
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = architecture.longest_text(architecture.read_config(checkpoint))
     if longest and context > longest:
         raise InputError(f"evaluation.divergence.context: expected at most {longest}, the model's own, found {context}")
 

@@ -44,6 +44,11 @@ def read_config(folder: Path | str) -> PretrainedConfig:
         raise InputError(f"{path}: expected the config of a {model_type}, found {reason}") from None
 
 
+def longest_text(config: PretrainedConfig) -> int | None:
+    """Return how many tokens a model takes at once; None if its config does not say so."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def auto_class(config: PretrainedConfig) -> type:
     """Return the class of transformers that makes the model of a config."""
     return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM

@@ -158,7 +158,7 @@ def write_split(split: str, rows: Iterator[dict], folder: Path) -> tuple[Counter
     return questions, {"rows": total, "subjects": named, "duplicates": total - len(seen)}
 
 
-def check_subjects(source: str, questions: dict[str, Counter[str]]) -> None:
+def refuse_untested(source: str, questions: dict[str, Counter[str]]) -> None:
     """Raise InputError if a subject has examples and no test questions, as where a file is missing."""
     for split, counted in questions.items():
         for subject in sorted(counted.keys() - questions["test"].keys()):

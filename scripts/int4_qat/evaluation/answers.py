@@ -18,7 +18,7 @@ def likelihood_columns(count: int) -> list[str]:
 
 
 def table(samples: Mapping[str, list[dict]], subjects: Mapping[str, str], choices: int) -> pd.DataFrame:
-    """Return lm-eval's samples as a row a question, sorted by subject and index in it.
+    """Return lm-eval's samples with one row per question, sorted by subject and by index within the subject.
 
     The columns are subject, index, a log-likelihood for each of so many choices (NaN beyond a question's own),
     prediction and answer as the choice's number, and correct. subjects gives the subject of each task.

@@ -1,6 +1,6 @@
-"""Compare a variant's predictions of the texts with those of the base and of its own weights in bf16.
+"""Compare a variant's predictions for the texts with those of the base model and of its own bf16 weights.
 
-Models in bf16 have read the texts once (hidden_states). What is compared is in divergence.
+The bf16 models have already read the texts (see hidden_states); the figures are those of divergence.
 """
 
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def quantized(model: PreTrainedModel, head: Head, own: Reader, base: Reader, dev
 def rows(text: Recorded, readings: Iterator[tuple[Reading, Reading, Reading | None]], device: str) -> list[dict]:
     """Return a row for each window of a text: the sums over its tokens.
 
-    The readings of a window are the variant's, the base's and perhaps that of the variant's own weights in bf16.
+    Each window comes with the readings of the variant, of the base and, for a quantized one, of its own bf16 weights.
     """
     windows = tqdm(text.windows, desc=text.path.stem, unit=" windows", mininterval=1)
     sums = [

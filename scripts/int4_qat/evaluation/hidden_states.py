@@ -1,4 +1,4 @@
-"""What a model says of some texts, kept as its last hidden states: a file a text, in safetensors.
+"""What a model predicts for some texts, kept as its last hidden states: one safetensors file per text.
 
     tokens   int64 (tokens): the ids of all windows, one after the other
     lengths  int64 (windows)

@@ -1,7 +1,7 @@
-"""One's own questions as tasks of lm-eval: a task a group, with the prompt of lm-eval's `mmlu`.
+"""The user's own questions as lm-eval tasks: one task per group, with the prompt of lm-eval's `mmlu`.
 
-A group stands for a subject, whose underscores the prompt shows as spaces. A set without groups has one that is called
-as the set is, and which the prompt leaves out.
+A group takes the place of a subject; the prompt shows its underscores as spaces. A set without groups has a single one,
+named after the set, which the prompt does not mention.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from int4_qat.data import letters, mmlu_parquet, parquet_files
 from int4_qat.evaluation import mmlu_harness
 
 LEAD = "The following are multiple choice questions (with answers)"
-DESCRIPTION = "description"  # a column: what stands in the config itself lm-eval takes for a template
+DESCRIPTION = "description"  # a column, since lm-eval would treat a description in the config as a template
 CHOICES = "choices"
 
 

@@ -1,6 +1,7 @@
 """Score a checkpoint with lm-eval: by its own code, or by ours where that is proven to give the same."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,11 @@ class Options(NamedTuple):
     batch_size: int
     dtype: str  # a key of architecture.DTYPES
     device: str  # cpu or cuda
+
+
+def options_of(given: Mapping) -> Options:
+    """Return the options among some others, by their names."""
+    return Options(*(given[name] for name in Options._fields))
 
 
 class Evaluation(NamedTuple):

@@ -47,7 +47,7 @@ def describe(folder: Path, checkpoint: architecture.Checkpoint) -> dict:
         "model_type": model.config.model_type,
         "class": type(model).__name__,
         "sees_pictures": hasattr(model.config, "vision_config"),
-        "longest_text": getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None),
+        "longest_text": architecture.longest_text(model.config),
         "modules": text_model.holders(model),
         "no_text_passes_through": text_model.unreached(model),
         "inputs": inputs,

@@ -333,10 +333,10 @@ def read(folder: Path, measurement: Measurement) -> dict:
 
 def that_counts(path: Path, content: Task, metric: str) -> dict:
     """Return the metric of a task that counts; raise InputError if lm-eval reports none of that name."""
-    metrics = content["metrics"]
-    if metric not in metrics:
-        raise InputError(f"evaluation.tasks: {path} has no metric '{metric}'; expected {' or '.join(metrics)}")
-    return {"metric": metric} | metrics[metric]
+    known = content["metrics"]
+    if metric not in known:
+        raise InputError(f"evaluation.tasks: {path} has no metric '{metric}'; expected {' or '.join(known)}")
+    return {"metric": metric} | known[metric]
 
 
 def read_samples(folder: Path, measurement: Measurement) -> pd.DataFrame:

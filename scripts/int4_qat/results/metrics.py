@@ -41,7 +41,7 @@ class Metric(NamedTuple):
 
     name: str
     scale: Scale
-    sums: pd.DataFrame  # a row a stratum, a column a variant, and the weights
+    sums: pd.DataFrame  # one row per stratum, one column per variant, and one for the weights
     resampled: dict[str, np.ndarray]  # by stratum: resamples x columns
     varies: bool  # whether some stratum has two units or more; without, they say nothing of others
     pooled: bool = True  # or the mean over the strata
@@ -68,7 +68,7 @@ def make(
     pooled: bool = True,
     resamples: int = statistics.RESAMPLES,
 ) -> Metric:
-    """Return a metric of values: a row a unit, whose index begins with its stratum, and a column a variant."""
+    """Return a metric of values: one row per unit, with its stratum first in the index, and one column per variant."""
     units = values.astype(float).assign(**{WEIGHT: 1.0 if weights is None else weights})
     drawn = statistics.resample(units, resamples)
     strata = units.groupby(level=0)

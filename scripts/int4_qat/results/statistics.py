@@ -1,7 +1,7 @@
 """What variants that were asked the same questions settle, and what they do not: intervals, paired differences, ratios.
 
-A table has a row a unit (a question, a document, a window of a text). Its index begins with the unit's stratum (its
-subject, its task, its text): the sizes of strata are fixed.
+A table has one row per unit (a question, a document, a window of a text). Its index begins with the unit's stratum (its
+subject, its task, its text); the sizes of the strata are fixed.
 """
 
 from collections.abc import Iterator, Mapping

@@ -79,7 +79,7 @@ def printed_row(row: dict, measured: list[Measurement], headline: dict) -> dict:
 
 
 def divergence(rows: list[dict]) -> pd.DataFrame:
-    """Return the log's table of the divergence from base-bf16, a row a text and variant."""
+    """Return the log's table of the divergence from base-bf16, one row per text and variant."""
     return pd.DataFrame(
         {
             "text": text,
