@@ -7,7 +7,7 @@ sys.path.insert(0, f"{workflow.basedir}/scripts")
 
 from int4_qat.config import metric_names, quantizations, recipes, variants, workflow_config
 from int4_qat.data import mmlu
-from int4_qat.results import measurements
+from int4_qat.results import measured_files, measurements
 from int4_qat.system import rooms, sources
 
 config = workflow_config.of_run(workflow.basedir, config, workflow.config_settings.config, workflow.configfiles)
@@ -84,7 +84,7 @@ def parity_code(wildcards):
 
 def result_files(measured):
     """The files of measurements of variants, of one model."""
-    return [f"results/{{model}}/{path}" for path in measurements.paths(measured)]
+    return [f"results/{{model}}/{path}" for path in measured_files.paths(measured)]
 
 
 def weights_of(wildcards):

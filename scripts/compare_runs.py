@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from int4_qat.results import measurements, metrics, statistics, tables, verification
+from int4_qat.results import measured_files, measurements, metrics, statistics, tables, verification
 from int4_qat.results.measurements import MMLU, Measurement
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
@@ -48,7 +48,7 @@ def read_run(folder: Path) -> dict:
         "provenance": provenance,
         "headline": summary["headline"],
         "rows": rows,
-        "answers": {name: measurements.read_samples(folder / name, asked) for name in rows} if asked else {},
+        "answers": {name: measured_files.read_samples(folder / name, asked) for name in rows} if asked else {},
         "questions": asked and provenance["files"].get(questions_of(asked)),
     }
 

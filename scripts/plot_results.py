@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     summary = files.read_json(arguments.summary)
     rows = summary["variants"]
-    groups = [[variants.split(name)[0] for name in group["variants"]] for group in summary["seeds"]["accuracy"]]
+    groups = [[variants.split(name)[0] for name in group["variants"]] for group in summary["seeds"]["headline"]]
     colours = assign_colours(variants.weights_of([row["name"] for row in rows]), groups, arguments.colours)
     marks = assign_marks([row["name"] for row in rows], colours)
     references = list(dict.fromkeys(row["quantized_baseline"] for row in rows))

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 
-from int4_qat.results import measurements
+from int4_qat.results import measured_files, measurements
 from int4_qat.system import errors, files, sources
 from int4_qat.system.errors import InputError
 
@@ -138,7 +138,7 @@ def devices(results: Path, settings: dict) -> list[str]:
     """Return the names of what the figures that depend on a device were measured on."""
     asked = [(name, one) for name, found in measurements.asked(settings).items() for one in found]
     return sorted(
-        {measurements.read(results / name, one)["device"] for name, one in asked if "device" in one.conditions}
+        {measured_files.read(results / name, one)["device"] for name, one in asked if "device" in one.conditions}
     )
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from int4_qat.config import variants
 from int4_qat.data import hub
-from int4_qat.results import measurements, verification
+from int4_qat.results import measured_files, measurements, verification
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 
@@ -69,7 +69,7 @@ def missing_results(results: Path, variant: str) -> list[str]:
     asked = measurements.asked(files.read_json(results / "provenance.json")["settings"])
     manifest = f"{variant}/checkpoint/manifest.json"
     needed = measurements.to_publish(asked, variant)
-    names = [*measurements.paths(needed), "summary.json", "model_card.md", manifest]
+    names = [*measured_files.paths(needed), "summary.json", "model_card.md", manifest]
     absent = [f"{name} is missing" for name in names if not (results / name).exists()]
     if absent:
         return absent

@@ -9,7 +9,7 @@ import pytest
 
 from configs import CARD, demo_config
 from int4_qat.config import workflow_config
-from int4_qat.results import measurements
+from int4_qat.results import measured_files, measurements
 from int4_qat.results.schema.task import Metric
 from int4_qat.system.errors import InputError
 
@@ -61,7 +61,7 @@ def test_of_other_variants_publishing_needs_less():
 
 def test_serving_is_no_part_of_the_summary():
     shown = measurements.summarized(measurements.asked(CARD))
-    assert measurements.paths({"qat-int4": shown["qat-int4"]}) == [
+    assert measured_files.paths({"qat-int4": shown["qat-int4"]}) == [
         "qat-int4/divergence.json",
         "qat-int4/divergence_samples.parquet",
         "qat-int4/mmlu.json",
@@ -99,7 +99,7 @@ def test_a_missing_key_is_a_line(results):
     path.write_text(json.dumps(content))
     (memory,) = (one for one in measurements.OTHERS if one.name == "memory")
     with pytest.raises(InputError, match=re.escape(f"{path}: expected the key peak_gb, found measure, ")):
-        measurements.read(path.parent, memory)
+        measured_files.read(path.parent, memory)
 
 
 def differences(content, kind, place):
@@ -119,7 +119,7 @@ def test_the_files_of_a_run_hold_what_their_classes_say(small_run):
     results = small_run.directory / "results" / "demo"
     settings = json.loads((results / "provenance.json").read_text())["settings"]
     asked = measurements.asked(settings)
-    assert len(measurements.paths(asked)) == 5 * 6 + 2
+    assert len(measured_files.paths(asked)) == 5 * 6 + 2
     for variant, found in asked.items():
         for one in found:
             content = json.loads((results / variant / one.file).read_text())

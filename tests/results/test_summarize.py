@@ -10,7 +10,8 @@ import pytest
 
 import made_results
 from int4_qat.config import metric_names
-from int4_qat.results import measurements, metrics, statistics, summary
+from int4_qat.results import measurements, metrics, seeds, statistics, summary
+from int4_qat.results.units import Asked
 from programs import VARIANTS, run_script
 
 CARD = {
@@ -162,13 +163,13 @@ def test_arms_that_differ_in_their_seed_are_one_group():
     resampled = pd.DataFrame(np.random.default_rng(0).normal(accuracies, 0.004, (1000, 8)), columns=names)
     metric = metrics.Metric("mmlu", metrics.SHARE, pd.DataFrame(columns=names), {}, True)
     scores = metrics.Scores(dict(zip(names, accuracies, strict=True)), resampled)
-    asked = summary.Asked(measurements.MMLU, {}, metric, scores)
-    found = summary.seeds(asked, references, compared, ARMS)
+    asked = Asked(measurements.MMLU, {}, metric, scores)
+    found = seeds.over_seeds(asked, references, compared, ARMS)
     lora, qat = ([f"{name}_{seed}-int4" for seed in (1, 2, 3)] for name in ("lora", "qat"))
-    assert [group["variants"] for group in found["accuracy"]] == [lora, qat]
-    assert found["accuracy"][0]["sd_between_seeds"] == pytest.approx(0.01)
-    assert found["accuracy"][0]["recovered"] == pytest.approx(0.1)
-    low, high = found["accuracy"][1]["recovered_ci95"]
+    assert [group["variants"] for group in found["headline"]] == [lora, qat]
+    assert found["headline"][0]["sd_between_seeds"] == pytest.approx(0.01)
+    assert found["headline"][0]["recovered"] == pytest.approx(0.1)
+    low, high = found["headline"][1]["recovered_ci95"]
     assert low < 0.48 < 0.72 < high  # Student's t of three seeds alone: 0.6 +- 0.12
     assert (qat, lora) in [(group["variants"], group["references"]) for group in found["difference"]]
     assert len(found["difference"]) == 5

@@ -4,31 +4,24 @@ A further measurement is a program with its rule, a class of what its file holds
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from int4_qat.config import metric_names, variants
-from int4_qat.data import parquet_files
-from int4_qat.results import metrics
+from int4_qat.results import against_baseline, metrics
 from int4_qat.results.metrics import Metric
 from int4_qat.results.schema.chartqa import ChartQA
 from int4_qat.results.schema.divergence import Divergence
-from int4_qat.results.schema.latency import Batch, Latency
+from int4_qat.results.schema.latency import Latency
 from int4_qat.results.schema.memory import Memory
 from int4_qat.results.schema.mmlu import Mmlu
 from int4_qat.results.schema.parity import Parity
 from int4_qat.results.schema.questions import Questions
 from int4_qat.results.schema.serving import Serving
 from int4_qat.results.schema.task import Task
-from int4_qat.system import files
 from int4_qat.system.errors import InputError
-
-DEQUANTIZED = "the quantized weights were turned into floats"
-TIMES = ("batch_size", "mean_s", "std_s", "percentiles_s", "bandwidth_limit_percent")  # of a batch size
 
 
 class Samples(NamedTuple):
@@ -72,36 +65,6 @@ def has_parity(variant: str) -> bool:
 def sees_charts(variant: str) -> bool:
     """Return whether a variant is asked about charts: the model before, and each quantized one."""
     return variant == variants.BASELINE or variants.is_quantized(variant)
-
-
-def memory_reductions(memory: Memory, baseline: Memory) -> dict:
-    """Return the shares of the baseline's memory and of its size on disk that a variant does without."""
-    return {
-        "reduction": 1 - memory["peak_gb"] / baseline["peak_gb"],
-        "checkpoint_reduction": 1 - memory["checkpoint_gb"] / baseline["checkpoint_gb"],
-    }
-
-
-def speedups(latency: Latency, baseline: Latency) -> dict:
-    """Return the speedup of the first batch size, and the times and speedups of all.
-
-    There is none of weights that were turned into floats: what was timed is not what is deployed.
-    """
-    pairs = zip(latency["batches"], baseline["batches"], strict=True)
-    no_speedup = {"speedup": None, "speedup_std": None}
-    batches = [
-        {key: batch[key] for key in TIMES} | (no_speedup if latency["dequantized"] else speedup(batch, plain))
-        for batch, plain in pairs
-    ]
-    first = {key: batches[0][key] for key in no_speedup}
-    return first | {"no_speedup": DEQUANTIZED if latency["dequantized"] else None, "batches": batches}
-
-
-def speedup(batch: Batch, baseline: Batch) -> dict:
-    """Return the speedup of one batch size; the spreads of both measurements add up to its own."""
-    ratio = baseline["mean_s"] / batch["mean_s"]
-    spreads = [None if each["std_s"] is None else each["std_s"] / each["mean_s"] for each in (batch, baseline)]
-    return {"speedup": ratio, "speedup_std": None if None in spreads else ratio * math.hypot(*spreads)}
 
 
 def of_answers(file: str) -> Samples:
@@ -193,7 +156,7 @@ OTHERS = (
         setting="memory",
         conditions=("device", "measure", "dtype", "generated_tokens"),
         kept=("peak_gb", "checkpoint_gb", "weights_gb", "predicted", "dequantized", "measure"),
-        derived=memory_reductions,
+        derived=against_baseline.memory_reductions,
         columns={
             "peak_gb": "peak_gb",
             "peak_reduction": "reduction",
@@ -209,8 +172,8 @@ OTHERS = (
         rule="measure_latency",
         setting="latency",
         conditions=("device", "engine", "engine_version", "vllm_arguments", "dtype", "input_len", "output_len"),
-        kept=("engine", "output_len", "dequantized", *TIMES),
-        derived=speedups,
+        kept=("engine", "output_len", "dequantized", *against_baseline.TIMES),
+        derived=against_baseline.speedups,
         columns={
             "latency_s": "mean_s",
             "speedup": "speedup",
@@ -309,49 +272,6 @@ def to_publish(measured: Mapping[str, list[Measurement]], published: str) -> dic
         variant: [one for one in found if variant == published or not one.published_alone]
         for variant, found in measured.items()
     }
-
-
-def paths(measured: Mapping[str, list[Measurement]]) -> list[str]:
-    """Return the files of measurements of variants, in the folder of the model, tables of samples among them."""
-    every = [(variant, one) for variant, found in measured.items() for one in found]
-    return [f"{variant}/{file}" for variant, one in every for file in files_of(one)]
-
-
-def files_of(measurement: Measurement) -> list[str]:
-    """Return the files of a measurement in the folder of a variant."""
-    return [measurement.file, *([measurement.samples.file] if measurement.samples else [])]
-
-
-def read(folder: Path, measurement: Measurement) -> dict:
-    """Return a measurement from the folder of a variant; raise InputError if there is none, or a key is missing."""
-    path = folder / measurement.file
-    content = files.read_json(path)
-    for key in sorted(measurement.schema.__required_keys__ - content.keys()):
-        raise InputError(f"{path}: expected the key {key}, found {', '.join(content)}")
-    return content if measurement.metric is None else content | that_counts(path, content, measurement.metric)
-
-
-def that_counts(path: Path, content: Task, metric: str) -> dict:
-    """Return the metric of a task that counts; raise InputError if lm-eval reports none of that name."""
-    known = content["metrics"]
-    if metric not in known:
-        raise InputError(f"evaluation.tasks: {path} has no metric '{metric}'; expected {' or '.join(known)}")
-    return {"metric": metric} | known[metric]
-
-
-def read_samples(folder: Path, measurement: Measurement) -> pd.DataFrame:
-    """Return the table beside a measurement, from the folder of a variant, in the order of its units.
-
-    Raise InputError if there is none, or if a column is missing.
-    """
-    samples = measurement.samples
-    table = parquet_files.open_file(folder / samples.file, [*samples.key, *samples.columns]).read().to_pandas()
-    return table.set_index(samples.key)
-
-
-def part(row: dict, measurement: Measurement) -> dict | None:
-    """Return what a row of the summary holds of a measurement, or None if the variant was not measured so."""
-    return (row[measurement.group] if measurement.group else row).get(measurement.name)
 
 
 def to_json(measured: Mapping[str, list[Measurement]]) -> str:

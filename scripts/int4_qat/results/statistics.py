@@ -151,7 +151,7 @@ def over_seeds(values: list[float], resampled: np.ndarray) -> dict:
         "mean": float(np.mean(values)),
         "ci95": interval(resample_seeds(values, resampled)),
         "sd_between_seeds": float(np.std(values, ddof=1)),
-        "stderr_within_questions": float(np.std(resampled.mean(axis=1), ddof=1)),
+        "stderr_within_units": float(np.std(resampled.mean(axis=1), ddof=1)),
     }
 
 

@@ -4,34 +4,19 @@ normalized degradation of x = -(base-bf16 - x) / (base-bf16 - q), where q is the
 recovered = 1 + that, of each metric. That of the headline stands in the row itself. Intervals are of 95%.
 """
 
-import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import pandas as pd
 
 from int4_qat.config import variants
-from int4_qat.results import measurements, metrics, statistics
+from int4_qat.results import measured_files, measurements, metrics, seeds, statistics, units
 from int4_qat.results.measurements import DIVERGENCE, MMLU, Measurement
 from int4_qat.results.metrics import Metric, Scores
+from int4_qat.results.units import Asked, Found, Measured
 from int4_qat.system.errors import InputError
 
 OWN_SETTINGS = ("int4_path",)  # among the settings of a result: what a variant has by its nature
-ROUNDING = {"rel_tol": 1e-6, "abs_tol": 1e-9}  # of a figure that is added up in another order
-Measured = Mapping[str, list[Measurement]]  # of each variant
-Found = Mapping[str, Mapping[str, dict]]  # what stands in the files, by variant and name of the measurement
-
-
-class Asked(NamedTuple):
-    """A measurement whose units are kept, and one of the metrics that they give."""
-
-    measurement: Measurement
-    tables: dict[str, pd.DataFrame]  # of the units, by variant
-    metric: Metric
-    scores: Scores
 
 
 def derive(results: Path, measured: Measured, arms: dict[str, dict], references: dict[str, str], headline: str) -> dict:
@@ -40,15 +25,16 @@ def derive(results: Path, measured: Measured, arms: dict[str, dict], references:
     references are the quantized bases that the variants are measured against; headline is the metric of which the rows
     tell first.
     """
-    found = {name: {one.name: measurements.read(results / name, one) for one in measured[name]} for name in measured}
+    found = {name: {one.name: measured_files.read(results / name, one) for one in measured[name]} for name in measured}
     check_comparable(results, measured, found)
-    asked = {each.metric.name: each for each in read_units(results, measured, found)}
+    asked = {each.metric.name: each for each in units.read(results, measured, found)}
     if headline not in asked:
         raise InputError(f"evaluation.headline: expected one of {', '.join(asked)}, found '{headline}'")
+    groups = score_groups(asked[headline], found[variants.BASELINE])
     rows = [
         {"name": name, "quantized_baseline": references[name], "source": sources(name, measured[name])}
         | parts(name, measured[name], found, asked, references[name])
-        | of_headline(name, references[name], asked[headline], found[variants.BASELINE])
+        | of_headline(name, references[name], asked[headline], groups)
         for name in measured
     ]
     pairs_of_run = pairs(list(measured), arms, references)
@@ -57,41 +43,8 @@ def derive(results: Path, measured: Measured, arms: dict[str, dict], references:
         "headline": describe(asked[headline].metric),
         "variants": rows,
         "comparisons": [pair for name in sorted(compared, key=headline.__ne__) for pair in compared[name]],
-        "seeds": seeds(asked[headline], references, compared[headline], arms),
+        "seeds": seeds.over_seeds(asked[headline], references, compared[headline], arms),
     }
-
-
-def read_units(results: Path, measured: Measured, found: Found) -> Iterator[Asked]:
-    """Yield what the tables of units give, metric by metric.
-
-    Raise InputError if two variants were asked other units, or if a table gives another figure than the file beside it.
-    """
-    for one in {one.name: one for name in measured for one in measured[name] if one.samples}.values():
-        names = [name for name in measured if one in measured[name]]
-        tables = {name: measurements.read_samples(results / name, one) for name in names}
-        check_same_units(one, tables)
-        of_one = one.samples.metrics(one.name, tables, found[names[0]][one.name])
-        every = [Asked(one, tables, metric, metrics.scores(metric)) for metric in of_one]
-        for name in names if every else ():
-            check_reported(results / name, one, name, every, found[name][one.name])
-        yield from every
-
-
-def check_same_units(measurement: Measurement, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Raise InputError if the variants were not asked the same."""
-    first = next(iter(tables))
-    for name, table in tables.items():
-        if not table.index.equals(tables[first].index):
-            raise InputError(f"{name}: asked other questions of {measurement.name} than {first}")
-
-
-def check_reported(folder: Path, measurement: Measurement, name: str, every: list[Asked], content: dict) -> None:
-    """Raise InputError if a file says another figure than its table gives."""
-    for each, figure in zip(every, measurement.samples.reported(content), strict=True):
-        given = metrics.value_of(each.metric, each.scores.plain[name])
-        if not math.isclose(given, figure, **ROUNDING):
-            said = f"{measurement.file} says {figure}"
-            raise InputError(f"{folder / measurement.samples.file}: gives {each.metric.name} {given}, {said}")
 
 
 def check_comparable(results: Path, measured: Measured, found: Found) -> None:
@@ -149,17 +102,9 @@ def quality(measurement: Measurement, name: str, asked: Mapping[str, Asked], ref
     if not every:
         return {measurement.samples.interval: None} | statistics.NOT_RECOVERED if measurement.samples else {}
     (each,) = every
-    return {measurement.samples.interval: interval(each, name)} | metrics.recovery(
+    return {measurement.samples.interval: units.interval(each, name)} | metrics.recovery(
         each.metric, each.scores, name, reference
     )
-
-
-def interval(asked: Asked, name: str) -> list[float] | None:
-    """Return the interval of a variant's value: of answers, Wilson's, which has a width at 0% and 100% too."""
-    if asked.measurement.samples.of_choices:
-        correct = asked.tables[name]["correct"]
-        return statistics.wilson(correct.sum(), len(correct))
-    return metrics.interval_of(asked.metric, asked.scores.resampled[name])
 
 
 def of_texts(every: list[Asked], name: str, reference: str) -> dict[str, dict]:
@@ -208,32 +153,34 @@ def kl_from_own_bf16(asked: Asked, text: str, name: str) -> dict | None:
     return with_interval(own, metrics.scores(own), "kl_from_own_bf16")
 
 
-def of_headline(name: str, reference: str, asked: Asked, baseline: Mapping[str, dict]) -> dict:
-    """Return the headline of a variant and what it recovered of it, in all and by group of the questions."""
-    found = metrics.recovery(asked.metric, asked.scores, name, reference)
-    value = {"headline": None}
-    if name in asked.scores.plain:
-        plain = metrics.value_of(asked.metric, asked.scores.plain[name])
-        value = {"headline": {"value": plain, "ci95": interval(asked, name)}}
-    return value | found | {"by_category": by_category(name, reference, asked, baseline)}
-
-
-def by_category(name: str, reference: str, asked: Asked, baseline: Mapping[str, dict]) -> dict[str, dict]:
-    """Return accuracy and recovery by category of MMLU's subjects, or by group of one's own questions."""
+def score_groups(asked: Asked, baseline: Mapping[str, dict]) -> dict[str, tuple[Scores, int]]:
+    """Return scores and number of questions by category of MMLU's subjects, or by group of one's own questions."""
     if not asked.measurement.samples.of_choices:
         return {}
-    groups = defaultdict(list)
+    categories = baseline[MMLU.name]["by_subject"] if asked.measurement is MMLU else {}
+    strata = defaultdict(list)
     for subject in asked.metric.sums.index:
-        of_mmlu = baseline[MMLU.name]["by_subject"] if asked.measurement is MMLU else {}
-        groups[of_mmlu[subject]["category"] if of_mmlu else subject].append(subject)
-    return {group: in_group(name, reference, asked, strata) for group, strata in sorted(groups.items())}
+        strata[categories[subject]["category"] if categories else subject].append(subject)
+    sizes = asked.metric.sums[metrics.WEIGHT]
+    return {
+        group: (metrics.scores(asked.metric, chosen), int(sizes[chosen].sum()))
+        for group, chosen in sorted(strata.items())
+    }
 
 
-def in_group(name: str, reference: str, asked: Asked, strata: list[str]) -> dict:
-    """Return accuracy and recovery over some strata."""
-    scores, questions = metrics.scores(asked.metric, strata), asked.metric.sums.loc[strata, metrics.WEIGHT].sum()
-    recovered = metrics.recovery(asked.metric, scores, name, reference)
-    return {"accuracy": scores.plain[name], "questions": int(questions)} | recovered
+def of_headline(name: str, reference: str, asked: Asked, groups: Mapping[str, tuple[Scores, int]]) -> dict:
+    """Return the headline of a variant and what it recovered of it, in all and by group of the questions."""
+    value = None
+    if name in asked.scores.plain:
+        plain = metrics.value_of(asked.metric, asked.scores.plain[name])
+        value = {"value": plain, "ci95": units.interval(asked, name)}
+    by_category = {
+        group: {"accuracy": scores.plain[name], "questions": questions}
+        | metrics.recovery(asked.metric, scores, name, reference)
+        for group, (scores, questions) in groups.items()
+    }
+    recovered = metrics.recovery(asked.metric, asked.scores, name, reference)
+    return {"headline": value} | recovered | {"by_category": by_category}
 
 
 def pairs(names: list[str], arms: dict[str, dict], references: dict[str, str]) -> list[tuple[str, str]]:
@@ -275,46 +222,3 @@ def comparisons(asked: Asked, compared: list[tuple[str, str]]) -> list[dict]:
     ]
     adjusted = statistics.holm([pair["mcnemar_p"] for pair in found])
     return [pair | {"mcnemar_p_holm": p} for pair, p in zip(found, adjusted, strict=True)]
-
-
-def seeds(asked: Asked, references: dict[str, str], compared: list[dict], arms: dict[str, dict]) -> dict:
-    """Return the headline, its recovery and differences of pairs, over the arms that differ in their seed only."""
-    groups, pairs_of_groups = defaultdict(list), defaultdict(list)
-    for name in asked.scores.plain:
-        groups[unseeded(name, arms)].append(name)
-    for pair in compared:
-        pairs_of_groups[unseeded(pair["variant"], arms), unseeded(pair["reference"], arms)].append(pair)
-    several = [group for group in groups.values() if len(group) > 1 and asked.metric.varies]
-    return {
-        "accuracy": [seeds_of_variant(group, asked, references[group[0]]) for group in several],
-        "difference": [seeds_of_pair(pairs, asked.scores) for pairs in pairs_of_groups.values() if len(pairs) > 1],
-    }
-
-
-def seeds_of_variant(names: list[str], asked: Asked, reference: str) -> dict:
-    """Return the headline over seeds, and recovery of its mean; the seeds of one recipe share their reference."""
-    plain, resampled = asked.scores
-    values, of_seeds = [plain[name] for name in names], resampled[names].to_numpy()
-    found = statistics.over_seeds(values, of_seeds)
-    with_mean = resampled.assign(mean=statistics.resample_seeds(values, of_seeds))
-    recovery = statistics.recovery("mean", plain | {"mean": found["mean"]}, with_mean, variants.BASELINE, reference)
-    read = {
-        "mean": metrics.value_of(asked.metric, found["mean"]),
-        "ci95": sorted(metrics.value_of(asked.metric, score) for score in found["ci95"]),
-    }
-    return {"variants": names} | found | read | recovery
-
-
-def seeds_of_pair(pairs: list[dict], scores: Scores) -> dict:
-    """Return a difference over seeds."""
-    names, references = ([pair[key] for pair in pairs] for key in ("variant", "reference"))
-    differences = scores.resampled[names].to_numpy() - scores.resampled[references].to_numpy()
-    found = statistics.over_seeds([pair["difference"] for pair in pairs], differences)
-    return {"variants": names, "references": references} | found
-
-
-def unseeded(variant: str, arms: dict[str, dict]) -> str:
-    """Return what variants share whose recipes differ in the seed only."""
-    weights, precision = variants.split(variant)
-    recipe = arms.get(weights, {})
-    return json.dumps([precision, {key: value for key, value in recipe.items() if key != "seed"}], sort_keys=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from int4_qat.config import metric_names
-from int4_qat.results import measurements, metrics
+from int4_qat.results import measured_files, metrics
 from int4_qat.results.measurements import DIVERGENCE, Measurement
 
 NOT_RESOLVED = "not resolved"
@@ -29,7 +29,7 @@ def flat_row(row: dict, measured: list[Measurement]) -> dict:
 
 def columns(row: dict, measurement: Measurement) -> dict:
     """Return the columns of one measurement."""
-    shown = measurements.part(row, measurement)
+    shown = measured_files.part(row, measurement)
     if measurement is DIVERGENCE:
         return {column: value for text in shown for column, value in columns_of_text(text, shown[text]).items()}
     return {column: shown[key] for column, key in measurement.columns.items()} | columns_of_samples(shown, measurement)
@@ -111,7 +111,7 @@ def printed(summary: dict, measured: Mapping[str, list[Measurement]]) -> dict[st
             "mean": between(group["mean"], group["ci95"], form_of(headline)),
             "recovered": between(group["recovered"], group["recovered_ci95"], "{:.0%}") if "recovered" in group else "",
             "sd_between_seeds": group["sd_between_seeds"],
-            "stderr_within_questions": group["stderr_within_questions"],
+            "stderr_within_units": group["stderr_within_units"],
         }
         for groups in summary["seeds"].values()
         for group in groups

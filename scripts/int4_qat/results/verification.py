@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from int4_qat.config import metric_names, quantizations
-from int4_qat.results import card, chartqa_figures, measurements, statistics, summary, task_metrics
+from int4_qat.results import card, chartqa_figures, measured_files, measurements, statistics, summary, task_metrics
 from int4_qat.results.schema.chartqa import ChartQA
 from int4_qat.results.schema.task import Task
 from int4_qat.system import files, sources
@@ -56,7 +56,7 @@ def wrong_accuracies(results: Path, settings: dict) -> Iterator[str]:
     """Yield a line for each score that is not what the answers give."""
     for name, found in measurements.asked(settings).items():
         for one in (one for one in found if one.samples and one.samples.of_choices):
-            answers, score = measurements.read_samples(results / name, one), measurements.read(results / name, one)
+            answers, score = measured_files.read_samples(results / name, one), measured_files.read(results / name, one)
             right = statistics.log_likelihoods(answers).argmax(axis=1) == answers["answer"]
             if (right != answers["correct"]).any() or not math.isclose(right.mean(), score["accuracy"], rel_tol=1e-9):
                 yield f"{name}: its answers give an accuracy of {right.mean()}, {one.file} says {score['accuracy']}"
@@ -67,8 +67,8 @@ def wrong_parts(results: Path, settings: dict) -> Iterator[str]:
     for name, found in measurements.asked(settings).items():
         for one in found:
             if one.schema in PARTS:
-                samples = measurements.read_samples(results / name, one).reset_index()
-                for line in PARTS[one.schema](samples, measurements.read(results / name, one)):
+                samples = measured_files.read_samples(results / name, one).reset_index()
+                for line in PARTS[one.schema](samples, measured_files.read(results / name, one)):
                     yield f"{name}/{one.file}: {line}"
 
 

@@ -1,0 +1,41 @@
+"""What follows from a variant's measurement and base-bf16's: shares of memory, speedups."""
+
+import math
+
+from int4_qat.results.schema.latency import Batch, Latency
+from int4_qat.results.schema.memory import Memory
+
+DEQUANTIZED = "the quantized weights were turned into floats"
+
+
+TIMES = ("batch_size", "mean_s", "std_s", "percentiles_s", "bandwidth_limit_percent")  # of a batch size
+
+
+def memory_reductions(memory: Memory, baseline: Memory) -> dict:
+    """Return the shares of the baseline's memory and of its size on disk that a variant does without."""
+    return {
+        "reduction": 1 - memory["peak_gb"] / baseline["peak_gb"],
+        "checkpoint_reduction": 1 - memory["checkpoint_gb"] / baseline["checkpoint_gb"],
+    }
+
+
+def speedups(latency: Latency, baseline: Latency) -> dict:
+    """Return the speedup of the first batch size, and the times and speedups of all.
+
+    There is none of weights that were turned into floats: what was timed is not what is deployed.
+    """
+    pairs = zip(latency["batches"], baseline["batches"], strict=True)
+    no_speedup = {"speedup": None, "speedup_std": None}
+    batches = [
+        {key: batch[key] for key in TIMES} | (no_speedup if latency["dequantized"] else speedup(batch, plain))
+        for batch, plain in pairs
+    ]
+    first = {key: batches[0][key] for key in no_speedup}
+    return first | {"no_speedup": DEQUANTIZED if latency["dequantized"] else None, "batches": batches}
+
+
+def speedup(batch: Batch, baseline: Batch) -> dict:
+    """Return the speedup of one batch size; the spreads of both measurements add up to its own."""
+    ratio = baseline["mean_s"] / batch["mean_s"]
+    spreads = [None if each["std_s"] is None else each["std_s"] / each["mean_s"] for each in (batch, baseline)]
+    return {"speedup": ratio, "speedup_std": None if None in spreads else ratio * math.hypot(*spreads)}

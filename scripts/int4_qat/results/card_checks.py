@@ -1,0 +1,67 @@
+"""What a model card may not hide: a figure that the summary holds otherwise than its file, or another setting.
+
+Each check raises InputError that names the file and the first key which differ.
+"""
+
+import math
+from pathlib import Path
+
+from int4_qat.config import metric_names, variants
+from int4_qat.results import measured_files, measurements, units
+from int4_qat.results.measurements import DIVERGENCE
+from int4_qat.results.schema.divergence import Divergence
+from int4_qat.system import files
+from int4_qat.system.errors import InputError
+
+
+def check_fresh(results: Path, summary: dict, settings: dict) -> None:
+    """Raise InputError if a figure that the summary repeats is not that of its file."""
+    shown_of = measurements.summarized(measurements.asked(settings))
+    for row in summary["variants"]:
+        for one in shown_of[row["name"]]:
+            shown, content = measured_files.part(row, one) or {}, measured_files.read(results / row["name"], one)
+            path = results / row["name"] / one.file
+            if one is DIVERGENCE:
+                check_texts(results / "summary.json", shown, path, content)
+            else:
+                compare(results / "summary.json", shown, path, content)
+    compare(results / "summary.json", summary["costs"], results / "costs.json", files.read_json(results / "costs.json"))
+
+
+def check_texts(name: Path, shown: dict, path: Path, content: Divergence) -> None:
+    """Raise InputError if a figure of a text is not that of its file, but for the order in which it is added up."""
+    for text, found in content["texts"].items():
+        for metric in metric_names.OF_TEXTS:
+            ours, theirs = shown[text][metric]["value"], found[metric]
+            if not math.isclose(ours, theirs, **units.ROUNDING):
+                raise InputError(f"{path}: {metric} of {text} is {theirs}, {name} says {ours}; run the workflow again")
+
+
+def check_settings(folder: Path, settings: dict) -> None:
+    """Raise InputError if the published variant was measured by other settings than those that the card shows."""
+    for one in measurements.asked(settings)[folder.name]:
+        if one.setting:
+            for ran in settings_of(measured_files.read(folder, one)):
+                compare("the config", settings["evaluation"][one.setting], folder / one.file, ran)
+
+
+def settings_of(content: dict) -> list[dict]:
+    """Return by what settings something was measured: of texts each by its own."""
+    return list(content["protocol"].values()) if "protocol" in content else [content.get("settings", content)]
+
+
+def check_quantization(folder: Path, manifest: dict, settings: dict) -> None:
+    """Raise InputError if the published variant was quantized otherwise than the card says."""
+    wanted = settings["quantizations"][variants.split(folder.name)[1]]
+    path = folder / "checkpoint" / "manifest.json"
+    compare("the config", {"ignore": []} | wanted, path, manifest["scheme"] | manifest)
+
+
+def compare(name: Path | str, ours: dict, path: Path, theirs: dict) -> None:
+    """Raise InputError that names the first key which two files hold differently."""
+    for key in sorted(ours.keys() & theirs.keys()):
+        if key == "batches":
+            for our_batch, their_batch in zip(ours[key], theirs[key], strict=True):
+                compare(name, our_batch, path, their_batch)
+        elif ours[key] != theirs[key]:
+            raise InputError(f"{path}: {key} is {theirs[key]}, {name} says {ours[key]}; run the workflow again")

@@ -1,0 +1,67 @@
+"""The tables of units (questions, documents, windows) of the variants, and what they give, metric by metric."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from int4_qat.results import measured_files, metrics, statistics
+from int4_qat.results.measurements import Measurement
+from int4_qat.results.metrics import Metric, Scores
+from int4_qat.system.errors import InputError
+
+Measured = Mapping[str, list[Measurement]]  # of each variant
+Found = Mapping[str, Mapping[str, dict]]  # what stands in the files, by variant and name of the measurement
+ROUNDING = {"rel_tol": 1e-6, "abs_tol": 1e-9}  # of a figure that is added up in another order
+
+
+class Asked(NamedTuple):
+    """A measurement whose units are kept, and one of the metrics that they give."""
+
+    measurement: Measurement
+    tables: dict[str, pd.DataFrame]  # of the units, by variant
+    metric: Metric
+    scores: Scores
+
+
+def read(results: Path, measured: Measured, found: Found) -> Iterator[Asked]:
+    """Yield what the tables of units give, metric by metric.
+
+    Raise InputError if two variants were asked other units, or if a table gives another figure than the file beside it.
+    """
+    for one in {one.name: one for name in measured for one in measured[name] if one.samples}.values():
+        names = [name for name in measured if one in measured[name]]
+        tables = {name: measured_files.read_samples(results / name, one) for name in names}
+        check_same_units(one, tables)
+        of_one = one.samples.metrics(one.name, tables, found[names[0]][one.name])
+        every = [Asked(one, tables, metric, metrics.scores(metric)) for metric in of_one]
+        for name in names if every else ():
+            check_reported(results / name, one, name, every, found[name][one.name])
+        yield from every
+
+
+def check_same_units(measurement: Measurement, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Raise InputError if the variants were not asked the same."""
+    first = next(iter(tables))
+    for name, table in tables.items():
+        if not table.index.equals(tables[first].index):
+            raise InputError(f"{name}: asked other questions of {measurement.name} than {first}")
+
+
+def check_reported(folder: Path, measurement: Measurement, name: str, every: list[Asked], content: dict) -> None:
+    """Raise InputError if a file says another figure than its table gives."""
+    for each, figure in zip(every, measurement.samples.reported(content), strict=True):
+        given = metrics.value_of(each.metric, each.scores.plain[name])
+        if not math.isclose(given, figure, **ROUNDING):
+            said = f"{measurement.file} says {figure}"
+            raise InputError(f"{folder / measurement.samples.file}: gives {each.metric.name} {given}, {said}")
+
+
+def interval(asked: Asked, name: str) -> list[float] | None:
+    """Return the interval of a variant's value: of answers, Wilson's, which has a width at 0% and 100% too."""
+    if asked.measurement.samples.of_choices:
+        correct = asked.tables[name]["correct"]
+        return statistics.wilson(correct.sum(), len(correct))
+    return metrics.interval_of(asked.metric, asked.scores.resampled[name])
