@@ -8,7 +8,6 @@ give the same bytes.
 """
 
 import argparse
-import itertools
 import json
 from pathlib import Path
 
@@ -19,26 +18,12 @@ from matplotlib.patches import Patch
 
 from int4_qat.config import variants
 from int4_qat.data import parquet_files
-from int4_qat.results import metrics
+from int4_qat.results import metrics, plot_parts
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 
 FORMATS = ("svg", "png")
-GREY = "#7a7a7a"
-# What an arm without a colour gets: what is left of Okabe & Ito's (2008) that has contrast on white and on black.
-OTHERS = ("#009E73", "#CC79A7", "#D55E00", "#0072B2")
-STYLE = {
-    "font.size": 10,
-    "svg.hashsalt": "int4_qat",
-    "savefig.transparent": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
-}
 SMOOTHING = 10
-MARKERS = ("o", "D", "^", "v", "P", "X")  # of the quantizations; bf16 has a square
 SHADES = {"weights": 1.0, "cache, predicted": 0.6, "activations and the rest": 0.3}
 
 
@@ -53,10 +38,10 @@ def main() -> None:
     summary = files.read_json(arguments.summary)
     rows = summary["variants"]
     groups = [[variants.split(name)[0] for name in group["variants"]] for group in summary["seeds"]["headline"]]
-    colours = assign_colours(variants.weights_of([row["name"] for row in rows]), groups, arguments.colours)
-    marks = assign_marks([row["name"] for row in rows], colours)
+    colours = plot_parts.assign_colours(variants.weights_of([row["name"] for row in rows]), groups, arguments.colours)
+    marks = plot_parts.assign_marks([row["name"] for row in rows], colours)
     references = list(dict.fromkeys(row["quantized_baseline"] for row in rows))
-    matplotlib.rcParams.update(STYLE)
+    matplotlib.rcParams.update(plot_parts.STYLE)
     figures = {
         **({"divergence": plot_divergence(rows, marks)} if rows[0]["divergence"] else {}),
         "headline": plot_headline(rows, references, marks, summary["headline"]),
@@ -73,19 +58,6 @@ def main() -> None:
             with files.whole(arguments.output / f"{name}.{form}") as unfinished:
                 # A date would make the same plot another file.
                 figure.savefig(unfinished, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
-
-
-def assign_colours(names: list[str], groups: list[list[str]], given: dict[str, str]) -> dict[str, str]:
-    """Return a colour for each name: its own, or that of the arms from which it differs in its seed only."""
-    first = {name: group[0] for group in groups for name in group}
-    others = itertools.cycle(OTHERS)
-    colours = dict(given)
-    for name in names:
-        leader = first.get(name, name)
-        if leader not in colours:
-            colours[leader] = next(others)
-        colours.setdefault(name, colours[leader])
-    return colours
 
 
 def read_accuracies(results: Path, rows: list[dict], headline: str) -> pd.DataFrame:
@@ -106,54 +78,6 @@ def read_loss(folder: Path) -> pd.Series:
         raise InputError(f"{folder / 'training.csv'}: expected a table with step and loss ({error})") from None
 
 
-def assign_marks(names: list[str], colours: dict[str, str]) -> dict[str, dict]:
-    """Return a marker for each variant in its weights' colour: hollow for bf16, filled in the quantization's shape."""
-    precisions = dict.fromkeys(variants.split(name)[1] for name in names if variants.is_quantized(name))
-    shapes = {variants.BF16: "s"} | dict(zip(precisions, itertools.cycle(MARKERS), strict=False))
-    return {
-        name: {
-            "marker": shapes[precision],
-            "color": colours[weights],
-            "markerfacecolor": "none" if precision == variants.BF16 else colours[weights],
-            "linestyle": "none",
-        }
-        for name, (weights, precision) in ((name, variants.split(name)) for name in names)
-    }
-
-
-def spread(value: float, ci95: list[float] | None, scale: float = 100) -> dict:
-    """Return an interval as matplotlib's errorbar takes it, in percent or by another scale."""
-    low, high = ci95 or (value, value)
-    return {"xerr": [[max(scale * (value - low), 0)], [max(scale * (high - value), 0)]], "capsize": 3}
-
-
-def is_shipped(name: str, references: list[str]) -> bool:
-    """Return whether a variant is quantized and measured against another one: what recovery is about."""
-    return variants.is_quantized(name) and name not in references
-
-
-def draw_baselines(axes, bf16: float, quantized: dict[str, float]) -> None:
-    """Draw the lines between which 'recovered' is measured: base-bf16's, and one of each quantized base."""
-    ends = [bf16, *quantized.values()]
-    axes.axvspan(min(ends), max(ends), color=GREY, alpha=0.12, linewidth=0)
-    draw_baseline(axes, bf16, variants.BASELINE, "left")
-    for line, (name, value) in enumerate(quantized.items()):
-        draw_baseline(axes, value, name, "right", line)
-
-
-def draw_baseline(axes, value: float, name: str, side: str, line: int = 0) -> None:
-    """Draw a line across, and its name above the plot, beside it and so many lines up: others may be near."""
-    axes.axvline(value, color=GREY, linestyle="--", linewidth=1)
-    place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-    axes.annotate(f" {name} ", (value, 1), (0, 2 + 12 * line), ha=side, va="bottom", **place)
-
-
-def name_rows(axes, names: list[str], **options) -> None:
-    """Write a name a row, the first at the top."""
-    axes.set_yticks(range(len(names)), names, **options)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-
-
 def plot_divergence(rows: list[dict], marks: dict[str, dict]) -> Figure:
     """Draw KL from base-bf16 and agreement with it of each variant with their intervals, a row of panels a text."""
     texts = list(rows[0]["divergence"])
@@ -164,8 +88,8 @@ def plot_divergence(rows: list[dict], marks: dict[str, dict]) -> Figure:
             found, mark = row["divergence"][text], marks[row["name"]]
             for axes, metric, scale in ((left, "kl", 1), (right, "top1_agreement", 100)):
                 value, ci95 = found[metric]["value"], found[metric]["ci95"]
-                axes.errorbar(scale * value, place, **spread(value, ci95, scale), **mark)
-        name_rows(left, [row["name"] for row in rows])
+                axes.errorbar(scale * value, place, **plot_parts.spread(value, ci95, scale), **mark)
+        plot_parts.name_rows(left, [row["name"] for row in rows])
         left.set_xlabel(f"{text}: KL (nats a token), lower is better, 95% intervals")
         right.set_xlabel("same likeliest token (%)")
     return figure
@@ -179,13 +103,15 @@ def plot_headline(rows: list[dict], references: list[str], marks: dict[str, dict
     axes = figure.add_subplot()
     scale, unit = (100, "%") if headline["unit"] == metrics.SHARE.unit else (1, headline["unit"])
     shown = {row["name"]: scale * row["headline"]["value"] for row in rows}
-    draw_baselines(axes, shown[variants.BASELINE], {name: shown[name] for name in references if name in shown})
+    plot_parts.draw_baselines(
+        axes, shown[variants.BASELINE], {name: shown[name] for name in references if name in shown}
+    )
     for place, row in enumerate(rows):
-        interval = spread(row["headline"]["value"], row["headline"]["ci95"], scale)
+        interval = plot_parts.spread(row["headline"]["value"], row["headline"]["ci95"], scale)
         axes.errorbar(shown[row["name"]], place, **interval, **marks[row["name"]])
         if row["name"] not in (variants.BASELINE, *references):
             axes.text(1.05, place, describe_recovery(row), transform=axes.get_yaxis_transform(), va="center")
-    name_rows(axes, list(shown))
+    plot_parts.name_rows(axes, list(shown))
     direction = "" if headline["higher_is_better"] else ", lower is better"
     axes.set_xlabel(f"{headline['metric']}{f' ({unit})' if unit else ''}{direction}, 95% intervals")
     return figure
@@ -214,12 +140,12 @@ def describe_recovery(row: dict) -> str:
 
 def plot_recovery_by_group(rows: list[dict], references: list[str], marks: dict[str, dict]) -> Figure:
     """Draw what each quantized variant won back in all subjects and in each group of them."""
-    shipped = [row for row in rows if is_shipped(row["name"], references)]
+    shipped = [row for row in rows if plot_parts.is_shipped(row["name"], references)]
     groups = ["all", *rows[0]["by_category"]]
     figure = Figure(figsize=(8, 1.6 + 0.28 * len(groups) * max(len(shipped), 1)))
     figure.suptitle("recovered of the quantization's cost, by subject group")
     axes = figure.add_subplot()
-    draw_baselines(axes, 100, dict.fromkeys(references, 0))
+    plot_parts.draw_baselines(axes, 100, dict.fromkeys(references, 0))
     for index, row in enumerate(shipped):
         for place, group in enumerate(groups):
             at = place + (index - (len(shipped) - 1) / 2) * 0.7 / len(shipped)
@@ -228,11 +154,13 @@ def plot_recovery_by_group(rows: list[dict], references: list[str], marks: dict[
             style = marks[row["name"]]
             if recovery["recovered_resolved"]:
                 value = recovery["recovered"]
-                axes.errorbar(100 * value, at, **spread(value, recovery["recovered_ci95"]), **style, label=label)
+                axes.errorbar(
+                    100 * value, at, **plot_parts.spread(value, recovery["recovered_ci95"]), **style, label=label
+                )
             else:
                 axes.text(2, at, "not resolved", va="center", color=style["color"])
                 axes.plot([], [], **style, label=label)
-    name_rows(axes, [group.replace("_", " ") for group in groups])
+    plot_parts.name_rows(axes, [group.replace("_", " ") for group in groups])
     axes.set_xlabel("recovered (%), 95% intervals")
     figure.legend(loc="outside lower center", ncols=4)
     return figure
@@ -246,11 +174,13 @@ def plot_recovery_by_subject(accuracies: pd.DataFrame, references: list[str], ma
     figure = Figure(figsize=(8, 1.8 + 0.2 * len(accuracies)))
     figure.suptitle("accuracy by subject, where the quantization cost most first")
     axes = figure.add_subplot()
-    axes.hlines(places, accuracies[references].min(axis=1), accuracies[variants.BASELINE], color=GREY, linewidth=1)
-    shipped = [name for name in accuracies if is_shipped(name, references)]
+    axes.hlines(
+        places, accuracies[references].min(axis=1), accuracies[variants.BASELINE], color=plot_parts.GREY, linewidth=1
+    )
+    shipped = [name for name in accuracies if plot_parts.is_shipped(name, references)]
     for name in (*references, variants.BASELINE, *shipped):
         axes.plot(accuracies[name], places, **marks[name], markersize=5, alpha=0.9, label=name)
-    name_rows(axes, list(accuracies.index.str.replace("_", " ")), fontsize=8)
+    plot_parts.name_rows(axes, list(accuracies.index.str.replace("_", " ")), fontsize=8)
     axes.set_xlabel("accuracy (%); a subject alone has too few questions to settle anything")
     figure.legend(loc="outside lower center", ncols=4)
     return figure
@@ -287,9 +217,9 @@ def plot_memory(rows: list[dict], colours: dict[str, str]) -> Figure:
             )
             left += scale * part
         axes.text(left, place, f" {scale * memory['peak_gb']:.3g}", va="center")
-    name_rows(axes, [row["name"] for row in rows])
+    plot_parts.name_rows(axes, [row["name"] for row in rows])
     axes.set_xlabel(f"peak memory ({unit})")
-    handles = [Patch(color=GREY, alpha=alpha, label=part) for part, alpha in SHADES.items()]
+    handles = [Patch(color=plot_parts.GREY, alpha=alpha, label=part) for part, alpha in SHADES.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(SHADES))
     return figure
 
@@ -311,7 +241,7 @@ def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:
     for number, (axes, batch_size) in enumerate(zip(panels, batch_sizes, strict=True)):
         for place, (name, latency) in enumerate(latencies.items()):
             draw_latency(axes, place, latency["batches"][number], colours[variants.split(name)[0]])
-        name_rows(axes, list(latencies))
+        plot_parts.name_rows(axes, list(latencies))
         axes.set_xlabel(f"mean (s), 10th to 90th percentile\nbatch size {batch_size}")
     return figure
 

@@ -4,13 +4,14 @@ import codecs
 import json
 import random
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import download_text
+import loopback
 import make_standin
 from int4_qat.data import mmlu
 from int4_qat.standin import standin
@@ -114,7 +115,7 @@ def test_no_folder_is_one_line(source, download):
     assert str(caught.value) == f"{source}: expected a folder with texts, found none"
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(loopback.Handler):
     """A Hub with one repository, of one table."""
 
     table = b""
@@ -128,17 +129,9 @@ class Hub(BaseHTTPRequestHandler):
         elif "/resolve/" in self.path:
             content = names[self.path.partition(f"/resolve/{COMMIT}/")[2]]
             headers = {"X-Repo-Commit": COMMIT, "ETag": '"etag"'}
-        self.send_response(200 if content else 404)
-        for name, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
+        self.reply(200 if content else 404, headers, content)
 
     do_HEAD = do_GET
-
-    def log_message(self, *_) -> None:
-        pass
 
 
 @pytest.fixture

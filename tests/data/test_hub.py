@@ -8,11 +8,12 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 import yaml
 
+import loopback
 from programs import ROOT, run_script
 from workflows import demo, write_config
 
@@ -32,7 +33,7 @@ class Hub(ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(loopback.Handler):
     server: Hub
 
     def do_GET(self) -> None:
@@ -41,18 +42,9 @@ class Handler(BaseHTTPRequestHandler):
             answer = (404, {}, b"")  # what else the client likes to know
         if answer is None:
             return
-        status, headers, content = answer
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
+        self.reply(*answer)
 
     do_HEAD = do_GET
-
-    def log_message(self, *_) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

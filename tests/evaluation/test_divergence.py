@@ -4,9 +4,7 @@ import json
 import math
 import os
 import random
-import shutil
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -15,12 +13,9 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-import evaluate_divergence
 import families
-import quantize
-import record_hidden_states
+from divergence_runs import CONTEXT, LIMIT, SCALED, write, write_int4
 from int4_qat.checkpoint import architecture
 from int4_qat.engines import inference
 from int4_qat.evaluation import divergence, heads
@@ -30,94 +25,7 @@ from int4_qat.quantization import schemes
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
-from programs import INT4, quantize_options, run_in_process, run_script
-
-CONTEXT, LIMIT = 32, 150
-SCALED = {  # what these multiply logits by is far from 1
-    "cohere": ("CohereConfig", families.SIZES | {"logit_scale": 0.0625}),
-    "granite": ("GraniteConfig", families.SIZES | {"logits_scaling": 8.0}),
-}
-
-
-def sharpen(folder: Path, change: float = 0.0, seed: int = 0, head: bool = False) -> Path:
-    """Make a random model sure of what it says, in place, and change its linears, or its head instead, a little."""
-    weights = load_file(folder / "model.safetensors")
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in weights.items():
-        if weight.ndim == 2 and "embed" not in name:
-            changed = change if ("lm_head" in name) == head else 0
-            noise = torch.randn(weight.shape, generator=generator) * weight.float().std()
-            weights[name] = ((weight.float() + changed * noise) * 8).to(weight.dtype)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-def write(name: str, tokenizer: Path, folder: Path, **changes) -> Path:
-    if name not in SCALED:
-        return sharpen(families.write(name, tokenizer, folder), **changes)
-    config_class, values = SCALED[name]
-    return sharpen(
-        families.write_model(getattr(transformers, config_class)(**values), tokenizer, folder),
-        **changes,
-    )
-
-
-def write_int4(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, scheme: schemes.Scheme = INT4) -> Path:
-    options = ["--checkpoint", checkpoint, *quantize_options(scheme), "--output", folder]
-    run_in_process(quantize, monkeypatch, *options)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def words(untrained: Path) -> list[str]:
-    """Pieces of text, a token each to the stand-in's tokenizer."""
-    vocabulary = tokenization.load_tokenizer(untrained / "model").get_vocab()
-    return sorted(word for word in vocabulary if word.startswith(" ") and len(word) > 3)
-
-
-@pytest.fixture
-def text(words: list[str], tmp_path: Path) -> Path:
-    path = tmp_path / "texts" / "held_out.txt"
-    path.parent.mkdir()
-    path.write_text("".join(random.Random(1).choices(words, k=LIMIT + 50)), encoding="utf-8")
-    return path
-
-
-def found_by(
-    program: ModuleType, monkeypatch: pytest.MonkeyPatch, words: list, checkpoint: Path
-) -> tuple[dict, pd.DataFrame]:
-    """Run a program; returns its report on a checkpoint and its table of windows."""
-    report, samples = (Path(f"{checkpoint}_{name}") for name in ("divergence.json", "samples.parquet"))
-    run_in_process(program, monkeypatch, *words, "--report", report, "--samples", samples)
-    return files.read_json(report), pd.read_parquet(samples)
-
-
-@pytest.fixture
-def record(text: Path, monkeypatch: pytest.MonkeyPatch):
-    """Let a checkpoint read the text and compare it with its base; its states lie beside it afterwards."""
-
-    def run(
-        checkpoint: Path, base: Path | None = None, dtype: str = "float32", context: int = CONTEXT, limit: int = LIMIT
-    ) -> tuple[dict, pd.DataFrame]:
-        options = ["--context", context, "--limit", limit, "--dtype", dtype, "--output", f"{checkpoint}_states"]
-        options += ["--base", base, "--base-states", f"{base}_states"] if base else []
-        words = ["--checkpoint", checkpoint, "--texts", text, *options]
-        return found_by(record_hidden_states, monkeypatch, words, checkpoint)
-
-    return run
-
-
-@pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch):
-    """Compare a quantized checkpoint with its base and its own weights in bf16, whose states lie beside them."""
-
-    def run(checkpoint: Path, base: Path, own: Path) -> tuple[dict, pd.DataFrame]:
-        folders = {"base": base, "own": own}
-        words = [word for name, folder in folders.items() for word in (f"--{name}", folder)]
-        words += [word for name, folder in folders.items() for word in (f"--{name}-states", f"{folder}_states")]
-        return found_by(evaluate_divergence, monkeypatch, ["--checkpoint", checkpoint, *words], checkpoint)
-
-    return run
+from programs import quantize_options, run_script
 
 
 def windows_of(checkpoint: Path, text: Path) -> list[list[int]]:
@@ -324,120 +232,6 @@ def test_windows_cover_the_text_and_do_not_overlap(name, bos, limit, untrained, 
 def test_a_text_without_tokens_has_no_windows(untrained):
     with pytest.raises(InputError, match=r"^expected a text of two tokens or more, found 0$"):
         divergence.windows(tokenization.load_tokenizer(untrained / "model"), "", CONTEXT, None)
-
-
-def test_a_context_beyond_the_models_is_one_line(untrained, record, tmp_path):
-    base = families.write("gemma3", untrained / "model", tmp_path / "base")
-    with pytest.raises(InputError) as caught:
-        record(base, context=2049)
-    expected = "evaluation.divergence.context: expected at most 2048, the model's own, found 2049"
-    assert str(caught.value) == expected
-    assert not (tmp_path / "base_states").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "limit", "problem"),
-    [
-        (None, 31, "expected 2 windows of 32 tokens in the first 31 or more, for intervals, found 1"),
-        ("", LIMIT, "expected a text of two tokens or more, found 0"),
-    ],
-)
-def test_a_text_too_short_for_an_interval_is_one_line(untrained, text, record, tmp_path, content, limit, problem):
-    if content is not None:
-        text.write_text(content)
-    base = families.write("llama", untrained / "model", tmp_path / "base")
-    with pytest.raises(InputError) as caught:
-        record(base, limit=limit)
-    assert str(caught.value) == f"{text}: {problem}"
-
-
-@pytest.fixture
-def three(untrained, record, monkeypatch, tmp_path) -> tuple[Path, Path, Path]:
-    """A base and an arm, with their states, and the arm in int4."""
-    base, arm = (write("llama", untrained / "model", tmp_path / name) for name in ("base", "arm"))
-    record(base)
-    record(arm, base)
-    return base, arm, write_int4(arm, monkeypatch, tmp_path / "int4")
-
-
-@pytest.fixture
-def refusals(record, evaluate):
-    """Return what both programs say of an arm and of its int4, when they are compared with a base."""
-
-    def run(base: Path, arm: Path, int4: Path) -> list[str]:
-        found = []
-        for compare in (lambda: record(arm, base), lambda: evaluate(int4, base, arm)):
-            with pytest.raises(InputError) as caught:
-                compare()
-            found.append(str(caught.value))
-        return found
-
-    return run
-
-
-def test_states_of_another_protocol_are_one_line(three, record, refusals):
-    base, arm, int4 = three
-    record(base, context=CONTEXT // 2)
-    there, here = (f"{folder}_states/held_out.safetensors" for folder in (base, arm))
-    expected = f"{here}: expected the tokens and the protocol of {there}, found others; record both again"
-    assert refusals(base, arm, int4) == [expected] * 2
-
-
-def test_states_of_other_texts_are_one_line(three, refusals):
-    base, arm, int4 = three
-    states = Path(f"{base}_states")
-    shutil.copy(states / "held_out.safetensors", states / "another.safetensors")
-    expected = f"{arm}_states: expected the text of {states}/another.safetensors, found none"
-    assert refusals(base, arm, int4) == [expected] * 2
-
-
-def test_no_states_are_one_line(three, refusals):
-    base, arm, int4 = three
-    (Path(f"{base}_states") / "held_out.safetensors").unlink()
-    expected = f"{base}_states: expected the hidden states of texts, found none"
-    assert refusals(base, arm, int4) == [expected] * 2
-
-
-def test_broken_states_are_one_line(three, refusals):
-    base, arm, int4 = three
-    path = Path(f"{base}_states") / "held_out.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    for found in refusals(base, arm, int4):
-        assert found.startswith(f"{path}: the hidden states cannot be read (")
-        assert "\n" not in found
-
-
-def test_a_variant_in_bf16_is_compared_where_it_is_recorded(three, evaluate):
-    base, arm, _ = three
-    with pytest.raises(InputError) as caught:
-        evaluate(arm, base, arm)
-    problem = "expected a quantized checkpoint, found one in bf16, which record_hidden_states compares"
-    assert str(caught.value) == f"{arm}: {problem}"
-
-
-@pytest.mark.parametrize(("given", "missing"), [("--base", "--base-states"), ("--base-states", "--base")])
-def test_half_a_base_is_one_line(three, text, monkeypatch, given, missing):
-    base, arm, _ = three
-    options = ["--context", CONTEXT, "--dtype", "float32", "--output", f"{arm}_states", given, base]
-    with pytest.raises(InputError) as caught:
-        found_by(record_hidden_states, monkeypatch, ["--checkpoint", arm, "--texts", text, *options], arm)
-    assert str(caught.value) == f"{missing}: expected a folder beside {given}, found none"
-
-
-def test_another_vocabulary_is_one_line(three, untrained, record, refusals, monkeypatch, tmp_path):
-    base, *_ = three
-    config = transformers.LlamaConfig(**families.SIZES | {"vocab_size": 1100, "tie_word_embeddings": False})
-    larger = families.write_model(config, untrained / "model", tmp_path / "larger")
-    int4 = write_int4(larger, monkeypatch, tmp_path / "larger_int4")
-    record(larger)
-    problem = f"expected the vocabulary of {base}, 1024 tokens, found 1100"
-    assert refusals(base, larger, int4) == [f"{larger}: {problem}", f"{int4}: {problem}"]
-
-
-def test_a_checkpoint_in_int4_has_no_head_to_be_loaded_alone(untrained, monkeypatch, tmp_path):
-    int4 = write_int4(untrained / "model", monkeypatch, tmp_path / "int4")
-    with pytest.raises(InputError):
-        heads.load(int4, torch.float32, "cpu")
 
 
 @pytest.fixture

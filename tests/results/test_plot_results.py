@@ -11,6 +11,7 @@ import yaml
 from matplotlib.colors import to_rgb
 
 import plot_results
+from int4_qat.results import plot_parts
 from programs import ROOT, VARIANTS, run_script
 from test_summarize import run
 
@@ -76,7 +77,7 @@ def test_each_quantized_base_has_its_line(summarized):
 
 def test_quantizations_have_marks_of_their_own():
     colours = dict.fromkeys(("base", "qat"), "#000000")
-    marks = plot_results.assign_marks(["base-bf16", "base-int4", "qat-int4", "base-w4a16"], colours)
+    marks = plot_parts.assign_marks(["base-bf16", "base-int4", "qat-int4", "base-w4a16"], colours)
     shapes = [mark["marker"] for mark in marks.values()]
     assert shapes[1] == shapes[2]
     assert len(set(shapes)) == 3
@@ -98,7 +99,7 @@ def test_a_missing_log_is_one_line(summarized):
 
 
 def test_arms_that_differ_in_their_seed_share_a_colour():
-    colours = plot_results.assign_colours(["base", "a_1", "a_2", "b"], [["a_1", "a_2"]], {"base": "#000000"})
+    colours = plot_parts.assign_colours(["base", "a_1", "a_2", "b"], [["a_1", "a_2"]], {"base": "#000000"})
     assert colours["a_1"] == colours["a_2"]
     assert len({colours["base"], colours["a_1"], colours["b"]}) == 3
 
@@ -110,7 +111,7 @@ def luminance(colour):
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("colour", sorted({*COLOURS.values(), *plot_results.OTHERS, plot_results.GREY}))
+@pytest.mark.parametrize("colour", sorted({*COLOURS.values(), *plot_parts.OTHERS, plot_parts.GREY}))
 def test_every_colour_has_contrast(colour, page):
     """3 to 1, which WCAG 2.2 (1.4.11) asks of graphics."""
     low, high = sorted([luminance(colour), luminance(page)])

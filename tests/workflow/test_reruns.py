@@ -123,6 +123,7 @@ MODULES = {
     "results/schema/questions.py": SUMMARIZED,
     "results/schema/serving.py": SUMMARIZED,
     "results/schema/task.py": SUMMARIZED,
+    "results/plot_parts.py": PLOTTED,
     "results/seeds.py": SUMMARIZED,
     "results/statistics.py": SUMMARIZED,
     "results/summary.py": SUMMARIZED,
