@@ -106,11 +106,12 @@ def compare_variant(name: str, run: dict, reference: dict, same_data: bool) -> d
     row, other = run["rows"][name], reference["rows"][name]
     answers, other_answers = run["answers"].get(name), reference["answers"].get(name)
     paired = same_data and answers.index.equals(other_answers.index)
+    reason = "no questions with choices" if answers is None else "other questions"
     return {
         "variant": name,
         "headline": change(row["headline"], other["headline"], "value"),
         "paired": pair(answers, other_answers) if paired else None,
-        "not_paired": None if paired else "no questions with choices" if answers is None else "other questions",
+        "not_paired": None if paired else reason,
         "recovered": change(row, other, "recovered"),
         "peak_gb": change(row["memory"], other["memory"], "peak_gb"),
         "checkpoint_gb": change(row["memory"], other["memory"], "checkpoint_gb"),

@@ -124,5 +124,5 @@ def test_another_vocabulary_is_one_line(three, untrained, record, refusals, monk
 
 def test_a_checkpoint_in_int4_has_no_head_to_be_loaded_alone(untrained, monkeypatch, tmp_path):
     int4 = write_int4(untrained / "model", monkeypatch, tmp_path / "int4")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="is no parameter of Gemma3ForConditionalGeneration"):
         heads.load(int4, torch.float32, "cpu")

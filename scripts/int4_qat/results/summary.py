@@ -42,7 +42,7 @@ def derive(results: Path, measured: Measured, arms: dict[str, dict], references:
     return {
         "headline": describe(asked[headline].metric),
         "variants": rows,
-        "comparisons": [pair for name in sorted(compared, key=headline.__ne__) for pair in compared[name]],
+        "comparisons": [pair for name in dict.fromkeys([headline, *compared]) for pair in compared[name]],
         "seeds": seeds.over_seeds(asked[headline], references, compared[headline], arms),
     }
 
