@@ -1,12 +1,12 @@
 # Quantized checkpoints, each with a manifest of every layer; a folder for each format.
-#   in:  results/<model>/<weights>-bf16/checkpoint/
+#   in:  results/<model>/<weights>-bf16/checkpoint/, or results/<model>/<weights>-<quantization>/calibrated/
 #   out: results/<model>/<weights>-<quantization>/checkpoint/
 
 
 rule quantize:
     input:
         code=quantize_code,
-        checkpoint=lambda wildcards: f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/checkpoint",
+        checkpoint=quantize_input,
     output:
         directory("results/{model}/{variant}/{folder}"),
     log:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from int4_qat.evaluation.heads import Head
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
+from int4_qat.tokenizer.windows import cut
 
 BATCH_TOKENS = 8192  # that a model reads at once
 BLOCK_BYTES = 2**28  # of one matrix of logits in fp32
@@ -36,10 +37,8 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, context: int, limit: 
 
     Raise InputError if there are none.
     """
-    bos = [tokenizer.bos_token_id] if tokenization.adds_bos(tokenizer) else []
-    tokens, step = tokenization.bare_ids(tokenizer, text)[:limit], context - len(bos)
-    found = [bos + tokens[start : start + step] for start in range(0, len(tokens), step)]
-    found = [window for window in found if len(window) > 1]
+    tokens = tokenization.bare_ids(tokenizer, text)[:limit]
+    found = [window for window in cut(tokenizer, tokens, context) if len(window) > 1]
     if not found:
         raise InputError(f"expected a text of two tokens or more, found {len(tokens)}")
     return found

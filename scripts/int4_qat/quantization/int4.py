@@ -24,6 +24,7 @@ torchao's tile_packed_to_4d quantizes by itself, in the weight's dtype: from fp3
 code in forty comes out otherwise.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,10 @@ class Grid(NamedTuple):
 
     scale: torch.Tensor  # bfloat16 (columns / group_size, rows)
     zero_point: torch.Tensor  # bfloat16 (columns / group_size, rows)
+
+    def of_rows(self, rows: slice) -> "Grid":
+        """Return the grid of some rows of the weight."""
+        return Grid(self.scale[:, rows], self.zero_point[:, rows])
 
 
 class Int4Weight(NamedTuple):
@@ -70,8 +75,19 @@ def quantize(weight: torch.Tensor, scheme: Scheme, grid: Grid | None = None) -> 
         raise ValueError(f"group size {scheme.group_size} does not divide {columns} input features")
     groups = weight.detach().float().view(rows, columns // scheme.group_size, scheme.group_size)
     scale, low = GRIDS[scheme.zero_point](groups) if grid is None else _of_stored(grid)
-    codes = (groups - low).div_(scale).round_().clamp_(0, LEVELS).sub_(OFFSET).view(rows, columns).to(torch.int8)
+    codes = _steps(groups, scale, low).sub_(OFFSET).view(rows, columns).to(torch.int8)
     return Int4Weight(codes, *(grid or Grid(_store(scale), _store(low + scale * OFFSET))))
+
+
+def nearest_on(grid: Grid) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what takes a column of the one group of a grid, fp32 (rows), to the nearest values."""
+    scale, low = (part.flatten() for part in _of_stored(grid))
+    return lambda column: _steps(column, scale, low).mul_(scale).add_(low)
+
+
+def _steps(values: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """How many steps above its lowest value the nearest one lies, 0 ... LEVELS."""
+    return (values - low).div_(scale).round_().clamp_(0, LEVELS)
 
 
 def _float_grid(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

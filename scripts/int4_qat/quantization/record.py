@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 RECORD = "qat.json"
+CALIBRATION = "calibration.json"  # of a calibrated checkpoint: its method, its scheme, its texts
 
 
 def copy_record(adapter: Path, folder: Path) -> None:

@@ -1,0 +1,119 @@
+"""Calibrate a bf16 checkpoint for int4: the weights and the grids that a method finds with the help of texts.
+
+The result is a plain checkpoint in bf16 that is meant to be rounded on the grids beside it, by quantize, or to be
+trained further on them. Texts are the formatted training questions and general text, never a text that the results
+are measured on. One GPU holds the whole model, and one layer at a time is calibrated.
+
+    python scripts/calibrate.py --checkpoint results/demo/base-bf16/checkpoint --method gptq \\
+        --scheme '{"type": "int", "num_bits": 4, "symmetric": false, "strategy": "group", "group_size": 64,
+        "zero_point": "float"}' --texts results/demo/train.parquet --samples 32 --length 128 --batch-size 8 --seed 0 \\
+        --dtype float32 --output results/demo/base-gptq/calibrated
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from int4_qat.checkpoint import architecture, loading, weight_files, weight_writer
+from int4_qat.checkpoint.blocks import STORAGE_DTYPE
+from int4_qat.quantization import calibration, calibration_texts, grids, linears, record, schemes
+from int4_qat.quantization.int4 import Grid
+from int4_qat.system import devices, errors, files, rooms
+from int4_qat.system.errors import InputError
+from int4_qat.tokenizer import tokenization
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder in bf16")
+    parser.add_argument("--scheme", required=True, type=json.loads, help="JSON: the words of a quantization")
+    parser.add_argument("--ignore", nargs="*", default=[], help="modules that stay in bf16: names, or parts of names")
+    parser.add_argument("--method", required=True, choices=rooms.words(rooms.METHODS), help="how grids are found")
+    parser.add_argument("--texts", required=True, type=Path, nargs="+", help=".txt, or parquet with the column text")
+    parser.add_argument("--samples", required=True, type=int, help="windows of text, equal shares of each file")
+    parser.add_argument("--length", required=True, type=int, help="tokens of a window, bos included")
+    parser.add_argument("--batch-size", required=True, type=int, help="windows in a layer at once")
+    parser.add_argument("--seed", required=True, type=int, help="which windows")
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES), help="that layers compute in")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--output", required=True, type=Path, help="folder of the calibrated model")
+    arguments = parser.parse_args()
+    devices.claim(arguments.device)
+    scheme, method = schemes.of_words(arguments.scheme), rooms.load(rooms.METHODS, arguments.method)
+    refuse_idle_method(arguments.method, method.NEEDS)
+    meta, sources, names = architecture.open_checkpoint(arguments.checkpoint)
+    refuse_long_windows(meta.config, arguments.length)
+    layers = linears.choose(meta, set(names.values()), scheme, arguments.ignore)
+    quantized = [layer["name"] for layer in layers if layer["quantized"]]
+    tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
+    texts = calibration_texts.read(arguments.texts, tokenizer, arguments.samples, arguments.length, arguments.seed)
+    model = loading.load(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
+    found = calibration.calibrate(model, texts, quantized, method.calibrate, scheme, arguments.batch_size)
+    write(arguments, model, sources, names, found)
+    print(f"{len(found)} linears calibrated by {arguments.method} on {texts.numel()} tokens{peak(arguments.device)}")
+
+
+def refuse_idle_method(word: str, needs: tuple[str, ...]) -> None:
+    """Raise InputError for a method that needs no texts."""
+    if not needs:
+        raise InputError(f"--method: expected one that texts calibrate, found {word}, which quantize does alone")
+
+
+def refuse_long_windows(config: PretrainedConfig, length: int) -> None:
+    """Raise InputError if a model was not made for so many tokens."""
+    longest = architecture.longest_text(config)
+    if longest and length > longest:
+        raise InputError(f"calibration.length: expected at most {longest}, the model's own, found {length}")
+
+
+def write(
+    arguments: argparse.Namespace,
+    model: PreTrainedModel,
+    sources: dict[str, weight_files.StoredTensor],
+    names: dict[str, str],
+    found: dict[str, Grid],
+) -> None:
+    """Write the folder: the weights that the model has now, their grids, and what they come of."""
+    parameters = dict(model.named_parameters())
+
+    def put(key: str) -> None:
+        if names[key] in parameters:
+            targets[key].write(parameters[names[key]].data.to(STORAGE_DTYPE).cpu())
+        else:
+            weight_writer.copy(sources[key], targets[key])
+
+    with files.whole(arguments.output) as folder:
+        targets = weight_writer.create(folder, architecture.stored_as(sources))
+        weight_files.in_parallel(put, sources, "write")
+        model.config.save_pretrained(folder)
+        architecture.copy_companions(arguments.checkpoint, folder)
+        grids.write(folder, found)
+        files.write_json(folder / record.CALIBRATION, describe(arguments))
+
+
+def describe(arguments: argparse.Namespace) -> dict:
+    """Return what the weights and the grids come of."""
+    return {
+        "method": arguments.method,
+        "scheme": schemes.of_words(arguments.scheme).words,
+        "ignore": sorted(arguments.ignore),
+        "texts": {str(path): files.sha256(path) for path in arguments.texts},
+        "samples": arguments.samples,
+        "length": arguments.length,
+        "batch_size": arguments.batch_size,
+        "seed": arguments.seed,
+        "dtype": arguments.dtype,
+        "device": devices.name(arguments.device),
+    }
+
+
+def peak(device: str) -> str:
+    """Return how much GPU memory it took at most, for the log."""
+    return f"; peak GPU memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if device == "cuda" else ""
+
+
+if __name__ == "__main__":
+    errors.run(main)

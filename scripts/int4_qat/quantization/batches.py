@@ -1,0 +1,41 @@
+"""A call of a layer with all texts at once, cut into calls with some of them, and the outputs joined again."""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+
+Call = tuple[tuple, dict]  # positional and named arguments
+
+
+class Cut:
+    """How calls with so many texts are cut; what layers hand on to later ones in a mapping is kept for each batch."""
+
+    def __init__(self, texts: int, size: int):
+        self.texts = texts
+        self.parts = [slice(start, min(start + size, texts)) for start in range(0, texts, size)]
+        self._handed_on: dict[int, tuple[MutableMapping, list[MutableMapping]]] = {}
+
+    def calls(self, arguments: tuple, named: dict) -> list[Call]:
+        """Return the calls that stand for one with all texts."""
+        numbers = range(len(self.parts))
+        return [(self._part(arguments, number), self._part(named, number)) for number in numbers]
+
+    def _part(self, value: Any, number: int) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value[self.parts[number]] if value.ndim > 1 and len(value) == self.texts else value
+        if type(value) in (tuple, list):
+            return type(value)(self._part(each, number) for each in value)
+        if type(value) is dict:
+            return {key: self._part(each, number) for key, each in value.items()}
+        if isinstance(value, MutableMapping):  # Gemma 4's keys and values that later layers share
+            _, own = self._handed_on.setdefault(id(value), (value, [type(value)() for _ in self.parts]))
+            return own[number]
+        return value
+
+
+def join(outputs: list[Any]) -> Any:
+    """Return what a layer would have returned of all texts; of a tuple the first counts, the hidden states."""
+    if isinstance(outputs[0], tuple):
+        return (torch.cat([output[0] for output in outputs]), *outputs[0][1:])
+    return torch.cat(outputs)

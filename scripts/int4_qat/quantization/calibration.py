@@ -1,0 +1,106 @@
+"""Calibration texts in a model, layer by layer: each layer is changed by a method, then passes on what it deploys.
+
+All texts go through the model's own forward pass at once, with its repeated layers wrapped for the time. So what stands
+around the layers, and what a family hands from one to the next, is the model's own business; a layer takes the texts
+in batches. It sees what the quantized layers before it make of them.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from int4_qat.quantization import batches, int4
+from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization.schemes import Scheme
+
+
+class Layer:
+    """One of a model's repeated layers, the linears in it that are quantized, and the texts as they arrive at it."""
+
+    def __init__(self, module: torch.nn.Module, linears: dict[str, torch.nn.Linear]):
+        self.module = module
+        self.linears = linears  # by their names in the model
+        self.calls: list[batches.Call] = []
+        self._forward = module.forward
+
+    def outputs(self) -> Iterator[Any]:
+        """Yield what the layer makes of each batch of the texts with the weights that it has now."""
+        for arguments, named in self.calls:
+            yield self._forward(*arguments, **named)
+
+
+# Changes the weights of a layer in place, and perhaps its norms; returns the grids that the linears are rounded on.
+Method = Callable[[Layer, Scheme], dict[str, Grid]]
+
+
+@torch.no_grad()
+def calibrate(
+    model: PreTrainedModel, texts: torch.Tensor, names: Iterable[str], method: Method, scheme: Scheme, batch_size: int
+) -> dict[str, Grid]:
+    """Change the weights of some linears of a model, each by its layer; return their grids.
+
+    texts are token ids (texts, length). A linear that no repeated layer holds stays as it is, on its own grid.
+    """
+    layers, others = layers_of(model, names)
+    grids = own_grids(others, scheme)
+    cut = batches.Cut(len(texts), batch_size)
+    with tqdm(total=len(layers), desc="calibrate", unit=" layers", mininterval=1) as progress:
+
+        def forward(layer: Layer, *arguments, **named) -> Any:
+            layer.calls = cut.calls(arguments, named)
+            grids.update(own_grids(layer.linears, scheme) | method(layer, scheme))
+            with deployed(layer.linears, grids, scheme):
+                output = batches.join(list(layer.outputs()))
+            layer.calls = []
+            progress.update()
+            return output
+
+        for layer in layers:
+            layer.module.forward = functools.partial(forward, layer)
+        try:
+            model.base_model(input_ids=texts.to(model.device), use_cache=False)
+        finally:
+            for layer in layers:
+                del layer.module.forward
+    return grids
+
+
+def layers_of(model: PreTrainedModel, names: Iterable[str]) -> tuple[list[Layer], dict[str, torch.nn.Linear]]:
+    """Return the repeated layers that hold some linears, and those of the linears that none holds.
+
+    A repeated layer is the outermost element of a list of modules.
+    """
+    modules = dict(model.named_modules())
+    held: dict[str, dict[str, torch.nn.Linear]] = {}
+    others = {}
+    for name in names:
+        parts = name.split(".")
+        ends = [end for end in range(1, len(parts)) if isinstance(modules[".".join(parts[:end])], torch.nn.ModuleList)]
+        if ends:
+            held.setdefault(".".join(parts[: ends[0] + 1]), {})[name] = modules[name]
+        else:
+            others[name] = modules[name]
+    return [Layer(modules[name], linears) for name, linears in held.items()], others
+
+
+def own_grids(linears: dict[str, torch.nn.Linear], scheme: Scheme) -> dict[str, Grid]:
+    """Return the grids on which some linears are rounded to nearest."""
+    return {name: int4.quantize(linear.weight, scheme).grid for name, linear in linears.items()}
+
+
+@contextmanager
+def deployed(linears: dict[str, torch.nn.Linear], grids: dict[str, Grid], scheme: Scheme) -> Iterator[None]:
+    """Within it some linears compute with the weights that their int4 ones stand for."""
+    weights = {name: linear.weight.data for name, linear in linears.items()}
+    for name, linear in linears.items():
+        linear.weight.data = int4.fake_quantize(weights[name], scheme, grid=grids[name])
+    try:
+        yield
+    finally:
+        for name, linear in linears.items():
+            linear.weight.data = weights[name]

@@ -1,0 +1,137 @@
+"""Factors that move from the inputs of some linears into what makes these inputs: the layer computes what it did.
+
+x / s comes of a norm whose gain is divided by s, or of a linear whose rows are; the linears' columns are multiplied by
+s. Which module can take them up is found by trying: factors of 2 are folded in, and the layer's output must stay.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from int4_qat.checkpoint.blocks import STORAGE_DTYPE
+from int4_qat.quantization.calibration import Layer
+from int4_qat.quantization.layer_inputs import Inputs
+
+TOLERANCE = 0.1  # roundings to bfloat16 are a hundredth, a wrong fold is one half and more
+SMALLEST = 1e-9
+
+
+class Fold(NamedTuple):
+    """Some linears with the same inputs, and the norm or the linear that takes up what they are multiplied by."""
+
+    linears: dict[str, torch.nn.Linear]
+    source: torch.nn.Module
+
+    def apply(self, scales: torch.Tensor) -> torch.Tensor:
+        """Multiply the columns of the linears by scales, fp32 (columns), and divide the source by them.
+
+        Return the scales that count: all weights stay values of bfloat16, which not every quotient of a norm's gain is.
+        """
+        if isinstance(self.source, torch.nn.Linear):
+            put(self.source.weight, self.source.weight.float() / scales[:, None])
+        else:
+            scales = divide_gain(self.source, scales)
+        if getattr(self.source, "bias", None) is not None:
+            put(self.source.bias, self.source.bias.float() / scales)
+        for linear in self.linears.values():
+            put(linear.weight, linear.weight.float() * scales)
+        return scales
+
+
+def put(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
+    """Give a parameter new values, rounded to bfloat16."""
+    parameter.data = values.to(STORAGE_DTYPE).to(parameter.dtype)
+
+
+def divide_gain(norm: torch.nn.Module, scales: torch.Tensor) -> torch.Tensor:
+    """Divide the gain of a norm, and return by what it is divided now; where it would be zero it stays."""
+    offset, before = gain_offset(norm), norm.weight.data.float()
+    after = (before + offset).div(scales).sub(offset).to(STORAGE_DTYPE).float()
+    after = torch.where((after + offset == 0) | (before + offset == 0), before, after)
+    put(norm.weight, after)
+    return torch.where(after == before, 1, (before + offset) / (after + offset))
+
+
+def gain_offset(norm: torch.nn.Module) -> int:
+    """Return 1 for a norm whose gain is 1 + w, as Gemma's, and 0 where it is w."""
+    weight, bias = norm.weight.data, getattr(norm, "bias", None)
+    probe = torch.linspace(1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)[None]
+    norm.weight.data = torch.zeros_like(weight)
+    without = norm(probe) - (0 if bias is None else bias)
+    norm.weight.data = weight
+    return int(bool(without.any()))
+
+
+def find(layer: Layer, inputs: list[Inputs]) -> list[Fold]:
+    """Return the folds that leave the layer's output as it is, at most one for each of some inputs."""
+    makers, found = makers_of(layer), []
+    for each in inputs:
+        first = next(iter(each.linears))
+        linears = [linear for name, linear in layer.linears.items() if name not in each.linears]
+        norms = [makers[first]] if first in makers else []
+        candidates = [
+            Fold(each.linears, source) for source in (*norms, *linears) if outputs_of(source) == len(each.moments)
+        ]
+        found += [fold for fold in candidates if leaves_output(layer, fold)][:1]
+    return found
+
+
+def outputs_of(module: torch.nn.Module) -> int:
+    """Return how many features a norm or a linear makes."""
+    return module.weight.shape[0]
+
+
+def makers_of(layer: Layer) -> dict[str, torch.nn.Module]:
+    """Return, by the names of linears, the norm whose output is their input, if it is one's."""
+    norms = [module for module in layer.module.modules() if is_norm(module)]
+    made: list[tuple[torch.Tensor, torch.nn.Module]] = []
+    given: dict[str, torch.Tensor] = {}
+    hooks = [norm.register_forward_hook(lambda module, _, output: made.append((output, module))) for norm in norms]
+    hooks += [
+        linear.register_forward_pre_hook(lambda _, arguments, name=name: given.update({name: arguments[0]}))
+        for name, linear in layer.linears.items()
+    ]
+    next(layer.outputs())
+    for hook in hooks:
+        hook.remove()
+    return {name: norm for name, x in given.items() for output, norm in made if output is x}
+
+
+def is_norm(module: torch.nn.Module) -> bool:
+    """Return whether a module has one gain for each feature and nothing inside."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.nn.Parameter) and weight.ndim == 1 and not any(module.children())
+
+
+def leaves_output(layer: Layer, fold: Fold) -> bool:
+    """Return whether the layer computes the same with some factors folded in; its weights stay as they are.
+
+    What the factors change is held against what they change if nothing takes them up.
+    """
+    factors = torch.ones(outputs_of(fold.source), device=fold.source.weight.device)
+    factors[::2] = 2
+    before = hidden_of(next(layer.outputs()))
+    folded, half_folded = (hidden_of(output) - before for output in probed(layer, fold, factors))
+    size = (
+        before.square().mean(0).sqrt().clamp(min=SMALLEST)
+    )  # a few channels of some models are a thousand times others
+    return bool((folded / size).norm() < TOLERANCE * (half_folded / size).norm())
+
+
+def probed(layer: Layer, fold: Fold, factors: torch.Tensor) -> Iterator[Any]:
+    """Yield what the layer makes of its first batch with factors folded in, and with the source as it was."""
+    own, theirs = [*fold.source.parameters()], [linear.weight for linear in fold.linears.values()]
+    kept = {parameter: parameter.data for parameter in (*own, *theirs)}
+    fold.apply(factors)
+    yield next(layer.outputs())
+    for parameter in own:
+        parameter.data = kept[parameter]
+    yield next(layer.outputs())
+    for parameter in theirs:
+        parameter.data = kept[parameter]
+
+
+def hidden_of(output: Any) -> torch.Tensor:
+    """Return the hidden states of a layer's output, fp32 (tokens, width)."""
+    return (output[0] if isinstance(output, tuple) else output).float().flatten(0, -2)
