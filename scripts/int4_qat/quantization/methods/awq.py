@@ -1,0 +1,3 @@
+"""AWQ: stands here for its file until that comes."""
+
+NEEDS = ("texts",)

@@ -1,0 +1,3 @@
+"""GPTQ: stands here for its file until that comes."""
+
+NEEDS = ("texts",)
