@@ -1,0 +1,41 @@
+"""Whether training beat the best int4 that needs none: a base that a method calibrated on texts."""
+
+from collections.abc import Mapping
+
+from int4_qat.results import metrics
+from int4_qat.results.units import Asked
+
+SAID = {True: "yes", False: "no", None: "not resolved"}  # of training_won
+
+
+def verdicts(
+    asked: Mapping[str, Asked], compared: Mapping[str, list[dict]], headline: str, methods: dict
+) -> list[dict]:
+    """Return one entry for each trained variant, of the headline and of the KL on the first text.
+
+    asked and compared are by metric, methods by calibrated base.
+    """
+    kls = [name for name, each in asked.items() if each.metric.of_text and each.metric.of_text[1] == "kl"]
+    return [
+        metrics.describe(asked[name].metric)
+        | {"variant": pair["variant"], "calibrated_baseline": pair["reference"], "method": methods[pair["reference"]]}
+        | {key: pair[key] for key in ("difference", "difference_ci95")}
+        | {"training_won": pair["difference"] > 0 if pair["resolved"] else None}
+        for name in dict.fromkeys([headline, *kls[:1]])
+        for pair in compared[name]
+        if pair["reference"] == asked[name].calibrated
+    ]
+
+
+def sentence(verdict: dict) -> str:
+    """Return 'of mmlu yes: qat-int4 against base-gptq (gptq) +0.42 [+0.10, +0.74] points'."""
+    against = f"{verdict['variant']} against {verdict['calibrated_baseline']} ({verdict['method']})"
+    return f"of {verdict['metric']} {SAID[verdict['training_won']]}: {against} {difference(verdict)}"
+
+
+def difference(verdict: dict) -> str:
+    """Return the paired difference with its interval and unit."""
+    is_share = verdict["unit"] == metrics.SHARE.unit
+    scale, form, unit = (100, "+.2f", "points") if is_share else (1, "+.4f", verdict["unit_of_differences"])
+    value, low, high = (f"{scale * end:{form}}" for end in (verdict["difference"], *verdict["difference_ci95"]))
+    return f"{value} [{low}, {high}] {unit}".rstrip()
