@@ -1,7 +1,11 @@
-"""Whether training beat the best int4 that needs none: a base that a method calibrated on texts."""
+"""Whether training beat the best int4 that needs none: a base that a method calibrated on texts.
+
+Of several such bases the best is chosen by the same units on which it is compared, which favours it, not training.
+"""
 
 from collections.abc import Mapping
 
+from int4_qat.config import variants
 from int4_qat.results import metrics
 from int4_qat.results.units import Asked
 
@@ -27,10 +31,16 @@ def verdicts(
     ]
 
 
+def of_variant(variant: str, found: list[dict]) -> list[dict]:
+    """Return the verdicts on a variant; those on every trained one if it was not trained itself."""
+    is_trained = variants.split(variant)[0] != variants.BASE
+    return [verdict for verdict in found if verdict["variant"] == variant or not is_trained]
+
+
 def sentence(verdict: dict) -> str:
-    """Return 'of mmlu yes: qat-int4 against base-gptq (gptq) +0.42 [+0.10, +0.74] points'."""
+    """Return 'mmlu: yes, qat-int4 against base-gptq (gptq) +0.42 [+0.10, +0.74] points'."""
     against = f"{verdict['variant']} against {verdict['calibrated_baseline']} ({verdict['method']})"
-    return f"of {verdict['metric']} {SAID[verdict['training_won']]}: {against} {difference(verdict)}"
+    return f"{verdict['metric']}: {SAID[verdict['training_won']]}, {against} {difference(verdict)}"
 
 
 def difference(verdict: dict) -> str:
