@@ -81,15 +81,16 @@ def read_loss(folder: Path) -> pd.Series:
 
 def titled(title: str, verdicts: list[dict], metric: str) -> str:
     """Return a title, and below it whether training beat the best calibrated base by a metric."""
-    return "\n".join([title, *(verdict.sentence(each) for each in verdicts if each["metric"] == metric)])
+    said = [verdict.sentence(each) for each in verdicts if each["metric"] == metric]
+    return "\n".join([title, *([verdict.QUESTION, *said] if said else [])])
 
 
 def plot_divergence(rows: list[dict], marks: dict[str, dict], verdicts: list[dict]) -> Figure:
     """Draw KL from base-bf16 and agreement with it of each variant with their intervals, a row of panels a text."""
     texts = list(rows[0]["divergence"])
-    figure = Figure(figsize=(8, 0.4 + len(texts) * (0.9 + 0.35 * len(rows))))
-    title = "divergence from base-bf16 on held-out texts"
-    figure.suptitle(titled(title, verdicts, metric_names.of_text(texts[0], "kl")))
+    title = titled("divergence from base-bf16 on held-out texts", verdicts, metric_names.of_text(texts[0], "kl"))
+    figure = Figure(figsize=(8, 0.4 + len(texts) * (0.9 + 0.35 * len(rows)) + 0.2 * title.count("\n")))
+    figure.suptitle(title)
     for text, (left, right) in zip(texts, figure.subplots(len(texts), 2, sharey=True, squeeze=False), strict=True):
         for place, row in enumerate(rows):
             found, mark = row["divergence"][text], marks[row["name"]]
@@ -107,9 +108,10 @@ def plot_headline(
 ) -> Figure:
     """Draw the headline of each variant with its interval, between the lines of the base in bf16 and quantized."""
     rows = [row for row in rows if row["headline"]]
-    figure = Figure(figsize=(8, 1.2 + 0.45 * len(rows)))
     title = f"{headline['metric']}, and how much of the quantization's cost was recovered"
-    figure.suptitle(titled(title, verdicts, headline["metric"]))
+    title = titled(title, verdicts, headline["metric"])
+    figure = Figure(figsize=(8, 1.2 + 0.45 * len(rows) + 0.2 * title.count("\n")))
+    figure.suptitle(title)
     axes = figure.add_subplot()
     scale, unit = (100, "%") if headline["unit"] == metrics.SHARE.unit else (1, headline["unit"])
     shown = {row["name"]: scale * row["headline"]["value"] for row in rows}

@@ -322,6 +322,7 @@ def test_the_plots_say_it_and_tell_the_bases_apart(made):
     ):
         drawn = (made / "plots" / f"{plot}.svg").read_text()
         assert len(re.findall(rf"<!-- {metric}: .*, (?:lora-gptq|qat-int4) against {re.escape(base)} ", drawn)) == 2
+        assert "<!-- did training beat the best calibrated base? (above 0 it did) -->" in drawn
         assert {"<!-- base-int4 -->", "<!-- base-gptq -->", "<!-- base-awq -->"} <= set(
             re.findall(r"<!-- \S+ -->", drawn)
         )

@@ -124,7 +124,7 @@ def printed(summary: dict, measured: Mapping[str, list[Measurement]]) -> dict[st
         "divergence from base-bf16": divergence(rows),
         "variants": pd.DataFrame(printed_row(row, measured[row["name"]], headline) for row in rows),
         differing: pd.DataFrame(differences(pair, headline) for pair in compared),
-        "did training beat the best calibrated base? (above 0 it did)": pd.DataFrame(
+        verdict.QUESTION: pd.DataFrame(
             {
                 "metric": each["metric"],
                 "variant": each["variant"],

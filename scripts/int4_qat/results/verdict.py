@@ -9,6 +9,7 @@ from int4_qat.config import variants
 from int4_qat.results import metrics
 from int4_qat.results.units import Asked
 
+QUESTION = "did training beat the best calibrated base? (above 0 it did)"
 SAID = {True: "yes", False: "no", None: "not resolved"}  # of training_won
 
 
