@@ -2,6 +2,8 @@
 #   in:  benchmarks/<rule>/*.tsv
 #   out: results/<model>/costs.json, costs.csv
 
+from int4_qat.results import calibration
+
 
 localrules:
     report_costs,
@@ -25,6 +27,12 @@ rule report_costs:
             arm=arms,
             allow_missing=True,
         ),
+        calibrate=[
+            record
+            for variant in quantized
+            if calibration.is_calibrated(variant, config)
+            for record in expand(rules.calibrate.benchmark, variant=variant, allow_missing=True)
+        ],
         quantize=[
             record
             for variant in quantized

@@ -3,6 +3,8 @@
 #        resources/metrics/<task>.json
 #   out: results/<model>/summary.json, summary.csv
 
+from int4_qat.results import calibration
+
 
 rule summarize:
     input:
@@ -28,6 +30,7 @@ rule summarize:
         tasks=[f"{task}={settings['metric']}" for task, settings in tasks.items()],
         arms=json.dumps({arm: recipes.recipe_of(config, arm) for arm in arms}, sort_keys=True),
         references=lambda wildcards: json.dumps(quantizations.references(recipes.settings_of(config, wildcards.model))),
+        calibrated=json.dumps(calibration.bases(config)),
         results=lambda wildcards, output: os.path.dirname(output.json),
     message:
         "summarize: {wildcards.model}"
@@ -40,6 +43,7 @@ rule summarize:
         " --tasks {params.tasks:q}"
         " --arms {params.arms:q}"
         " --references {params.references:q}"
+        " --calibrated {params.calibrated:q}"
         " --results {params.results:q}"
         " --data-report {input.data:q}"
         " --contamination {input.contamination:q}"

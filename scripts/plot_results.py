@@ -16,9 +16,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from int4_qat.config import variants
+from int4_qat.config import metric_names, variants
 from int4_qat.data import parquet_files
-from int4_qat.results import metrics, plot_parts
+from int4_qat.results import metrics, plot_parts, verdict
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 
@@ -41,10 +41,11 @@ def main() -> None:
     colours = plot_parts.assign_colours(variants.weights_of([row["name"] for row in rows]), groups, arguments.colours)
     marks = plot_parts.assign_marks([row["name"] for row in rows], colours)
     references = list(dict.fromkeys(row["quantized_baseline"] for row in rows))
+    verdicts = summary["training_against_calibration"]
     matplotlib.rcParams.update(plot_parts.STYLE)
     figures = {
-        **({"divergence": plot_divergence(rows, marks)} if rows[0]["divergence"] else {}),
-        "headline": plot_headline(rows, references, marks, summary["headline"]),
+        **({"divergence": plot_divergence(rows, marks, verdicts)} if rows[0]["divergence"] else {}),
+        "headline": plot_headline(rows, references, marks, summary["headline"], verdicts),
         **plot_subjects(arguments.results, rows, references, marks, summary["headline"]["metric"]),
         "training_loss": plot_training_loss(
             {arm: read_loss(arguments.results / arm) for arm in arguments.arms}, colours
@@ -78,11 +79,18 @@ def read_loss(folder: Path) -> pd.Series:
         raise InputError(f"{folder / 'training.csv'}: expected a table with step and loss ({error})") from None
 
 
-def plot_divergence(rows: list[dict], marks: dict[str, dict]) -> Figure:
+def titled(title: str, verdicts: list[dict], metric: str) -> str:
+    """Return a title, and below it whether training beat the best calibrated base by a metric."""
+    said = [verdict.sentence(each) for each in verdicts if each["metric"] == metric]
+    return "\n".join([title, *([verdict.QUESTION, *said] if said else [])])
+
+
+def plot_divergence(rows: list[dict], marks: dict[str, dict], verdicts: list[dict]) -> Figure:
     """Draw KL from base-bf16 and agreement with it of each variant with their intervals, a row of panels a text."""
     texts = list(rows[0]["divergence"])
-    figure = Figure(figsize=(8, 0.4 + len(texts) * (0.9 + 0.35 * len(rows))))
-    figure.suptitle("divergence from base-bf16 on held-out texts")
+    title = titled("divergence from base-bf16 on held-out texts", verdicts, metric_names.of_text(texts[0], "kl"))
+    figure = Figure(figsize=(8, 0.4 + len(texts) * (0.9 + 0.35 * len(rows)) + 0.2 * title.count("\n")))
+    figure.suptitle(title)
     for text, (left, right) in zip(texts, figure.subplots(len(texts), 2, sharey=True, squeeze=False), strict=True):
         for place, row in enumerate(rows):
             found, mark = row["divergence"][text], marks[row["name"]]
@@ -95,11 +103,15 @@ def plot_divergence(rows: list[dict], marks: dict[str, dict]) -> Figure:
     return figure
 
 
-def plot_headline(rows: list[dict], references: list[str], marks: dict[str, dict], headline: dict) -> Figure:
+def plot_headline(
+    rows: list[dict], references: list[str], marks: dict[str, dict], headline: dict, verdicts: list[dict]
+) -> Figure:
     """Draw the headline of each variant with its interval, between the lines of the base in bf16 and quantized."""
     rows = [row for row in rows if row["headline"]]
-    figure = Figure(figsize=(8, 1.2 + 0.45 * len(rows)))
-    figure.suptitle(f"{headline['metric']}, and how much of the quantization's cost was recovered")
+    title = f"{headline['metric']}, and how much of the quantization's cost was recovered"
+    title = titled(title, verdicts, headline["metric"])
+    figure = Figure(figsize=(8, 1.2 + 0.45 * len(rows) + 0.2 * title.count("\n")))
+    figure.suptitle(title)
     axes = figure.add_subplot()
     scale, unit = (100, "%") if headline["unit"] == metrics.SHARE.unit else (1, headline["unit"])
     shown = {row["name"]: scale * row["headline"]["value"] for row in rows}

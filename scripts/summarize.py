@@ -4,7 +4,8 @@
         --measured '{"base-bf16": ["mmlu", "memory", "latency"], "base-int4": ["mmlu", "memory", "latency"],
         "qat-int4": ["mmlu", "memory", "latency", "parity"]}' \\
         --references '{"base-bf16": "base-int4", "base-int4": "base-int4", "qat-int4": "base-int4"}' \\
-        --arms '{"qat": {"quantization": "int4", "seed": 3407}}' --data-report resources/mmlu/report.json \\
+        --calibrated '{}' --arms '{"qat": {"quantization": "int4", "seed": 3407}}' \\
+        --data-report resources/mmlu/report.json \\
         --contamination resources/contamination.json --costs results/demo/costs.json \\
         --json results/demo/summary.json --csv results/demo/summary.csv
 """
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--references", required=True, type=json.loads, help="JSON: the quantized base of each variant's recovery"
     )
+    parser.add_argument("--calibrated", required=True, type=json.loads, help="JSON: the method of each calibrated base")
     parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant")
     parser.add_argument("--data-report", required=True, type=Path, help="report.json of download_mmlu")
     parser.add_argument("--contamination", required=True, type=Path, help="JSON of check_contamination")
@@ -41,7 +43,14 @@ def main() -> None:
         "model": arguments.model,
         "data": files.read_json(arguments.data_report),
         "contamination": files.read_json(arguments.contamination),
-        **summary.derive(arguments.results, measured, arguments.arms, arguments.references, arguments.headline),
+        **summary.derive(
+            arguments.results,
+            measured,
+            arguments.arms,
+            arguments.references,
+            arguments.calibrated,
+            arguments.headline,
+        ),
         "costs": files.read_json(arguments.costs),
         "source": {key: str(getattr(arguments, key)) for key in ("data_report", "contamination", "costs")},
     }

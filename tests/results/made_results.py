@@ -21,12 +21,16 @@ def write_variant(folder: Path, right: float, generator: np.random.Generator) ->
     """Write what every variant has; right is the share of its right answers."""
     folder.mkdir()
     write_answers(folder, generator.permutation(np.arange(QUESTIONS) < QUESTIONS * right), generator)
+    write_windows(folder, windows_of(folder.name, 1 - right, generator))
     in_bf16 = folder.name.endswith("bf16")
-    windows = windows_of(folder.name, 1 - right, generator)
-    windows.to_parquet(folder / "divergence_samples.parquet")
-    made = {"memory": memory(in_bf16), "latency": latency(in_bf16)}
-    for name, content in (made | {"divergence": divergence(windows)}).items():
+    for name, content in {"memory": memory(in_bf16), "latency": latency(in_bf16)}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def write_windows(folder: Path, windows: pd.DataFrame) -> None:
+    """Write the divergence of a variant."""
+    windows.to_parquet(folder / "divergence_samples.parquet")
+    (folder / "divergence.json").write_text(json.dumps(divergence(windows)))
 
 
 def write_answers(folder: Path, correct: np.ndarray, generator: np.random.Generator) -> None:
@@ -37,8 +41,8 @@ def write_answers(folder: Path, correct: np.ndarray, generator: np.random.Genera
     (folder / "mmlu.json").write_text(json.dumps(mmlu(float(correct.mean()))))
 
 
-def windows_of(name: str, kl: float, generator: np.random.Generator) -> pd.DataFrame:
-    """Return windows of a text; kl is about the divergence of a quantized variant."""
+def windows_of(name: str, kl: float | np.ndarray, generator: np.random.Generator) -> pd.DataFrame:
+    """Return windows of a text; kl is about the divergence of a quantized variant, in all windows or in each."""
     losses = np.random.default_rng(1).uniform(200, 400, WINDOWS)  # of base-bf16, the same for all
     kl = np.zeros(WINDOWS) if name == "base-bf16" else 100 * kl * generator.uniform(0.9, 1.1, WINDOWS)
     return pd.DataFrame(
@@ -85,8 +89,14 @@ def mmlu(right: float) -> Mmlu:
         by_category={"stem": scores},
         by_subject={"anatomy": Subject(**scores, category="stem", task_version="1.0")},
         stock_check=None,
-        settings={"num_fewshot": 0},
-        versions={"torch": "2.11.0"},
+        settings={
+            "num_fewshot": 0,
+            "batch_size": 8,
+            "limit": None,
+            "dtype": "bfloat16",
+            "softmax_dtype": "float32",
+        },
+        versions={"torch": "2.11.0", "torchao": "0.17.0", "transformers": "5.0.0", "lm-eval": "0.4.9"},
     )
 
 

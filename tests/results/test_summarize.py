@@ -39,13 +39,23 @@ def measured(names, tasks=(), questions=(), mmlu=("mmlu",)):
     return {name: [*own, *(["parity"] if measurements.has_parity(name) else [])] for name in names}
 
 
-def run(results, names=VARIANTS, tasks=(), references=None, headline="mmlu", questions=(), mmlu=("mmlu",)):
+def run(
+    results,
+    names=VARIANTS,
+    tasks=(),
+    references=None,
+    headline="mmlu",
+    questions=(),
+    mmlu=("mmlu",),
+    calibrated=None,
+):
     arms = {"qat": {"quantization": "int4", "seed": 1}}
     references = references or dict.fromkeys(names, "base-int4")
     return run_script(
         "summarize",
         *("--model", "m", "--results", results, "--measured", json.dumps(measured(names, tasks, questions, mmlu))),
         *("--arms", json.dumps(arms), "--references", json.dumps(references)),
+        *("--calibrated", json.dumps(calibrated or {})),
         *("--data-report", results / "report.json", "--costs", results / "costs.json"),
         *("--contamination", results / "contamination.json", "--tasks", *tasks, "--headline", headline),
         *("--questions", *questions),

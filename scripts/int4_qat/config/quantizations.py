@@ -8,6 +8,12 @@ from int4_qat.system import rooms
 
 ROUNDED = "rtn"  # the method against which the others are measured
 LOADED = "torchao-plain"  # the format that everything here loads
+TEXTS = "texts"  # what a method that calibrates needs
+
+
+def is_calibrated(entry: dict) -> bool:
+    """Return whether the method of an entry needs texts."""
+    return TEXTS in rooms.load(rooms.METHODS, entry["method"]).NEEDS
 
 
 def training_words(entry: dict) -> dict:

@@ -12,7 +12,15 @@ from huggingface_hub import ModelCard
 
 from int4_qat.config import variants
 from int4_qat.config.recipes import STANDIN
-from int4_qat.results import card_checks, card_filters, card_metadata, measured_files, measurements
+from int4_qat.results import (
+    calibration,
+    card_checks,
+    card_filters,
+    card_metadata,
+    measured_files,
+    measurements,
+    verdict,
+)
 from int4_qat.results.measurements import MMLU
 from int4_qat.system import files, sources
 from int4_qat.system.errors import InputError
@@ -57,6 +65,7 @@ def gather(results: Path, settings: dict) -> dict:
     manifest = files.read_json(folder / "checkpoint" / "manifest.json")
     card_checks.check_quantization(folder, manifest, settings)
     card_checks.check_settings(folder, settings)
+    calibrated = calibration.behind(name, settings)
     measured = measurements.asked(settings)[name]
     runs = {one.name: measured_files.read(folder, one) for one in measured}
     return {
@@ -75,6 +84,16 @@ def gather(results: Path, settings: dict) -> dict:
         "recipe": settings["arms"].get(weights),
         "base": card_metadata.source_of(settings["source"]),
         "data": card_metadata.source_of(settings["data"]["source"]),
+        "calibrated_bases": calibration.bases(settings),
+        "is_calibrated": calibration.is_calibrated(name, settings),
+        "calibration": calibrated,
+        "calibration_texts": {
+            text: source and card_metadata.source_of(source)
+            for text, source in (calibrated["texts"] if calibrated else {}).items()
+        },
+        "verdicts": [
+            verdict.sentence(each) for each in verdict.of_variant(name, summary["training_against_calibration"])
+        ],
         "standins": [key for key in standins_of(settings) if is_standin(settings, key)],
         "manifest": manifest,
         "number": "{type}{num_bits}".format_map(manifest["scheme"]),

@@ -10,7 +10,7 @@ from int4_qat.results.measurements import MMLU
 
 def make(figures: dict) -> ModelCardData:
     """Return what the Hub indexes."""
-    settings, base, data = figures["settings"], figures["base"], figures["data"]
+    settings, base = figures["settings"], figures["base"]
     repository = settings["card"]["repository"]
     recipe = figures["recipe"]
     return ModelCardData(
@@ -21,7 +21,7 @@ def make(figures: dict) -> ModelCardData:
         language="en",
         license=settings["card"]["license"],
         license_link=settings["card"]["license_link"],
-        datasets=[data["repository"]] if data["repository"] else None,
+        datasets=datasets(figures) or None,
         metrics=["accuracy"] if figures["asked"] else None,
         tags=[
             figures["quantizer"],
@@ -33,6 +33,13 @@ def make(figures: dict) -> ModelCardData:
         model_name=repository.split("/")[1] if repository else f"{settings['model']}-{figures['name']}",
         eval_results=[*question_results(figures), *task_results(figures)] or None,
     )
+
+
+def datasets(figures: dict) -> list[str]:
+    """Return the data sets on the Hub that the published variant was trained or calibrated on."""
+    calibrated = [source or figures["data"] for source in figures["calibration_texts"].values()]
+    read = [*([figures["data"]] if figures["recipe"] else []), *calibrated]
+    return list(dict.fromkeys(source["repository"] for source in read if source["repository"]))
 
 
 def question_results(figures: dict) -> list[EvalResult]:

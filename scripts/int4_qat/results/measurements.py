@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from int4_qat.config import metric_names, variants
-from int4_qat.results import against_baseline, metrics
+from int4_qat.results import against_baseline, calibration, metrics
 from int4_qat.results.metrics import Metric
 from int4_qat.results.schema.chartqa import ChartQA
 from int4_qat.results.schema.divergence import Divergence
@@ -46,6 +46,7 @@ class Measurement(NamedTuple):
     in_bf16: str | None = None  # the rule that writes it for a variant in bf16, where that is another
     setting: str | None = None  # key of `evaluation` in the config; null leaves the measurement out
     of: Callable[[str], bool] = lambda variant: True  # whether a variant has it
+    of_calibrated: bool = True  # whether one that a method calibrated on texts may have it
     conditions: tuple[str, ...] = ()  # keys that must hold the same in two variants that are compared
     kept: tuple[str, ...] = ()  # keys that the summary repeats; without any, and without samples, it shows nothing
     derived: Callable[[dict, dict], dict] | None = None  # what follows from a variant's file and base-bf16's
@@ -188,6 +189,7 @@ OTHERS = (
         schema=Parity,
         rule="check_parity",
         of=has_parity,
+        of_calibrated=False,  # its codes do not follow from base model and adapter alone
         published_alone=True,
         kept=("weights_that_differ", "relative_logit_difference"),
         columns={"relative_logit_difference": "relative_logit_difference"},
@@ -258,7 +260,14 @@ def asked(settings: dict) -> dict[str, list[Measurement]]:
     tasks = {entry["task"]: entry["metric"] for entry in evaluation["tasks"]}
     own = [entry["name"] for entry in evaluation["questions"]]
     wanted = [one for one in table(own, tasks) if one.setting is None or evaluation.get(one.setting)]
-    return {variant: [one for one in wanted if one.of(variant)] for variant in settings["variants"]}
+    return {
+        variant: [
+            one
+            for one in wanted
+            if one.of(variant) and (one.of_calibrated or not calibration.is_calibrated(variant, settings))
+        ]
+        for variant in settings["variants"]
+    }
 
 
 def summarized(measured: Mapping[str, list[Measurement]]) -> dict[str, list[Measurement]]:

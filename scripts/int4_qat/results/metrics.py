@@ -3,7 +3,8 @@
 The variants were asked the same units (questions, documents, windows of a text), so what is drawn is drawn for all of
 them, and their differences are paired. The score of a variant is sum(values) / sum(weights) over the units, or the mean
 of that over the strata. Where lower is better it is turned round, and of a perplexity it is the log-likelihood of a
-token, since there ratios count. recovered = (x - q) / (b - q) of the scores of base-bf16 b and the quantized base q.
+token, since there ratios count. recovered = (x - q) / (b - q) of the scores of base-bf16 b and the quantized base q;
+recovered_of_calibrated is the same with a calibrated base in q's place.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -105,11 +106,42 @@ def interval_of(metric: Metric, resampled: np.ndarray) -> list[float] | None:
     return sorted(value_of(metric, score) for score in statistics.interval(resampled))
 
 
-def recovery(metric: Metric, found: Scores, name: str, reference: str) -> dict:
-    """Return what a variant won back of what the quantization of a reference cost; None where that is not resolved."""
-    if not {name, reference, variants.BASELINE} <= set(metric.variants) or not metric.varies:
+def describe(metric: Metric) -> dict:
+    """Return what a reader must know of a metric."""
+    scale = metric.scale
+    units = {"unit": scale.unit, "unit_of_differences": scale.unit_of_scores}
+    return {"metric": metric.name, "higher_is_better": scale.higher_is_better} | units
+
+
+def best(found: Scores, names: Iterable[str]) -> str | None:
+    """Return the one with the best score among some variants; None if none of them was measured."""
+    return max((name for name in names if name in found.plain), key=found.plain.get, default=None)
+
+
+def recovery(metric: Metric, found: Scores, name: str, reference: str, calibrated: str | None) -> dict:
+    """Return what a variant won back of what the quantization of a reference cost, and of what a calibrated base lost.
+
+    They are None where such a cost is not resolved.
+    """
+    recovered, of_calibrated = (recovery_of(metric, found, name, base) for base in (reference, calibrated))
+    return both(recovered, of_calibrated, calibrated)
+
+
+def recovery_of(metric: Metric, found: Scores, name: str, base: str | None) -> dict:
+    """Return what a variant won back of what the quantization of one base cost."""
+    if not {name, base, variants.BASELINE} <= found.plain.keys() or not metric.varies:
         return statistics.NOT_RECOVERED
-    return statistics.recovery(name, found.plain, found.resampled, variants.BASELINE, reference)
+    return statistics.recovery(name, found.plain, found.resampled, variants.BASELINE, base)
+
+
+def both(recovered: dict, of_calibrated: dict, calibrated: str | None) -> dict:
+    """Return two recoveries by the names that they have in the summary."""
+    keys = ("recovered", "recovered_ci95", "recovered_resolved")
+    renamed = {key.replace("recovered", "recovered_of_calibrated"): of_calibrated[key] for key in keys}
+    return recovered | {"calibrated_baseline": calibrated} | renamed
+
+
+NOT_RECOVERED = both(statistics.NOT_RECOVERED, statistics.NOT_RECOVERED, None)
 
 
 def joined(tables: Mapping[str, pd.DataFrame], column: str) -> pd.DataFrame:

@@ -29,7 +29,8 @@ def seeds_of_variant(names: list[str], asked: Asked, reference: str) -> dict:
     values, of_seeds = [plain[name] for name in names], resampled[names].to_numpy()
     found = statistics.over_seeds(values, of_seeds)
     with_mean = resampled.assign(mean=statistics.resample_seeds(values, of_seeds))
-    recovery = statistics.recovery("mean", plain | {"mean": found["mean"]}, with_mean, variants.BASELINE, reference)
+    of_mean = Scores(plain | {"mean": found["mean"]}, with_mean)
+    recovery = metrics.recovery(asked.metric, of_mean, "mean", reference, asked.calibrated)
     read = {
         "mean": metrics.value_of(asked.metric, found["mean"]),
         "ci95": sorted(metrics.value_of(asked.metric, score) for score in found["ci95"]),

@@ -1,7 +1,8 @@
 """What follows from the files of the variants: the rows of the summary, and what the variants settle.
 
 normalized degradation of x = -(base-bf16 - x) / (base-bf16 - q), where q is the base rounded to nearest in x's scheme;
-recovered = 1 + that, of each metric. That of the headline stands in the row itself. Intervals are of 95%.
+recovered = 1 + that, of each metric. That of the headline stands in the row itself. recovered_of_calibrated is the same
+with the best calibrated base by the metric in q's place, whatever its scheme. Intervals are of 95%.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from int4_qat.config import variants
-from int4_qat.results import measured_files, measurements, metrics, seeds, statistics, units
+from int4_qat.results import measured_files, measurements, metrics, seeds, statistics, units, verdict
 from int4_qat.results.measurements import DIVERGENCE, MMLU, Measurement
 from int4_qat.results.metrics import Metric, Scores
 from int4_qat.results.units import Asked, Found, Measured
@@ -19,15 +20,22 @@ from int4_qat.system.errors import InputError
 OWN_SETTINGS = ("int4_path",)  # among the settings of a result: what a variant has by its nature
 
 
-def derive(results: Path, measured: Measured, arms: dict[str, dict], references: dict[str, str], headline: str) -> dict:
+def derive(
+    results: Path,
+    measured: Measured,
+    arms: dict[str, dict],
+    references: dict[str, str],
+    calibrated: dict[str, str],
+    headline: str,
+) -> dict:
     """Return what follows from the files of the variants, and from nothing else.
 
-    references are the quantized bases that the variants are measured against; headline is the metric of which the rows
-    tell first.
+    references are the quantized bases that the variants are measured against; calibrated the methods of the calibrated
+    bases; headline is the metric of which the rows tell first.
     """
     found = {name: {one.name: measured_files.read(results / name, one) for one in measured[name]} for name in measured}
     check_comparable(results, measured, found)
-    asked = {each.metric.name: each for each in units.read(results, measured, found)}
+    asked = {each.metric.name: each for each in units.read(results, measured, found, calibrated)}
     if headline not in asked:
         raise InputError(f"evaluation.headline: expected one of {', '.join(asked)}, found '{headline}'")
     groups = score_groups(asked[headline], found[variants.BASELINE])
@@ -37,11 +45,14 @@ def derive(results: Path, measured: Measured, arms: dict[str, dict], references:
         | of_headline(name, references[name], asked[headline], groups)
         for name in measured
     ]
-    pairs_of_run = pairs(list(measured), arms, references)
-    compared = {name: comparisons(each, pairs_of_run) for name, each in asked.items()}
+    compared = {
+        name: comparisons(each, pairs(list(measured), arms, references, each.calibrated))
+        for name, each in asked.items()
+    }
     return {
-        "headline": describe(asked[headline].metric),
+        "headline": metrics.describe(asked[headline].metric),
         "variants": rows,
+        "training_against_calibration": verdict.verdicts(asked, compared, headline, calibrated),
         "comparisons": [pair for name in dict.fromkeys([headline, *compared]) for pair in compared[name]],
         "seeds": seeds.over_seeds(asked[headline], references, compared[headline], arms),
     }
@@ -62,13 +73,6 @@ def check_comparable(results: Path, measured: Measured, found: Found) -> None:
 def conditions(value: object) -> object:
     """Return a condition without what a variant has by its nature."""
     return {key: value[key] for key in value if key not in OWN_SETTINGS} if isinstance(value, dict) else value
-
-
-def describe(metric: Metric) -> dict:
-    """Return what a reader must know of a metric."""
-    scale = metric.scale
-    units = {"unit": scale.unit, "unit_of_differences": scale.unit_of_scores}
-    return {"metric": metric.name, "higher_is_better": scale.higher_is_better} | units
 
 
 def sources(name: str, measured: list[Measurement]) -> dict[str, str]:
@@ -100,10 +104,10 @@ def quality(measurement: Measurement, name: str, asked: Mapping[str, Asked], ref
     if measurement is DIVERGENCE:
         return of_texts(every, name, reference)
     if not every:
-        return {measurement.samples.interval: None} | statistics.NOT_RECOVERED if measurement.samples else {}
+        return {measurement.samples.interval: None} | metrics.NOT_RECOVERED if measurement.samples else {}
     (each,) = every
     return {measurement.samples.interval: units.interval(each, name)} | metrics.recovery(
-        each.metric, each.scores, name, reference
+        each.metric, each.scores, name, reference, each.calibrated
     )
 
 
@@ -114,17 +118,23 @@ def of_texts(every: list[Asked], name: str, reference: str) -> dict[str, dict]:
         text, metric = each.metric.of_text
         part = shown.setdefault(text, {"recovered": {}})
         part[metric] = with_interval(each.metric, each.scores, name)
-        recovery = metrics.recovery(each.metric, each.scores, name, reference)
-        part["recovered"][metric] = {
-            "value": recovery["recovered"],
-            "ci95": recovery["recovered_ci95"],
-            "resolved": recovery["recovered_resolved"],
-        }
+        part["recovered"][metric] = recovered_of_text(each, name, reference)
         if metric == "perplexity":
             part["perplexity_ratio"] = perplexity_ratio(each, name)
         if metric == "kl":
             part["kl_from_own_bf16"] = kl_from_own_bf16(each, text, name)
     return shown
+
+
+def recovered_of_text(asked: Asked, name: str, reference: str) -> dict:
+    """Return what a variant won back, and what of the loss of the best calibrated base."""
+    recovery = metrics.recovery(asked.metric, asked.scores, name, reference, asked.calibrated)
+
+    def part(key: str) -> dict:
+        return {"value": recovery[key], "ci95": recovery[f"{key}_ci95"], "resolved": recovery[f"{key}_resolved"]}
+
+    of_calibrated = {"baseline": recovery["calibrated_baseline"]} | part("recovered_of_calibrated")
+    return part("recovered") | {"of_calibrated": of_calibrated}
 
 
 def with_interval(metric: Metric, scores: Scores, name: str) -> dict:
@@ -176,24 +186,29 @@ def of_headline(name: str, reference: str, asked: Asked, groups: Mapping[str, tu
         value = {"value": plain, "ci95": units.interval(asked, name)}
     by_category = {
         group: {"accuracy": scores.plain[name], "questions": questions}
-        | metrics.recovery(asked.metric, scores, name, reference)
+        | metrics.recovery(asked.metric, scores, name, reference, asked.calibrated)
         for group, (scores, questions) in groups.items()
     }
-    recovered = metrics.recovery(asked.metric, asked.scores, name, reference)
+    recovered = metrics.recovery(asked.metric, asked.scores, name, reference, asked.calibrated)
     return {"headline": value} | recovered | {"by_category": by_category}
 
 
-def pairs(names: list[str], arms: dict[str, dict], references: dict[str, str]) -> list[tuple[str, str]]:
+def pairs(
+    names: list[str], arms: dict[str, dict], references: dict[str, str], calibrated: str | None = None
+) -> list[tuple[str, str]]:
     """Return what each quantized variant is compared with.
 
-    That is its reference and the base in bf16, its own bf16, and, with QAT, arms without it in the same quantization.
+    That is its reference and the base in bf16, its own bf16, and, with QAT, arms without it in the same quantization;
+    trained ones also with the best calibrated base, which needs no training.
     """
     found = []
     for name in filter(variants.is_quantized, names):
         weights, precision = variants.split(name)
         own = [references[name], variants.BASELINE, f"{weights}-{variants.BF16}"]
         plain = [f"{arm}-{precision}" for arm in arms if is_counterpart(arm, weights, arms)]
-        found += [(name, other) for other in dict.fromkeys([*own, *plain]) if other in names and other != name]
+        untrained = [calibrated] if weights != variants.BASE else []
+        others = dict.fromkeys([*own, *plain, *untrained])
+        found += [(name, other) for other in others if other in names and other != name]
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from int4_qat.config import metric_names
-from int4_qat.results import measured_files, metrics
+from int4_qat.results import measured_files, metrics, verdict
 from int4_qat.results.measurements import DIVERGENCE, Measurement
 
 NOT_RESOLVED = "not resolved"
@@ -21,7 +21,7 @@ def flat_row(row: dict, measured: list[Measurement]) -> dict:
     return {
         "variant": row["name"],
         "normalized_degradation": row["normalized_degradation"],
-        **in_columns("recovered", row["recovered"], row["recovered_ci95"]),
+        **recoveries("recovered", row),
         **{column: value for one in measured for column, value in columns(row, one).items()},
         **{f"speedup_batch_{batch['batch_size']}": batch["speedup"] for batch in row["latency"]["batches"][1:]},
     }
@@ -41,8 +41,16 @@ def columns_of_samples(shown: dict, measurement: Measurement) -> dict:
         return {}
     name = next(iter(measurement.columns))
     low, high = shown[measurement.samples.interval] or (None, None)
-    recovered = in_columns(f"{measurement.name}_recovered", shown["recovered"], shown["recovered_ci95"])
-    return {f"{name}_low": low, f"{name}_high": high} | recovered
+    return {f"{name}_low": low, f"{name}_high": high} | recoveries(f"{measurement.name}_recovered", shown)
+
+
+def recoveries(name: str, shown: dict) -> dict:
+    """Return the columns of what was recovered, and in a run with calibrated bases of what the best of them lost."""
+    found = in_columns(name, shown["recovered"], shown["recovered_ci95"])
+    if not shown["calibrated_baseline"]:
+        return found
+    of_calibrated = shown["recovered_of_calibrated"], shown["recovered_of_calibrated_ci95"]
+    return found | in_columns(f"{name}_of_calibrated", *of_calibrated)
 
 
 def columns_of_text(text: str, shown: dict) -> dict:
@@ -52,6 +60,10 @@ def columns_of_text(text: str, shown: dict) -> dict:
         name = metric_names.of_text(text, metric)
         found |= in_columns(name, **shown[metric])
         found |= in_columns(f"{name}_recovered", recovered["value"], recovered["ci95"])
+        of_calibrated = recovered["of_calibrated"]
+        if of_calibrated["baseline"]:
+            ends = of_calibrated["value"], of_calibrated["ci95"]
+            found |= in_columns(f"{name}_recovered_of_calibrated", *ends)
     own = shown["kl_from_own_bf16"] or {"value": None, "ci95": None}
     found |= in_columns(metric_names.of_text(text, "kl_from_own_bf16"), **own)
     return found | in_columns(metric_names.of_text(text, "perplexity_ratio"), **shown["perplexity_ratio"])
@@ -74,8 +86,16 @@ def printed_row(row: dict, measured: list[Measurement], headline: dict) -> dict:
         ),
         "normalized_degradation": between(row["normalized_degradation"], None, "{:+.1%}"),
         f"recovered of {headline['metric']}": between(row["recovered"], row["recovered_ci95"], "{:.0%}"),
+        **of_calibrated(
+            row["calibrated_baseline"], row["recovered_of_calibrated"], row["recovered_of_calibrated_ci95"]
+        ),
         **{column: columns(row, one)[column] for one in measured for column in one.printed},
     }
+
+
+def of_calibrated(baseline: str | None, value: float | None, ci95: list[float] | None) -> dict:
+    """Return the column of the log that says how much of what a calibrated base lost was won back, if there is one."""
+    return {f"of what {baseline} lost": between(value, ci95, "{:.0%}")} if baseline else {}
 
 
 def divergence(rows: list[dict]) -> pd.DataFrame:
@@ -88,6 +108,7 @@ def divergence(rows: list[dict]) -> pd.DataFrame:
             "top1_agreement": shown_between(shown["top1_agreement"], "{:.2%}"),
             "perplexity": shown_between(shown["perplexity"], "{:.4g}"),
             "recovered of kl": shown_between(shown["recovered"]["kl"], "{:.0%}"),
+            **of_calibrated(*(shown["recovered"]["kl"]["of_calibrated"][key] for key in ("baseline", "value", "ci95"))),
         }
         for row in rows
         for text, shown in (row["divergence"] or {}).items()
@@ -103,6 +124,16 @@ def printed(summary: dict, measured: Mapping[str, list[Measurement]]) -> dict[st
         "divergence from base-bf16": divergence(rows),
         "variants": pd.DataFrame(printed_row(row, measured[row["name"]], headline) for row in rows),
         differing: pd.DataFrame(differences(pair, headline) for pair in compared),
+        verdict.QUESTION: pd.DataFrame(
+            {
+                "metric": each["metric"],
+                "variant": each["variant"],
+                "against": f"{each['calibrated_baseline']} ({each['method']})",
+                "difference": verdict.difference(each),
+                "training_won": verdict.SAID[each["training_won"]],
+            }
+            for each in summary["training_against_calibration"]
+        ),
     }
     over_seeds = pd.DataFrame(
         {

@@ -1,7 +1,7 @@
 """The tables of units (questions, documents, windows) of the variants, and what they give, metric by metric."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +24,11 @@ class Asked(NamedTuple):
     tables: dict[str, pd.DataFrame]  # of the units, by variant
     metric: Metric
     scores: Scores
+    calibrated: str | None = None  # the best by this metric of the calibrated bases, if there is one
 
 
-def read(results: Path, measured: Measured, found: Found) -> Iterator[Asked]:
-    """Yield what the tables of units give, metric by metric.
+def read(results: Path, measured: Measured, found: Found, calibrated: Iterable[str]) -> Iterator[Asked]:
+    """Yield what the tables of units give, metric by metric; calibrated are the bases of that kind.
 
     Raise InputError if two variants were asked other units, or if a table gives another figure than the file beside it.
     """
@@ -36,10 +37,16 @@ def read(results: Path, measured: Measured, found: Found) -> Iterator[Asked]:
         tables = {name: measured_files.read_samples(results / name, one) for name in names}
         check_same_units(one, tables)
         of_one = one.samples.metrics(one.name, tables, found[names[0]][one.name])
-        every = [Asked(one, tables, metric, metrics.scores(metric)) for metric in of_one]
+        every = [ask(one, tables, metric, calibrated) for metric in of_one]
         for name in names if every else ():
             check_reported(results / name, one, name, every, found[name][one.name])
         yield from every
+
+
+def ask(measurement: Measurement, tables: dict[str, pd.DataFrame], metric: Metric, calibrated: Iterable[str]) -> Asked:
+    """Return a metric with its scores, and the best of the calibrated bases by it."""
+    scores = metrics.scores(metric)
+    return Asked(measurement, tables, metric, scores, metrics.best(scores, calibrated))
 
 
 def check_same_units(measurement: Measurement, tables: Mapping[str, pd.DataFrame]) -> None:

@@ -9,7 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from int4_qat.config import metric_names, quantizations
-from int4_qat.results import card, chartqa_figures, measured_files, measurements, statistics, summary, task_metrics
+from int4_qat.results import (
+    calibration,
+    card,
+    chartqa_figures,
+    measured_files,
+    measurements,
+    statistics,
+    summary,
+    task_metrics,
+)
 from int4_qat.results.schema.chartqa import ChartQA
 from int4_qat.results.schema.task import Task
 from int4_qat.system import files, sources
@@ -76,8 +85,9 @@ def wrong_numbers(results: Path, settings: dict) -> Iterator[str]:
     """Yield a line for each number of the summary that does not follow from the files."""
     written = files.read_json(results / "summary.json")
     measured = measurements.summarized(measurements.asked(settings))
-    headline = metric_names.headline(settings["evaluation"])
-    derived = summary.derive(results, measured, settings["arms"], quantizations.references(settings), headline)
+    headline, arms = metric_names.headline(settings["evaluation"]), settings["arms"]
+    references, calibrated = quantizations.references(settings), calibration.bases(settings)
+    derived = summary.derive(results, measured, arms, references, calibrated, headline)
     for key, value in derived.items():
         for where, found, expected in differences(written[key], value, key):
             yield f"summary.json: {where} is {found}, the files give {expected}"
