@@ -47,6 +47,10 @@ class Grid(NamedTuple):
     scale: torch.Tensor  # bfloat16 (columns / group_size, rows)
     zero_point: torch.Tensor  # bfloat16 (columns / group_size, rows)
 
+    def of_rows(self, rows: slice) -> "Grid":
+        """Return the grid of some rows of the weight."""
+        return Grid(self.scale[:, rows], self.zero_point[:, rows])
+
 
 class Int4Weight(NamedTuple):
     """A quantized (rows, columns) weight."""
