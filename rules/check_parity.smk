@@ -1,13 +1,13 @@
 # Whether each arm's training saw what is deployed.
-#   in:  resources/models/<model>/, results/<model>/<arm>/adapter/, results/<model>/<variant>/checkpoint/,
-#        results/<model>/train.parquet
+#   in:  resources/models/<model>/ or results/<model>/base-<start>/calibrated/, results/<model>/<arm>/adapter/,
+#        results/<model>/<variant>/checkpoint/, results/<model>/train.parquet
 #   out: results/<model>/<variant>/parity.json
 
 
 rule check_parity:
     input:
         code=parity_code,
-        model=rules.download_model.output.folder,
+        model=start_folder,
         adapter=lambda wildcards: f"results/{wildcards.model}/{weights_of(wildcards)}/adapter",
         checkpoint="results/{model}/{variant}/checkpoint",
         texts=rules.format_mmlu.output[0],
