@@ -18,7 +18,7 @@ rule check_parity:
     benchmark:
         "benchmarks/check_parity/{model}_{variant}.tsv"
     wildcard_constraints:
-        variant="|".join(filter(measurements.has_parity, quantized)) or "none",
+        variant="|".join(name for name in quantized if "parity" in {one.name for one in measured[name]}) or "none",
     conda:
         "../envs/finetune.yaml"
     resources:

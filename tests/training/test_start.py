@@ -183,10 +183,10 @@ def test_a_calibration_for_something_else_is_refused(folder, scheme, ignore, key
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({}, "start: expected null, since quantization is null, found 'gptq'"),
+        ({}, "{folder}: expected no grids, since quantization is null, found those of gptq"),
         (
             seen() | {"distillation_weight": 0.5},
-            "distillation_weight: expected 0 with start, whose frozen weights are not the base's, found 0.5",
+            "finetune.distillation_weight: expected 0 with start, whose frozen weights are not the base's, found 0.5",
         ),
     ],
 )
@@ -195,7 +195,7 @@ def test_what_no_training_can_do_from_there_is_one_line(folder, texts, tmp_path,
     assert options.model == folder
     with pytest.raises(InputError) as caught:
         run.train(options, Recipe(**RECIPE | change), transformers)
-    assert str(caught.value) == f"finetune.{problem}"
+    assert str(caught.value) == problem.format(folder=folder)
     assert not options.checkpoints.exists()
 
 

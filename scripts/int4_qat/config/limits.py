@@ -27,8 +27,6 @@ def impossible(recipe: dict) -> Iterator[str]:
     """Yield `key: reason` for each setting of an arm that the others rule out, or that nothing could heed."""
     if recipe["scheme"] and recipe["qat_target"] == "merged" and recipe["lora_dropout"]:
         yield "lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout"
-    if recipe.get("start") and not recipe["scheme"]:
-        yield f"start: expected null, since quantization is null, found '{recipe['start']}'"
     if recipe.get("start") and recipe["distillation_weight"]:
         found = recipe["distillation_weight"]
         yield f"distillation_weight: expected 0 with start, whose frozen weights are not the base's, found {found}"

@@ -28,6 +28,8 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     """
     devices.claim(options.device)
     begun = start.method_of(options.model)
+    if begun and recipe.scheme is None:
+        raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
     for problem in limits.impossible(vars(recipe) | {"start": begun}):
         raise InputError(f"finetune.{problem}")
     if options.device == "cuda":
