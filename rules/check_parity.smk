@@ -1,13 +1,13 @@
 # Whether each arm's training saw what is deployed.
-#   in:  resources/models/<model>/, results/<model>/<arm>/adapter/, results/<model>/<variant>/checkpoint/,
-#        results/<model>/train.parquet
+#   in:  resources/models/<model>/ or results/<model>/base-<start>/calibrated/, results/<model>/<arm>/adapter/,
+#        results/<model>/<variant>/checkpoint/, results/<model>/train.parquet
 #   out: results/<model>/<variant>/parity.json
 
 
 rule check_parity:
     input:
         code=parity_code,
-        model=rules.download_model.output.folder,
+        model=start_folder,
         adapter=lambda wildcards: f"results/{wildcards.model}/{weights_of(wildcards)}/adapter",
         checkpoint="results/{model}/{variant}/checkpoint",
         texts=rules.format_mmlu.output[0],
@@ -18,7 +18,7 @@ rule check_parity:
     benchmark:
         "benchmarks/check_parity/{model}_{variant}.tsv"
     wildcard_constraints:
-        variant="|".join(filter(measurements.has_parity, quantized)) or "none",
+        variant="|".join(name for name in quantized if "parity" in {one.name for one in measured[name]}) or "none",
     conda:
         "../envs/finetune.yaml"
     resources:

@@ -1,5 +1,5 @@
 # One LoRA adapter an arm; the arms differ in their keys in the config.
-#   in:  results/<model>/train.parquet, resources/models/<model>/
+#   in:  results/<model>/train.parquet, resources/models/<model>/ or results/<model>/base-<start>/calibrated/
 #   out: results/<model>/<arm>/adapter/, results/<model>/<arm>/training.csv
 
 
@@ -7,7 +7,7 @@ rule finetune:
     input:
         code=finetune_code,
         texts=rules.format_mmlu.output[0],
-        model=rules.download_model.output.folder,
+        model=start_folder,
     output:
         adapter=directory("results/{model}/{arm}/adapter"),
         table="results/{model}/{arm}/training.csv",

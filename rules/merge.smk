@@ -1,5 +1,5 @@
 # Checkpoints in bf16: the base model as it is, and each arm's adapter merged into it.
-#   in:  resources/models/<model>/, results/<model>/<arm>/adapter/
+#   in:  resources/models/<model>/ or results/<model>/base-<start>/calibrated/, results/<model>/<arm>/adapter/
 #   out: results/<model>/<weights>-bf16/checkpoint/
 
 
@@ -31,7 +31,7 @@ rule link_base:
 rule merge:
     input:
         code=code_of("merge"),
-        model=rules.download_model.output.folder,
+        model=start_folder,
         adapter=rules.finetune.output.adapter,
     output:
         directory("results/{model}/{arm}-bf16/checkpoint"),

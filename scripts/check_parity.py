@@ -1,7 +1,8 @@
 """Does training see what is deployed? Compare an arm's training with its int4 export: weights and logits.
 
-Every stored weight must stand for Q(W + s·BA), made again from base model and adapter; one that does not is an error,
-as is a linear that was exported otherwise than it was trained in int4. The logits of the training's forward pass and
+Every stored weight must stand for Q(W + s·BA), made again from adapter and the folder in which training started, on the
+grids of that folder if it has any; one that does not is an error, as is a linear that was exported otherwise than it
+was trained in int4. The logits of the training's forward pass and
 of the deployed model on a few training texts are compared: with qat_target `merged` they agree up to rounding, with
 `base` the relative difference says how far what was trained is from what is shipped.
 
@@ -20,11 +21,12 @@ from transformers import PreTrainedModel
 
 from int4_qat.checkpoint import adapters, architecture, loading, weight_files, weight_writer
 from int4_qat.engines import inference
-from int4_qat.quantization import exports, mismatch, record, schemes
+from int4_qat.quantization import exports, grids, mismatch, record, schemes
+from int4_qat.quantization.int4 import Grid
 from int4_qat.results.schema.parity import Parity
 from int4_qat.system import devices, errors, files, rooms
 from int4_qat.tokenizer import tokenization
-from int4_qat.training import qat
+from int4_qat.training import qat, start
 
 TEXTS = 4  # one at a time, so that a large vocabulary's logits fit
 TOKENS = 256  # of a text
@@ -32,7 +34,7 @@ TOKENS = 256  # of a text
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder of the base model")
+    parser.add_argument("--model", required=True, type=Path, help="folder in which training started")
     parser.add_argument("--adapter", required=True, type=Path, help="folder of the peft adapter, with qat.json")
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder in int4, with manifest.json")
     parser.add_argument("--texts", required=True, type=Path, help="parquet with the column text")
@@ -42,8 +44,9 @@ def main() -> None:
     devices.claim(arguments.device)
     training = files.read_json(arguments.adapter / record.RECORD)
     manifest = files.read_json(arguments.checkpoint / "manifest.json")
-    mismatch.refuse_mismatch(arguments.adapter, manifest)
-    differing = differing_weights(arguments.model, arguments.adapter, arguments.checkpoint, manifest)
+    given = grids.read(arguments.model)
+    mismatch.refuse_mismatch(arguments.adapter, manifest, given)
+    differing = differing_weights(arguments.model, arguments.adapter, arguments.checkpoint, manifest, given)
     weight_writer.refuse_differences(arguments.checkpoint, differing)
     batch = first_tokens(arguments.texts, arguments.model)
     dtype = architecture.DTYPES[training["dtype"]]
@@ -66,8 +69,10 @@ def main() -> None:
     print(f"{sum(differing.values())} weights differ; relative difference of the logits: {difference:.2e}")
 
 
-def differing_weights(model: Path, adapter: Path, checkpoint: Path, manifest: dict) -> dict[str, int]:
-    """How many weights of each tensor are not what base model and adapter make of it."""
+def differing_weights(
+    model: Path, adapter: Path, checkpoint: Path, manifest: dict, given: dict[str, Grid]
+) -> dict[str, int]:
+    """How many weights of each tensor are not what adapter and the folder in which training started make of it."""
     base, sources, names = architecture.open_checkpoint(model)
     targets = weight_files.stored_tensors(checkpoint)
     pairs = adapters.read(base, adapter)
@@ -79,7 +84,9 @@ def differing_weights(model: Path, adapter: Path, checkpoint: Path, manifest: di
         name, source = names[key], sources[key]
         if name in quantized:
             blocks = adapters.merged_blocks(source, pairs[name]) if name in pairs else exports.row_blocks(source)
-            return exports.differing(method.quantize(blocks, scheme), layout.reader(key, targets))
+            grid = given.get(name.removesuffix(".weight"))
+            expected = exports.on_grid(blocks, scheme, grid) if grid else method.quantize(blocks, scheme)
+            return exports.differing(expected, layout.reader(key, targets))
         if name in pairs:
             return adapters.differing(source, pairs[name], targets[key])
         return weight_files.differing(source, targets[key])
@@ -92,8 +99,9 @@ def training_model(model: Path, adapter: Path, training: dict, device: str) -> P
     base = loading.load(model, architecture.DTYPES[training["dtype"]], device)
     adapted = PeftModel.from_pretrained(base, adapter)
     if training["scheme"] is not None:
-        scheme = schemes.of_words(training["scheme"])
-        qat.fake_quantize_linears(adapted, training["target"], scheme, training["ignore"])
+        scheme, ignore = training["scheme"], training["ignore"]
+        given = start.grids_for(model, scheme, ignore)
+        qat.fake_quantize_linears(adapted, training["target"], schemes.of_words(scheme), ignore, given)
     return adapted.eval()
 
 

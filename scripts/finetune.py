@@ -19,7 +19,7 @@ from int4_qat.system import errors, rooms
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder of the base model")
+    parser.add_argument("--model", required=True, type=Path, help="folder of the base model, or of a calibrated one")
     parser.add_argument("--texts", required=True, type=Path, help="parquet with the column text")
     parser.add_argument("--recipe", required=True, type=json.loads, help="JSON: an arm of `finetune` in the config")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

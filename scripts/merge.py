@@ -2,7 +2,7 @@
 
 Goes through the weight files block by block, so it needs the memory of its libraries and not the model's; then reads
 back and compares. Everything that is not weights (tokenizer, processor, chat template, generation config) is the base
-model's, file by file.
+model's, file by file, as are the grids of a calibrated one, for the export to round on.
 
     python scripts/merge.py --model resources/models/demo --adapter results/demo/qat/adapter \\
         --output results/demo/qat-bf16/checkpoint
@@ -12,14 +12,14 @@ import argparse
 from pathlib import Path
 
 from int4_qat.checkpoint import adapters, architecture, weight_files, weight_writer
-from int4_qat.quantization import record
+from int4_qat.quantization import grids, record
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder of the base model")
+    parser.add_argument("--model", required=True, type=Path, help="folder in which training started")
     parser.add_argument("--adapter", required=True, type=Path, help="folder of the peft adapter")
     parser.add_argument("--output", required=True, type=Path, help="folder of the merged model")
     arguments = parser.parse_args()
@@ -48,6 +48,7 @@ def main() -> None:
         weight_writer.refuse_differences(folder, weight_files.in_parallel(compare, sources, "compare"))
         config.save_pretrained(folder)
         record.copy_record(arguments.adapter, folder)
+        grids.copy(arguments.model, folder)
         architecture.copy_companions(arguments.model, folder)
     print(f"{len(pairs)} adapters merged into {len(sources)} tensors; read back and compared: 0 weights differ")
 

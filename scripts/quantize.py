@@ -12,10 +12,11 @@ back and compared, weight by weight, with what the method gave, before it counts
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from int4_qat.checkpoint import architecture, weight_files, weight_writer
-from int4_qat.quantization import exports, linears, mismatch, schemes
+from int4_qat.quantization import exports, grids, linears, mismatch, schemes
 from int4_qat.system import errors, files, rooms
 from int4_qat.system.errors import InputError
 
@@ -36,20 +37,24 @@ def main() -> None:
     model, sources, names = architecture.open_checkpoint(arguments.checkpoint)
     layers = linears.choose(model, set(names.values()), scheme, arguments.ignore)
     chosen = {"scheme": scheme.words, "layers": layers, "others": linears.others(model)}
-    mismatch.refuse_mismatch(arguments.checkpoint, chosen)
+    given = grids.read(arguments.checkpoint)
+    mismatch.refuse_mismatch(arguments.checkpoint, chosen, given)
     quantized = {f"{layer['name']}.weight" for layer in layers if layer["quantized"]}
     plan, metadata = layout.lay_out(architecture.stored_as(sources), names, quantized, scheme)
 
+    def rounded(key: str) -> Iterator[exports.QuantizedBlock]:
+        blocks, grid = exports.row_blocks(sources[key]), given.get(names[key].removesuffix(".weight"))
+        return exports.on_grid(blocks, scheme, grid) if grid else method.quantize(blocks, scheme)
+
     def write(key: str) -> None:
         if names[key] in quantized:
-            layout.write(key, method.quantize(exports.row_blocks(sources[key]), scheme), targets)
+            layout.write(key, rounded(key), targets)
         else:
             weight_writer.copy(sources[key], targets[key])
 
     def compare(key: str) -> int:
         if names[key] in quantized:
-            expected = method.quantize(exports.row_blocks(sources[key]), scheme)
-            return exports.differing(expected, layout.reader(key, targets))
+            return exports.differing(rounded(key), layout.reader(key, targets))
         return weight_files.differing(sources[key], targets[key])
 
     with files.whole(arguments.output) as folder:

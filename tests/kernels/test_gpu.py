@@ -11,6 +11,7 @@ import torch
 import yaml
 from torchao.quantization import Int4Tensor
 
+import calibrated
 import measure_latency
 import weights
 from int4_qat.checkpoint import blocks
@@ -45,14 +46,17 @@ def relative_difference(found, expected):
 
 @pytest.mark.parametrize("zero_point", ZERO_POINTS)
 @pytest.mark.parametrize("scaling", [0.01, 1.0])
-def test_training_on_a_gpu_sees_what_the_export_on_a_cpu_writes(scaling, zero_point):
+@pytest.mark.parametrize("given", [False, True])
+def test_training_on_a_gpu_sees_what_the_export_on_a_cpu_writes(scaling, zero_point, given):
     scheme = schemes.int4(128, zero_point)
     rows, columns = 3840, 15360  # an MLP of Gemma 3 12B: few weights can agree by luck
     w, a, b = normal(rows, columns), normal(8, columns, seed=1).float(), normal(rows, 8, seed=2).float()
     merged = blocks.merge(w.cpu(), a.cpu(), b.cpu(), scaling)
-    expected = int4.dequantize(int4.quantize(merged, scheme)).to(torch.bfloat16)
+    grid = calibrated.grid_near(w.cpu(), scheme) if given else None
+    expected = int4.dequantize(int4.quantize(merged, scheme, grid)).to(torch.bfloat16)
+    grid = grid and int4.Grid(*(part.cuda() for part in grid))
     with torch.autocast("cuda", torch.bfloat16):
-        assert torch.equal(merged_weight.fake_quantize_merged(w, a, b, scaling, scheme).cpu(), expected)
+        assert torch.equal(merged_weight.fake_quantize_merged(w, a, b, scaling, scheme, grid).cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,13 +7,14 @@ import shutil
 import pytest
 import torch
 
+import calibrated
 import check_parity
 import merge
 import quantize
 from int4_qat.checkpoint import weight_files
 from int4_qat.config.recipe import Recipe
 from int4_qat.engines import inference
-from int4_qat.quantization import int4, record, schemes, torchao_tensor
+from int4_qat.quantization import grids, int4, record, schemes, torchao_tensor
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
 from int4_qat.training import qat
@@ -26,16 +27,16 @@ LAYER = "model.language_model.layers.0.mlp.down_proj"
 class Arm:
     """An arm's folders, as the rules make them, from an adapter that is random in place of trained."""
 
-    def __init__(self, untrained, folder, monkeypatch, **changes):
+    def __init__(self, model, folder, monkeypatch, start=None, **changes):
         recipe = Recipe(**RECIPE | changes)
-        self.folder, self.monkeypatch, self.base = folder, monkeypatch, untrained / "model"
+        self.folder, self.monkeypatch, self.base = folder, monkeypatch, model
         self.model = transformers.add_adapters(self.base, recipe, "cpu")
         torch.manual_seed(1)
         for name, parameter in self.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
         self.model.save_pretrained(folder / "adapter")
-        files.write_json(folder / "adapter" / record.RECORD, qat.record(self.model, recipe))
+        files.write_json(folder / "adapter" / record.RECORD, qat.record(self.model, recipe, start))
         paths = ["--model", self.base, "--adapter", folder / "adapter", "--output", folder / "bf16"]
         run_in_process(merge, monkeypatch, *paths)
 
@@ -52,7 +53,7 @@ class Arm:
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_merged_ships_what_it_trained(untrained, texts, tmp_path, monkeypatch, scheme):
-    arm = Arm(untrained, tmp_path, monkeypatch, **seen(scheme), qat_target="merged")
+    arm = Arm(untrained / "model", tmp_path, monkeypatch, **seen(scheme), qat_target="merged")
     arm.quantize(scheme)
     report = arm.check(texts)
     assert (report["weights_that_differ"], report["relative_logit_difference"]) == (0, 0)
@@ -61,7 +62,7 @@ def test_merged_ships_what_it_trained(untrained, texts, tmp_path, monkeypatch, s
 
 @pytest.mark.parametrize("scheme", [*SCHEMES.values(), None], ids=[*SCHEMES, "none"])
 def test_base_and_lora_ship_something_else(untrained, texts, tmp_path, monkeypatch, scheme):
-    arm = Arm(untrained, tmp_path, monkeypatch, **(seen(scheme) if scheme else {}))
+    arm = Arm(untrained / "model", tmp_path, monkeypatch, **(seen(scheme) if scheme else {}))
     arm.quantize(scheme or INT4)
     report = arm.check(texts)
     # independently: a plain model that holds Q(W) + s·BA, or W + s·BA
@@ -82,8 +83,39 @@ def test_base_and_lora_ship_something_else(untrained, texts, tmp_path, monkeypat
     assert report["weights_that_differ"] == 0
 
 
+@pytest.mark.parametrize(
+    ("scheme", "target"), [*((scheme, "merged") for scheme in SCHEMES.values()), (INT4, "base"), (INT4, "base+lora_a")]
+)
+def test_an_arm_that_starts_calibrated_ships_what_it_trained(untrained, texts, tmp_path, monkeypatch, scheme, target):
+    model = calibrated.write(untrained / "model", tmp_path / "model", scheme)
+    arm = Arm(model, tmp_path, monkeypatch, "gptq", **seen(scheme), qat_target=target)
+    arm.quantize(scheme)
+    report = arm.check(texts)
+    assert report["weights_that_differ"] == 0
+    assert (report["relative_logit_difference"] == 0) == (target == "merged")
+    deployed, given = inference.load_model(tmp_path / "int4", torch.float32, "cpu"), grids.read(model)
+    for name, merged in calibrated.weights_of(tmp_path / "bf16", scheme).items():
+        assert torch.equal(deployed.get_submodule(name).weight, calibrated.nearest(merged, given[name]).float())
+
+
+def test_grids_that_got_lost_or_came_by_are_refused(untrained, texts, tmp_path, monkeypatch):
+    model = calibrated.write(untrained / "model", tmp_path / "model", INT4)
+    arm = Arm(model, tmp_path, monkeypatch, "gptq", **seen())
+    arm.quantize()
+    arm.base = untrained / "model"
+    with pytest.raises(InputError, match="was trained on a given grid and is exported on its own grid"):
+        arm.check(texts)
+    (tmp_path / "bf16" / "grids").rename(tmp_path / "grids")
+    with pytest.raises(InputError, match=r"bf16: .* was trained on a given grid and is exported on its own grid"):
+        arm.quantize()
+    other = Arm(untrained / "model", tmp_path / "other", monkeypatch, **seen())
+    (tmp_path / "grids").rename(tmp_path / "other" / "bf16" / "grids")
+    with pytest.raises(InputError, match="was trained on its own grid and is exported on a given grid"):
+        other.quantize()
+
+
 def test_a_mismatch_is_refused_before_anything_is_written(untrained, tmp_path, monkeypatch):
-    arm = Arm(untrained, tmp_path, monkeypatch, **seen(ignore=["up_proj"]))
+    arm = Arm(untrained / "model", tmp_path, monkeypatch, **seen(ignore=["up_proj"]))
     ignored = "model.language_model.layers.0.mlp.up_proj"
 
     def refused(message, **options):
@@ -98,7 +130,7 @@ def test_a_mismatch_is_refused_before_anything_is_written(untrained, tmp_path, m
 
 
 def test_an_export_of_other_weights_is_refused(untrained, texts, tmp_path, monkeypatch):
-    arm = Arm(untrained, tmp_path, monkeypatch, **seen())
+    arm = Arm(untrained / "model", tmp_path, monkeypatch, **seen())
     arm.quantize()
     whole = shutil.copytree(tmp_path / "int4", tmp_path / "whole")
     key = "language_model.model.layers.0.mlp.down_proj.weight"

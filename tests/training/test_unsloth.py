@@ -160,7 +160,11 @@ def test_cuda_is_not_started_before_a_gpu_is_claimed(monkeypatch):
             (seen(scheme), f"quantization: unsloth trains {INT4}, not {scheme}")
             for scheme in [schemes.int4(64), schemes.int4(128, schemes.INTEGER), schemes.int4(128, None)]
         ),
-        ({"distillation_weight": 0.5}, "distillation_weight: expected 0, unsloth's trainer has no distillation"),
+        ({"start": "gptq"}, "start: expected null, unsloth trains on no given grids, found 'gptq'"),
+        (
+            {"start": None, "distillation_weight": 0.5},
+            "distillation_weight: expected 0, unsloth's trainer has no distillation",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_one_line(change, problem):

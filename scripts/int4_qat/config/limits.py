@@ -12,6 +12,8 @@ def unsloth_misfits(recipe: dict, device: str) -> list[str]:
     if recipe["backend"] != "unsloth":
         return []
     problems = [] if device == "cuda" else [f"backend: unsloth needs device 'cuda', not '{device}'"]
+    if recipe.get("start"):
+        problems.append(f"start: expected null, unsloth trains on no given grids, found '{recipe['start']}'")
     if recipe["distillation_weight"]:
         problems.append("distillation_weight: expected 0, unsloth's trainer has no distillation")
     if recipe["scheme"] and recipe["qat_target"] != "base+lora_a":
@@ -25,6 +27,9 @@ def impossible(recipe: dict) -> Iterator[str]:
     """Yield `key: reason` for each setting of an arm that the others rule out, or that nothing could heed."""
     if recipe["scheme"] and recipe["qat_target"] == "merged" and recipe["lora_dropout"]:
         yield "lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout"
+    if recipe.get("start") and recipe["distillation_weight"]:
+        found = recipe["distillation_weight"]
+        yield f"distillation_weight: expected 0 with start, whose frozen weights are not the base's, found {found}"
     if recipe["finetune_vision_layers"]:
         yield "finetune_vision_layers: expected false, since the training texts hold no pictures to learn from"
     if recipe["logging_steps"] > recipe["max_steps"]:

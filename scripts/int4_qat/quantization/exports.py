@@ -7,7 +7,6 @@ import torch
 from int4_qat.checkpoint import blocks, weight_files
 from int4_qat.checkpoint.weight_files import StoredTensor
 from int4_qat.quantization import int4
-from int4_qat.quantization.int4 import Grid
 from int4_qat.quantization.schemes import Scheme
 
 Block = tuple[slice, torch.Tensor]  # some rows of a weight, and their values in bf16
@@ -20,10 +19,10 @@ def row_blocks(source: StoredTensor) -> Iterator[Block]:
         yield rows, source.read_rows(rows).to(blocks.STORAGE_DTYPE)
 
 
-def on_grid(blocks: Iterable[Block], scheme: Scheme, grid: Grid) -> Iterator[QuantizedBlock]:
-    """Yield the rows of each block, rounded to nearest on the grid of the whole weight."""
+def on_grid(blocks: Iterable[Block], scheme: Scheme, grid: int4.Grid | None) -> Iterator[QuantizedBlock]:
+    """Yield the rows of each block of a weight, quantized on a given grid; without one, on the weight's own."""
     for rows, values in blocks:
-        yield rows, int4.quantize(values, scheme, grid.of_rows(rows))
+        yield rows, int4.quantize(values, scheme, grid and grid.of_rows(rows))
 
 
 def differing(expected: Iterable[QuantizedBlock], read: Callable[[slice], int4.Int4Weight]) -> int:

@@ -1,5 +1,6 @@
 """The grids that a checkpoint in bf16 is meant for: what calibration or training found, for the export to round on."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -17,6 +18,13 @@ def write(folder: Path, grids: dict[str, Grid]) -> None:
     (folder / FILE).parent.mkdir(parents=True)
     tensors = {f"{name}.{part}": value for name, grid in grids.items() for part, value in grid._asdict().items()}
     save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, folder / FILE)
+
+
+def copy(source: Path, folder: Path) -> None:
+    """Give a folder the grids of another one, if that has any."""
+    if (source / FILE).exists():
+        (folder / FILE).parent.mkdir(parents=True)
+        shutil.copyfile(source / FILE, folder / FILE)
 
 
 def read(folder: Path) -> dict[str, Grid]:

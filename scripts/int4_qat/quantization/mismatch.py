@@ -1,5 +1,6 @@
 """The record of a training, held against the manifest of an export: what was not trained so is not exported."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from int4_qat.quantization import record
@@ -7,10 +8,11 @@ from int4_qat.system import files
 from int4_qat.system.errors import InputError
 
 
-def refuse_mismatch(folder: Path, manifest: dict) -> None:
+def refuse_mismatch(folder: Path, manifest: dict, on_grids: Collection[str]) -> None:
     """Raise InputError for the first linear that is not exported as it was trained.
 
-    folder holds the record of the training, if there was one; without QAT there is nothing to match.
+    folder holds the record of the training, if there was one; without QAT there is nothing to match. on_grids names the
+    linears that are exported on a given grid.
     """
     if not (folder / record.RECORD).exists():
         return
@@ -30,3 +32,7 @@ def refuse_mismatch(folder: Path, manifest: dict) -> None:
                 f"{folder}: {name} was trained {states[in_int4]} and is exported {states[layer['quantized']]} "
                 f"({layer['reason']})"
             )
+        given = name in on_grids
+        if in_int4 and given != (trained["grids"] == record.GIVEN):
+            grids = {True: "a given grid", False: "its own grid"}
+            raise InputError(f"{folder}: {name} was trained on {grids[not given]} and is exported on {grids[given]}")

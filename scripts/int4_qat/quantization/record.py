@@ -1,13 +1,15 @@
-"""How an adapter was trained, for the export that must be what its training saw.
+"""How an adapter was trained, for the export that must be what its training saw; and how its grids were found.
 
-The record travels with the weights, from the folder of the adapter into the merged one and into the int4 one.
+Both records travel with the weights: that of the training from the folder of the adapter into the merged one and into
+the int4 one, that of the calibration from the folder in which the training starts.
 """
 
 import shutil
 from pathlib import Path
 
 RECORD = "qat.json"
-CALIBRATION = "calibration.json"  # of a calibrated checkpoint: its method, its scheme, its texts
+OWN, GIVEN = "own", "given"  # the grids that a training saw: of each weight, or those of the folder where it started
+CALIBRATION = "calibration.json"  # beside given grids: scheme, ignore and method, among others
 
 
 def copy_record(adapter: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from int4_qat.checkpoint import blocks
 from int4_qat.quantization import int4
+from int4_qat.quantization.int4 import Grid
 from int4_qat.quantization.schemes import Scheme
 
 # Left alone, the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
@@ -13,9 +14,11 @@ EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": Tr
 
 
 def fake_quantize_merged(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, scheme: Scheme
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, scheme: Scheme, grid: Grid | None = None
 ) -> torch.Tensor:
     """Return the deployed weight Q(W + s·BA), in the weight's dtype; on a CPU in blocks of rows that fit its cache.
+
+    It is on a given grid, or on its own, which then follows it from step to step.
 
     Training's autocast, which would round A and B to bfloat16 before they are multiplied, is off in it: the export
     knows none.
@@ -23,10 +26,11 @@ def fake_quantize_merged(
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_cuda:
             merged = compiled(blocks.merge)(weight, a, b, scaling)
-            return compiled(int4.fake_quantize)(merged, scheme, weight.dtype)
+            return compiled(int4.fake_quantize)(merged, scheme, weight.dtype, grid)
         deployed = torch.empty_like(weight)
         for rows in blocks.row_blocks(*weight.shape):
-            deployed[rows] = int4.fake_quantize(blocks.merge(weight[rows], a, b[rows], scaling), scheme, weight.dtype)
+            merged = blocks.merge(weight[rows], a, b[rows], scaling)
+            deployed[rows] = int4.fake_quantize(merged, scheme, weight.dtype, grid and grid.of_rows(rows))
         return deployed
 
 

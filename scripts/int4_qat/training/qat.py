@@ -6,13 +6,14 @@ What is deployed is Q(W + s·BA): the adapter is merged, then quantized. Targets
     base+lora_a  y = Q(W)x + s·B·Q(A)x   as unsloth up to 2026.10.7, which fake-quantizes A too
     merged       y = Q(W + s·BA)x        the deployed weight itself
 
-The gradient passes straight through each rounding.
+Q rounds to the weight's own grid, or to the one that a calibrated checkpoint has for it; A is always on its own. The
+gradient passes straight through each rounding.
 
 `merged` needs no gradient of the size of a weight: with G = dy the chain rule gives dB = s·Gᵀ(xAᵀ), dA = s·(GB)ᵀx,
 dx = G·Q(W + s·BA).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +22,8 @@ from peft import PeftModel
 from peft.tuners import lora
 
 from int4_qat.quantization import int4, linears
+from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization.record import GIVEN, OWN
 from int4_qat.quantization.schemes import Scheme
 from int4_qat.system.errors import InputError
 from int4_qat.training import merged_weight
@@ -33,13 +36,19 @@ def lora_linears(model: PeftModel) -> dict[str, lora.Linear]:
 
 
 def fake_quantize_linears(
-    model: PeftModel, target: str, scheme: Scheme, ignore: Sequence[str] = (), keep_frozen: bool = False
+    model: PeftModel,
+    target: str,
+    scheme: Scheme,
+    ignore: Sequence[str] = (),
+    given: Mapping[str, Grid] | None = None,
+    keep_frozen: bool = False,
 ) -> list[str]:
     """Let every linear below LoRA train on int4 weights, in place; the names of those linears.
 
-    A linear stays as it is if `ignore` names it, as in the export. keep_frozen keeps the weights
-    that `base` replaces, a second copy of them all, for `frozen_base`. InputError if there are no such linears, or if
-    the group size does not divide one's input features: a training that only looks like QAT is worse than none.
+    A linear stays as it is if `ignore` names it, as in the export. Grids are given for all linears, or else each is on
+    its own. keep_frozen keeps the weights that `base` replaces, a second copy of them all, for `frozen_base`.
+    InputError if there are no such linears, if one has no grid where others do, or if the group size does not divide
+    one's input features: a training that only looks like QAT is worse than none.
     """
     layers = {name: layer for name, layer in lora_linears(model).items() if not linears.ignored(name, ignore)}
     if not layers:
@@ -48,26 +57,38 @@ def fake_quantize_linears(
         inputs = layer.base_layer.in_features
         if inputs % scheme.group_size:
             raise InputError(f"group_size: {scheme.group_size} does not divide the {inputs} inputs of {name}")
-        if target == "merged":
-            model.get_base_model().set_submodule(name, MergedInt4Linear(layer, scheme))
-            continue
         weight = layer.base_layer.weight
+        grid = grid_of(name, weight.device, given) if given else None
+        if target == "merged":
+            model.get_base_model().set_submodule(name, MergedInt4Linear(layer, scheme, grid))
+            continue
         if keep_frozen:
             layer.frozen_weight = weight.data
-        weight.data = int4.fake_quantize(weight.data, scheme)
+        weight.data = int4.fake_quantize(weight.data, scheme, grid=grid)
         if target == "base+lora_a":
             layer.lora_A.update({adapter: Int4Linear(a, scheme) for adapter, a in layer.lora_A.items()})
     return list(layers)
 
 
-def record(model: PeftModel, recipe: Any) -> dict:
-    """How the linears below LoRA were trained, and for each whether it was in int4: what an export is held against."""
+def grid_of(name: str, device: torch.device, given: Mapping[str, Grid]) -> Grid:
+    """Return the grid of a linear, on a device; raise InputError if it has none."""
+    if name not in given:
+        raise InputError(f"start: expected a grid for each linear that is trained in int4, found none for {name}")
+    return Grid(*(part.to(device) for part in given[name]))
+
+
+def record(model: PeftModel, recipe: Any, start: str | None = None) -> dict:
+    """How the linears below LoRA were trained, and for each whether it was in int4: what an export is held against.
+
+    start is the method that calibrated the model on whose grids they were trained, if one did.
+    """
     in_int4 = {
         name: recipe.scheme is not None and not linears.ignored(name, recipe.ignore) for name in lora_linears(model)
     }
     return {
         "scheme": recipe.scheme,
         "target": recipe.qat_target if recipe.scheme else None,
+        "grids": (GIVEN if start else OWN) if recipe.scheme else None,
         "ignore": recipe.ignore,
         "dtype": recipe.dtype,
         "linears": in_int4,
@@ -112,19 +133,19 @@ class Int4Linear(torch.nn.Linear):
 class MergedInt4Linear(lora.Linear):
     """peft's linear with LoRA, its parameters included, but for its forward pass: Q(W + s·BA)x."""
 
-    def __init__(self, layer: lora.Linear, scheme: Scheme):
+    def __init__(self, layer: lora.Linear, scheme: Scheme, grid: Grid | None = None):
         torch.nn.Module.__init__(self)
         self.__dict__.update(layer.__dict__)
         (self.adapter,) = layer.active_adapters
         if not isinstance(layer.lora_dropout[self.adapter], torch.nn.Identity):
             raise InputError("lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout")
-        self.scheme = scheme
+        self.scheme, self.grid = scheme, grid
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.disable_adapters:
             return self.base_layer(x)
         a, b = self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
-        y = _MergedInt4.apply(x, self.base_layer.weight, a, b, self.scaling[self.adapter], self.scheme)
+        y = _MergedInt4.apply(x, self.base_layer.weight, a, b, self.scaling[self.adapter], self.scheme, self.grid)
         return y if self.base_layer.bias is None else y + self.base_layer.bias
 
 
@@ -132,17 +153,17 @@ class _MergedInt4(torch.autograd.Function):
     """x Q(W + s·BA)ᵀ; the weight is made again in the backward pass, so that no layer keeps a second copy."""
 
     @staticmethod
-    def forward(ctx, x, weight, a, b, scaling, scheme):
+    def forward(ctx, x, weight, a, b, scaling, scheme, grid):
         ctx.save_for_backward(x, weight, a, b)
-        ctx.scaling, ctx.scheme = scaling, scheme
-        return x @ merged_weight.fake_quantize_merged(weight, a, b, scaling, scheme).to(x.dtype).T
+        ctx.scaling, ctx.scheme, ctx.grid = scaling, scheme, grid
+        return x @ merged_weight.fake_quantize_merged(weight, a, b, scaling, scheme, grid).to(x.dtype).T
 
     @staticmethod
     def backward(ctx, dy):
         x, weight, a, b = ctx.saved_tensors
-        dx = dy @ merged_weight.fake_quantize_merged(weight, a, b, ctx.scaling, ctx.scheme).to(dy.dtype)
+        dx = dy @ merged_weight.fake_quantize_merged(weight, a, b, ctx.scaling, ctx.scheme, ctx.grid).to(dy.dtype)
         # Behind a LayerNorm autocast has x in fp32, and dy in bf16.
         rows, gradients = x.flatten(0, -2).to(dy.dtype), dy.flatten(0, -2)
         db = ctx.scaling * gradients.T @ (rows @ a.T.to(dy.dtype))
         da = ctx.scaling * (gradients @ b.to(dy.dtype)).T @ rows
-        return dx.to(x.dtype), None, da.to(a.dtype), db.to(b.dtype), None, None
+        return dx.to(x.dtype), None, da.to(a.dtype), db.to(b.dtype), None, None, None

@@ -10,7 +10,7 @@ from int4_qat.config.recipe import Recipe, TrainerSettings
 class Options(NamedTuple):
     """What a training reads and writes, and on which device it runs."""
 
-    model: Path  # folder of the base model
+    model: Path  # folder of the base model, or of a calibrated one
     texts: Path  # parquet with the column text
     device: str  # cpu or cuda
     checkpoints: Path  # folder to resume from

@@ -15,7 +15,7 @@ from int4_qat.quantization import record
 from int4_qat.system import devices, files, scratch, sources
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, turns
-from int4_qat.training import callbacks, checkpoints, data, qat
+from int4_qat.training import callbacks, checkpoints, data, qat, start
 from int4_qat.training.recipe import Options, Recipe
 
 PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
@@ -27,7 +27,10 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     Raise InputError if the recipe, the texts or the device do not allow it, or if SIGTERM stopped it.
     """
     devices.claim(options.device)
-    for problem in limits.impossible(vars(recipe)):
+    begun = start.method_of(options.model)
+    if begun and recipe.scheme is None:
+        raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
+    for problem in limits.impossible(vars(recipe) | {"start": begun}):
         raise InputError(f"finetune.{problem}")
     if options.device == "cuda":
         devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())
@@ -54,7 +57,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     with files.whole(options.adapter) as folder:
         trainer.model.save_pretrained(folder)
         check_saved(folder / "adapter_model.safetensors", trainer.model)
-        files.write_json(folder / record.RECORD, qat.record(trainer.model, recipe))
+        files.write_json(folder / record.RECORD, qat.record(trainer.model, recipe, begun))
     files.remove(options.checkpoints)
 
 
@@ -75,7 +78,8 @@ def check_saved(adapter: Path, model: PreTrainedModel) -> None:
 
 def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
     """Return what a checkpoint depends on; weights by size and time, since hashing 24 GB at each start is slow."""
-    status = {file.name: file.stat() for file in sorted(options.model.glob("*.safetensors"))}
+    stored = sorted(options.model.rglob("*.safetensors"))  # those of weights, and of grids in a folder below
+    status = {str(file.relative_to(options.model)): file.stat() for file in stored}
     weights = {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
     versions = {package.metadata["Name"]: package.version for package in distributions()}
     return {

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from int4_qat.checkpoint import architecture, loading, text_model
 from int4_qat.quantization import schemes
-from int4_qat.training import callbacks, qat
+from int4_qat.training import callbacks, qat, start
 from int4_qat.training.recipe import Options, Recipe, training_settings
 from int4_qat.training.trainer import AnyDeviceSFTTrainer
 
@@ -36,9 +36,10 @@ def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
     model.print_trainable_parameters()
     if recipe.scheme is not None:
         keep_frozen = recipe.distillation_weight > 0
-        scheme = schemes.of_words(recipe.scheme)
-        placed = qat.fake_quantize_linears(model, recipe.qat_target, scheme, recipe.ignore, keep_frozen)
-        print(f"fake quantization of {recipe.qat_target} ({scheme}) on {len(placed)} linears")
+        scheme, given = schemes.of_words(recipe.scheme), start.grids_for(folder, recipe.scheme, recipe.ignore)
+        placed = qat.fake_quantize_linears(model, recipe.qat_target, scheme, recipe.ignore, given, keep_frozen)
+        grids = "the grids of the checkpoint" if given else "grids of their own"
+        print(f"fake quantization of {recipe.qat_target} ({scheme}) on {len(placed)} linears, on {grids}")
     return model
 
 

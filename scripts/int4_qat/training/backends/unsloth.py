@@ -48,8 +48,9 @@ def add_adapters(folder: Path, recipe, device: str):
 
     from int4_qat.checkpoint import architecture
     from int4_qat.quantization import schemes
+    from int4_qat.training import start
 
-    for problem in limits.unsloth_misfits(vars(recipe), device):
+    for problem in limits.unsloth_misfits(vars(recipe) | {"start": start.method_of(folder)}, device):
         raise InputError(f"finetune.{problem}")
     checkpointing = "unsloth" if recipe.gradient_checkpointing else False
     model, _ = FastModel.from_pretrained(

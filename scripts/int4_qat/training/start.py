@@ -1,0 +1,27 @@
+"""Where a training starts: at a model as it came, or at a calibrated one, whose folder has the grids to train on."""
+
+from pathlib import Path
+
+from int4_qat.quantization import grids, record
+from int4_qat.quantization.int4 import Grid
+from int4_qat.system import files
+from int4_qat.system.errors import InputError
+
+
+def method_of(folder: Path) -> str | None:
+    """Return the method that calibrated a model, or None for one as it came."""
+    return files.read_json(folder / record.CALIBRATION)["method"] if (folder / grids.FILE).exists() else None
+
+
+def grids_for(folder: Path, scheme: dict, ignore: list[str]) -> dict[str, Grid]:
+    """Return the grids to train on, by the names of linears; none if each weight is on its own.
+
+    Raise InputError if the folder was calibrated for another scheme, or for other linears.
+    """
+    given = grids.read(folder)
+    if given:
+        found = files.read_json(folder / record.CALIBRATION)
+        for key, wanted in {"scheme": scheme, "ignore": sorted(ignore)}.items():
+            if found[key] != wanted:
+                raise InputError(f"{folder}: expected a model calibrated with {key} {wanted}, found {found[key]}")
+    return given
