@@ -1,0 +1,3 @@
+"""AWQ: a placeholder, which says only what the method needs."""
+
+NEEDS = ("texts",)

@@ -1,0 +1,3 @@
+"""GPTQ: a placeholder, which says only what the method needs."""
+
+NEEDS = ("texts",)
