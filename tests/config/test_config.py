@@ -196,4 +196,4 @@ def test_every_arm_and_model_stands_in_the_plan(tmp_path):
     plan = snakemake("--dry-run", "--configfile", path, "--directory", tmp_path / "run")
     assert plan.returncode == 0, plan.stderr
     counts = dict(line.split() for line in plan.stdout.splitlines() if len(line.split()) == 2)
-    assert (counts["finetune"], counts["evaluate_mmlu"], counts["summarize"]) == ("6", "12", "2")
+    assert (counts["finetune"], counts["evaluate_mmlu"], counts["summarize"]) == ("6", "16", "2")

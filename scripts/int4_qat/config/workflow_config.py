@@ -61,9 +61,9 @@ def problems(config: dict, rules: dict) -> list[str]:
         *_missing_sources(config),
         *_taken_names(config),
         *quantizations.problems(config["quantizations"]),
-        *_unknown_variants(config),
     ]
-    lines = lines or list(_untrainable(config)) or list(calibration.problems(config))
+    lines = lines or list(_untrainable(config)) or list(_unknown_variants(config))
+    lines = lines or list(calibration.problems(config))
     lines = lines or [
         *metric_names.problems(config["evaluation"]),
         *_missing_references(config),
