@@ -170,9 +170,10 @@ def test_a_local_text_is_held_out_by_whichever_path_leads_to_it(tmp_path):
         ("calibration.texts", ["x"]),
     )
     assert workflow_config.problems(config, SCHEMA) == []
-    config["texts"]["x"]["files"] = "*.txt"
-    (line,) = workflow_config.problems(config, SCHEMA)
-    assert line.endswith("and not the files of evaluation.divergence.texts.mine, found 'x'")
+    for files in ("*.txt", "test-1.txt"):
+        config["texts"]["x"]["files"] = files
+        (line,) = workflow_config.problems(config, SCHEMA)
+        assert line.endswith("and not the files of evaluation.divergence.texts.mine, found 'x'")
 
 
 def test_the_standins_text_is_held_out():
