@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
-from int4_qat.config import metric_names, quantizations, recipes, variants, workflow_config
+from int4_qat.config import calibration, metric_names, quantizations, recipes, variants, workflow_config
 from int4_qat.data import mmlu
 from int4_qat.results import measured_files, measurements
 from int4_qat.system import rooms, sources
@@ -28,6 +28,9 @@ mmlu_asked = config["evaluation"]["mmlu"] is not None
 mmlu_splits = mmlu.SPLITS if mmlu_asked else [mmlu.TRAIN_SPLIT]
 shards = range(config["evaluation"]["mmlu"]["shards"] if mmlu_asked else 0)
 texts = metric_names.texts(config["evaluation"])
+general_texts = calibration.general_texts(config)
+brought_texts = texts | general_texts
+calibrated = [name for name in quantized if variants.split(name)[1] in calibration.calibrated(config)]
 question_sets = {settings["name"]: dict(sorted(settings.items())) for settings in config["evaluation"]["questions"]}
 tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config["evaluation"]["tasks"]}
 with_data = tasks | {name: settings for name, settings in config["evaluation"].items() if isinstance(settings, dict)}
@@ -45,7 +48,7 @@ wildcard_constraints:
     folder="|".join(sorted({folder for folders in formats.values() for folder in folders})),
     shard=r"\d+",
     weights="|".join(variants.weights_of(config["variants"])),
-    text="|".join(texts) or "none",
+    text="|".join(brought_texts) or "none",
     questions="|".join(question_sets) or "none",
     task="|".join(tasks) or "none",
     dataset="|".join(data_sources) or "none",
@@ -85,6 +88,27 @@ def parity_code(wildcards):
 def result_files(measured):
     """The files of measurements of variants, of one model."""
     return [f"results/{{model}}/{path}" for path in measured_files.paths(measured)]
+
+
+def calibration_texts(wildcards):
+    """The files of the texts on which a model is calibrated, in the order of the config."""
+    places = {calibration.QUESTIONS: f"results/{wildcards.model}/train.parquet"}
+    return [places.get(name, f"resources/texts/{name}.txt") for name in calibration.texts_of(config)]
+
+
+def quantize_input(wildcards):
+    """The checkpoint in bf16 that a variant is made of: as calibration leaves it, or as it was trained or came."""
+    if wildcards.variant in calibrated:
+        return f"results/{wildcards.model}/{wildcards.variant}/calibrated"
+    return f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/checkpoint"
+
+
+def start_folder(wildcards):
+    """The checkpoint at which the training of an arm, or of a variant's arm, begins."""
+    arm = wildcards.get("arm") or weights_of(wildcards)
+    if start := recipes.recipe_of(config, arm)["start"]:
+        return f"results/{wildcards.model}/{variants.BASE}-{start}/calibrated"
+    return f"resources/models/{wildcards.model}"
 
 
 def weights_of(wildcards):

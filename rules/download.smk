@@ -145,7 +145,7 @@ rule download_questions:
 rule download_text:
     input:
         code=code_of("download_text"),
-        raw=lambda wildcards: source_input(texts[wildcards.text]["source"], "resources/standin/text"),
+        raw=lambda wildcards: source_input(brought_texts[wildcards.text]["source"], "resources/standin/text"),
     output:
         "resources/texts/{text}.txt",
     log:
@@ -155,9 +155,9 @@ rule download_text:
     conda:
         "../envs/data.yaml"
     params:
-        source=lambda wildcards: source_path(texts[wildcards.text]["source"], "resources/standin/text"),
+        source=lambda wildcards: source_path(brought_texts[wildcards.text]["source"], "resources/standin/text"),
         options=lambda wildcards: [
-            f"--{key}={value}" for key, value in sorted(texts[wildcards.text].items()) if key != "source"
+            f"--{key}={value}" for key, value in sorted(brought_texts[wildcards.text].items()) if key != "source"
         ],
     message:
         "download_text: {wildcards.text}"

@@ -2,7 +2,8 @@
 
 Exactly, and normalized (letters and digits alone, in lower case): by the question, and by the question with its
 choices in any order. The recipe trains on MMLU's auxiliary_train and is scored on MMLU's test, and on any other
-questions that are named here: the training texts are read once for all.
+questions that are named here: the training texts are read once for all. In general texts, on which a run calibrates,
+a question counts if 13 of its words stand there in a row, or all of them if it is shorter (data/shared_words.py).
 
     python scripts/check_contamination.py --train resources/mmlu/auxiliary_train.parquet \\
         --test mmlu=resources/mmlu/test.parquet mine=resources/questions/mine/test.parquet \\
@@ -10,41 +11,31 @@ questions that are named here: the training texts are read once for all.
 """
 
 import argparse
-import re
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from int4_qat.data import parquet_files
+from int4_qat.data import named_files, parquet_files, shared_words
+from int4_qat.data.shared_words import normalized
 from int4_qat.system import errors, files
-from int4_qat.system.errors import InputError
-
-NOT_WORDS = re.compile(r"[\W_]+")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, type=Path, help="parquet of the training split")
     parser.add_argument("--test", required=True, nargs="*", metavar="NAME=PATH", help="parquets of test splits")
+    parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=PATH", help="general texts of the training")
     parser.add_argument("--output", required=True, type=Path, help="JSON with the counts")
     arguments = parser.parse_args()
-    found = count(arguments.train, dict(map(named, arguments.test)))
+    tests = named_files.parse("--test", arguments.test, "parquet")
+    in_texts = count_in_texts(tests, named_files.parse("--texts", arguments.texts, "text"))
+    found = {name: counted | {"in_texts": in_texts[name]} for name, counted in count(arguments.train, tests).items()}
     files.write_json(arguments.output, found)
     for name, counted in found.items():
         print(f"{name}: {counted['exact']} of {counted['questions']} test questions stand in the training texts")
-
-
-def named(test: str) -> tuple[str, Path]:
-    """Return the name and the file of a test split; raise InputError if there is no name."""
-    name, separator, path = test.partition("=")
-    if not (name and separator and path):
-        raise InputError(f"--test: expected <name>=<path of a parquet>, found '{test}'")
-    return name, Path(path)
-
-
-def normalized(text: str) -> str:
-    return NOT_WORDS.sub(" ", text).strip().lower()
+        for text, standing in counted["in_texts"].items():
+            print(f"{name}: {standing} of {counted['questions']} test questions stand in {text}")
 
 
 KEYS: dict[str, Callable[[dict], Hashable]] = {
@@ -70,6 +61,20 @@ def count(train: Path, tests: dict[str, Path]) -> dict[str, dict[str, int]]:
 def counts(questions: list[dict], found: dict[str, set[Hashable]]) -> dict[str, int]:
     """Return how many of some questions are among those that were found, in each of the KEYS' senses."""
     return {name: sum(key(row) in found[name] for row in questions) for name, key in KEYS.items()}
+
+
+def count_in_texts(tests: dict[str, Path], texts: dict[str, Path]) -> dict[str, dict[str, int]]:
+    """Return of each test how many of its questions have a run of words that stands in each text."""
+    runs = {
+        name: [shared_words.runs_of_question(row["question"], row["choices"]) for row in rows(path)]
+        for name, path in tests.items()
+    }
+    wanted = {run for asked in runs.values() for question in asked for run in question}
+    found = {text: shared_words.found(wanted, shared_words.parts_of(path)) for text, path in texts.items()}
+    return {
+        name: {text: sum(not question.isdisjoint(standing) for question in asked) for text, standing in found.items()}
+        for name, asked in runs.items()
+    }
 
 
 def rows(path: Path) -> Iterator[dict]:

@@ -1,4 +1,4 @@
-"""Bring a held-out text to one file: from the Hub at a pinned commit, or from a local folder of .txt or parquet.
+"""Bring a text to one file: from the Hub at a pinned commit, or from a local folder of .txt, parquet or JSON lines.
 
     python scripts/download_text.py --source /data/wikitext --files 'test*.parquet' --column text \\
         --output resources/texts/wikitext.txt
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="hf://datasets/<owner>/<name>@<commit> or a local folder")
     parser.add_argument("--files", nargs="+", default=texts.PATTERNS, help="patterns of paths below the source")
-    parser.add_argument("--column", default="text", help="of parquet files")
+    parser.add_argument("--column", default="text", help="of parquet files, or key of JSON lines")
     parser.add_argument("--output", required=True, type=Path, help="text file")
     arguments = parser.parse_args()
     text = read(arguments.source, arguments.files, arguments.column)

@@ -72,6 +72,10 @@ MISFITS = [
         "evaluation.divergence.context: expected at most 8192, the tokens that tiny takes, found 8193",
     ),
     (
+        {"calibration": {"length": 8193}},
+        "calibration.length: expected at most 8192, the tokens that tiny takes, found 8193",
+    ),
+    (
         {"arms": {"qat": QAT | {"response_part": "<|assistant|>\n"}}},
         "finetune.response_part: expected what the chat template writes, '<start_of_turn>model\\n', found",
     ),
@@ -120,6 +124,14 @@ def test_a_disk_that_is_too_small(facts, tmp_path):
     assert list(model_facts.full_disk(large, SETTINGS, tmp_path / "results")) == []
 
 
+def test_calibration_leaves_a_checkpoint_in_bf16_besides(facts, tmp_path):
+    large = facts | {"bytes": {"bf16": 10**18, "int4": {"64": 10**17}}}
+    table = {"int4": entry_of(INT4), "gptq": entry_of(INT4) | {"method": "gptq"}}
+    settings = SETTINGS | {"quantizations": table, "variants": ["base-bf16", "base-int4", "base-gptq"]}
+    (line,) = model_facts.full_disk(large, settings, tmp_path / "results")
+    assert "expected 1200000000.0 GB free for the variants of the model, found" in line
+
+
 def test_a_model_comes_only_with_a_config_that_fits(untrained, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="ignore: expected parts of a Gemma3ForConditionalGeneration, found 'q_porj'"):
         bring(untrained, tmp_path, monkeypatch, quantization(ignore=["q_porj"]))
@@ -132,7 +144,8 @@ def test_a_later_config_is_held_against_a_model_that_is_there(facts, untrained, 
     known = facts | {"source": config["models"]["demo"]["source"]}
     (tmp_path / "resources" / "models").mkdir(parents=True)
     place = tmp_path / "resources" / "models" / "demo.json"
-    config["quantizations"]["int4"]["ignore"] = ["q_porj"]
+    for entry in config["quantizations"].values():
+        entry["ignore"] = ["q_porj"]
     command = [tmp_path, "--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml")]
     place.write_text(json.dumps(known))
     result = demo(*command)

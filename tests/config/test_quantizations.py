@@ -33,7 +33,7 @@ def variants(*names):
         (table(x=INT4 | {"group_size": 100}), "quantizations.x.group_size: 100 is not one of [32, 64, 128, 256]"),
         (table(x=INT4 | {"group_size": "all"}), "quantizations.x.group_size: 'all' is not of type 'integer'"),
         (table(x=INT4 | {"strategy": "channel"}), "quantizations.x.strategy: 'channel' is not one of ['group']"),
-        (table(x=INT4 | {"method": "gptq"}), "quantizations.x.method: expected one of rtn, found 'gptq'"),
+        (table(x=INT4 | {"method": "gpt"}), "quantizations.x.method: expected one of awq, gptq, rtn, found 'gpt'"),
         (
             table(x=INT4 | {"formats": ["gguf"]}),
             "quantizations.x.formats[0]: expected one of torchao-plain, found 'gguf'",
@@ -56,7 +56,7 @@ def variants(*names):
         ),
         (
             changed(["finetune", "arms", "qat", "quantization"], "int3"),
-            "finetune.arms.qat.quantization: expected null or one of int4, w4a16, found 'int3'",
+            "finetune.arms.qat.quantization: expected null or one of int4, w4a16, whose methods need no texts, fo",
         ),
         (
             variants("base-int3"),
@@ -107,11 +107,14 @@ def test_a_config_of_before_is_told_the_new_names(tmp_path):
 def test_a_method_that_needs_more_than_it_is_given_is_refused(tmp_path):
     workflow = copy_workflow(tmp_path / "workflow")
     methods = workflow / "scripts" / "int4_qat" / "quantization" / "methods"
-    (methods / "calibrated.py").write_text((methods / "rtn.py").read_text().replace("NEEDS = ()", 'NEEDS = ("texts",)'))
+    (methods / "drawn.py").write_text('NEEDS = ("texts", "pictures")')
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({"quantizations": CARD["quantizations"] | {"x": INT4 | {"method": "calibrated"}}}))
+    path.write_text(yaml.safe_dump({"quantizations": CARD["quantizations"] | {"x": INT4 | {"method": "drawn"}}}))
     result = snakemake("--dry-run", "--directory", tmp_path / "run", "--configfile", path, workflow=workflow)
-    assert "quantizations.x.method: expected one that needs nothing" in result.stderr
+    assert (
+        "quantizations.x.method: expected one that needs texts or nothing, found one that needs texts, pictures"
+        in result.stderr
+    )
 
 
 def test_two_formats_of_one_folder_are_refused(tmp_path):

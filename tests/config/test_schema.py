@@ -16,7 +16,7 @@ OPTIONS = Options(*map(Path, ("model", "texts")), "cpu", *map(Path, ("checkpoint
 
 
 def test_config_yaml_names_each_setting_and_no_other():
-    assert set(CARD["finetune"]) == {*SETTINGS, "arms"}
+    assert set(CARD["finetune"]) == {*SETTINGS, "start", "arms"}
 
 
 @pytest.mark.parametrize("arm", CARD["finetune"]["arms"])

@@ -53,10 +53,45 @@ def test_each_set_counts_its_own(tmp_path, monkeypatch):
     run_in_process(check_contamination, monkeypatch, *options, "--test", *tests)
     keys = ("questions", "exact", "normalized", "exact_with_choices", "normalized_with_choices")
     assert json.loads((tmp_path / "counts.json").read_text()) == {
-        "mmlu": dict(zip(keys, (2, 1, 1, 1, 1), strict=True)),
-        "mine": dict(zip(keys, (3, 2, 3, 1, 2), strict=True)),
+        "mmlu": dict(zip(keys, (2, 1, 1, 1, 1), strict=True)) | {"in_texts": {}},
+        "mine": dict(zip(keys, (3, 2, 3, 1, 2), strict=True)) | {"in_texts": {}},
     }
     run_in_process(check_contamination, monkeypatch, *options, "--test")
     assert json.loads((tmp_path / "counts.json").read_text()) == {}
     with pytest.raises(InputError, match=f"^--test: expected <name>=<path of a parquet>, found '{mmlu}'$"):
         run_in_process(check_contamination, monkeypatch, *options, "--test", mmlu)
+
+
+NUMBERS = [f"n{number}" for number in range(14)]
+
+
+def test_a_question_stands_in_a_text_by_13_of_its_words_or_all(tmp_path, monkeypatch):
+    test = write(
+        tmp_path / "test.parquet",
+        (" ".join(NUMBERS), "abcd"),  # 14 words
+        (" ".join(NUMBERS[2:]), "abcd"),  # 12
+        (" ".join(NUMBERS[::-1][:8]), "abcd"),  # 8
+        ("Which is it?", ["the first", "the second", "the third", "the last"]),  # too short to tell, with choices 11
+    )
+    texts = {
+        "one_word_less": " ".join(NUMBERS[1:13]),
+        "thirteen": f"He wrote: {'. '.join(NUMBERS[1:]).upper()}!",
+        "eight": " ".join(NUMBERS[::-1]),
+        "short": "Which is it? I do not know.",
+        "short_with_choices": "Which is it?\n- the first\n- the second\n- the third\n- the last\n",
+        "nothing": "?!\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    options = ["--train", write(tmp_path / "train.parquet"), "--test", f"mmlu={test}", "--texts"]
+    options += [f"{name}={tmp_path / name}.txt" for name in texts]
+    run_in_process(check_contamination, monkeypatch, *options, "--output", tmp_path / "counts.json")
+    found = json.loads((tmp_path / "counts.json").read_text())["mmlu"]["in_texts"]
+    assert found == {
+        "one_word_less": 0,
+        "thirteen": 2,
+        "eight": 1,
+        "short": 0,
+        "short_with_choices": 1,
+        "nothing": 0,
+    }

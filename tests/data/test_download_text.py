@@ -71,6 +71,15 @@ def test_texts_are_joined_as_they_are_in_the_order_of_their_names(source, downlo
     assert download() == "one\r\ntwo\r\n\r\nthree\u2028\nfour\n".encode()
 
 
+def test_json_lines_are_rows(source, download):
+    """As people write them: with a mark at the start, blank lines, Windows' line ends, marks of lines in texts."""
+    rows = [{"body": "one\ntwo", "id": 1}, {"body": "é\u2028three"}, {"body": ""}, {"body": "four\n"}]
+    lines = [json.dumps(row, ensure_ascii=number % 2 == 0) for number, row in enumerate(rows)]
+    lines.append('{"body":\r"five"}')
+    (source / "a.jsonl").write_bytes(codecs.BOM_UTF8 + "\r\n\r\n".join(lines).encode())
+    assert download("--column", "body") == "one\ntwo\né\u2028three\n\nfour\nfive\n".encode()
+
+
 def test_only_files_that_match_count(source, download):
     write_table(["this"], source / "raw" / "test-0.parquet", column="body")
     write_table(["not this"], source / "raw" / "train-0.parquet", column="body")
@@ -83,17 +92,34 @@ def test_only_files_that_match_count(source, download):
     [
         ("a.txt", "é".encode("latin-1"), [], r"/a.txt, line 1: expected UTF-8, found b'\xe9'"),
         ("a.txt", "one".encode("utf-16"), [], "/a.txt: expected UTF-8, found UTF-16; save it as UTF-8"),
-        ("a.txt", b" \n\n", [], ": expected text in *.txt and *.parquet, found none"),
+        ("a.txt", b" \n\n", [], ": expected text in *.txt and *.parquet and *.jsonl, found none"),
         ("a.txt", LFS_POINTER.encode(), [], "/a.txt: expected the file, found git-lfs's pointer to it; run `git lfs"),
         ("a.parquet", LFS_POINTER.encode(), [], "/a.parquet: expected the file, found git-lfs's pointer to it; run"),
         ("a.parquet", b"PAR1", [], "/a.parquet: not a whole parquet file ("),
-        ("a.csv", b"one", ["--files", "*.csv"], "/a.csv: expected .txt or .parquet, found .csv"),
-        ("a.csv", b"one", [], ": expected files that match *.txt or *.parquet, found none"),
+        ("a.csv", b"one", ["--files", "*.csv"], "/a.csv: expected .txt, .parquet or .jsonl, found .csv"),
+        ("a.csv", b"one", [], ": expected files that match *.txt or *.parquet or *.jsonl, found none"),
         ("a.txt", b"one", ["--files", "b*.txt"], ": expected files that match b*.txt, found none"),
-        ("a.parquet", [], [], ": expected text in *.txt and *.parquet, found none"),
+        ("a.parquet", [], [], ": expected text in *.txt and *.parquet and *.jsonl, found none"),
         ("a.parquet", ["one", None], [], "/a.parquet, row 2: text: expected a text, found None"),
         ("a.parquet", [1], [], "/a.parquet, row 1: text: expected a text, found 1"),
         ("a.parquet", ["one"], ["--column", "body"], "/a.parquet: expected the columns body; body missing"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": "two"\n', [], "/a.jsonl, line 2: not JSON (Expecting ',' delimiter"),
+        ("a.jsonl", b'{"text": "one"}\n\n["two"]\n', [], "/a.jsonl, line 3: expected a JSON object, found '[\"two\"]'"),
+        ("a.jsonl", b'{"text": "one"} {"text": "two"}', [], "/a.jsonl, line 1: not JSON (Extra data"),
+        ("a.jsonl", b"[" * 100_000, [], "/a.jsonl, line 1: not JSON ("),
+        ("a.jsonl", b'{"body": "one", "id": 1}', [], "/a.jsonl, line 1: expected the key text, found body, id"),
+        ("a.jsonl", b"{}", [], "/a.jsonl, line 1: expected the key text, found none"),
+        ("a.jsonl", b'{"text": null}', [], "/a.jsonl, line 1: text: expected a text, found None"),
+        ("a.jsonl", b'{"text": ["one"]}', [], "/a.jsonl, line 1: text: expected a text, found ['one']"),
+        (
+            "a.jsonl",
+            rb'{"text": "one \ud800"}',
+            [],
+            r"/a.jsonl, line 1: text: expected a text in Unicode, found '\ud800'",
+        ),
+        ("a.jsonl", '{}\n{"text": "é"}'.encode("latin-1"), [], r"/a.jsonl, line 2: expected UTF-8, found b'\xe9'"),
+        ("a.jsonl", LFS_POINTER.encode(), [], "/a.jsonl: expected the file, found git-lfs's pointer to it; run `git"),
+        ("a.jsonl", b"", [], ": expected text in *.txt and *.parquet and *.jsonl, found none"),
     ],
 )
 def test_what_is_no_text_is_one_line(source, download, tmp_path, name, content, options, problem):

@@ -9,6 +9,7 @@ REPLACED_WHOLE = {
     ("finetune", "arms"),
     ("quantizations",),
     ("variants",),
+    ("texts",),
     ("evaluation", "divergence", "texts"),
     ("evaluation", "questions"),
     ("evaluation", "tasks"),

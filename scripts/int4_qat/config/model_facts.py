@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from int4_qat.checkpoint import module_names
-from int4_qat.config import variants
+from int4_qat.config import quantizations, variants
 
 KEYS = {
     "class",
@@ -36,10 +36,7 @@ def misfits(facts: dict, settings: dict) -> Iterator[str]:
             yield from undivided(facts, recipe, arm)
     if settings["evaluation"]["chartqa"] and not facts["sees_pictures"]:
         yield f"evaluation.chartqa: expected null for {settings['model']}, since a {facts['class']} sees no pictures"
-    divergence, longest = settings["evaluation"]["divergence"], facts["longest_text"]
-    if divergence and longest and divergence["context"] > longest:
-        expected = f"at most {longest}, the tokens that {settings['model']} takes"
-        yield f"evaluation.divergence.context: expected {expected}, found {divergence['context']}"
+    yield from long_windows(facts, settings)
 
 
 def idle_exceptions(facts: dict, quantization: str, ignore: list[str]) -> Iterator[str]:
@@ -87,6 +84,17 @@ def undivided(facts: dict, recipe: dict, arm: str) -> Iterator[str]:
             return
 
 
+def long_windows(facts: dict, settings: dict) -> Iterator[str]:
+    """Yield a line for each window of a text that is longer than what the model takes."""
+    longest, divergence = facts["longest_text"], settings["evaluation"]["divergence"]
+    windows = {"evaluation.divergence.context": divergence["context"]} if divergence else {}
+    if "calibration" in settings:
+        windows["calibration.length"] = settings["calibration"]["length"]
+    for key, tokens in windows.items():
+        if longest and tokens > longest:
+            yield f"{key}: expected at most {longest}, the tokens that {settings['model']} takes, found {tokens}"
+
+
 def full_disk(facts: dict, settings: dict, results: Path) -> Iterator[str]:
     """Yield a line if the weights of the variants that are not there yet do not fit on the disk of the results."""
     names, sizes = settings["variants"], facts["bytes"]
@@ -101,8 +109,9 @@ def full_disk(facts: dict, settings: dict, results: Path) -> Iterator[str]:
 
 
 def bytes_of(precision: str, settings: dict, sizes: dict) -> int:
-    """Return the bytes of a model's weights in bf16, or in all formats of a quantization."""
+    """Return the bytes of a model's weights in bf16, or in all formats of a quantization, after calibration if any."""
     if precision == variants.BF16:
         return sizes["bf16"]
     entry = settings["quantizations"][precision]
-    return len(entry["formats"]) * sizes["int4"][str(entry["group_size"])]
+    before = sizes["bf16"] if quantizations.is_calibrated(entry) else 0
+    return before + len(entry["formats"]) * sizes["int4"][str(entry["group_size"])]

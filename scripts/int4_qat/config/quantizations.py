@@ -8,17 +8,21 @@ from int4_qat.system import rooms
 
 ROUNDED = "rtn"  # the method against which the others are measured
 LOADED = "torchao-plain"  # the format that everything here loads
-TEXTS = "texts"  # what a method that calibrates needs
-
-
-def is_calibrated(entry: dict) -> bool:
-    """Return whether the method of an entry needs texts."""
-    return TEXTS in rooms.load(rooms.METHODS, entry["method"]).NEEDS
+TEXTS = "texts"  # all that a method can need: it is calibrated on them
 
 
 def training_words(entry: dict) -> dict:
     """Return what a training sees of a quantization: its scheme and the modules that it leaves out."""
     return {"scheme": schemes.of_words(entry).words, "ignore": sorted(entry.get("ignore", []))}
+
+
+def is_calibrated(entry: dict) -> bool:
+    """Return whether the method of an entry needs texts."""
+    return TEXTS in _needs(entry)
+
+
+def _needs(entry: dict) -> tuple[str, ...]:
+    return rooms.load(rooms.METHODS, entry["method"]).NEEDS
 
 
 def folders(entry: dict) -> dict[str, str]:
@@ -96,8 +100,8 @@ def _unknown_words(key: str, entry: dict) -> Iterator[str]:
         for index, word in enumerate(entry["formats"]):
             if needed := rooms.load(rooms.FORMATS, word).misfit(scheme):
                 yield f"{key}.formats[{index}]: expected {needed}, which {word} holds, found {scheme}"
-        if needs := rooms.load(rooms.METHODS, entry["method"]).NEEDS:
-            yield f"{key}.method: expected one that needs nothing, which is all that quantize gives, found {needs}"
+        if set(needs := _needs(entry)) - {TEXTS}:
+            yield f"{key}.method: expected one that needs {TEXTS} or nothing, found one that needs {', '.join(needs)}"
         if len(folders(entry)) < len(entry["formats"]):
             yield f"{key}.formats: expected formats with folders of their own, found {entry['formats']}"
         if LOADED not in entry["formats"]:

@@ -1,6 +1,6 @@
 """The part of the config that the results of one model come from, and the settings of each of its arms."""
 
-from int4_qat.config import quantizations, variants
+from int4_qat.config import calibration, quantizations, variants
 
 STANDIN = "standin"
 NOTHING_SEEN = {"scheme": None, "ignore": None}
@@ -15,8 +15,8 @@ def recipe_of(config: dict, arm: str) -> dict:
 
 
 def training_of(recipe: dict) -> dict:
-    """Return what a training goes by: what it sees of a quantization, and not the name that this has."""
-    return {key: value for key, value in recipe.items() if key != "quantization"}
+    """Return what a training goes by: what it sees of a quantization, and no name of one."""
+    return {key: value for key, value in recipe.items() if key not in ("quantization", "start")}
 
 
 def arms_of(config: dict) -> list[str]:
@@ -38,6 +38,8 @@ def settings_of(config: dict, model: str) -> dict:
         "license": config["publish"]["license"],
         "license_link": config["publish"]["license_link"],
     }
+    if calibration.calibrated(config):
+        settings |= {"calibration": config["calibration"], "texts": calibration.general_texts(config)}
     if STANDIN in (source, config["data"]["source"]):
         settings[STANDIN] = config[STANDIN]
     return settings

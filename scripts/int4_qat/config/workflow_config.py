@@ -10,6 +10,7 @@ from pathlib import Path
 from snakemake.common.configfile import load_configfile
 
 from int4_qat.config import (
+    calibration,
     config_values,
     layers,
     limits,
@@ -60,9 +61,9 @@ def problems(config: dict, rules: dict) -> list[str]:
         *_missing_sources(config),
         *_taken_names(config),
         *quantizations.problems(config["quantizations"]),
-        *_unknown_quantizations(config),
-        *_unknown_variants(config),
     ]
+    lines = lines or list(_untrainable(config)) or list(_unknown_variants(config))
+    lines = lines or list(calibration.problems(config))
     lines = lines or [
         *metric_names.problems(config["evaluation"]),
         *_missing_references(config),
@@ -81,6 +82,7 @@ def _missing_sources(config: dict) -> list[str]:
     made["data.source"] = config["data"]["source"]
     texts = metric_names.texts(evaluation)
     made |= {f"evaluation.divergence.texts.{name}.source": text["source"] for name, text in texts.items()}
+    made |= {f"texts.{name}.source": text["source"] for name, text in config["texts"].items()}
     named = made | {
         f"evaluation.{table}[{index}].source": entry["source"]
         for table in ("questions", "tasks")
@@ -129,12 +131,13 @@ def _taken_names(config: dict) -> Iterator[str]:
             taken.add(name)
 
 
-def _unknown_quantizations(config: dict) -> Iterator[str]:
-    """Arms whose training would see a quantization that there is not."""
+def _untrainable(config: dict) -> Iterator[str]:
+    """Arms whose training would see a quantization that there is not, or whose codes only a method with texts finds."""
     table = config["quantizations"]
+    trainable = [name for name, entry in table.items() if not quantizations.is_calibrated(entry)]
     for arm, changes in config["finetune"]["arms"].items():
-        if changes["quantization"] not in (None, *table):
-            expected = f"null or one of {', '.join(table)}"
+        if changes["quantization"] not in (None, *trainable):
+            expected = f"null or one of {', '.join(trainable)}, whose methods need no texts"
             yield f"finetune.arms.{arm}.quantization: expected {expected}, found '{changes['quantization']}'"
 
 

@@ -1,23 +1,24 @@
-"""Running text out of files: .txt as it is, a column of tables row by row."""
+"""Running text out of files: .txt as it is, a column of tables or of JSON lines row by row."""
 
+import json
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from int4_qat.data import parquet_files, text_files
 from int4_qat.system import files, sources
-from int4_qat.system.errors import InputError
+from int4_qat.system.errors import InputError, one_line
 
-TEXT, TABLE = ".txt", ".parquet"
-PATTERNS = (f"*{TEXT}", f"*{TABLE}")  # the files that count where nobody says which
+TEXT, TABLE, LINES = ".txt", ".parquet", ".jsonl"
+PATTERNS = (f"*{TEXT}", f"*{TABLE}", f"*{LINES}")  # the files that count where nobody says which
 
 
 def join(folder: Path, patterns: Sequence[str], column: str, where: str) -> str:
     """Return the text of the files of a folder that match a pattern, in the order of their names.
 
-    `*` stands for a part of a path too, as the Hub's client takes it. A row of a table that does not end with a newline
-    gets one; wikitext's do, and its blank rows are blank lines. Raise InputError, which calls the folder `where`, if no
-    file matches or there is no text in them, and if a file is neither text nor a table with this column of texts.
+    `*` stands for a part of a path too, as the Hub's client takes it. A row that does not end with a newline gets one;
+    wikitext's do, and its blank rows are blank lines. Raise InputError, which calls the folder `where`, if no file
+    matches or there is no text in them, and if a file is neither text nor rows with this column of texts.
     """
     found = [Path(path) for path in sources.local_files(folder) if matches(Path(path).relative_to(folder), patterns)]
     if not found:
@@ -34,23 +35,59 @@ def matches(path: Path, patterns: Sequence[str]) -> bool:
 
 
 def parts(path: Path, column: str) -> Iterator[str]:
-    """Yield the text of a file, or of each row of a table."""
+    """Yield the text of a file, or of each row of a table or of JSON lines."""
     files.refuse_lfs_pointer(path)
     if path.suffix == TEXT:
         text_files.check_encoding(path)
         yield path.read_bytes().decode("utf-8-sig")  # the ends of its lines stay as they are
     elif path.suffix == TABLE:
-        yield from rows(path, column)
+        for number, value in enumerate(table_values(path, column), start=1):
+            yield row(f"{path}, row {number}", column, value)
+    elif path.suffix == LINES:
+        for number, value in line_values(path, column):
+            yield row(f"{path}, line {number}", column, value)
     else:
-        raise InputError(f"{path}: expected {TEXT} or {TABLE}, found {path.suffix or 'no suffix'}")
+        raise InputError(f"{path}: expected {TEXT}, {TABLE} or {LINES}, found {path.suffix or 'no suffix'}")
 
 
-def rows(path: Path, column: str) -> Iterator[str]:
-    """Yield the texts of a column, each with a newline at its end."""
-    number = 0
+def table_values(path: Path, column: str) -> Iterator[object]:
+    """Yield the values of a column of a table."""
     for batch in parquet_files.read_batches(path, [column]):
-        for value in batch[column].to_pylist():
-            number += 1
-            if not isinstance(value, str):
-                raise InputError(f"{path}, row {number}: {column}: expected a text, found {value!r:.50}")
-            yield value if value.endswith("\n") else f"{value}\n"
+        yield from batch[column].to_pylist()
+
+
+def line_values(path: Path, column: str) -> Iterator[tuple[int, object]]:
+    """Yield the number of each line but for blank ones, and the value of a key in the object that it holds."""
+    text_files.check_encoding(path)
+    with path.open(encoding="utf-8-sig", newline="\n") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                found = json_object(where, line)
+                if column not in found:
+                    raise InputError(
+                        f"{where}: expected the key {column}, found {one_line(', '.join(found)) or 'none':.80}"
+                    )
+                yield number, found[column]
+
+
+def json_object(where: str, line: str) -> dict:
+    """Return the object that a line holds; raise InputError if it holds another thing or is no JSON."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({one_line(error)})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: expected a JSON object, found {line.strip()!r:.50}")
+    return found
+
+
+def row(where: str, column: str, value: object) -> str:
+    """Return a text with a newline at its end; raise InputError if the value is none, or none that a file can hold."""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {column}: expected a text, found {value!r:.50}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: {column}: expected a text in Unicode, found {value[error.start]!r}") from None
+    return value if value.endswith("\n") else f"{value}\n"

@@ -1,0 +1,203 @@
+"""What a run calibrates on and where trainings begin: each mistake is one line, and test text never calibrates."""
+
+import copy
+
+import pytest
+import yaml
+
+from configs import CARD, SCHEMA, changed, demo_config
+from int4_qat.config import calibration, recipes, workflow_config
+from workflows import snakemake
+
+TEXTS = CARD["texts"]
+TRAIN, TEST = TEXTS["wikitext_train"], CARD["evaluation"]["divergence"]["texts"]["wikitext"]
+GPTQ = CARD["quantizations"]["gptq"]
+BEGUN = {"quantization": "w4a16", "start": "gptq", "backend": "transformers"}
+
+
+def config_of(*changes):
+    """The default config with other values at some places."""
+    config = copy.deepcopy(CARD)
+    for path, value in changes:
+        *parents, key = path.split(".")
+        place = config
+        for parent in parents:
+            place = place[parent]
+        place[key] = value
+    return config
+
+
+def named(**texts):
+    """The default config which calibrates on some texts of its own alone."""
+    return config_of(("texts", texts), ("calibration.texts", [*texts]))
+
+
+def arm(**changes):
+    """The default config with another arm, trained in w4a16 from the base as gptq leaves it but for some keys."""
+    names = [*CARD["variants"], "begun-w4a16"]
+    return config_of(("finetune.arms.begun", BEGUN | changes), ("variants", names))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            changed(["calibration"], None),
+            "calibration.texts: expected some of questions, wikitext_train, which 'gptq' n",
+        ),
+        (changed(["calibration", "texts"], []), "calibration.texts: expected some of questions, wikitext_train, which"),
+        (
+            changed(["calibration", "texts"], ["c4"]),
+            "calibration.texts[0]: expected one of questions, wikitext_train, f",
+        ),
+        (changed(["calibration", "texts"], ["questions"] * 2), "calibration.texts: ['questions', 'questions'] has non"),
+        (changed(["calibration", "texts"], "questions"), "calibration.texts: 'questions' is not of type 'array'"),
+        (changed(["calibration", "samples"], 1), "calibration.samples: expected 2 or more, one a text, found 1"),
+        (changed(["calibration", "samples"], 0), "calibration.samples: 0 is less than the minimum of 1"),
+        (changed(["calibration", "length"], 1), "calibration.length: 1 is less than the minimum of 2"),
+        (changed(["calibration", "batch_size"], 0), "calibration.batch_size: 0 is less than the minimum of 1"),
+        (changed(["calibration", "dtype"], "float16"), "calibration.dtype: 'float16' is not one of ['bfloat16', 'floa"),
+        (changed(["calibration", "seed"], 2**32), "calibration.seed: 4294967296 is greater than the maximum of 42949"),
+        (changed(["calibration", "damping"], 0.01), "calibration: Additional properties are not allowed ('damping' wa"),
+        (changed(["texts"], None), "texts: None is not of type 'object'; there is no value"),
+        (
+            named(questions=TRAIN),
+            "texts: expected a name other than questions, which are the training questions, found",
+        ),
+        (
+            named(wikitext=TRAIN),
+            "texts.wikitext: expected a name that no text in evaluation.divergence.texts has, found",
+        ),
+        (named(x={"source": TRAIN["source"]}), "texts.x: 'files' is a required property"),
+        (
+            named(x=TRAIN | {"source": "/no/text"}),
+            "texts.x.source: expected an existing folder, found none at '/no/tex",
+        ),
+        (named(x=TRAIN | {"source": "standin"}), "texts.x.source: is 'standin', but the config has no section 'standi"),
+        (
+            named(x=TRAIN | {"source": CARD["models"]["gemma-3-12b-it"]["source"]}),
+            "texts.x.source: expected hf://datasets/<owner>/<name>@<commit>, found",
+        ),
+        (
+            named(x=TEST),
+            "calibration.texts[0]: expected training text, and not the files of evaluation.divergence.texts.",
+        ),
+        (named(x=TEST | {"column": "page"}), "calibration.texts[0]: expected training text, and not the files of eval"),
+        (named(x=TEST | {"files": "*.parquet"}), "calibration.texts[0]: expected training text, and not the files of "),
+        (
+            named(x=TEST | {"source": f"hf://datasets/Salesforce/wikitext@{'0' * 40}"}),
+            "calibration.texts[0]: expected training text, and not the files of evaluation.divergence.texts.wikitext",
+        ),
+        (
+            changed(["finetune", "arms", "qat"], {"quantization": "gptq"}),
+            "finetune.arms.qat.quantization: expected null or one of int4, w4a16, whose methods need no texts, fo",
+        ),
+        (arm(start=1), "finetune.arms.begun.start: 1 is not of type 'string', 'null'; put it in quotes"),
+        (
+            arm(start="w4a16"),
+            "finetune.arms.begun.start: expected null or gptq: calibrated, in the scheme and with the",
+        ),
+        (
+            arm(start="nothing"),
+            "finetune.arms.begun.start: expected null or gptq: calibrated, in the scheme and with th",
+        ),
+        (arm(quantization=None), "finetune.arms.begun.start: expected null in an arm whose quantization is null, foun"),
+        (
+            changed(["finetune", "arms", "qat", "start"], "gptq"),
+            "finetune.arms.qat.start: expected null: calibrated, in the scheme and with the ignore of 'int4', found",
+        ),
+        (
+            changed(["finetune", "start"], "gptq") | {"variants": ["base-bf16", "base-int4", "base-w4a16", "qat-int4"]},
+            "finetune.arms.lora.start: expected null in an arm whose quantization is null, found 'gptq'",
+        ),
+    ],
+)
+def test_each_mistake_is_one_line(config, expected):
+    line, *others = workflow_config.problems(config, SCHEMA)
+    assert line.startswith(expected)
+    assert "\n" not in line
+    assert not others or config["finetune"]["start"] == "gptq"  # a slip for all arms is one in each
+
+
+def test_a_training_begins_at_a_base_that_the_run_calibrates():
+    assert workflow_config.problems(arm(), SCHEMA) == []
+    config = arm()
+    config["variants"].remove("base-gptq")
+    (line,) = workflow_config.problems(config, SCHEMA)
+    assert line == "variants: 'base-gptq' is missing; the training of 'begun' begins there"
+    config["variants"].remove("begun-w4a16")  # and an arm that nothing needs asks for nothing
+    assert workflow_config.problems(config, SCHEMA) == []
+
+
+def test_other_exceptions_are_another_place_to_begin():
+    config = arm()
+    config["quantizations"]["gptq"] = GPTQ | {"ignore": ["lm_head"]}
+    lines = workflow_config.problems(config, SCHEMA)
+    assert lines[0].startswith(
+        "finetune.arms.begun.start: expected null: calibrated, in the scheme and with the ignore"
+    )
+
+
+def test_where_it_begins_is_no_setting_of_a_training():
+    """Its rule has the folder as an input; the summary and the card tell of the name."""
+    recipe = recipes.recipe_of(arm(), "begun")
+    assert (recipe["start"], recipes.recipe_of(CARD, "qat")["start"]) == ("gptq", None)
+    assert recipes.training_of(recipe).keys() == recipe.keys() - {"quantization", "start"}
+
+
+@pytest.mark.parametrize("section", [None, {**CARD["calibration"], "texts": ["c4"]}])
+def test_what_nothing_calibrates_on_may_be_anything(section):
+    config = changed(["variants"], ["base-bf16", "base-int4", "qat-int4"])
+    config["calibration"] = section
+    assert workflow_config.problems(config, SCHEMA) == []
+    assert calibration.general_texts(config) == {}
+    assert not {"calibration", "texts"} & recipes.settings_of(config, "gemma-3-12b-it").keys()
+
+
+def test_a_text_that_nothing_uses_is_fine():
+    config = config_of(("texts", TEXTS | {"c4": TRAIN | {"files": "c4/*.jsonl"}}))
+    assert workflow_config.problems(config, SCHEMA) == []
+    settings = recipes.settings_of(config, "gemma-3-12b-it")
+    assert (settings["texts"], settings["calibration"]) == (TEXTS, CARD["calibration"])
+
+
+def test_a_local_text_is_held_out_by_whichever_path_leads_to_it(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "text")
+    config = config_of(
+        ("evaluation.divergence.texts", {"mine": {"source": str(tmp_path / "text"), "files": "test-*.txt"}}),
+        ("texts", {"x": {"source": str(tmp_path / "link"), "files": "train-*.txt"}}),
+        ("calibration.texts", ["x"]),
+    )
+    assert workflow_config.problems(config, SCHEMA) == []
+    for files in ("*.txt", "test-1.txt"):
+        config["texts"]["x"]["files"] = files
+        (line,) = workflow_config.problems(config, SCHEMA)
+        assert line.endswith("and not the files of evaluation.divergence.texts.mine, found 'x'")
+
+
+def test_the_standins_text_is_held_out():
+    config = demo_config()
+    config["texts"] = {"x": {"source": "standin", "files": "*.txt"}}
+    assert workflow_config.problems(config, SCHEMA) == []
+    config["calibration"]["texts"] = ["x"]
+    (line,) = workflow_config.problems(config, SCHEMA)
+    assert line.endswith("and not the files of evaluation.divergence.texts.facts, found 'x'")
+
+
+def test_the_rule_that_checks_texts_takes_those_that_a_run_calibrates_on(tmp_path):
+    def plan(**changes):
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump(changes))
+        target = "resources/text_contamination.json"
+        options = ["--dry-run", "--printshellcmds", "--directory", tmp_path / "run", "--configfile", path]
+        result = snakemake(target, *options)
+        assert result.returncode == 0, result.stderr
+        return next(line for line in result.stdout.splitlines() if "check_texts.py" in line)
+
+    held_out = "--held-out wikitext=resources/texts/wikitext.txt --calibration "
+    general = "wikitext_train=resources/texts/wikitext_train.txt"
+    questions = "questions=resources/mmlu/auxiliary_train.parquet"
+    assert f"{held_out}{general} {questions} --output" in plan()
+    assert f"{held_out} {questions} --output" in plan(calibration={"texts": ["questions"]})
+    assert f"{held_out}{general}  --output" in plan(calibration={"texts": ["wikitext_train"]})
