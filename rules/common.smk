@@ -73,6 +73,11 @@ def quantization(wildcards):
     return config["quantizations"][variants.split(wildcards.variant)[1]]
 
 
+def calibrate_code(wildcards):
+    """The program that calibrates, with the file of a variant's method."""
+    return code_of("calibrate", [rooms.file_of(rooms.METHODS, quantization(wildcards)["method"])])
+
+
 def quantize_code(wildcards):
     """The program that quantizes, with the files of a variant's method and of the format of a folder."""
     method = rooms.file_of(rooms.METHODS, quantization(wildcards)["method"])

@@ -2,8 +2,6 @@
 #   in:  benchmarks/<rule>/*.tsv
 #   out: results/<model>/costs.json, costs.csv
 
-from int4_qat.results import calibration
-
 
 localrules:
     report_costs,
@@ -16,7 +14,7 @@ rule report_costs:
             rules.download_mmlu.benchmark,
             *expand(rules.download_dataset.benchmark, dataset=data_sources),
             *expand(rules.download_questions.benchmark, questions=question_sets),
-            *expand(rules.download_text.benchmark, text=texts),
+            *expand(rules.download_text.benchmark, text=brought_texts),
         ],
         model=[
             rules.download_model.benchmark,
@@ -27,12 +25,7 @@ rule report_costs:
             arm=arms,
             allow_missing=True,
         ),
-        calibrate=[
-            record
-            for variant in quantized
-            if calibration.is_calibrated(variant, config)
-            for record in expand(rules.calibrate.benchmark, variant=variant, allow_missing=True)
-        ],
+        calibrate=expand(rules.calibrate.benchmark, variant=calibrated, allow_missing=True),
         quantize=[
             record
             for variant in quantized

@@ -3,7 +3,7 @@
 #        resources/metrics/<task>.json
 #   out: results/<model>/summary.json, summary.csv
 
-from int4_qat.results import calibration
+from int4_qat.results import calibrated_bases
 
 
 rule summarize:
@@ -30,7 +30,7 @@ rule summarize:
         tasks=[f"{task}={settings['metric']}" for task, settings in tasks.items()],
         arms=json.dumps({arm: recipes.recipe_of(config, arm) for arm in arms}, sort_keys=True),
         references=lambda wildcards: json.dumps(quantizations.references(recipes.settings_of(config, wildcards.model))),
-        calibrated=json.dumps(calibration.bases(config)),
+        calibrated=json.dumps(calibrated_bases.bases(config)),
         results=lambda wildcards, output: os.path.dirname(output.json),
     message:
         "summarize: {wildcards.model}"

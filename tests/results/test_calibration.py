@@ -12,7 +12,7 @@ import made_results
 import test_plot_results
 from configs import demo_config
 from int4_qat.config import recipes
-from int4_qat.results import calibration, measurements, summary, tables, verification
+from int4_qat.results import calibrated_bases, measurements, summary, tables, verification
 from int4_qat.results import card as cards
 
 RIGHT = {"base-bf16": 0.9, "base-int4": 0.7, "base-gptq": 0.84, "base-awq": 0.8, "lora-gptq": 0.84, "qat-int4": 0.88}
@@ -336,9 +336,9 @@ def test_only_weights_that_training_saw_have_parity():
 
 def test_the_settings_say_which_bases_are_calibrated():
     settings = settings_of()
-    assert calibration.bases(settings) == CALIBRATED
+    assert calibrated_bases.bases(settings) == CALIBRATED
     settings["quantizations"]["awq"]["method"] = "rtn"
-    assert calibration.bases(settings) == {"base-gptq": "gptq"}
+    assert calibrated_bases.bases(settings) == {"base-gptq": "gptq"}
 
 
 def test_a_verdict_that_was_touched_up_is_found(made):

@@ -7,12 +7,14 @@ OF_TEXTS = ("kl", "top1_agreement", "perplexity")
 # Columns of summary.csv that bear no metric's name, and what follows one in others; a test holds them against it.
 COLUMNS = (
     *("variant", "normalized_degradation", "recovered", "recovered_low", "recovered_high"),
+    *("recovered_of_calibrated", "recovered_of_calibrated_low", "recovered_of_calibrated_high"),
     *("accuracy", "stderr", "accuracy_low", "accuracy_high"),
     *("peak_gb", "peak_reduction", "checkpoint_gb", "checkpoint_reduction"),
     *("latency_s", "speedup", "speedup_std", "bandwidth_limit_percent", "relative_logit_difference"),
 )
 SUFFIXES = (
     *("low", "high", "stderr", "samples", "recovered", "recovered_low", "recovered_high"),
+    *("recovered_of_calibrated", "recovered_of_calibrated_low", "recovered_of_calibrated_high"),
     *("ratio", "ratio_low", "ratio_high", "from_own_bf16", "from_own_bf16_low", "from_own_bf16_high"),
 )
 

@@ -8,6 +8,24 @@ from int4_qat.system import files
 from int4_qat.system.errors import InputError
 
 
+def refuse_uncalibrated(folder: Path, method: str | None, words: dict) -> None:
+    """Raise InputError unless a checkpoint was calibrated by a method, or by none if method is None.
+
+    words are the scheme and the ignore of the quantization.
+    """
+    path = folder / record.CALIBRATION
+    if method is None:
+        if path.exists() and not (folder / record.RECORD).exists():
+            raise InputError(f"{folder}: was calibrated by {files.read_json(path)['method']}, which rtn would undo")
+        return
+    if not path.exists():
+        raise InputError(f"{folder}: expected a checkpoint that calibrate made by {method}, found none of its")
+    found = files.read_json(path)
+    for key, wanted in {"method": method, **words}.items():
+        if found[key] != wanted:
+            raise InputError(f"{path}: {key}: expected {wanted}, found {found[key]}")
+
+
 def refuse_mismatch(folder: Path, manifest: dict, on_grids: Collection[str]) -> None:
     """Raise InputError for the first linear that is not exported as it was trained.
 

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from int4_qat.config import variants
 from int4_qat.config.recipes import STANDIN
 from int4_qat.results import (
-    calibration,
+    calibrated_bases,
     card_checks,
     card_filters,
     card_metadata,
@@ -65,7 +65,7 @@ def gather(results: Path, settings: dict) -> dict:
     manifest = files.read_json(folder / "checkpoint" / "manifest.json")
     card_checks.check_quantization(folder, manifest, settings)
     card_checks.check_settings(folder, settings)
-    calibrated = calibration.behind(name, settings)
+    calibrated = calibrated_bases.behind(name, settings)
     measured = measurements.asked(settings)[name]
     runs = {one.name: measured_files.read(folder, one) for one in measured}
     return {
@@ -84,8 +84,8 @@ def gather(results: Path, settings: dict) -> dict:
         "recipe": settings["arms"].get(weights),
         "base": card_metadata.source_of(settings["source"]),
         "data": card_metadata.source_of(settings["data"]["source"]),
-        "calibrated_bases": calibration.bases(settings),
-        "is_calibrated": calibration.is_calibrated(name, settings),
+        "calibrated_bases": calibrated_bases.bases(settings),
+        "is_calibrated": calibrated_bases.is_calibrated(name, settings),
         "calibration": calibrated,
         "calibration_texts": {
             text: source and card_metadata.source_of(source)

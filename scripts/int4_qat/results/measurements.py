@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from int4_qat.config import metric_names, variants
-from int4_qat.results import against_baseline, calibration, metrics
+from int4_qat.results import against_baseline, calibrated_bases, metrics
 from int4_qat.results.metrics import Metric
 from int4_qat.results.schema.chartqa import ChartQA
 from int4_qat.results.schema.divergence import Divergence
@@ -264,7 +264,7 @@ def asked(settings: dict) -> dict[str, list[Measurement]]:
         variant: [
             one
             for one in wanted
-            if one.of(variant) and (one.of_calibrated or not calibration.is_calibrated(variant, settings))
+            if one.of(variant) and (one.of_calibrated or not calibrated_bases.is_calibrated(variant, settings))
         ]
         for variant in settings["variants"]
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from int4_qat.config import metric_names, quantizations
 from int4_qat.results import (
-    calibration,
+    calibrated_bases,
     card,
     chartqa_figures,
     measured_files,
@@ -86,7 +86,7 @@ def wrong_numbers(results: Path, settings: dict) -> Iterator[str]:
     written = files.read_json(results / "summary.json")
     measured = measurements.summarized(measurements.asked(settings))
     headline, arms = metric_names.headline(settings["evaluation"]), settings["arms"]
-    references, calibrated = quantizations.references(settings), calibration.bases(settings)
+    references, calibrated = quantizations.references(settings), calibrated_bases.bases(settings)
     derived = summary.derive(results, measured, arms, references, calibrated, headline)
     for key, value in derived.items():
         for where, found, expected in differences(written[key], value, key):

@@ -1,8 +1,7 @@
 """What a method calibrated on texts, by a config or by the settings of one of its models."""
 
 from int4_qat.config import quantizations, variants
-
-QUESTIONS = "questions"  # among the texts of a calibration: the formatted ones of training
+from int4_qat.config.calibration import QUESTIONS
 
 
 def is_calibrated(variant: str, settings: dict) -> bool:
