@@ -11,6 +11,8 @@ rule summarize:
         code=code_of("summarize"),
         data=rules.download_mmlu.output.report,
         contamination=rules.check_contamination.output[0],
+        # Not an input of calibrate: to hold out another text would calibrate, and train what starts there, again.
+        texts=rules.check_texts.output if calibrated else [],
         costs=rules.report_costs.output.json,
         results=result_files(summarized),
         metrics=expand(rules.check_metric.output, task=tasks),
