@@ -39,3 +39,8 @@ def join(outputs: list[Any]) -> Any:
     if isinstance(outputs[0], tuple):
         return (torch.cat([output[0] for output in outputs]), *outputs[0][1:])
     return torch.cat(outputs)
+
+
+def hidden_of(output: Any) -> torch.Tensor:
+    """Return the hidden states of what a layer returns."""
+    return output[0] if isinstance(output, tuple) else output

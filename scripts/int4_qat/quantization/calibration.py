@@ -2,7 +2,7 @@
 
 All texts go through the model's own forward pass at once, with its repeated layers wrapped for the time. So what stands
 around the layers, and what a family hands from one to the next, is the model's own business; a layer takes the texts
-in batches. It sees what the quantized layers before it make of them.
+in batches. It gets what the quantized layers before it make of them, and, to compare, what the unquantized ones do.
 """
 
 import functools
@@ -15,23 +15,39 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from int4_qat.quantization import batches, int4
+from int4_qat.quantization.batches import Call, Cut
 from int4_qat.quantization.int4 import Grid
 from int4_qat.quantization.schemes import Scheme
+from int4_qat.system.errors import InputError
 
 
 class Layer:
-    """One of a model's repeated layers, the linears in it that are quantized, and the texts as they arrive at it."""
+    """One of a model's repeated layers, and the linears in it that are quantized, by their names in the model."""
 
     def __init__(self, module: torch.nn.Module, linears: dict[str, torch.nn.Linear]):
         self.module = module
-        self.linears = linears  # by their names in the model
-        self.calls: list[batches.Call] = []
+        self.linears = linears
+        self.calls: list[Call] = []  # for each batch, with what the quantized layers before it make of the texts
+        self.undisturbed: list[dict[str, torch.Tensor]] = []  # for each batch, the linears' inputs in the bf16 model
         self._forward = module.forward
 
-    def outputs(self) -> Iterator[Any]:
-        """Yield what the layer makes of each batch of the texts with the weights that it has now."""
-        for arguments, named in self.calls:
+    def outputs(self, calls: list[Call] | None = None) -> Iterator[Any]:
+        """Yield what the layer makes of each batch with the weights that it has now."""
+        for arguments, named in self.calls if calls is None else calls:
             yield self._forward(*arguments, **named)
+
+    @contextmanager
+    def heard(self, hear: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+        """Within it each linear that is called tells its name and its input."""
+        hooks = [
+            linear.register_forward_pre_hook(lambda _, arguments, name=name: hear(name, arguments[0]))
+            for name, linear in self.linears.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 # Changes the weights of a layer in place, and perhaps its norms; returns the grids that the linears are rounded on.
@@ -44,19 +60,28 @@ def calibrate(
 ) -> dict[str, Grid]:
     """Change the weights of some linears of a model, each by its layer; return their grids.
 
-    texts are token ids (texts, length). A linear that no repeated layer holds stays as it is, on its own grid.
+    texts are token ids (texts, length). A linear that no repeated layer holds stays as it is, on its own grid. Raise
+    InputError if the model does something to the texts between two layers.
     """
     layers, others = layers_of(model, names)
     grids = own_grids(others, scheme)
-    cut = batches.Cut(len(texts), batch_size)
+    quantized, unquantized = (Cut(len(texts), batch_size) for _ in range(2))
+    passed_on: dict[str, torch.Tensor] = {}
     with tqdm(total=len(layers), desc="calibrate", unit=" layers", mininterval=1) as progress:
 
-        def forward(layer: Layer, *arguments, **named) -> Any:
-            layer.calls = cut.calls(arguments, named)
+        def forward(layer: Layer, hidden: torch.Tensor, *others: Any, **named: Any) -> Any:
+            if passed_on and hidden is not passed_on["quantized"]:
+                raise InputError(
+                    f"{type(model).__name__}: expected layers that take what the layer before them returns"
+                )
+            undisturbed = unquantized.calls((passed_on.get("unquantized", hidden), *others), named)
+            passed_on["unquantized"] = batches.hidden_of(undisturbed_output(layer, undisturbed))
+            layer.calls = quantized.calls((hidden, *others), named)
             grids.update(own_grids(layer.linears, scheme) | method(layer, scheme))
             with deployed(layer.linears, grids, scheme):
                 output = batches.join(list(layer.outputs()))
-            layer.calls = []
+            passed_on["quantized"] = batches.hidden_of(output)
+            layer.calls, layer.undisturbed = [], []
             progress.update()
             return output
 
@@ -68,6 +93,18 @@ def calibrate(
             for layer in layers:
                 del layer.module.forward
     return grids
+
+
+def undisturbed_output(layer: Layer, calls: list[Call]) -> Any:
+    """Return what a layer makes of all texts as the bf16 model hands them on; keep what its linears were given."""
+    given: dict[str, torch.Tensor] = {}
+    outputs = []
+    with layer.heard(given.__setitem__):
+        for output in layer.outputs(calls):
+            outputs.append(output)
+            layer.undisturbed.append(dict(given))
+            given.clear()
+    return batches.join(outputs)
 
 
 def layers_of(model: PreTrainedModel, names: Iterable[str]) -> tuple[list[Layer], dict[str, torch.nn.Linear]]:

@@ -6,7 +6,7 @@ from int4_qat.quantization import int4
 from int4_qat.quantization.int4 import Grid
 from int4_qat.quantization.schemes import Scheme
 
-SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of a group's range
+SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of a group's range
 
 
 def best_grid(weight: torch.Tensor, scheme: Scheme, importance: torch.Tensor) -> Grid:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from int4_qat.checkpoint.blocks import STORAGE_DTYPE
+from int4_qat.quantization import batches
 from int4_qat.quantization.calibration import Layer
 from int4_qat.quantization.layer_inputs import Inputs
 
@@ -88,11 +89,8 @@ def makers_of(layer: Layer) -> dict[str, torch.nn.Module]:
     made: list[tuple[torch.Tensor, torch.nn.Module]] = []
     given: dict[str, torch.Tensor] = {}
     hooks = [norm.register_forward_hook(lambda module, _, output: made.append((output, module))) for norm in norms]
-    hooks += [
-        linear.register_forward_pre_hook(lambda _, arguments, name=name: given.update({name: arguments[0]}))
-        for name, linear in layer.linears.items()
-    ]
-    next(layer.outputs())
+    with layer.heard(given.__setitem__):
+        next(layer.outputs())
     for hook in hooks:
         hook.remove()
     return {name: norm for name, x in given.items() for output, norm in made if output is x}
@@ -111,8 +109,8 @@ def leaves_output(layer: Layer, fold: Fold) -> bool:
     """
     factors = torch.ones(outputs_of(fold.source), device=fold.source.weight.device)
     factors[::2] = 2
-    before = hidden_of(next(layer.outputs()))
-    folded, half_folded = (hidden_of(output) - before for output in probed(layer, fold, factors))
+    before = states_of(next(layer.outputs()))
+    folded, half_folded = (states_of(output) - before for output in probed(layer, fold, factors))
     size = (
         before.square().mean(0).sqrt().clamp(min=SMALLEST)
     )  # a few channels of some models are a thousand times others
@@ -132,6 +130,6 @@ def probed(layer: Layer, fold: Fold, factors: torch.Tensor) -> Iterator[Any]:
         parameter.data = kept[parameter]
 
 
-def hidden_of(output: Any) -> torch.Tensor:
+def states_of(output: Any) -> torch.Tensor:
     """Return the hidden states of a layer's output, fp32 (tokens, width)."""
-    return (output[0] if isinstance(output, tuple) else output).float().flatten(0, -2)
+    return batches.hidden_of(output).float().flatten(0, -2)

@@ -1,6 +1,6 @@
 """What the linears of a layer are given over the calibration texts: second moments, which a method goes by."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,36 +10,36 @@ from int4_qat.system.errors import InputError
 
 
 class Inputs(NamedTuple):
-    """The inputs x that some linears share, over all tokens."""
+    """The inputs x that some linears share, over all tokens; means in fp32."""
 
     linears: dict[str, torch.nn.Linear]
-    moments: torch.Tensor  # fp32 (columns, columns), the mean of x xᵀ: half the Hessian of the squared error of y = Wx
-    magnitudes: torch.Tensor  # fp32 (columns), the mean of |x|
+    moments: torch.Tensor  # (columns, columns), of x xᵀ: half the Hessian of the squared error of y = Wx
+    magnitudes: torch.Tensor  # (columns), of |x|
+    drift: torch.Tensor  # (columns, columns), of (x' - x) xᵀ, where x' is what the bf16 model gives the linears
 
 
-def observe(layer: Layer) -> list[Inputs]:
-    """Return the inputs of a layer's linears, once for those that are given the same; the layer computes as it is.
+def stages(layer: Layer) -> list[tuple[str, ...]]:
+    """Return the linears of a layer by their inputs, in the order in which they compute.
 
-    A linear that no token reaches, as an expert may be, is not among them. Raise InputError if an input is not finite.
+    A linear that the first batch does not reach, as an expert may be, is not among them.
     """
-    sums: dict[tuple[str, ...], Sums] = {}
-    for given in _by_batch(layer):
-        for names, x in _shared(given):
-            sums.setdefault(names, Sums(x)).add(x)
-    found = [
-        Inputs(
-            {name: layer.linears[name] for name in names},
-            of_names.moments / of_names.tokens,
-            of_names.magnitudes / of_names.tokens,
-        )
-        for names, of_names in sums.items()
-    ]
-    for inputs in found:
-        if not inputs.moments.isfinite().all():
-            raise InputError(
-                f"{next(iter(inputs.linears))}: expected finite inputs of the calibration texts, found others"
-            )
-    return found
+    return [names for names, _ in _shared(layer.undisturbed[0].items())]
+
+
+def observe(layer: Layer, names: tuple[str, ...]) -> Inputs:
+    """Return the input that some linears share, with all weights as they are now; the layer goes no further than them.
+
+    Raise InputError if it is not finite.
+    """
+    sums = None
+    for x, undisturbed in zip(_given(layer, names[0]), layer.undisturbed, strict=True):
+        sums = sums or Sums(x)
+        sums.add(x, undisturbed[names[0]])
+    linears = {name: layer.linears[name] for name in names}
+    inputs = Inputs(linears, *(total / sums.tokens for total in (sums.moments, sums.magnitudes, sums.drift)))
+    if not (inputs.moments.isfinite().all() and inputs.drift.isfinite().all()):
+        raise InputError(f"{names[0]}: expected finite inputs of the calibration texts, found others")
+    return inputs
 
 
 class Sums:
@@ -47,35 +47,41 @@ class Sums:
 
     def __init__(self, x: torch.Tensor):
         columns = x.shape[-1]
-        self.moments = torch.zeros(columns, columns, device=x.device)
+        self.moments, self.drift = (torch.zeros(columns, columns, device=x.device) for _ in range(2))
         self.magnitudes = torch.zeros(columns, device=x.device)
         self.tokens = 0
 
-    def add(self, x: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, undisturbed: torch.Tensor) -> None:
         """Add the tokens of some inputs (..., columns)."""
-        tokens = x.flatten(0, -2).float()
+        tokens, others = (each.flatten(0, -2).float() for each in (x, undisturbed))
         self.moments.addmm_(tokens.T, tokens)
+        self.drift.addmm_((others - tokens).T, tokens)
         self.magnitudes += tokens.abs().sum(0)
         self.tokens += len(tokens)
 
 
-def _by_batch(layer: Layer) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Yield, for each batch, the linears in the order in which they are called, and their inputs."""
-    given: list[tuple[str, torch.Tensor]] = []
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, arguments, name=name: given.append((name, arguments[0])))
-        for name, linear in layer.linears.items()
-    ]
-    try:
-        for _ in layer.outputs():
-            yield given
-            given.clear()
-    finally:
-        for hook in hooks:
-            hook.remove()
+class Reached(Exception):
+    """A layer has come to the linears whose input was asked for."""
 
 
-def _shared(given: list[tuple[str, torch.Tensor]]) -> list[tuple[tuple[str, ...], torch.Tensor]]:
+def _given(layer: Layer, wanted: str) -> Iterator[torch.Tensor]:
+    """Yield what a linear is given of each batch."""
+    found: list[torch.Tensor] = []
+
+    def hear(name: str, x: torch.Tensor) -> None:
+        if name == wanted:
+            found.append(x)
+            raise Reached
+
+    for call in layer.calls:
+        with layer.heard(hear):
+            try:
+                next(layer.outputs([call]))
+            except Reached:
+                yield found.pop()
+
+
+def _shared(given: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[tuple[str, ...], torch.Tensor]]:
     """Return each input with the names of all linears that are given the very same tensor."""
     found: list[tuple[list[str], torch.Tensor]] = []
     for name, x in given:

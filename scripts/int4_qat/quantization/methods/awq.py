@@ -26,7 +26,7 @@ def calibrate(layer: "Layer", scheme: "Scheme") -> "dict[str, Grid]":
     """Fold scales into a layer in place; return the grids of its linears. Raise InputError as layer_inputs does."""
     from int4_qat.quantization import clipping, folds, layer_inputs
 
-    inputs = layer_inputs.observe(layer)
+    inputs = [layer_inputs.observe(layer, names) for names in layer_inputs.stages(layer)]
     squares = {name: each.moments.diagonal() for each in inputs for name in each.linears}
     found = folds.find(layer, inputs)
     for fold in found:
@@ -56,7 +56,7 @@ def error_of(inputs: "Inputs", scales: "torch.Tensor", scheme: "Scheme") -> floa
 
     total = 0.0
     for linear in inputs.linears.values():
-        weight = linear.weight.float()
+        weight = linear.weight.data.float()
         error = int4.fake_quantize(weight * scales, scheme, torch.float32) / scales - weight
         total += float(((error @ inputs.moments) * error).sum())
     return total

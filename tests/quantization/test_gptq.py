@@ -1,0 +1,110 @@
+"""GPTQ of one weight: against its definition, and against rounding to nearest."""
+
+import pytest
+import torch
+
+from int4_qat.quantization import clipping, int4, schemes
+from int4_qat.quantization.methods import gptq
+from programs import SCHEMES
+from weights import normal
+
+ROWS, COLUMNS, TOKENS = 24, 256, 2000
+each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+
+
+@pytest.fixture(scope="module")
+def moments():
+    """The second moments of inputs that go together, some of them ten times as large as others."""
+    inputs = normal(TOKENS, COLUMNS, seed=1) @ (torch.eye(COLUMNS) + 0.1 * normal(COLUMNS, COLUMNS, seed=2))
+    inputs *= torch.logspace(-0.5, 0.5, COLUMNS)[torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(3))]
+    return inputs.T @ inputs / TOKENS
+
+
+@pytest.fixture(scope="module")
+def weight():
+    return 0.02 * normal(ROWS, COLUMNS)
+
+
+def error(weight, deployed, moments):
+    """Return the mean squared error of the linear's outputs, in fp64."""
+    difference = (deployed - weight).double()
+    return (difference @ moments.double() * difference).sum().item()
+
+
+def by_definition(weight, moments, scheme):
+    """Return the values of GPTQ in fp64 by its definition: a new inverse of what is left of H for each column.
+
+    The columns that are left take over -e [H⁻¹]_j / [H⁻¹]_jj (Frantar and Alistarh 2022, equation 3).
+    """
+    hessian = moments.double() + gptq.DAMPING * moments.double().diagonal().mean() * torch.eye(COLUMNS)
+    order = gptq.order_of(moments.diagonal(), scheme.group_size).tolist()
+    weight, deployed = weight.double().clone(), torch.zeros(ROWS, COLUMNS, dtype=torch.float64)
+    size = scheme.group_size
+    for turn, column in enumerate(order):
+        left = order[turn:]
+        inverse = torch.linalg.inv(hessian[left][:, left])
+        if turn % size == 0:
+            # A column's error costs what no other column can make up for: e² / [H⁻¹]_jj of those that are left then.
+            costs = [1 / torch.linalg.inv(hessian[order[at:]][:, order[at:]])[0, 0] for at in range(turn, turn + size)]
+            grid = clipping.best_grid(weight[:, left[:size]].float(), scheme, torch.stack(costs).float())
+            scale, zero_point = (part.flatten().double() for part in grid)
+        codes = ((weight[:, column].bfloat16().double() - zero_point) / scale).round().clamp(-8, 7)
+        deployed[:, column] = codes * scale + zero_point
+        weight[:, left] -= (weight[:, column] - deployed[:, column]).outer(inverse[0] / inverse[0, 0])
+    return deployed
+
+
+@each_scheme
+def test_the_values_are_those_of_the_definition(weight, moments, scheme):
+    compensated, grid = gptq.compensate(weight, moments, scheme)
+    deployed = int4.fake_quantize(compensated, scheme, torch.float32, grid)
+    expected = by_definition(weight, moments, scheme)
+    # Where two values are equally near, a rounding in fp32 decides, and the columns after it follow.
+    assert ((deployed - expected).abs() < 1e-5).float().mean() > 0.97
+    assert error(weight, deployed, moments) == pytest.approx(error(weight, expected, moments), rel=0.01)
+
+
+@each_scheme
+def test_the_outputs_are_nearer_than_those_of_rounding(weight, moments, scheme):
+    compensated, grid = gptq.compensate(weight, moments, scheme)
+    deployed = int4.fake_quantize(compensated, scheme, torch.float32, grid)
+    rounded = int4.fake_quantize(weight, scheme)
+    assert error(weight, deployed, moments) < 0.7 * error(weight, rounded, moments)
+
+
+def test_each_column_turns_up_once_and_groups_stay_together():
+    sizes = torch.tensor([1.0, 3, 9, 2, 4, 8, 0, 0])
+    assert gptq.order_of(sizes, 4).tolist() == [2, 1, 3, 0, 5, 4, 6, 7]
+
+
+@each_scheme
+def test_an_input_that_is_always_zero_changes_nothing(weight, moments, scheme):
+    silent = moments.clone()
+    silent[5], silent[:, 5] = 0, 0
+    compensated, _ = gptq.compensate(weight, silent, scheme)
+    assert torch.equal(compensated[:, 5], weight[:, 5].bfloat16())
+    assert compensated.isfinite().all()
+
+
+@each_scheme
+def test_without_any_input_nothing_is_compensated(weight, scheme):
+    compensated, grid = gptq.compensate(weight, torch.zeros(COLUMNS, COLUMNS), scheme)
+    assert torch.equal(compensated, weight.bfloat16())
+    cut = clipping.best_grid(weight, scheme, torch.ones(COLUMNS))
+    assert all(torch.equal(*pair) for pair in zip(grid, cut, strict=True))
+
+
+@each_scheme
+def test_one_token_is_enough_to_go_by(weight, scheme):
+    token = normal(COLUMNS, seed=4)
+    singular = token.outer(token)
+    compensated, grid = gptq.compensate(weight, singular, scheme)
+    deployed = int4.fake_quantize(compensated, scheme, torch.float32, grid)
+    assert error(weight, deployed, singular) < 0.1 * error(weight, int4.fake_quantize(weight, scheme), singular)
+
+
+@pytest.mark.parametrize("group_size", schemes.GROUP_SIZES)
+def test_every_group_size_is_taken(weight, moments, group_size):
+    scheme = schemes.int4(group_size, schemes.INTEGER)
+    _, grid = gptq.compensate(weight, moments, scheme)
+    assert grid.scale.shape == (COLUMNS // group_size, ROWS)
