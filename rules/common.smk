@@ -121,11 +121,6 @@ def weights_of(wildcards):
     return variants.split(wildcards.variant)[0]
 
 
-def start_folder(wildcards):
-    """The folder in which an arm's training starts, of the arm itself or of a variant of it."""
-    return f"resources/models/{wildcards.model}"
-
-
 def of_base(wildcards, name):
     """The folder of base-bf16 with a name, with which weights are compared; the base itself needs none."""
     return [] if wildcards.weights == variants.BASE else f"results/{wildcards.model}/{variants.BASELINE}/{name}"
