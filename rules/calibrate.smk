@@ -24,7 +24,7 @@ rule calibrate:
         scheme=lambda wildcards: json.dumps(quantizations.training_words(quantization(wildcards))["scheme"]),
         ignore=lambda wildcards: quantizations.training_words(quantization(wildcards))["ignore"],
         method=lambda wildcards: quantization(wildcards)["method"],
-        settings=without(config["calibration"], "texts"),
+        settings=lambda wildcards: dict(sorted(without(config["calibration"], "texts").items())),
         device=config["device"],
     message:
         "calibrate: {wildcards.model} {wildcards.variant}"

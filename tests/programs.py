@@ -60,10 +60,10 @@ def seen(scheme: Scheme = INT4, ignore: Iterable[str] = ()) -> dict:
     return {"scheme": scheme.words, "ignore": list(ignore)}
 
 
-def quantize_options(scheme: Scheme = INT4, ignore: Iterable[str] = ()) -> list[str]:
-    """Return the options of quantize for a scheme, rounded to nearest, in torchao's plain layout."""
+def quantize_options(scheme: Scheme = INT4, ignore: Iterable[str] = (), method: str = "rtn") -> list[str]:
+    """Return the options of quantize for a scheme and a method, in torchao's plain layout."""
     scheme_options = ["--scheme", json.dumps(scheme.words), "--ignore", *ignore]
-    return [*scheme_options, "--method", "rtn", "--format", "torchao-plain"]
+    return [*scheme_options, "--method", method, "--format", "torchao-plain"]
 
 
 def run_script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:

@@ -43,6 +43,7 @@ def test_a_symmetric_quantization_beside_the_cards(tmp_path):
     config = resolved_with(tmp_path, shown)
     assert workflow_config.problems(config, SCHEMA) == []
     assert config["quantizations"]["int4"] == CARD["quantizations"]["int4"]
+    assert {"base-sym4", "lora-sym4"} <= set(config["variants"])
 
 
 def resolved_with(folder, text):

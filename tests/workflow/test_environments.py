@@ -27,6 +27,7 @@ LOCK = ROOT / "requirements.lock"
 # Programs that load files by words of the config, by the functions of common.smk that name their code.
 LOADED = {
     "finetune_code": ("finetune", [rooms.BACKENDS]),
+    "calibrate_code": ("calibrate", [rooms.METHODS]),
     "quantize_code": ("quantize", [rooms.METHODS, rooms.FORMATS]),
     "parity_code": ("check_parity", [rooms.METHODS, rooms.FORMATS]),
 }

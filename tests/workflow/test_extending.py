@@ -67,7 +67,7 @@ def test_a_new_method_is_one_file(small_run, method, lower):
 def test_an_unknown_method_is_a_line(small_run, lower):
     result = small_run.snakemake("--dry-run", "--configfile", lower)
     assert result.returncode == 1
-    assert f"config error: quantizations.lower.method: expected one of rtn, found '{WORD}'" in result.stderr
+    assert f"config error: quantizations.lower.method: expected one of awq, gptq, rtn, found '{WORD}'" in result.stderr
 
 
 def codes_of(folder):

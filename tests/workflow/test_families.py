@@ -10,6 +10,7 @@ import torch
 from torchao.quantization import Int4Tensor
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+import calibrate
 import check_parity
 import download_model
 import evaluate_mmlu
@@ -21,7 +22,7 @@ import merge
 import quantize
 from families import FAMILIES, marks, write
 from int4_qat.engines import inference
-from int4_qat.quantization import schemes
+from int4_qat.quantization import grids, schemes
 from programs import RECIPE, VARIANTS, entry_of, quantize_options, run_in_process, seen
 
 LAYERS = 2
@@ -29,6 +30,7 @@ ON_GPU = torch.cuda.is_available()
 PLACE = ["--dtype", "bfloat16", "--device", "cuda"] if ON_GPU else ["--dtype", "float32", "--device", "cpu"]
 DTYPE, DEVICE = PLACE[1], PLACE[2:]
 INT4 = schemes.int4(32)
+CALIBRATION = ["--samples", 4, "--length", 32, "--batch-size", 2, "--seed", 0]
 EVALUATION = {"chartqa": None, "divergence": None}  # what a model must fit
 ARM = seen(INT4) | {"qat_target": "merged", "max_steps": 4, "dtype": DTYPE}
 
@@ -55,6 +57,10 @@ def test_a_family_goes_through_the_chain(family, untrained, mmlu_folder, tmp_pat
     run(quantize, "--checkpoint", merged, *quantize_options(INT4), "--output", exported)
     comparison = ["--model", base, "--adapter", adapter, "--checkpoint", exported, "--texts", texts]
     run(check_parity, *comparison, *DEVICE, "--output", tmp_path / "parity.json")
+    calibrated, compensated = tmp_path / "base-gptq" / "calibrated", tmp_path / "base-gptq" / "checkpoint"
+    method = ["--method", "gptq", "--scheme", json.dumps(INT4.words), "--texts", texts, *CALIBRATION]
+    run(calibrate, "--checkpoint", plain, *method, *PLACE, "--output", calibrated)
+    run(quantize, "--checkpoint", calibrated, *quantize_options(INT4, method="gptq"), "--output", compensated)
     scored = ["--mmlu", mmlu_folder, "--engine", "last_position", "--num-fewshot", 0, "--limit", 2, "--batch-size", 8]
     outputs = ["--output", tmp_path / "mmlu.json", "--samples", tmp_path / "mmlu.parquet"]
     run(evaluate_mmlu, "--checkpoint", exported, *scored, *PLACE, *outputs)
@@ -73,6 +79,11 @@ def test_a_family_goes_through_the_chain(family, untrained, mmlu_folder, tmp_pat
     assert len(scores["by_subject"]) == 57
     assert json.loads((tmp_path / "memory.json").read_text())["predicted"]["cache_gb"] > 0
     assert_config_says_what_the_export_holds(exported)
+    manifest = json.loads((compensated / "manifest.json").read_text())
+    assert (manifest["method"], manifest["weights_that_differ"]) == ("gptq", 0)
+    in_int4 = {layer["name"] for layer in manifest["layers"] if layer["quantized"]}
+    assert grids.read(calibrated).keys() == in_int4
+    assert len(in_int4) == LAYERS * FAMILIES[family][2]
 
 
 def assert_config_says_what_the_export_holds(folder):

@@ -37,7 +37,7 @@ def test_from_the_sources_to_the_int4_scores(untrained, nasty):
     config = small_config(shutil.copytree(untrained, nasty / "standin"))
     config["evaluation"]["mmlu"]["num_fewshot"] = 1
     path, directory = write_config(config, nasty / "config.yaml"), nasty / "run {d}"
-    targets = [f"results/demo/{name}.json" for name in ("qat-int4/mmlu", "qat-int4/parity", "qat-int4/memory")]
+    targets = [f"results/demo/{name}.json" for name in ("qat-int4/mmlu", "qat-int4/parity", "base-gptq/memory")]
     result = snakemake(*targets, "--profile", "profiles/demo", "--configfile", path, "--directory", directory)
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads((directory / targets[0]).read_text())["questions"] == 114

@@ -16,35 +16,42 @@ SUMMARY = {"report_costs": 1} | SUMMARIZED
 
 
 def measured(variants, recorded, compared):
-    """The jobs that infer with so many of the five variants, and those that follow.
+    """The jobs that infer with so many of the six variants, and those that follow.
 
-    The texts are read by so many of the three weights in bf16, and by so many of the three quantized variants.
+    The texts are read by so many of the three weights in bf16, and by so many of the four quantized variants.
     """
     of_all = dict.fromkeys(("evaluate_mmlu", "gather_mmlu", "measure_memory", "measure_latency"), variants)
     read = {"record_hidden_states": recorded, "evaluate_divergence": compared}
     return of_all | {rule: count for rule, count in read.items() if count} | SUMMARY
 
 
-DIVERGED = {"record_hidden_states": 3, "evaluate_divergence": 3} | SUMMARY
-SCORED = {"evaluate_mmlu": 5, "gather_mmlu": 5} | SUMMARY
-TIMED = {"measure_latency": 5} | SUMMARY
-MEASURED = measured(5, 3, 3)
+DIVERGED = {"record_hidden_states": 3, "evaluate_divergence": 4} | SUMMARY
+SCORED = {"evaluate_mmlu": 6, "gather_mmlu": 6} | SUMMARY
+TIMED = {"measure_latency": 6} | SUMMARY
+MEMORY = {"measure_memory": 6} | SUMMARY
+MEASURED = measured(6, 3, 4)
 PARITY = {"check_parity": 2}
 INFERRED = PARITY | MEASURED
-QUANTIZED = {"quantize": 3} | PARITY | measured(3, 0, 3)  # all but base-bf16 and lora-bf16
-MERGED = {"merge": 2, "quantize": 2} | PARITY | measured(3, 2, 2)  # all but base-bf16 and base-int4
-EXPORTED = MERGED | {"quantize": 3} | measured(4, 2, 3)
+QUANTIZED = {"quantize": 4} | PARITY | measured(4, 0, 4)  # all but base-bf16 and lora-bf16
+ROUNDED = {"quantize": 3} | PARITY | measured(3, 0, 3)  # those by method rtn: base-gptq is none
+CALIBRATED = {"calibrate": 1, "quantize": 1} | measured(1, 0, 1)  # base-gptq alone
+MERGED = {"merge": 2, "quantize": 2} | PARITY | measured(3, 2, 2)  # all of the two arms
 TRAINED = {"finetune": 2} | MERGED
+WRITTEN = {"calibrate": 1, "quantize": 3} | measured(4, 2, 3)  # of the two arms and base-gptq: all but the plain base
+MERGED_AND_CALIBRATED = MERGED | WRITTEN
+TRAINED_AND_CALIBRATED = TRAINED | WRITTEN
+EXPORTED = MERGED_AND_CALIBRATED | {"quantize": 4} | measured(5, 2, 4)  # all but base-bf16
 TRAINED_AND_QUANTIZED = TRAINED | EXPORTED
-EVERY_WEIGHT = TRAINED | {"quantize": 3} | MEASURED
-FORMATTED = {"format_mmlu": 1} | TRAINED
+EVERY_WEIGHT = TRAINED_AND_QUANTIZED | MEASURED
+FORMATTED = {"format_mmlu": 1} | TRAINED_AND_CALIBRATED  # the questions of training are those of calibration
 ONE_ARM = {"finetune": 1, "merge": 1, "quantize": 1, "check_parity": 1}
 RETRAINED = {"finetune": 1, "merge": 1, "record_hidden_states": 1}
 ONE_VARIANT = measured(1, 1, 1)
 READ_ONCE = {"record_hidden_states": 1, "evaluate_divergence": 1}  # by an arm's weights, by its one in int4
+CHECKED = {"check_contamination": 1, "check_texts": 1}
 FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | EVERY_WEIGHT
-FROM_TEXT = {"download_text": 1} | DIVERGED
-FROM_DATA = {"download_mmlu": 1, "check_contamination": 1} | FORMATTED | {"evaluate_mmlu": 5, "gather_mmlu": 5}
+FROM_TEXT = {"download_text": 1, "check_texts": 1} | DIVERGED
+FROM_DATA = {"download_mmlu": 1} | CHECKED | FORMATTED | {"evaluate_mmlu": 6, "gather_mmlu": 6}
 EVERYTHING = FROM_DATA | FROM_MODEL | FROM_TEXT
 
 PACKAGE = "scripts/int4_qat"
@@ -52,18 +59,19 @@ MODULES = {
     "checkpoint/adapters.py": MERGED,
     "checkpoint/architecture.py": EVERY_WEIGHT,
     "checkpoint/blocks.py": EVERY_WEIGHT,
-    "checkpoint/loading.py": TRAINED | MEASURED,
+    "checkpoint/loading.py": TRAINED_AND_CALIBRATED | MEASURED,
     "checkpoint/model_folder.py": FROM_MODEL,
-    "checkpoint/module_names.py": TRAINED_AND_QUANTIZED | DIVERGED | {"measure_latency": 5},
-    "checkpoint/text_model.py": TRAINED_AND_QUANTIZED | DIVERGED | {"measure_latency": 5},
+    "checkpoint/module_names.py": TRAINED_AND_QUANTIZED | DIVERGED | {"measure_latency": 6},
+    "checkpoint/text_model.py": TRAINED_AND_QUANTIZED | DIVERGED | {"measure_latency": 6},
     "checkpoint/weight_files.py": FROM_MODEL,
     "checkpoint/weight_writer.py": EXPORTED,
+    "config/calibration.py": SUMMARIZED,
     "config/config_values.py": {},
     "config/layers.py": {},
     "config/limits.py": {},  # what only refuses, as model_facts and others
     "config/metric_names.py": SUMMARIZED,
     "config/model_facts.py": {},
-    "config/quantizations.py": CARD,
+    "config/quantizations.py": SUMMARIZED,
     "config/recipe.py": TRAINED,
     "config/recipes.py": CARD,
     "config/schema.py": {},
@@ -74,8 +82,10 @@ MODULES = {
     "data/letters.py": FROM_DATA,
     "data/mmlu.py": FROM_DATA,
     "data/mmlu_parquet.py": FROM_DATA,
+    "data/named_files.py": CHECKED | SUMMARIZED,
     "data/parquet_files.py": FROM_DATA | FROM_TEXT,
     "data/question_files.py": FROM_DATA,
+    "data/shared_words.py": CHECKED | SUMMARIZED,
     "data/text_files.py": FROM_DATA | FROM_TEXT,
     "data/texts.py": FROM_TEXT,
     "engines/processes.py": TIMED,
@@ -94,17 +104,27 @@ MODULES = {
     "evaluation/task_harness.py": {},  # no tasks in this run
     "kernels/tile_kernel.py": INFERRED,
     "kernels/tiles.py": INFERRED,
+    "quantization/batches.py": CALIBRATED,
+    "quantization/calibration.py": CALIBRATED,
+    "quantization/calibration_texts.py": CALIBRATED,
+    "quantization/clipping.py": {},  # awq's, as folds: nothing in this run is calibrated by it
     "quantization/exports.py": QUANTIZED,
+    "quantization/folds.py": {},
     "quantization/formats/torchao_plain.py": QUANTIZED,
+    "quantization/grids.py": TRAINED_AND_QUANTIZED,
     "quantization/int4.py": EVERY_WEIGHT,
+    "quantization/layer_inputs.py": CALIBRATED,
     "quantization/linears.py": TRAINED_AND_QUANTIZED,
-    "quantization/methods/rtn.py": QUANTIZED,
+    "quantization/methods/awq.py": {},
+    "quantization/methods/gptq.py": CALIBRATED,
+    "quantization/methods/rtn.py": ROUNDED,
     "quantization/mismatch.py": {},
-    "quantization/record.py": TRAINED,
+    "quantization/record.py": TRAINED_AND_CALIBRATED,
     "quantization/requirements.py": {},
     "quantization/schemes.py": EVERY_WEIGHT,
     "quantization/torchao_tensor.py": QUANTIZED | INFERRED,
     "results/against_baseline.py": SUMMARIZED,
+    "results/calibrated_bases.py": SUMMARIZED,
     "results/card.py": CARD,
     "results/card_checks.py": CARD,
     "results/card_filters.py": CARD,
@@ -117,7 +137,7 @@ MODULES = {
     "results/schema/chartqa.py": SUMMARIZED,
     "results/schema/divergence.py": DIVERGED,
     "results/schema/latency.py": TIMED,
-    "results/schema/memory.py": {"measure_memory": 5} | SUMMARY,
+    "results/schema/memory.py": MEMORY,
     "results/schema/mmlu.py": SCORED,
     "results/schema/parity.py": PARITY | SUMMARY,
     "results/schema/questions.py": SUMMARIZED,
@@ -130,20 +150,22 @@ MODULES = {
     "results/tables.py": SUMMARIZED,
     "results/task_metrics.py": SUMMARIZED,
     "results/units.py": SUMMARIZED,
+    "results/verdict.py": SUMMARIZED,
     "results/verification.py": {},
     "standin/gemma_folder.py": {},
     "standin/standin.py": {},
     "standin/standin_training.py": {},
-    "system/devices.py": TRAINED | MEASURED,
+    "system/devices.py": TRAINED_AND_CALIBRATED | MEASURED,
     "system/errors.py": EVERYTHING,
     "system/files.py": EVERYTHING,
     "system/rooms.py": TRAINED_AND_QUANTIZED,
     "system/scratch.py": TRAINED | SCORED | TIMED | FROM_TEXT,
     "system/sources.py": EVERYTHING,
-    "tokenizer/tokenization.py": FORMATTED | SCORED | DIVERGED | {"measure_memory": 5},
+    "tokenizer/tokenization.py": FORMATTED | SCORED | DIVERGED | {"check_texts": 1, "measure_memory": 6},
     "tokenizer/tokenizer_check.py": {},
-    "tokenizer/training_texts.py": FORMATTED,
+    "tokenizer/training_texts.py": FORMATTED | {"check_texts": 1},
     "tokenizer/turns.py": TRAINED,
+    "tokenizer/windows.py": CALIBRATED | DIVERGED,
     "training/backends/transformers.py": TRAINED,
     "training/backends/unsloth.py": {},  # another backend trains
     "training/checkpoints.py": TRAINED,
@@ -152,6 +174,7 @@ MODULES = {
     "training/qat.py": TRAINED,
     "training/recipe.py": TRAINED,
     "training/run.py": TRAINED,
+    "training/start.py": TRAINED,
     "training/trainer.py": TRAINED,
     "training/callbacks.py": TRAINED,
 }
@@ -215,16 +238,18 @@ def test_edited_modules_that_nothing_depends_on(small_run, edit):
         ("scripts/format_mmlu.py", FORMATTED),
         ("scripts/finetune.py", TRAINED),
         ("scripts/merge.py", MERGED),
+        ("scripts/calibrate.py", CALIBRATED),
         ("scripts/quantize.py", QUANTIZED),
         ("scripts/check_parity.py", PARITY | SUMMARY),
         ("scripts/download_text.py", FROM_TEXT),
         ("scripts/record_hidden_states.py", DIVERGED),
-        ("scripts/evaluate_divergence.py", {"evaluate_divergence": 3} | SUMMARY),
+        ("scripts/evaluate_divergence.py", {"evaluate_divergence": 4} | SUMMARY),
         ("scripts/evaluate_mmlu.py", SCORED),
-        ("scripts/gather_mmlu.py", {"gather_mmlu": 5} | SUMMARY),
-        ("scripts/measure_memory.py", {"measure_memory": 5} | SUMMARY),
+        ("scripts/gather_mmlu.py", {"gather_mmlu": 6} | SUMMARY),
+        ("scripts/measure_memory.py", MEMORY),
         ("scripts/measure_latency.py", TIMED),
         ("scripts/check_contamination.py", {"check_contamination": 1} | SUMMARIZED),
+        ("scripts/check_texts.py", {"check_texts": 1} | SUMMARIZED),
         ("scripts/report_costs.py", SUMMARY),
         ("scripts/summarize.py", SUMMARIZED),
         ("scripts/plot_results.py", PLOTTED),
@@ -258,14 +283,18 @@ def test_an_edited_file(small_run, edit, path, expected):
             ONE_ARM | ONE_VARIANT | {k: 2 for k in ONE_VARIANT if k not in SUMMARY | READ_ONCE},
         ),
         ("finetune.arms.qat.learning_rate", 1e-4, ONE_ARM | ONE_VARIANT),
-        ("quantizations.int4.group_size", 32, QUANTIZED | RETRAINED),
-        ("quantizations.int4.ignore", ["lm_head"], QUANTIZED | RETRAINED),
+        ("quantizations.gptq.method", "awq", CALIBRATED),
+        ("quantizations.gptq.method", "rtn", {"quantize": 1} | measured(1, 0, 1)),
+        ("calibration.samples", 16, CALIBRATED),
+        ("calibration.length", 64, CALIBRATED),
+        ("calibration.batch_size", 4, CALIBRATED),
+        ("calibration.seed", 1, CALIBRATED),
         ("evaluation.headline", "facts_kl", SUMMARIZED),
         ("evaluation.divergence.context", 32, DIVERGED),
         ("evaluation.mmlu.num_fewshot", 1, SCORED),
         ("evaluation.mmlu.engine", "stock", SCORED),
-        ("evaluation.mmlu.shards", 2, SCORED | {"evaluate_mmlu": 10}),
-        ("evaluation.memory.max_new_tokens", 5, {"measure_memory": 5} | SUMMARY),
+        ("evaluation.mmlu.shards", 2, SCORED | {"evaluate_mmlu": 12}),
+        ("evaluation.memory.max_new_tokens", 5, MEMORY),
         ("plots.colours.qat", "#009E73", PLOTTED),
         ("evaluation.latency.batch_sizes", [1, 2], TIMED),
         ("evaluation.latency.repeats", 3, TIMED),
@@ -281,24 +310,70 @@ def test_a_changed_key(small_run, tmp_path, key, value, expected):
     for parent in parents:
         place = place[parent]
     place[last] = value
-    result = small_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
-    assert planned(result) == expected
+    assert planned_with(config, small_run, tmp_path) == expected
+
+
+@pytest.mark.parametrize("change", [{"group_size": 32}, {"ignore": ["lm_head"]}], ids=lambda change: next(iter(change)))
+def test_another_scheme_of_all_that_share_it(small_run, tmp_path, change):
+    """A method is measured against rounding in its own scheme, so neither can have another one alone."""
+    config = yaml.safe_load(small_run.config.read_text())
+    for entry in config["quantizations"].values():
+        entry |= change
+    assert planned_with(config, small_run, tmp_path) == QUANTIZED | RETRAINED | {"calibrate": 1}
+
+
+def test_another_text_to_calibrate_on(small_run, tmp_path):
+    config = yaml.safe_load(small_run.config.read_text())
+    (tmp_path / "general.txt").write_text("Some text that nobody holds out.\n")
+    config["texts"] = {"general": {"source": str(tmp_path), "files": "*.txt"}}
+    assert planned_with(config, small_run, tmp_path) == {}  # nothing is calibrated on it yet
+    config["calibration"]["texts"] = ["questions", "general"]
+    expected = {"download_text": 1} | CHECKED | CALIBRATED
+    assert planned_with(config, small_run, tmp_path) == expected
+    config["calibration"]["texts"] = ["general"]
+    assert planned_with(config, small_run, tmp_path) == expected
+
+
+def test_another_held_out_text_calibrates_and_trains_nothing(small_run, tmp_path):
+    config = yaml.safe_load(small_run.config.read_text())
+    (tmp_path / "other.txt").write_text("Some text that nobody calibrates on.\n")
+    config["evaluation"]["divergence"]["texts"]["other"] = {"source": str(tmp_path), "files": "*.txt"}
+    assert planned_with(config, small_run, tmp_path) == FROM_TEXT
+
+
+def test_nothing_calibrated_needs_no_section(small_run, tmp_path):
+    config = yaml.safe_load(small_run.config.read_text())
+    config["variants"].remove("base-gptq")
+    config["calibration"] = None
+    assert planned_with(config, small_run, tmp_path) == SUMMARY
+
+
+def planned_with(config, small_run, tmp_path):
+    """Jobs by rule of a dry-run with another config."""
+    return planned(small_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml")))
 
 
 def test_a_new_arm_runs_its_own_chain_alone(small_run, tmp_path):
     config = yaml.safe_load(small_run.config.read_text())
     config["finetune"]["arms"]["slow"] = {"quantization": "int4", "learning_rate": 1e-4}
     config["variants"].append("slow-int4")
-    result = small_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
-    assert planned(result) == ONE_ARM | ONE_VARIANT
+    assert planned_with(config, small_run, tmp_path) == ONE_ARM | ONE_VARIANT
+
+
+def test_a_training_that_starts_at_a_calibrated_base_is_its_arms_alone(small_run, tmp_path):
+    config = yaml.safe_load(small_run.config.read_text())
+    config["finetune"]["arms"]["qat"]["start"] = "gptq"
+    assert planned_with(config, small_run, tmp_path) == ONE_ARM | ONE_VARIANT
 
 
 def test_a_new_task_is_evaluated_on_every_variant(small_run, tmp_path):
     config = yaml.safe_load(small_run.config.read_text())
     settings = {"metric": "acc_norm,none", "num_fewshot": 25, "limit": None, "batch_size": 8, "dtype": "float32"}
     config["evaluation"]["tasks"] = [{"task": "arc_challenge", "source": str(small_run.standin)} | settings]
-    result = small_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
-    assert planned(result) == {"download_dataset": 1, "check_task": 1, "check_metric": 1, "evaluate_task": 5} | SUMMARY
+    assert (
+        planned_with(config, small_run, tmp_path)
+        == {"download_dataset": 1, "check_task": 1, "check_metric": 1, "evaluate_task": 6} | SUMMARY
+    )
 
 
 def test_the_order_of_keys_is_no_change(small_run, tmp_path):

@@ -16,13 +16,14 @@ import psutil
 import pytest
 import yaml
 
-from programs import VARIANTS, run_script
+from programs import run_script
 from workflows import Run, command, copy_workflow, small_config, write_config
 
 GPU_RULES = {"finetune", "check_parity", "evaluate_mmlu", "measure_memory", "measure_latency"}
-GPU_RULES |= {"record_hidden_states", "evaluate_divergence"}
+GPU_RULES |= {"record_hidden_states", "evaluate_divergence", "calibrate"}
 CPU_RULES = {"check_contamination", "download_mmlu", "download_model", "format_mmlu", "merge", "quantize", "summarize"}
-CPU_RULES |= {"download_text", "plot_results", "record_provenance"}
+CPU_RULES |= {"download_text", "check_texts", "plot_results", "record_provenance"}
+VARIANTS = ["base-bf16", "base-int4", "base-gptq", "qat-int4"]
 LOCAL_RULES = {"link_base", "gather_mmlu", "report_costs"}
 # Two cores in place of a cluster, and a queue that answers at once.
 SIZES = ["--jobs", 2, "--set-threads", *(f"{rule}=1" for rule in sorted(GPU_RULES | {"merge", "quantize"}))]

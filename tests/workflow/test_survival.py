@@ -136,6 +136,7 @@ def test_a_slurm_job_with_one_gpu_has_it_to_itself(claim):
 def test_costs_are_summed_by_stage(small_run):
     costs = json.loads((small_run.directory / "results/demo/summary.json").read_text())["costs"]
     stages = {stage["stage"]: stage for stage in costs["stages"]}
-    assert (stages["finetune"]["jobs"], stages["evaluate_mmlu"]["jobs"], stages["merge"]["jobs"]) == (2, 5, 2)
+    jobs = {"finetune": 2, "merge": 2, "calibrate": 1, "quantize": 4, "evaluate_mmlu": 6}
+    assert {stage: stages[stage]["jobs"] for stage in jobs} == jobs
     assert stages["finetune"]["hours"] > 0
     assert costs["total"]["gpu_hours"] == 0

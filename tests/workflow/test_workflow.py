@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import re
 import shutil
 import sys
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -24,7 +26,8 @@ NOTHING = "Nothing to be done"
 def test_the_default_config_plans_the_12b_chain_on_any_machine(tmp_path):
     result = snakemake("--dry-run", "--directory", tmp_path)
     plan = planned(result)
-    assert (plan["finetune"], plan["merge"], plan["quantize"], plan["evaluate_mmlu"]) == (2, 2, 3, 5)
+    assert (plan["finetune"], plan["merge"], plan["quantize"], plan["evaluate_mmlu"]) == (2, 2, 5, 7)
+    assert (plan["download_text"], plan["check_texts"], plan["calibrate"]) == (2, 1, 1)
     assert list(tmp_path.glob("res*")) == []
 
 
@@ -42,21 +45,23 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
     config["finetune"]["arms"] = arms
     config["plots"]["colours"] = {"base": "#7a7a7a"}
     config["variants"] = [f"{weights}-{precision}" for weights in ["base", *arms] for precision in ["bf16", "int4"]]
+    config["variants"] += ["base-w4a16", "base-gptq"]
     config["publish"]["variant"] = "qat_1-int4"
     path = write_config(config, tmp_path / "config.yaml")
     expected = {"download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
-    expected |= {"download_text": 1, "record_hidden_states": 26, "evaluate_divergence": 26}
-    expected |= {"finetune": 24, "merge": 24, "quantize": 26, "check_parity": 24}
-    expected |= {"evaluate_mmlu": 52, "gather_mmlu": 52, "measure_memory": 52, "measure_latency": 52}
+    expected |= {"download_text": 2, "record_hidden_states": 26, "evaluate_divergence": 30}
+    expected |= {"finetune": 24, "merge": 24, "calibrate": 2, "quantize": 30, "check_parity": 24}
+    expected |= {"evaluate_mmlu": 56, "gather_mmlu": 56, "measure_memory": 56, "measure_latency": 56}
     expected |= {
-        "check_serving": 26,
+        "check_serving": 30,
         "check_contamination": 1,
+        "check_texts": 1,
         "report_costs": 2,
         "summarize": 2,
         "plot_results": 2,
     }
     expected |= {"model_card": 2, "record_provenance": 2, "render_pages": 2}
-    expected |= {"download_dataset": 2, "check_task": 1, "check_metric": 1, "evaluate_task": 52, "evaluate_chartqa": 28}
+    expected |= {"download_dataset": 2, "check_task": 1, "check_metric": 1, "evaluate_task": 56, "evaluate_chartqa": 32}
     assert planned(snakemake("--dry-run", "--directory", tmp_path, "--configfile", path)) == expected
 
 
@@ -116,7 +121,7 @@ def test_qat_wins_back_half_of_what_int4_cost(demo_run):
     assert accuracy["base-int4"] <= accuracy["base-bf16"] - 0.05
     assert accuracy["lora-int4"] <= accuracy["lora-bf16"] - 0.05
     assert rows["qat-int4"]["recovered"] >= 0.5
-    assert list(rows) == ["base-bf16", "base-int4", "lora-bf16", "lora-int4", "qat-int4"]
+    assert list(rows) == ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qat-int4"]
     assert all(row["memory"]["peak_gb"] > 0 and row["latency"]["mean_s"] > 0 for row in rows.values())
 
 
@@ -157,9 +162,10 @@ def test_only_the_downloads_switch_the_hub_on(tmp_path):
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
     online = [line for line in commands if "online python" in line]
-    assert len(commands) == 63
-    programs = sorted(line.split("/scripts/")[1].split(".py")[0] for line in online)
-    assert programs == ["download_dataset", "download_dataset", "download_mmlu", "download_model", "download_text"]
+    assert len(commands) == 84
+    programs = (line.split("/scripts/")[1].split(".py")[0] for line in online)
+    downloads = {"download_dataset": 2, "download_mmlu": 1, "download_model": 1, "download_text": 2}
+    assert Counter(programs) == downloads
 
 
 def test_a_gated_model_says_what_to_do(hub, tmp_path):
@@ -184,21 +190,31 @@ def test_the_real_mmlu_through_the_same_rules(demo_run, mmlu_dir, tmp_path):
     assert [scores["questions"] for scores in report["by_subject"].values()] == [2] * 57
 
 
-@pytest.mark.parametrize("profile", ["demo", "gpu", "slurm"])
-def test_a_profile_plans_on_a_machine_with_nothing(profile, tmp_path):
+@pytest.mark.parametrize(("profile", "variants"), [("demo", 6), ("gpu", 7), ("slurm", 7)])
+def test_a_profile_plans_on_a_machine_with_nothing(profile, variants, tmp_path):
     """No Slurm, conda, GPU or data: PATH holds Python and a shell alone."""
     for name in ("bash", "which"):
         (tmp_path / name).symlink_to(shutil.which(name))
     environment = {"PATH": f"{os.path.dirname(sys.executable)}:{tmp_path}", "HOME": str(tmp_path)}
     options = ["--profile", f"profiles/{profile}", "--directory", tmp_path, "--dry-run"]
     plan = planned(snakemake(*options, env=environment))
-    assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (2, 5, 1)
+    assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (2, variants, 1)
+
+
+def test_the_rules_with_a_gpu_go_where_one_is():
+    """By profiles/slurm; what it does not name goes to the partition without GPUs."""
+    rules = "\n".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    with_gpu = {re.match(r"\w+", rule)[0] for rule in re.split(r"^rule ", rules, flags=re.M)[1:] if "gpu=1," in rule}
+    profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
+    cpu = profile["default-resources"]["slurm_partition"]
+    placed = {name for name, asked in profile["set-resources"].items() if asked.get("slurm_partition", cpu) != cpu}
+    assert with_gpu == placed
 
 
 def test_the_demo_on_a_gpu_plans_with_vllm(tmp_path):
     files = ["--configfile", "profiles/demo/demo.yaml", "profiles/gpu/demo.yaml"]
     plan = planned(snakemake("--profile", "profiles/gpu", *files, "--directory", tmp_path, "--dry-run"))
-    assert (plan["make_standin"], plan["finetune"], plan["check_serving"]) == (1, 2, 3)
+    assert (plan["make_standin"], plan["finetune"], plan["check_serving"]) == (1, 2, 4)
 
 
 def test_a_standin_that_learns_nothing_is_begun_anew_and_given_up(monkeypatch, capsys):
