@@ -38,8 +38,8 @@ def main() -> None:
     layers = linears.choose(model, set(names.values()), scheme, arguments.ignore)
     chosen = {"scheme": scheme.words, "layers": layers, "others": linears.others(model)}
     given = grids.read(arguments.checkpoint)
-    words = {"scheme": scheme.words, "ignore": sorted(arguments.ignore)}
-    mismatch.refuse_uncalibrated(arguments.checkpoint, arguments.method if method.NEEDS else None, words)
+    calibrated_by = arguments.method if method.NEEDS else None
+    mismatch.refuse_uncalibrated(arguments.checkpoint, calibrated_by, chosen, given)
     mismatch.refuse_mismatch(arguments.checkpoint, chosen, given)
     quantized = {f"{layer['name']}.weight" for layer in layers if layer["quantized"]}
     plan, metadata = layout.lay_out(architecture.stored_as(sources), names, quantized, scheme)

@@ -8,10 +8,10 @@ from int4_qat.system import files
 from int4_qat.system.errors import InputError
 
 
-def refuse_uncalibrated(folder: Path, method: str | None, words: dict) -> None:
-    """Raise InputError unless a checkpoint was calibrated by a method, or by none if method is None.
+def refuse_uncalibrated(folder: Path, method: str | None, manifest: dict, on_grids: Collection[str]) -> None:
+    """Raise InputError unless a checkpoint was calibrated by a method for this export, or by none if method is None.
 
-    words are the scheme and the ignore of the quantization.
+    on_grids names the linears for which it has a grid.
     """
     path = folder / record.CALIBRATION
     if method is None:
@@ -21,9 +21,14 @@ def refuse_uncalibrated(folder: Path, method: str | None, words: dict) -> None:
     if not path.exists():
         raise InputError(f"{folder}: expected a checkpoint that calibrate made by {method}, found none of its")
     found = files.read_json(path)
-    for key, wanted in {"method": method, **words}.items():
+    for key, wanted in {"method": method, "scheme": manifest["scheme"]}.items():
         if found[key] != wanted:
             raise InputError(f"{path}: {key}: expected {wanted}, found {found[key]}")
+    for layer in manifest["layers"]:
+        if layer["quantized"] != (layer["name"] in on_grids):
+            states = {True: "a grid", False: "no grid"}
+            wanted, other = states[layer["quantized"]], states[not layer["quantized"]]
+            raise InputError(f"{folder}: {layer['name']}: expected {wanted}, found {other}; calibrate again")
 
 
 def refuse_mismatch(folder: Path, manifest: dict, on_grids: Collection[str]) -> None:
