@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 import yaml
-from torchao.quantization import Int4Tensor
+from torchao.quantization import Int4Tensor, Int4WeightOnlyConfig
 
 import calibrated
 import measure_latency
@@ -17,7 +17,9 @@ import weights
 from int4_qat.checkpoint import blocks
 from int4_qat.engines import inference
 from int4_qat.kernels import tiles
-from int4_qat.quantization import int4, schemes, torchao_tensor
+from int4_qat.quantization import clipping, graphs, int4, schemes, torchao_tensor
+from int4_qat.quantization.methods import gptq
+from int4_qat.system import files
 from int4_qat.training import merged_weight
 from programs import ROOT, quantize_options, run_script
 
@@ -161,3 +163,50 @@ def test_the_decoding_step_is_one_cuda_graph(exported):
     measure_latency.time_batch(model, 2, options)
     assert counters["stats"]["unique_graphs"] == 1
     assert counters["inductor"]["cudagraph_skips"] == 0
+
+
+def loud_to_quiet(columns, tokens=4096):
+    """Return second moments of inputs that go together, the loudest first, so that GPTQ keeps their order."""
+    inputs = weights.normal(tokens, columns, seed=1) @ (
+        torch.eye(columns) + weights.normal(columns, columns, seed=2) / 50
+    )
+    inputs = inputs / inputs.square().mean(0).sqrt() * torch.logspace(0.5, -0.5, columns)
+    return (inputs.T @ inputs / tokens).cuda()
+
+
+@pytest.mark.parametrize("zero_point", ZERO_POINTS)
+def test_a_replayed_graph_rounds_as_the_steps_do_one_by_one(zero_point, monkeypatch):
+    weight, moments, scheme = normal(384, 512).float(), loud_to_quiet(512), schemes.int4(128, zero_point)
+    replayed = [gptq.compensate(weight, moments, scheme) for _ in range(2)]
+    monkeypatch.setattr(graphs, "replayed", lambda function, *tensors: function(*tensors))
+    expected, grid = gptq.compensate(weight, moments, scheme)
+    for found, found_grid in replayed:
+        assert torch.equal(found, expected)
+        assert all(torch.equal(*pair) for pair in zip(found_grid, grid, strict=True))
+
+
+def test_gptq_is_torchaos_on_its_grid(monkeypatch):
+    api = pytest.importorskip("torchao.prototype.gptq.api")
+    weight, moments = normal(384, 512).float(), loud_to_quiet(512)
+    monkeypatch.setattr(api, "int4_row_quantize_zp", lambda group, _: (None, *int4.quantize(group, INT4).grid))
+    monkeypatch.setattr(api, "pack_int4", torchao_tensor.pack)
+    monkeypatch.setattr(clipping, "SHARES", (1.0,))
+    config = api.GPTQConfig("convert", Int4WeightOnlyConfig(group_size=128), gptq.DAMPING)
+    theirs = torchao_tensor.to_weight(api.gptq_quantize(moments.clone(), weight.clone(), config))
+    compensated, grid = gptq.compensate(weight, moments, INT4)
+    ours = int4.quantize(compensated, INT4, grid)
+    # Ours stores in bfloat16 what it rounds; where that decides between two values, later columns follow.
+    assert (ours.codes == theirs.codes).float().mean() > 0.7
+    errors = [int4.dequantize(each) - weight for each in (ours, theirs)]
+    cost, expected = ((error @ moments * error).sum().item() for error in errors)
+    assert cost == pytest.approx(expected, rel=0.01)
+
+
+def test_two_calibrations_on_a_gpu_give_the_same_bytes(llama, texts, tmp_path):
+    scheme = json.dumps(schemes.int4(64, schemes.INTEGER).words)
+    options = ["--scheme", scheme, "--method", "gptq", "--texts", texts, "--samples", 8, "--length", 64]
+    options += ["--batch-size", 4, "--seed", 0, "--dtype", "bfloat16", "--device", "cuda"]
+    for name in ("one", "other"):
+        result = run_script("calibrate", "--checkpoint", llama, *options, "--output", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+    assert files.digest(tmp_path / "one") == files.digest(tmp_path / "other")
