@@ -14,6 +14,7 @@ from torchao.quantization import Int4Tensor, Int4WeightOnlyConfig
 import calibrated
 import measure_latency
 import weights
+from by_gptq import compensate
 from int4_qat.checkpoint import blocks
 from int4_qat.engines import inference
 from int4_qat.kernels import tiles
@@ -177,9 +178,9 @@ def loud_to_quiet(columns, tokens=4096):
 @pytest.mark.parametrize("zero_point", ZERO_POINTS)
 def test_a_replayed_graph_rounds_as_the_steps_do_one_by_one(zero_point, monkeypatch):
     weight, moments, scheme = normal(384, 512).float(), loud_to_quiet(512), schemes.int4(128, zero_point)
-    replayed = [gptq.compensate(weight, moments, scheme) for _ in range(2)]
+    replayed = [compensate(weight, moments, scheme) for _ in range(2)]
     monkeypatch.setattr(graphs, "replayed", lambda function, *tensors: function(*tensors))
-    expected, grid = gptq.compensate(weight, moments, scheme)
+    expected, grid = compensate(weight, moments, scheme)
     for found, found_grid in replayed:
         assert torch.equal(found, expected)
         assert all(torch.equal(*pair) for pair in zip(found_grid, grid, strict=True))
@@ -193,7 +194,7 @@ def test_gptq_is_torchaos_on_its_grid(monkeypatch):
     monkeypatch.setattr(clipping, "SHARES", (1.0,))
     config = api.GPTQConfig("convert", Int4WeightOnlyConfig(group_size=128), gptq.DAMPING)
     theirs = torchao_tensor.to_weight(api.gptq_quantize(moments.clone(), weight.clone(), config))
-    compensated, grid = gptq.compensate(weight, moments, INT4)
+    compensated, grid = compensate(weight, moments, INT4)
     ours = int4.quantize(compensated, INT4, grid)
     # Ours stores in bfloat16 what it rounds; where that decides between two values, later columns follow.
     assert (ours.codes == theirs.codes).float().mean() > 0.7

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from by_gptq import compensate
 from int4_qat.quantization import clipping, int4, schemes
 from int4_qat.quantization.methods import gptq
 from programs import SCHEMES
@@ -56,7 +57,7 @@ def by_definition(weight, moments, scheme):
 
 @each_scheme
 def test_the_values_are_those_of_the_definition(weight, moments, scheme):
-    compensated, grid = gptq.compensate(weight, moments, scheme)
+    compensated, grid = compensate(weight, moments, scheme)
     deployed = int4.fake_quantize(compensated, scheme, torch.float32, grid)
     expected = by_definition(weight, moments, scheme)
     # Where two values are equally near, a rounding in fp32 decides, and the columns after it follow.
@@ -66,7 +67,7 @@ def test_the_values_are_those_of_the_definition(weight, moments, scheme):
 
 @each_scheme
 def test_the_outputs_are_nearer_than_those_of_rounding(weight, moments, scheme):
-    compensated, grid = gptq.compensate(weight, moments, scheme)
+    compensated, grid = compensate(weight, moments, scheme)
     deployed = int4.fake_quantize(compensated, scheme, torch.float32, grid)
     rounded = int4.fake_quantize(weight, scheme)
     assert error(weight, deployed, moments) < 0.7 * error(weight, rounded, moments)
@@ -81,14 +82,14 @@ def test_each_column_turns_up_once_and_groups_stay_together():
 def test_an_input_that_is_always_zero_changes_nothing(weight, moments, scheme):
     silent = moments.clone()
     silent[5], silent[:, 5] = 0, 0
-    compensated, _ = gptq.compensate(weight, silent, scheme)
+    compensated, _ = compensate(weight, silent, scheme)
     assert torch.equal(compensated[:, 5], weight[:, 5].bfloat16())
     assert compensated.isfinite().all()
 
 
 @each_scheme
 def test_without_any_input_nothing_is_compensated(weight, scheme):
-    compensated, grid = gptq.compensate(weight, torch.zeros(COLUMNS, COLUMNS), scheme)
+    compensated, grid = compensate(weight, torch.zeros(COLUMNS, COLUMNS), scheme)
     assert torch.equal(compensated, weight.bfloat16())
     cut = clipping.best_grid(weight, scheme, torch.ones(COLUMNS))
     assert all(torch.equal(*pair) for pair in zip(grid, cut, strict=True))
@@ -98,7 +99,7 @@ def test_without_any_input_nothing_is_compensated(weight, scheme):
 def test_one_token_is_enough_to_go_by(weight, scheme):
     token = normal(COLUMNS, seed=4)
     singular = token.outer(token)
-    compensated, grid = gptq.compensate(weight, singular, scheme)
+    compensated, grid = compensate(weight, singular, scheme)
     deployed = int4.fake_quantize(compensated, scheme, torch.float32, grid)
     assert error(weight, deployed, singular) < 0.1 * error(weight, int4.fake_quantize(weight, scheme), singular)
 
@@ -106,5 +107,5 @@ def test_one_token_is_enough_to_go_by(weight, scheme):
 @pytest.mark.parametrize("group_size", schemes.GROUP_SIZES)
 def test_every_group_size_is_taken(weight, moments, group_size):
     scheme = schemes.int4(group_size, schemes.INTEGER)
-    _, grid = gptq.compensate(weight, moments, scheme)
+    _, grid = compensate(weight, moments, scheme)
     assert grid.scale.shape == (COLUMNS // group_size, ROWS)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from int4_qat.quantization.schemes import Scheme
 
 NEEDS = ("texts",)
-DAMPING = 0.01  # of the mean square of an input: what every direction of the inputs counts for at least
+DAMPING = 0.05  # of the mean square of an input: what every direction of the inputs counts for at least
 FOLLOWED = 0.5  # how far the bf16 model's outputs are followed
 
 
@@ -54,36 +54,46 @@ def rounded_together(inputs: "Inputs", scheme: "Scheme") -> "dict[str, tuple[tor
 
     from int4_qat.quantization.int4 import Grid
 
-    weights = [linear.weight for linear in inputs.linears.values()]
+    weights = [linear.weight.data for linear in inputs.linears.values()]
     dtype, rows = weights[0].dtype, [len(weight) for weight in weights]
-    target = steered(torch.cat([weight.float() for weight in weights]), inputs)
-    compensated, grid = compensate(target, inputs.moments, scheme)
+    inverse = inverse_of(inputs.moments)
+    target = steered(torch.cat(weights).float(), inputs.drift, inverse)
+    compensated, grid = compensate(target, inverse, order_of(inputs.moments.diagonal(), scheme.group_size), scheme)
     grids = map(Grid, grid.scale.split(rows, 1), grid.zero_point.split(rows, 1))
     return dict(zip(inputs.linears, zip(compensated.to(dtype).split(rows), grids, strict=True), strict=True))
 
 
-def steered(weight: "torch.Tensor", inputs: "Inputs") -> "torch.Tensor":
-    """Return the weights whose outputs, of the inputs as they are, come nearer those of the bf16 model."""
+def inverse_of(moments: "torch.Tensor") -> "torch.Tensor":
+    """Return (H + damping)⁻¹ in fp64; inputs that are always zero count 1."""
     import torch
 
-    factor = torch.linalg.cholesky(damped(inputs.moments, DAMPING)).float()
-    return weight + FOLLOWED * torch.cholesky_solve((weight @ inputs.drift).T, factor).T
+    hessian = moments.double()
+    diagonal = hessian.diagonal()
+    diagonal += DAMPING * diagonal.mean()
+    diagonal[diagonal == 0] = 1
+    return torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+
+
+def steered(weight: "torch.Tensor", drift: "torch.Tensor", inverse: "torch.Tensor") -> "torch.Tensor":
+    """Return the weights whose outputs, of the inputs as they are, come nearer those of the bf16 model."""
+    return weight + FOLLOWED * ((weight @ drift).double() @ inverse).float()
 
 
 def compensate(
-    weight: "torch.Tensor", moments: "torch.Tensor", scheme: "Scheme", damping: float = DAMPING
+    weight: "torch.Tensor", inverse: "torch.Tensor", order: "torch.Tensor", scheme: "Scheme"
 ) -> "tuple[torch.Tensor, Grid]":
     """Return a weight in bf16 and a grid, on which its nearest values are those of GPTQ.
 
-    weight fp32 (rows, columns), moments fp32 (columns, columns). An input that is always zero changes nothing.
+    weight fp32 (rows, columns), inverse fp64 (columns, columns); order holds the columns as their turns come, group by
+    group. An input that is always zero changes nothing.
     """
     import torch
 
     from int4_qat.checkpoint import blocks
     from int4_qat.quantization import clipping, graphs, int4
 
-    size, order = scheme.group_size, order_of(moments.diagonal(), scheme.group_size)
-    factor, waiting = factor_of(moments, damping, order), weight[:, order]
+    size, waiting = scheme.group_size, weight[:, order]
+    factor = torch.linalg.cholesky(inverse[order][:, order], upper=True).float()
     compensated = torch.empty_like(weight, dtype=blocks.STORAGE_DTYPE)
     grids: dict[int, int4.Grid] = {}
     for start in range(0, weight.shape[1], size):
@@ -126,21 +136,3 @@ def order_of(sizes: "torch.Tensor", group_size: int) -> "torch.Tensor":
     columns = groups.argsort(dim=-1, descending=True, stable=True)
     columns += torch.arange(0, sizes.numel(), group_size, device=sizes.device)[:, None]
     return columns[groups.sum(-1).argsort(descending=True, stable=True)].flatten()
-
-
-def factor_of(moments: "torch.Tensor", damping: float, order: "torch.Tensor") -> "torch.Tensor":
-    """Return U in fp32, of columns in an order: upper, with UᵀU = (H + damping)⁻¹."""
-    import torch
-
-    hessian = damped(moments, damping)[order][:, order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    return torch.linalg.cholesky(inverse, upper=True).float()
-
-
-def damped(moments: "torch.Tensor", damping: float) -> "torch.Tensor":
-    """Return H + damping in fp64, which can be inverted; inputs that are always zero count 1."""
-    hessian = moments.double()
-    diagonal = hessian.diagonal()
-    diagonal += damping * diagonal.mean()
-    diagonal[diagonal == 0] = 1
-    return hessian

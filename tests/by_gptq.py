@@ -1,0 +1,13 @@
+"""GPTQ of one weight by the second moments of its inputs, as rounded_together does it without the drift."""
+
+import torch
+
+from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization.methods import gptq
+from int4_qat.quantization.schemes import Scheme
+
+
+def compensate(weight: torch.Tensor, moments: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, Grid]:
+    """Return the weight and the grid of GPTQ."""
+    order = gptq.order_of(moments.diagonal(), scheme.group_size)
+    return gptq.compensate(weight, gptq.inverse_of(moments), order, scheme)
