@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -42,6 +43,8 @@ ARMS = {
 PACKAGES = ("torch", "torchao", "transformers", "peft", "trl", "unsloth", "mslk-cuda", "vllm")
 TRAINING_STEPS, WARM_UP_STEPS = 6, 2
 ROWS = 256
+WINDOWS = 120  # for calibration: what ROWS texts of 512 tokens give
+PEAK = re.compile(r"peak GPU memory ([\d.]+) GB")
 
 
 def main() -> None:
@@ -49,6 +52,7 @@ def main() -> None:
     parser.add_argument("--folder", required=True, type=Path, help="place for the checkpoints: about 60 GB for 12B")
     parser.add_argument("--output", required=True, type=Path, help="JSON of all figures")
     parser.add_argument("--shapes", default="12b", choices=list(SHAPES))
+    parser.add_argument("--layers", type=int, help="of the text's decoder, where all would take too long")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--tokens", default=512, type=int, help="tokens of a training row")
     parser.add_argument("--engines", nargs="*", default=["transformers"], choices=["transformers", "vllm"])
@@ -59,7 +63,11 @@ def main() -> None:
     record = {"device": devices.name(arguments.device), "shapes": arguments.shapes, "versions": versions(), "steps": {}}
     model = arguments.folder / "model"
     if not model.exists():
-        make_model(SHAPES[arguments.shapes](), arguments.device, arguments.tokens, arguments.folder)
+        shapes = SHAPES[arguments.shapes]()
+        if arguments.layers:
+            shapes.text_config.num_hidden_layers = arguments.layers
+            shapes.text_config.layer_types = shapes.text_config.layer_types[: arguments.layers]
+        make_model(shapes, arguments.device, arguments.tokens, arguments.folder)
     for name, command, output in steps(arguments, config):
         if arguments.only is None or name.startswith(tuple(arguments.only)):
             record["steps"][name] = take(name, command, output)
@@ -147,6 +155,14 @@ def steps(arguments: argparse.Namespace, config: dict):
         yield f"finetune {arm}", ["finetune", *options, "--log-table", folder / arm / "steps.csv", *on], folder / arm
     adapter = ["--model", folder / "model", "--adapter", folder / "base" / "adapter"]
     yield "merge", ["merge", *adapter, "--output", folder / "merged"], folder / "merged"
+    chosen = config["calibration"]
+    windows = ["--samples", 4 if small else WINDOWS, "--length", 32 if small else chosen["length"], "--seed", 0]
+    windows += ["--batch-size", chosen["batch_size"], "--dtype", "float32" if small else chosen["dtype"]]
+    scheme = json.dumps(quantizations.training_words(config["quantizations"]["gptq"])["scheme"])
+    read = ["--checkpoint", folder / "model", "--scheme", scheme, "--texts", folder / "texts.parquet", *windows, *on]
+    for method in ("gptq", "awq"):
+        output = folder / method
+        yield f"calibrate {method}", ["calibrate", *read, "--method", method, "--output", output], output
     entry = config["quantizations"]["int4"]
     words = quantizations.training_words(entry)
     scheme = ["--scheme", json.dumps(words["scheme"]), "--ignore", *words["ignore"]]
@@ -205,7 +221,10 @@ def figures_of(name: str, output: Path) -> dict:
         wanted = ("peak_gb", "weights_gb", "checkpoint_gb", "bandwidth_limit_percent", "int4_path")
         figures = {key: report[key] for key in wanted if key in report}
         return figures | {f"batch_{batch['batch_size']}_s": batch["mean_s"] for batch in report.get("batches", [])}
-    return {"gb": weight_files.file_bytes(output) / 1e9}
+    figures = {"gb": weight_files.file_bytes(output) / 1e9}
+    if kind == "calibrate" and (peak := PEAK.search(Path(f"{output}.log").read_text())):
+        figures["peak_gb"] = float(peak[1])
+    return figures
 
 
 def table(record: dict) -> str:
