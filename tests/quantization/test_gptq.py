@@ -109,3 +109,29 @@ def test_every_group_size_is_taken(weight, moments, group_size):
     scheme = schemes.int4(group_size, schemes.INTEGER)
     _, grid = compensate(weight, moments, scheme)
     assert grid.scale.shape == (COLUMNS // group_size, ROWS)
+
+
+@pytest.mark.parametrize("kind", ["integer", "symmetric"])
+def test_the_values_are_those_of_llm_compressor_on_the_same_grid(kind, weight):
+    """Where llmcompressor 0.14.0.1 and compressed-tensors 0.19.0 are installed besides, without what they pin."""
+    theirs = pytest.importorskip("llmcompressor.modifiers.gptq.gptq_quantize")
+    from compressed_tensors.quantization import QuantizationArgs
+
+    scheme = SCHEMES[kind]
+    inputs = normal(TOKENS, COLUMNS, seed=1) @ (torch.eye(COLUMNS) + 0.02 * normal(COLUMNS, COLUMNS, seed=2))
+    # The loudest first, which is the order of our turns; llm-compressor leaves groups in their places.
+    inputs = inputs / inputs.square().mean(0).sqrt() * torch.logspace(0.5, -0.5, COLUMNS)
+    moments = inputs.T @ inputs / TOKENS
+    compensated, grid = compensate(weight, moments, scheme)
+    scale, zero_point = (part.T.float() for part in grid)
+    arguments = QuantizationArgs(
+        num_bits=4, type="int", symmetric=kind == "symmetric", strategy="group", group_size=scheme.group_size
+    )
+    whole = (-zero_point / scale).round().to(torch.int8)  # (code - zero point) * scale there
+    options = {"global_scale": None, "quant_args": arguments, "percdamp": gptq.DAMPING}
+    expected, *_ = theirs.quantize_weight(
+        weight[None].clone(), moments[None].clone(), scale=scale[None], zero_point=whole[None], **options
+    )
+    deployed = int4.fake_quantize(compensated, scheme, torch.float32, grid)
+    assert error(weight, deployed, moments) == pytest.approx(error(weight, expected[0], moments), rel=0.02)
+    assert ((deployed - expected[0]).abs() < 1e-5).float().mean() > 0.7  # ours rounds what is stored in bfloat16
