@@ -1,4 +1,6 @@
-"""Which way of training wins on the stand-in? Run its arms over seeds and learning rates, and write docs/arms.md.
+"""Which way of training wins on the stand-in? Run its arms over seeds and learning rates: mechanics, no advice.
+
+What is recommended comes from real models (docs/recipes.md).
 
 Each kind of training, with and without distillation, is an arm for each seed and learning rate. The workflow makes the
 model, the data and base-int4; its programs train, export and score the arms, here in processes that share the seconds
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--distillation-weights", nargs="+", type=float, default=[0, 0.5])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="arms at a time")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "arms.md")
+    parser.add_argument("--output", type=Path, default=Path("arms.md"))
     arguments = parser.parse_args()
     default, given = (yaml.safe_load(path.read_text()) for path in (ROOT / "config.yaml", arguments.configfile))
     config = layers.of_run(default, given, {})
@@ -182,7 +184,7 @@ def interval(found: dict, form: str) -> str:
 
 
 def document(table: pd.DataFrame, arguments: argparse.Namespace, steps: int, untrained: float) -> str:
-    """docs/arms.md."""
+    """Return the table with what it is of, in Markdown."""
     lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]
     rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return (
