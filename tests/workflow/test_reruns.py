@@ -107,10 +107,11 @@ MODULES = {
     "quantization/batches.py": CALIBRATED,
     "quantization/calibration.py": CALIBRATED,
     "quantization/calibration_texts.py": CALIBRATED,
-    "quantization/clipping.py": {},  # awq's, as folds: nothing in this run is calibrated by it
+    "quantization/clipping.py": CALIBRATED,
     "quantization/exports.py": QUANTIZED,
-    "quantization/folds.py": {},
+    "quantization/folds.py": {},  # awq's: nothing in this run is calibrated by it
     "quantization/formats/torchao_plain.py": QUANTIZED,
+    "quantization/graphs.py": CALIBRATED,
     "quantization/grids.py": TRAINED_AND_QUANTIZED,
     "quantization/int4.py": EVERY_WEIGHT,
     "quantization/layer_inputs.py": CALIBRATED,
