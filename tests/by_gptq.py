@@ -2,12 +2,12 @@
 
 import torch
 
+from int4_qat.quantization import compensation
 from int4_qat.quantization.int4 import Grid
-from int4_qat.quantization.methods import gptq
 from int4_qat.quantization.schemes import Scheme
 
 
 def compensate(weight: torch.Tensor, moments: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, Grid]:
     """Return the weight and the grid of GPTQ."""
-    order = gptq.order_of(moments.diagonal(), scheme.group_size)
-    return gptq.compensate(weight, gptq.inverse_of(moments), order, scheme)
+    order = compensation.order_of(moments.diagonal(), scheme.group_size)
+    return compensation.compensate(weight, compensation.inverse_of(moments), order, scheme)

@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from int4_qat.checkpoint import architecture, loading
 from int4_qat.evaluation import divergence
-from int4_qat.quantization import calibration, calibration_texts, clipping, int4, linears, schemes
+from int4_qat.quantization import calibration, calibration_texts, clipping, compensation, int4, linears, schemes
 from int4_qat.quantization.methods import awq, gptq
 from int4_qat.tokenizer import tokenization
 
 CONTEXT, BLOCK = 1024, 512  # tokens of a window, and of a block of logits
-# What a setting changes: an attribute of gptq or clipping, or what is calibrated.
+# What a setting changes: an attribute of compensation or clipping, or what is calibrated.
 SETTINGS = {
     "as it is": {},
     "seed 1": {"seed": 1},
@@ -129,10 +129,12 @@ class Bench:
 
 
 class Changed:
-    """Within it some attributes of gptq and clipping have other values."""
+    """Within it some attributes of compensation and clipping have other values."""
 
     def __init__(self, values: dict):
-        self.values = {key: (clipping if hasattr(clipping, key) else gptq, value) for key, value in values.items()}
+        self.values = {
+            key: (clipping if hasattr(clipping, key) else compensation, value) for key, value in values.items()
+        }
 
     def __enter__(self):
         self.kept = {key: getattr(module, key) for key, (module, _) in self.values.items()}

@@ -18,8 +18,7 @@ from by_gptq import compensate
 from int4_qat.checkpoint import blocks
 from int4_qat.engines import inference
 from int4_qat.kernels import tiles
-from int4_qat.quantization import clipping, graphs, int4, schemes, torchao_tensor
-from int4_qat.quantization.methods import gptq
+from int4_qat.quantization import clipping, compensation, graphs, int4, schemes, torchao_tensor
 from int4_qat.system import files
 from int4_qat.training import merged_weight
 from programs import ROOT, quantize_options, run_script
@@ -192,7 +191,7 @@ def test_gptq_is_torchaos_on_its_grid(monkeypatch):
     monkeypatch.setattr(api, "int4_row_quantize_zp", lambda group, _: (None, *int4.quantize(group, INT4).grid))
     monkeypatch.setattr(api, "pack_int4", torchao_tensor.pack)
     monkeypatch.setattr(clipping, "SHARES", (1.0,))
-    config = api.GPTQConfig("convert", Int4WeightOnlyConfig(group_size=128), gptq.DAMPING)
+    config = api.GPTQConfig("convert", Int4WeightOnlyConfig(group_size=128), compensation.DAMPING)
     theirs = torchao_tensor.to_weight(api.gptq_quantize(moments.clone(), weight.clone(), config))
     compensated, grid = compensate(weight, moments, INT4)
     ours = int4.quantize(compensated, INT4, grid)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from by_gptq import compensate
-from int4_qat.quantization import clipping, int4, schemes
-from int4_qat.quantization.methods import gptq
+from int4_qat.quantization import clipping, compensation, int4, schemes
 from programs import SCHEMES
 from weights import normal
 
@@ -37,8 +36,8 @@ def by_definition(weight, moments, scheme):
 
     The columns that are left take over -e [H⁻¹]_j / [H⁻¹]_jj (Frantar and Alistarh 2022, equation 3).
     """
-    hessian = moments.double() + gptq.DAMPING * moments.double().diagonal().mean() * torch.eye(COLUMNS)
-    order = gptq.order_of(moments.diagonal(), scheme.group_size).tolist()
+    hessian = moments.double() + compensation.DAMPING * moments.double().diagonal().mean() * torch.eye(COLUMNS)
+    order = compensation.order_of(moments.diagonal(), scheme.group_size).tolist()
     weight, deployed = weight.double().clone(), torch.zeros(ROWS, COLUMNS, dtype=torch.float64)
     size = scheme.group_size
     for turn, column in enumerate(order):
@@ -75,7 +74,7 @@ def test_the_outputs_are_nearer_than_those_of_rounding(weight, moments, scheme):
 
 def test_each_column_turns_up_once_and_groups_stay_together():
     sizes = torch.tensor([1.0, 3, 9, 2, 4, 8, 0, 0])
-    assert gptq.order_of(sizes, 4).tolist() == [2, 1, 3, 0, 5, 4, 6, 7]
+    assert compensation.order_of(sizes, 4).tolist() == [2, 1, 3, 0, 5, 4, 6, 7]
 
 
 @each_scheme
@@ -128,7 +127,7 @@ def test_the_values_are_those_of_llm_compressor_on_the_same_grid(kind, weight):
         num_bits=4, type="int", symmetric=kind == "symmetric", strategy="group", group_size=scheme.group_size
     )
     whole = (-zero_point / scale).round().to(torch.int8)  # (code - zero point) * scale there
-    options = {"global_scale": None, "quant_args": arguments, "percdamp": gptq.DAMPING}
+    options = {"global_scale": None, "quant_args": arguments, "percdamp": compensation.DAMPING}
     expected, *_ = theirs.quantize_weight(
         weight[None].clone(), moments[None].clone(), scale=scale[None], zero_point=whole[None], **options
     )

@@ -108,6 +108,7 @@ MODULES = {
     "quantization/calibration.py": CALIBRATED,
     "quantization/calibration_texts.py": CALIBRATED,
     "quantization/clipping.py": CALIBRATED,
+    "quantization/compensation.py": CALIBRATED,
     "quantization/exports.py": QUANTIZED,
     "quantization/folds.py": {},  # awq's: nothing in this run is calibrated by it
     "quantization/formats/torchao_plain.py": QUANTIZED,

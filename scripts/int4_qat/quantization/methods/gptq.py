@@ -1,33 +1,18 @@
-"""GPTQ: each column is rounded in turn, and the columns after it take over what that does to the linear's outputs.
+"""GPTQ: each column is rounded in turn, and the columns after it make up for what that does to the linear's outputs.
 
-With H = E[x xᵀ] of the inputs of a linear, its weights W are to become int4 so that tr((Q - W) H (Q - W)ᵀ) is small.
-Column j is rounded to its grid, and its error e moves the columns that are still open by -e U[j, j:] / U[j, j], where
-U is the upper Cholesky factor of (H + damping)⁻¹ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323). Beyond that:
-
-- The linears of a layer take their turns as they compute, and each hears the inputs x that the ones before it, in int4
-  by then, give it. Its outputs are to be those of the bf16 model, whose inputs are x' (Li et al. 2025, GPTAQ,
-  https://arxiv.org/abs/2504.02692). The weights that come nearest are W + W E[(x' - x) xᵀ] H⁻¹; going a part of that
-  way, FOLLOWED, is better on text that was not heard.
-- Groups go in the order of their inputs' sizes, the largest first, and so do the columns of a group, so that what is
-  most heard is rounded while most columns can still make up for it. In the file they stay where they were
-  (group-aware reordering, as in Intel's and Red Hat's tools).
-- A group's grid is found when its turn comes, of its weights as they are by then, its range shortened to where the
-  error is least.
+The linears of a layer take their turns as they compute, so that each hears what the ones before it, in int4 by then,
+make of the texts (quantization/compensation.py). The check of the config asks what a method needs at each start of
+Snakemake, so torch is imported where it is used.
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-
     from int4_qat.quantization.calibration import Layer
     from int4_qat.quantization.int4 import Grid
-    from int4_qat.quantization.layer_inputs import Inputs
     from int4_qat.quantization.schemes import Scheme
 
 NEEDS = ("texts",)
-DAMPING = 0.05  # of the mean square of an input: what every direction of the inputs counts for at least
-FOLLOWED = 0.5  # how far the bf16 model's outputs are followed
 
 
 def calibrate(layer: "Layer", scheme: "Scheme") -> "dict[str, Grid]":
@@ -35,104 +20,14 @@ def calibrate(layer: "Layer", scheme: "Scheme") -> "dict[str, Grid]":
 
     Raise InputError if the inputs are not finite.
     """
-    from int4_qat.quantization import int4, layer_inputs
+    from int4_qat.quantization import compensation, int4, layer_inputs
 
     grids, met = {}, {}
     for names in layer_inputs.stages(layer):
         inputs = layer_inputs.observe(layer, names)
-        for name, (weight, grid) in rounded_together(inputs, scheme).items():
+        for name, (weight, grid) in compensation.rounded_together(inputs, scheme).items():
             grids[name], met[name] = grid, weight
             layer.linears[name].weight.data = int4.fake_quantize(weight, scheme, grid=grid)
     for name, weight in met.items():
         layer.linears[name].weight.data = weight
     return grids
-
-
-def rounded_together(inputs: "Inputs", scheme: "Scheme") -> "dict[str, tuple[torch.Tensor, Grid]]":
-    """Return the new weight and the grid of each linear; the rows of all that share an input are one weight."""
-    import torch
-
-    from int4_qat.quantization.int4 import Grid
-
-    weights = [linear.weight.data for linear in inputs.linears.values()]
-    dtype, rows = weights[0].dtype, [len(weight) for weight in weights]
-    inverse = inverse_of(inputs.moments)
-    target = steered(torch.cat(weights).float(), inputs.drift, inverse)
-    compensated, grid = compensate(target, inverse, order_of(inputs.moments.diagonal(), scheme.group_size), scheme)
-    grids = map(Grid, grid.scale.split(rows, 1), grid.zero_point.split(rows, 1))
-    return dict(zip(inputs.linears, zip(compensated.to(dtype).split(rows), grids, strict=True), strict=True))
-
-
-def inverse_of(moments: "torch.Tensor") -> "torch.Tensor":
-    """Return (H + damping)⁻¹ in fp64; inputs that are always zero count 1."""
-    import torch
-
-    hessian = moments.double()
-    diagonal = hessian.diagonal()
-    diagonal += DAMPING * diagonal.mean()
-    diagonal[diagonal == 0] = 1
-    return torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-
-
-def steered(weight: "torch.Tensor", drift: "torch.Tensor", inverse: "torch.Tensor") -> "torch.Tensor":
-    """Return the weights whose outputs, of the inputs as they are, come nearer those of the bf16 model."""
-    return weight + FOLLOWED * ((weight @ drift).double() @ inverse).float()
-
-
-def compensate(
-    weight: "torch.Tensor", inverse: "torch.Tensor", order: "torch.Tensor", scheme: "Scheme"
-) -> "tuple[torch.Tensor, Grid]":
-    """Return a weight in bf16 and a grid, on which its nearest values are those of GPTQ.
-
-    weight fp32 (rows, columns), inverse fp64 (columns, columns); order holds the columns as their turns come, group by
-    group. An input that is always zero changes nothing.
-    """
-    import torch
-
-    from int4_qat.checkpoint import blocks
-    from int4_qat.quantization import clipping, graphs, int4
-
-    size, waiting = scheme.group_size, weight[:, order]
-    factor = torch.linalg.cholesky(inverse[order][:, order], upper=True).float()
-    compensated = torch.empty_like(weight, dtype=blocks.STORAGE_DTYPE)
-    grids: dict[int, int4.Grid] = {}
-    for start in range(0, weight.shape[1], size):
-        stop = start + size
-        group, of_group = waiting[:, start:stop], factor[start:stop, start:stop]
-        grid = clipping.best_grid(group, scheme, of_group.diagonal() ** -2)
-        grids[int(order[start]) // size] = grid
-        compensated[:, order[start:stop]], errors = graphs.replayed(round_group, group, of_group, *grid)
-        waiting[:, stop:] -= errors @ factor[start:stop, stop:]
-    scales, zero_points = zip(*(grids[number] for number in range(len(grids))), strict=True)
-    return compensated, int4.Grid(torch.cat(scales), torch.cat(zero_points))
-
-
-def round_group(
-    group: "torch.Tensor", factor: "torch.Tensor", scale: "torch.Tensor", zero_point: "torch.Tensor"
-) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Return the columns of a group in bf16, each as it was when its turn came, and the errors for later groups.
-
-    group fp32 (rows, size) is used up; factor fp32 (size, size) is its part of U; scale and zero_point are of its grid.
-    """
-    import torch
-
-    from int4_qat.checkpoint import blocks
-    from int4_qat.quantization import int4
-
-    nearest = int4.nearest_on(int4.Grid(scale, zero_point))
-    met, errors = torch.empty_like(group, dtype=blocks.STORAGE_DTYPE), torch.empty_like(group)
-    for column in range(group.shape[1]):
-        met[:, column] = group[:, column]  # in bf16: the export rounds what is stored
-        errors[:, column] = (group[:, column] - nearest(met[:, column].float())) / factor[column, column]
-        group[:, column + 1 :].addr_(errors[:, column], factor[column, column + 1 :], alpha=-1)
-    return met, errors
-
-
-def order_of(sizes: "torch.Tensor", group_size: int) -> "torch.Tensor":
-    """Return the columns in the order of their turns, group by group; sizes (columns) are the inputs' mean squares."""
-    import torch
-
-    groups = sizes.view(-1, group_size)
-    columns = groups.argsort(dim=-1, descending=True, stable=True)
-    columns += torch.arange(0, sizes.numel(), group_size, device=sizes.device)[:, None]
-    return columns[groups.sum(-1).argsort(descending=True, stable=True)].flatten()
