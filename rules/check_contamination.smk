@@ -35,7 +35,7 @@ rule check_contamination:
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
 
-# Before any calibration, whose results would tell nothing; so it goes by what there is before a model.
+# By what there is before a model, so that it comes early; the summary waits for it, and no calibration.
 rule check_texts:
     input:
         code=code_of("check_texts"),

@@ -12,6 +12,7 @@ are measured on. One GPU holds the whole model, and one layer at a time is calib
 
 import argparse
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ def main() -> None:
     devices.claim(arguments.device)
     scheme, method = schemes.of_words(arguments.scheme), rooms.load(rooms.METHODS, arguments.method)
     refuse_idle_method(arguments.method, method.NEEDS)
+    refuse_made_for_int4(arguments.checkpoint)
     meta, sources, names = architecture.open_checkpoint(arguments.checkpoint)
     refuse_long_windows(meta.config, arguments.length)
     layers = linears.choose(meta, set(names.values()), scheme, arguments.ignore)
@@ -52,14 +54,24 @@ def main() -> None:
     texts = calibration_texts.read(arguments.texts, tokenizer, arguments.samples, arguments.length, arguments.seed)
     model = loading.load(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
     found = calibration.calibrate(model, texts, quantized, method.calibrate, scheme, arguments.batch_size)
-    write(arguments, model, sources, names, found)
-    print(f"{len(found)} linears calibrated by {arguments.method} on {texts.numel()} tokens{peak(arguments.device)}")
+    rounded = sorted(calibration.layers_of(model, quantized)[1])
+    write(arguments, model, sources, names, found, rounded)
+    counts = f"{len(found) - len(rounded)} linears calibrated by {arguments.method} on {texts.numel()} tokens"
+    print(f"{counts}, {len(rounded)} outside the layers rounded{peak(arguments.device)}")
 
 
 def refuse_idle_method(word: str, needs: tuple[str, ...]) -> None:
     """Raise InputError for a method that needs no texts."""
     if not needs:
         raise InputError(f"--method: expected one that texts calibrate, found {word}, which quantize does alone")
+
+
+def refuse_made_for_int4(checkpoint: Path) -> None:
+    """Raise InputError for weights that were calibrated or trained for int4 already."""
+    if (checkpoint / record.CALIBRATION).exists() or record.is_trained_in_int4(checkpoint):
+        raise InputError(
+            f"{checkpoint}: expected weights that were neither calibrated nor trained for int4, found such"
+        )
 
 
 def refuse_long_windows(config: PretrainedConfig, length: int) -> None:
@@ -75,6 +87,7 @@ def write(
     sources: dict[str, weight_files.StoredTensor],
     names: dict[str, str],
     found: dict[str, Grid],
+    rounded: list[str],
 ) -> None:
     """Write the folder: the weights that the model has now, their grids, and what they come of."""
     parameters = dict(model.named_parameters())
@@ -91,7 +104,7 @@ def write(
         model.config.save_pretrained(folder)
         architecture.copy_companions(arguments.checkpoint, folder)
         grids.write(folder, found)
-        files.write_json(folder / record.CALIBRATION, describe(arguments))
+        files.write_json(folder / record.CALIBRATION, describe(arguments) | {"rounded": rounded})
 
 
 def describe(arguments: argparse.Namespace) -> dict:
@@ -107,6 +120,7 @@ def describe(arguments: argparse.Namespace) -> dict:
         "seed": arguments.seed,
         "dtype": arguments.dtype,
         "device": devices.name(arguments.device),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
     }
 
 

@@ -1,4 +1,4 @@
-"""Refuse to calibrate on test text: no text on which a run calibrates may have much of a held-out text in it.
+"""Refuse results of a calibration on test text: no calibration text may have much of a held-out text in it.
 
 Counts of each held-out text the runs of 13 words that also stand in each calibration text (data/shared_words.py), and
 ends with an error if they are more than 1% of them. The training questions count as training shows them, but for the

@@ -87,7 +87,7 @@ def test_scales_go_into_what_makes_the_inputs(family, expected, monkeypatch):
 
 def test_a_norm_that_others_hear_too_keeps_its_gain():
     class Routed(torch.nn.Module):
-        """A layer of which a router, that is no linear of the quantization's, hears the norm as well."""
+        """A layer of which a router, that is no linear of the quantization's, takes the norm's output as well."""
 
         def __init__(self):
             super().__init__()
@@ -139,7 +139,7 @@ def test_inputs_that_are_alike_are_not_scaled():
 
 def test_a_group_is_cut_where_that_costs_least():
     weight = normal(8, 64)
-    weight[:, 3] = 20  # nothing hears it
+    weight[:, 3] = 20  # no input
     importance = torch.ones(64)
     importance[3] = 0
     grid, own = clipping.best_grid(weight, SCHEME, importance), int4.quantize(weight, SCHEME).grid

@@ -125,10 +125,10 @@ def test_gptq_is_nearer_to_the_model_than_rounding(llama, folders, words):
     by_gptq = {name: nearest(weight, given[name]) for name, weight in weights.items()}
     rounded = {name: int4.fake_quantize(weight, SCHEME) for name, weight in weights_of(llama, SCHEME).items()}
     tokenizer = tokenization.load_tokenizer(llama)
-    heard = torch.tensor(
+    other = torch.tensor(
         [tokenizer("".join(random.Random(7).choices(words, k=60)))["input_ids"][:48] for _ in range(4)]
     )
-    assert distance(llama, by_gptq, heard) < 0.9 * distance(llama, rounded, heard)
+    assert distance(llama, by_gptq, other) < 0.9 * distance(llama, rounded, other)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma4-shared"])
@@ -146,7 +146,7 @@ def test_batches_of_another_size_find_the_same(family):
 
         def listen(layer, scheme):
             moments.extend(layer_inputs.observe(layer, names).moments for names in layer_inputs.stages(layer))
-            return {}
+            return calibration.own_grids(layer.linears, scheme)
 
         calibration.calibrate(model, tokens, names, listen, schemes.int4(32), batch_size)
         return moments
@@ -185,14 +185,58 @@ def test_second_moments_and_drift_are_means_over_the_tokens():
     torch.manual_seed(0)
     linear = torch.nn.Linear(8, 8)
     layer = calibration.Layer(torch.nn.Sequential(linear), {"up": linear})
-    bf16, heard = normal(5, 4, 8, seed=1), normal(5, 4, 8, seed=2)
+    bf16, given = normal(5, 4, 8, seed=1), normal(5, 4, 8, seed=2)
     calibration.undisturbed_output(layer, [((part,), {}) for part in bf16.split(2)])
-    layer.calls = [((part,), {}) for part in heard.split(2)]
+    layer.calls = [((part,), {}) for part in given.split(2)]
     inputs = layer_inputs.observe(layer, ("up",))
-    x, other = heard.flatten(0, 1).double(), bf16.flatten(0, 1).double()
+    x, other = given.flatten(0, 1).double(), bf16.flatten(0, 1).double()
     expected = {"moments": x.T @ x / 20, "drift": (other - x).T @ x / 20, "magnitudes": x.abs().mean(0)}
     for key, values in expected.items():
         torch.testing.assert_close(getattr(inputs, key).double(), values, rtol=1e-5, atol=1e-6)
+
+
+def calibrated_llama(llama, names=None):
+    model = loading.load(llama, torch.float32, "cpu")
+    names = list(weights_of(llama, SCHEME)) if names is None else names(list(weights_of(llama, SCHEME)))
+    return model, calibration.calibrate(model, torch.randint(10, 1000, (4, 8)), names, gptq.calibrate, SCHEME, 2)
+
+
+@pytest.mark.parametrize("left_out", ["layers.0.", "layers.1."])
+def test_a_layer_that_ignore_names_passes_the_texts_on(left_out, llama):
+    plain = weights_of(llama, SCHEME)
+    model, found = calibrated_llama(llama, lambda names: [name for name in names if left_out not in name])
+    for name, weight in plain.items():
+        assert (left_out in name) == (name not in found)
+        assert torch.equal(model.get_submodule(name).weight, weight.float()) == (left_out in name)
+
+
+def test_a_linear_that_the_texts_do_not_reach_is_refused(llama, monkeypatch):
+    stages = layer_inputs.stages
+    monkeypatch.setattr(layer_inputs, "stages", lambda layer: stages(layer)[1:])
+    with pytest.raises(InputError, match=r"self_attn\.k_proj: expected calibration texts that reach it, found none"):
+        calibrated_llama(llama)
+
+
+def test_a_linear_that_a_layer_uses_twice_is_refused():
+    linear = torch.nn.Linear(8, 8)
+    layer = calibration.Layer(torch.nn.Sequential(linear, linear), {"up": linear})
+    with pytest.raises(InputError, match="up: expected a linear that its layer uses once, found it used again"):
+        calibration.undisturbed_output(layer, [((normal(2, 4, 8),), {})])
+
+
+def test_a_linear_that_only_some_texts_reach_is_refused():
+    class Expert(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.expert = torch.nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.expert(x) if x.sum() > 0 else x
+
+    module = Expert()
+    layer = calibration.Layer(module, {"expert": module.expert})
+    with pytest.raises(InputError, match="expert: expected a linear that all calibration texts reach"):
+        calibration.undisturbed_output(layer, [((torch.ones(1, 4, 8),), {}), ((-torch.ones(1, 4, 8),), {})])
 
 
 # Texts
@@ -248,9 +292,13 @@ def refusal(checkpoint, tmp_path, *options, program="quantize"):
 @pytest.mark.parametrize(
     ("method", "spoil", "expected"),
     [
-        ("gptq", lambda folder: (folder / record.CALIBRATION).unlink(), "expected a checkpoint that calibrate made"),
+        (
+            "gptq",
+            lambda folder: (folder / record.CALIBRATION).unlink(),
+            "expected a checkpoint that gptq has calibrated, found no calibration.json",
+        ),
         ("awq", lambda folder: None, "calibration.json: method: expected awq, found gptq"),
-        ("rtn", lambda folder: None, "was calibrated by gptq, which rtn would undo"),
+        ("rtn", lambda folder: None, "expected weights that no method has calibrated, found those of gptq"),
         (
             "gptq",
             lambda folder: (folder / grids.FILE).unlink(),
@@ -262,6 +310,20 @@ def test_a_checkpoint_is_exported_by_the_method_that_calibrated_it(method, spoil
     folder = shutil.copytree(folders["gptq"], tmp_path / "model")
     spoil(folder)
     assert expected in refusal(folder, tmp_path, *quantize_options(SCHEME), "--method", method)
+
+
+def test_weights_that_were_trained_without_int4_and_then_calibrated_are_not_just_rounded(folders, tmp_path):
+    folder = shutil.copytree(folders["gptq"], tmp_path / "model")
+    files.write_json(folder / record.RECORD, {"scheme": None, "grids": None})
+    line = refusal(folder, tmp_path, *quantize_options(SCHEME, method="rtn"))
+    assert "expected weights that no method has calibrated, found those of gptq" in line
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_weights_that_were_calibrated_are_not_calibrated_again(method, folders, text, tmp_path):
+    options = ["--scheme", json.dumps(SCHEME.words), "--method", method, "--texts", text, *BATCH]
+    line = refusal(folders["gptq"], tmp_path, *options, program="calibrate")
+    assert "expected weights that were neither calibrated nor trained for int4, found such" in line
 
 
 def test_a_checkpoint_is_exported_in_the_scheme_that_it_was_calibrated_for(folders, tmp_path):

@@ -5,6 +5,7 @@ import torch
 
 from by_gptq import compensate
 from int4_qat.quantization import clipping, compensation, int4, schemes
+from int4_qat.quantization.layer_inputs import Inputs
 from programs import SCHEMES
 from weights import normal
 
@@ -134,3 +135,37 @@ def test_the_values_are_those_of_llm_compressor_on_the_same_grid(kind, weight):
     deployed = int4.fake_quantize(compensated, scheme, torch.float32, grid)
     assert error(weight, deployed, moments) == pytest.approx(error(weight, expected[0], moments), rel=0.02)
     assert ((deployed - expected[0]).abs() < 1e-5).float().mean() > 0.7  # ours rounds what is stored in bfloat16
+
+
+@each_scheme
+def test_linears_with_one_input_are_rounded_each_as_alone(moments, scheme):
+    weights = {"q": 0.02 * normal(16, COLUMNS, seed=5), "k": 0.02 * normal(8, COLUMNS, seed=6)}
+    linears = {}
+    for name, values in weights.items():
+        linears[name] = torch.nn.Linear(COLUMNS, len(values), bias=False)
+        linears[name].weight.data = values
+    drift = 0.1 * normal(COLUMNS, COLUMNS, seed=7)
+    together = compensation.rounded_together(Inputs(linears, moments, moments.diagonal(), drift), scheme)
+    for name in weights:
+        alone = compensation.rounded_together(Inputs({name: linears[name]}, moments, moments.diagonal(), drift), scheme)
+        (found, grid), (expected, expected_grid) = together[name], alone[name]
+        assert (found - expected).abs().max() < 1e-2 * expected.abs().max()
+        assert ((found - expected).abs() < 1e-6).float().mean() > 0.95
+        assert grid.scale.shape == expected_grid.scale.shape
+
+
+def test_the_weights_steer_to_the_outputs_of_the_bf16_model(weight, monkeypatch):
+    """With no damping and all of the way, they are those of least squares: min over V of |W x' - V x|²."""
+    monkeypatch.setattr(compensation, "DAMPING", 0.0)
+    monkeypatch.setattr(compensation, "FOLLOWED", 1.0)
+    given = normal(TOKENS, COLUMNS, seed=1)
+    bf16 = (
+        given
+        + 0.3 * normal(TOKENS, COLUMNS, seed=8) @ torch.diag(torch.linspace(0, 1, COLUMNS))
+        + 0.2 * given.roll(1, 1)
+    )
+    moments, drift = given.T @ given / TOKENS, (bf16 - given).T @ given / TOKENS
+    found = compensation.steered(weight, drift, compensation.inverse_of(moments))
+    expected = torch.linalg.lstsq(given.double(), bf16.double() @ weight.double().T).solution.T
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-6)
+    assert (found - weight).norm() > 0.1 * weight.norm()

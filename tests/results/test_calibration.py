@@ -14,6 +14,7 @@ from configs import demo_config
 from int4_qat.config import recipes
 from int4_qat.results import calibrated_bases, measurements, summary, tables, verification
 from int4_qat.results import card as cards
+from int4_qat.system.errors import InputError
 
 RIGHT = {"base-bf16": 0.9, "base-int4": 0.7, "base-gptq": 0.84, "base-awq": 0.8, "lora-gptq": 0.84, "qat-int4": 0.88}
 KL = {"base-bf16": 0.0, "base-int4": 0.3, "base-gptq": 0.2, "base-awq": 0.1, "lora-gptq": 0.15, "qat-int4": 0.05}
@@ -225,6 +226,7 @@ def complete(results, published="qat-int4"):
     }
     manifest["scheme"] |= {"zero_point": "float", "group_size": 64}
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "calibration.json").write_text(json.dumps(settings["calibration"] | {"method": "gptq", "texts": {}}))
     config = {"model_type": "gemma3_text", "quantization_config": {"quant_method": "torchao"}}
     (folder / "config.json").write_text(json.dumps(config))
     (results / "costs.json").write_text(json.dumps(FACTS["costs"]))
@@ -307,6 +309,13 @@ def test_an_arm_may_be_calibrated_after_its_training_or_before(made):
     assert "- **Calibration:** by `gptq`, before the training\n" in before
     assert "(QAT), from weights that `gptq` had calibrated, by transformers" in before
     assert "QAT int4, weight only" in before
+
+
+def test_a_calibration_by_other_settings_is_no_secret(made):
+    settings = complete(made, "base-gptq")
+    settings["calibration"] |= {"samples": 7}
+    with pytest.raises(InputError, match=r"checkpoint/calibration\.json: samples is 128, the config says 7; run the"):
+        cards.render(made, settings)
 
 
 def test_the_plots_say_it_and_tell_the_bases_apart(made):

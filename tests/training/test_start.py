@@ -19,7 +19,7 @@ from int4_qat.engines import inference
 from int4_qat.quantization import grids, record, schemes
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
-from int4_qat.training import qat, run
+from int4_qat.training import qat, run, start
 from int4_qat.training.backends import transformers, unsloth
 from programs import (
     INT4,
@@ -64,7 +64,7 @@ def deployed(folders, tmp_path_factory):
     def export(scheme):
         output = tmp_path_factory.mktemp("export") / "int4"
         with pytest.MonkeyPatch.context() as patch:
-            options = quantize_options(scheme)
+            options = quantize_options(scheme, method="gptq")
             run_in_process(quantize, patch, "--checkpoint", folders[scheme], "--output", output, *options)
         return inference.load_model(output, torch.float32, "cpu")
 
@@ -204,3 +204,10 @@ def test_unsloth_trains_on_no_given_grids(folder, monkeypatch):
     recipe = Recipe(**RECIPE | seen(limits.UNSLOTH_SCHEME) | {"backend": "unsloth", "qat_target": "base+lora_a"})
     with pytest.raises(InputError, match=r"^finetune\.start: expected null, unsloth trains on no given grids"):
         unsloth.add_adapters(folder, recipe, "cuda")
+
+
+@pytest.mark.parametrize("lost", [grids.FILE, record.CALIBRATION])
+def test_a_folder_that_lost_its_grids_or_their_record_begins_nothing(lost, folder):
+    (folder / lost).unlink()
+    with pytest.raises(InputError, match=f"{lost}: expected a file beside .*, found none; calibrate again"):
+        start.method_of(folder)

@@ -9,9 +9,13 @@ Call = tuple[tuple, dict]  # positional and named arguments
 
 
 class Cut:
-    """How calls with so many texts are cut; what layers hand on to later ones in a mapping is kept for each batch."""
+    """How calls with (texts, length) tokens are cut; what layers hand on in a mapping is kept for each batch.
 
-    def __init__(self, texts: int, size: int):
+    What is cut is a tensor whose first dimension has the texts, and another one their tokens.
+    """
+
+    def __init__(self, shape: tuple[int, int], size: int):
+        texts, self.length = shape
         self.texts = texts
         self.parts = [slice(start, min(start + size, texts)) for start in range(0, texts, size)]
         self._handed_on: dict[int, tuple[MutableMapping, list[MutableMapping]]] = {}
@@ -23,7 +27,8 @@ class Cut:
 
     def _part(self, value: Any, number: int) -> Any:
         if isinstance(value, torch.Tensor):
-            return value[self.parts[number]] if value.ndim > 1 and len(value) == self.texts else value
+            of_texts = value.ndim > 1 and len(value) == self.texts and self.length in value.shape[1:]
+            return value[self.parts[number]] if of_texts else value
         if type(value) in (tuple, list):
             return type(value)(self._part(each, number) for each in value)
         if type(value) is dict:

@@ -2,7 +2,8 @@
 
 All texts go through the model's own forward pass at once, with its repeated layers wrapped for the time. So what stands
 around the layers, and what a family hands from one to the next, is the model's own business; a layer takes the texts
-in batches. It gets what the quantized layers before it make of them, and, to compare, what the unquantized ones do.
+in batches. It gets what the quantized layers before it make of them, and, to compare, what the unquantized ones do. All
+that a layer's linears are given is kept while it is calibrated.
 """
 
 import functools
@@ -37,10 +38,10 @@ class Layer:
             yield self._forward(*arguments, **named)
 
     @contextmanager
-    def heard(self, hear: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-        """Within it each linear that is called tells its name and its input."""
+    def watched(self, tell: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+        """Within it `tell` gets the name and the input of each linear that is called."""
         hooks = [
-            linear.register_forward_pre_hook(lambda _, arguments, name=name: hear(name, arguments[0]))
+            linear.register_forward_pre_hook(lambda _, arguments, name=name: tell(name, arguments[0]))
             for name, linear in self.linears.items()
         ]
         try:
@@ -60,24 +61,27 @@ def calibrate(
 ) -> dict[str, Grid]:
     """Change the weights of some linears of a model, each by its layer; return their grids.
 
-    texts are token ids (texts, length). A linear that no repeated layer holds stays as it is, on its own grid. Raise
-    InputError if the model does something to the texts between two layers.
+    texts are token ids (texts, length). A linear that no repeated layer holds stays as it is, on its own grid, and
+    computes in bf16 meanwhile. Raise InputError if the texts do not reach a linear, or if the model does not take them
+    from layer to layer, once through each.
     """
     layers, others = layers_of(model, names)
     grids = own_grids(others, scheme)
-    quantized, unquantized = (Cut(len(texts), batch_size) for _ in range(2))
+    quantized, unquantized = (Cut(texts.shape, batch_size) for _ in range(2))
     passed_on: dict[str, torch.Tensor] = {}
     with tqdm(total=len(layers), desc="calibrate", unit=" layers", mininterval=1) as progress:
 
         def forward(layer: Layer, hidden: torch.Tensor, *others: Any, **named: Any) -> Any:
-            if passed_on and hidden is not passed_on["quantized"]:
-                raise InputError(
-                    f"{type(model).__name__}: expected layers that take what the layer before them returns"
-                )
+            if hidden is not passed_on.get("quantized", hidden) or (passed_on and layer is layers[0]):
+                expected = "layers that take what the layer before them returns, each once"
+                raise InputError(f"{type(model).__name__}: expected {expected}, found others")
             undisturbed = unquantized.calls((passed_on.get("unquantized", hidden), *others), named)
             passed_on["unquantized"] = batches.hidden_of(undisturbed_output(layer, undisturbed))
             layer.calls = quantized.calls((hidden, *others), named)
-            grids.update(own_grids(layer.linears, scheme) | method(layer, scheme))
+            if layer.linears:
+                grids.update(method(layer, scheme))
+            for name in sorted(layer.linears.keys() - grids.keys()):
+                raise InputError(f"{name}: expected calibration texts that reach it, found none; give more of them")
             with deployed(layer.linears, grids, scheme):
                 output = batches.join(list(layer.outputs()))
             passed_on["quantized"] = batches.hidden_of(output)
@@ -96,21 +100,33 @@ def calibrate(
 
 
 def undisturbed_output(layer: Layer, calls: list[Call]) -> Any:
-    """Return what a layer makes of all texts as the bf16 model hands them on; keep what its linears were given."""
+    """Return what a layer makes of all texts as the bf16 model hands them on; keep what its linears were given.
+
+    Raise InputError for a linear that computes more than once, or not for all of the texts.
+    """
     given: dict[str, torch.Tensor] = {}
     outputs = []
-    with layer.heard(given.__setitem__):
+
+    def keep(name: str, x: torch.Tensor) -> None:
+        if name in given:
+            raise InputError(f"{name}: expected a linear that its layer uses once, found it used again")
+        given[name] = x
+
+    with layer.watched(keep):
         for output in layer.outputs(calls):
             outputs.append(output)
             layer.undisturbed.append(dict(given))
             given.clear()
+    for name in sorted(set().union(*layer.undisturbed)):
+        if not all(name in of_batch for of_batch in layer.undisturbed):
+            raise InputError(f"{name}: expected a linear that all calibration texts reach, found one that some do not")
     return batches.join(outputs)
 
 
 def layers_of(model: PreTrainedModel, names: Iterable[str]) -> tuple[list[Layer], dict[str, torch.nn.Linear]]:
-    """Return the repeated layers that hold some linears, and those of the linears that none holds.
+    """Return the repeated layers among which are those that hold some linears, and the linears that none holds.
 
-    A repeated layer is the outermost element of a list of modules.
+    A repeated layer is the outermost element of a list of modules; one may hold none of the linears.
     """
     modules = dict(model.named_modules())
     held: dict[str, dict[str, torch.nn.Linear]] = {}
@@ -119,7 +135,10 @@ def layers_of(model: PreTrainedModel, names: Iterable[str]) -> tuple[list[Layer]
         parts = name.split(".")
         ends = [end for end in range(1, len(parts)) if isinstance(modules[".".join(parts[:end])], torch.nn.ModuleList)]
         if ends:
-            held.setdefault(".".join(parts[: ends[0] + 1]), {})[name] = modules[name]
+            in_list = ".".join(parts[: ends[0]])
+            for number in range(len(modules[in_list])):
+                held.setdefault(f"{in_list}.{number}", {})
+            held[".".join(parts[: ends[0] + 1])][name] = modules[name]
         else:
             others[name] = modules[name]
     return [Layer(modules[name], linears) for name, linears in held.items()], others

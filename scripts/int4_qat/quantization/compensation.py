@@ -6,9 +6,9 @@ U is the upper Cholesky factor of (H + damping)⁻¹ (Frantar et al. 2022, https
 
 - The outputs are to be those of the bf16 model, whose inputs x' are not the x that the quantized layers before give
   (Li et al. 2025, GPTAQ, https://arxiv.org/abs/2504.02692). The weights that come nearest are
-  W + W E[(x' - x) xᵀ] (H + damping)⁻¹; to go a part of that way is better on text that was not heard.
-- Groups go in the order of their inputs' sizes, the largest first, and so do the columns of a group, so that what is
-  most heard is rounded while most columns can still make up for it. In the file they stay where they were.
+  W + W E[(x' - x) xᵀ] (H + damping)⁻¹; to go a part of that way is better on other texts.
+- Groups go in the order of their inputs' sizes, the largest first, and so do the columns of a group, so that what
+  counts most is rounded while most columns can still make up for it. In the file they stay where they were.
 - A group's grid is found when its turn comes, of its weights as they are by then, its range shortened to where the
   error is least.
 
@@ -24,7 +24,7 @@ from int4_qat.quantization.layer_inputs import Inputs
 from int4_qat.quantization.schemes import Scheme
 
 DAMPING = 0.05  # of the mean square of an input: what every direction of the inputs counts for at least
-FOLLOWED = 0.5  # how far the bf16 model's outputs are followed
+FOLLOWED = 0.5  # how much of the way to the bf16 model's outputs is gone
 
 
 def rounded_together(inputs: Inputs, scheme: Scheme) -> dict[str, tuple[torch.Tensor, Grid]]:
@@ -39,7 +39,7 @@ def rounded_together(inputs: Inputs, scheme: Scheme) -> dict[str, tuple[torch.Te
 
 
 def inverse_of(moments: torch.Tensor) -> torch.Tensor:
-    """Return (H + damping)⁻¹ in fp64; inputs that are always zero count 1."""
+    """Return (H + damping)⁻¹ in fp64; without any input, 1 on the diagonal."""
     hessian = moments.double()
     diagonal = hessian.diagonal()
     diagonal += DAMPING * diagonal.mean()

@@ -71,11 +71,10 @@ def find(layer: Layer, inputs: list[Inputs]) -> list[Fold]:
         first = next(iter(each.linears))
         linears = [linear for name, linear in layer.linears.items() if name not in each.linears]
         norms = [makers[first]] if first in makers else []
-        candidates = [
-            Fold(each.linears, source) for source in (*norms, *linears) if outputs_of(source) == len(each.moments)
-        ]
-        found += [fold for fold in candidates if leaves_output(layer, fold)][:1]
-    return found
+        sources = [source for source in (*norms, *linears) if outputs_of(source) == len(each.moments)]
+        folds = (Fold(each.linears, source) for source in sources)
+        found.append(next((fold for fold in folds if leaves_output(layer, fold)), None))
+    return [fold for fold in found if fold]
 
 
 def outputs_of(module: torch.nn.Module) -> int:
@@ -89,7 +88,7 @@ def makers_of(layer: Layer) -> dict[str, torch.nn.Module]:
     made: list[tuple[torch.Tensor, torch.nn.Module]] = []
     given: dict[str, torch.Tensor] = {}
     hooks = [norm.register_forward_hook(lambda module, _, output: made.append((output, module))) for norm in norms]
-    with layer.heard(given.__setitem__):
+    with layer.watched(given.__setitem__):
         next(layer.outputs())
     for hook in hooks:
         hook.remove()
@@ -121,13 +120,15 @@ def probed(layer: Layer, fold: Fold, factors: torch.Tensor) -> Iterator[Any]:
     """Yield what the layer makes of its first batch with factors folded in, and with the source as it was."""
     own, theirs = [*fold.source.parameters()], [linear.weight for linear in fold.linears.values()]
     kept = {parameter: parameter.data for parameter in (*own, *theirs)}
-    fold.apply(factors)
-    yield next(layer.outputs())
-    for parameter in own:
-        parameter.data = kept[parameter]
-    yield next(layer.outputs())
-    for parameter in theirs:
-        parameter.data = kept[parameter]
+    try:
+        fold.apply(factors)
+        yield next(layer.outputs())
+        for parameter in own:
+            parameter.data = kept[parameter]
+        yield next(layer.outputs())
+    finally:
+        for parameter, values in kept.items():
+            parameter.data = values
 
 
 def states_of(output: Any) -> torch.Tensor:

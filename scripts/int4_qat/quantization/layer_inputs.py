@@ -19,10 +19,7 @@ class Inputs(NamedTuple):
 
 
 def stages(layer: Layer) -> list[tuple[str, ...]]:
-    """Return the linears of a layer by their inputs, in the order in which they compute.
-
-    A linear that the first batch does not reach, as an expert may be, is not among them.
-    """
+    """Return the linears of a layer that the texts reach, by their inputs, in the order in which they compute."""
     return [names for names, _ in _shared(layer.undisturbed[0].items())]
 
 
@@ -68,13 +65,13 @@ def _given(layer: Layer, wanted: str) -> Iterator[torch.Tensor]:
     """Yield what a linear is given of each batch."""
     found: list[torch.Tensor] = []
 
-    def hear(name: str, x: torch.Tensor) -> None:
+    def stop(name: str, x: torch.Tensor) -> None:
         if name == wanted:
             found.append(x)
             raise Reached
 
     for call in layer.calls:
-        with layer.heard(hear):
+        with layer.watched(stop):
             try:
                 next(layer.outputs([call]))
             except Reached:

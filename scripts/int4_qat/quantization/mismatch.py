@@ -15,11 +15,12 @@ def refuse_uncalibrated(folder: Path, method: str | None, manifest: dict, on_gri
     """
     path = folder / record.CALIBRATION
     if method is None:
-        if path.exists() and not (folder / record.RECORD).exists():
-            raise InputError(f"{folder}: was calibrated by {files.read_json(path)['method']}, which rtn would undo")
+        if path.exists() and not record.is_trained_on_grids(folder):
+            calibrated = files.read_json(path)["method"]
+            raise InputError(f"{folder}: expected weights that no method has calibrated, found those of {calibrated}")
         return
     if not path.exists():
-        raise InputError(f"{folder}: expected a checkpoint that calibrate made by {method}, found none of its")
+        raise InputError(f"{folder}: expected a checkpoint that {method} has calibrated, found no {path.name}")
     found = files.read_json(path)
     for key, wanted in {"method": method, "scheme": manifest["scheme"]}.items():
         if found[key] != wanted:

@@ -7,6 +7,8 @@ the int4 one, that of the calibration from the folder in which the training star
 import shutil
 from pathlib import Path
 
+from int4_qat.system import files
+
 RECORD = "qat.json"
 OWN, GIVEN = "own", "given"  # the grids that a training saw: of each weight, or those of the folder where it started
 CALIBRATION = "calibration.json"  # beside given grids: scheme, ignore and method, among others
@@ -16,3 +18,15 @@ def copy_record(adapter: Path, folder: Path) -> None:
     """Give a merged folder the record of the training; an adapter that comes from elsewhere may have none."""
     if (adapter / RECORD).exists():
         shutil.copyfile(adapter / RECORD, folder / RECORD)
+
+
+def is_trained_in_int4(folder: Path) -> bool:
+    """Return whether a folder's weights were trained for int4."""
+    path = folder / RECORD
+    return path.exists() and files.read_json(path)["scheme"] is not None
+
+
+def is_trained_on_grids(folder: Path) -> bool:
+    """Return whether a folder's weights were trained on the grids of a calibration."""
+    path = folder / RECORD
+    return path.exists() and files.read_json(path).get("grids") == GIVEN

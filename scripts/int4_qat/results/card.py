@@ -66,6 +66,7 @@ def gather(results: Path, settings: dict) -> dict:
     card_checks.check_quantization(folder, manifest, settings)
     card_checks.check_settings(folder, settings)
     calibrated = calibrated_bases.behind(name, settings)
+    card_checks.check_calibration(folder, calibrated)
     measured = measurements.asked(settings)[name]
     runs = {one.name: measured_files.read(folder, one) for one in measured}
     return {

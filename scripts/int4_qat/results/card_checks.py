@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from int4_qat.config import metric_names, variants
+from int4_qat.quantization import record
 from int4_qat.results import measured_files, measurements, units
 from int4_qat.results.measurements import DIVERGENCE
 from int4_qat.results.schema.divergence import Divergence
@@ -55,6 +56,15 @@ def check_quantization(folder: Path, manifest: dict, settings: dict) -> None:
     wanted = settings["quantizations"][variants.split(folder.name)[1]]
     path = folder / "checkpoint" / "manifest.json"
     compare("the config", {"ignore": []} | wanted, path, manifest["scheme"] | manifest)
+
+
+def check_calibration(folder: Path, calibrated: dict | None) -> None:
+    """Raise InputError if the published variant, or its start, was calibrated otherwise than the card says."""
+    if calibrated:
+        path = folder / "checkpoint" / record.CALIBRATION
+        compare(
+            "the config", {key: calibrated[key] for key in calibrated if key != "texts"}, path, files.read_json(path)
+        )
 
 
 def compare(name: Path | str, ours: dict, path: Path, theirs: dict) -> None:

@@ -9,8 +9,15 @@ from int4_qat.system.errors import InputError
 
 
 def method_of(folder: Path) -> str | None:
-    """Return the method that calibrated a model, or None for one as it came."""
-    return files.read_json(folder / record.CALIBRATION)["method"] if (folder / grids.FILE).exists() else None
+    """Return the method that calibrated a model, or None for one as it came.
+
+    Raise InputError if a folder has lost its grids, or what they come of.
+    """
+    paths = folder / grids.FILE, folder / record.CALIBRATION
+    for path, other in (paths, paths[::-1]):
+        if other.exists() and not path.exists():
+            raise InputError(f"{path}: expected a file beside {other.name}, found none; calibrate again")
+    return files.read_json(paths[1])["method"] if paths[1].exists() else None
 
 
 def grids_for(folder: Path, scheme: dict, ignore: list[str]) -> dict[str, Grid]:

@@ -1,6 +1,6 @@
 """GPTQ: each column is rounded in turn, and the columns after it make up for what that does to the linear's outputs.
 
-The linears of a layer take their turns as they compute, so that each hears what the ones before it, in int4 by then,
+The linears of a layer take their turns as they compute, so that each gets what the ones before it, in int4 by then,
 make of the texts (quantization/compensation.py). The check of the config asks what a method needs at each start of
 Snakemake, so torch is imported where it is used.
 """
