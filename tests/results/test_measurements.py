@@ -23,6 +23,7 @@ def test_the_config_says_what_is_measured():
     assert names(demo_config()) == {
         "base-bf16": usual,
         "base-int4": usual,
+        "base-gptq": usual,
         "lora-bf16": usual,
         "lora-int4": [*usual, "parity"],
         "qat-int4": [*usual, "parity"],
@@ -37,7 +38,7 @@ def test_the_config_says_what_is_measured():
 def test_what_the_config_leaves_out_is_not_measured():
     config = copy.deepcopy(CARD)
     config["evaluation"] |= {"chartqa": None, "serving": None, "tasks": []}
-    assert names(config) == names(demo_config())
+    assert names(config) == names(demo_config()) | {"base-w4a16": names(config)["base-gptq"]}
     config["evaluation"] |= {"divergence": None, "mmlu": None, "questions": [{"name": "own"}]}
     assert names(config)["base-bf16"] == ["own", "memory", "latency"]
 
