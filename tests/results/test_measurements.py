@@ -120,7 +120,7 @@ def test_the_files_of_a_run_hold_what_their_classes_say(small_run):
     results = small_run.directory / "results" / "demo"
     settings = json.loads((results / "provenance.json").read_text())["settings"]
     asked = measurements.asked(settings)
-    assert len(measured_files.paths(asked)) == 5 * 6 + 2
+    assert len(measured_files.paths(asked)) == 6 * 6 + 2
     for variant, found in asked.items():
         for one in found:
             content = json.loads((results / variant / one.file).read_text())
