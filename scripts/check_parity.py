@@ -1,10 +1,10 @@
 """Does training see what is deployed? Compare an arm's training with its int4 export: weights and logits.
 
-Every stored weight must stand for Q(W + s·BA), made again from adapter and the folder in which training started, on the
-grids of that folder if it has any; one that does not is an error, as is a linear that was exported otherwise than it
-was trained in int4. The logits of the training's forward pass and
-of the deployed model on a few training texts are compared: with qat_target `merged` they agree up to rounding, with
-`base` the relative difference says how far what was trained is from what is shipped.
+Every stored weight must stand for Q(W + s·BA), made again from the adapter and the folder in which training started, on
+that folder's grids if it has any; one that does not is an error, as is a linear that was exported otherwise than it was
+trained in int4. The logits of the training's forward pass and of the deployed model on a few training texts are
+compared: with qat_target `merged` they agree up to rounding, with `base` the relative difference says how far what was
+trained is from what is shipped.
 
     python scripts/check_parity.py --model resources/models/demo --adapter results/demo/qat/adapter \\
         --checkpoint results/demo/qat-int4/checkpoint --texts results/demo/train.parquet \\
