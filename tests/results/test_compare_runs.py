@@ -25,7 +25,7 @@ def other(finished):
     samples.loc[right, "correct"] = False
     samples.to_parquet(path)
     accuracy = float(samples["correct"].mean())
-    change(folder / "summary.json", "variants", 4, "headline", "value", value=accuracy)
+    change(folder / "summary.json", "variants", 5, "headline", "value", value=accuracy)
     return folder
 
 

@@ -157,7 +157,7 @@ def test_another_benchmark_is_shown_and_its_absence_said(finished):
     assert (arc.dataset_type, arc.metric_type, arc.metric_value) == ("allenai/ai2_arc", "acc_norm", 0.4321)
     assert "No other benchmark" not in card
     assert "| variant | arc_challenge, acc_norm,none | recovered |\n|---|---|---|\n" in card
-    assert card.count(" | 0.4321 +- 0.0123 | 50% [40, 60] |\n") == 5
+    assert card.count(" | 0.4321 +- 0.0123 | 50% [40, 60] |\n") == 6
     change(finished / "qat-int4" / "tasks" / "arc_challenge.json", "metrics", "acc_norm,none", "value", value=0.5)
     with pytest.raises(InputError, match=r"qat-int4/tasks/arc_challenge.json: value is 0.5, .* says 0.4321"):
         cards.render(finished, settings)
@@ -186,22 +186,22 @@ def test_the_scheme_is_told_in_words(finished, scheme, expected, scales):
 
 def test_with_several_references_the_table_names_each(finished):
     assert "measured against" not in (finished / "model_card.md").read_text()
-    change(finished / "summary.json", "variants", 3, "quantized_baseline", value="base-w4a16")
+    change(finished / "summary.json", "variants", 4, "quantized_baseline", value="base-w4a16")
     card = cards.render(finished, settings_of(finished))
     assert (
-        "| variant | accuracy | normalized degradation | recovered | measured against |\n|---|---|---|---|---|\n"
-        in card
-    )
-    assert re.search(r"^\| lora-int4 \| .* \| base-w4a16 \|$", card, re.MULTILINE)
+        "| variant | accuracy | normalized degradation | recovered | measured against | of what base-gptq lost |\n"
+        "|---|---|---|---|---|---|\n"
+    ) in card
+    assert re.search(r"^\| lora-int4 \| .* \| base-w4a16 \| .* \|$", card, re.MULTILINE)
     assert "of base-bf16 b and the quantized base q that x is measured against" in card
 
 
 @pytest.mark.parametrize(
     ("file", "keys", "value", "expected"),
     [
-        ("summary.json", ["variants", 4, "mmlu", "accuracy_ci95"], None, "accuracy_ci95"),
+        ("summary.json", ["variants", 5, "mmlu", "accuracy_ci95"], None, "accuracy_ci95"),
         ("summary.json", ["contamination", "mmlu", "exact"], None, "exact"),
-        ("summary.json", ["variants", 4, "mmlu", "accuracy"], 0.99, "qat-int4/mmlu.json: accuracy is"),
+        ("summary.json", ["variants", 5, "mmlu", "accuracy"], 0.99, "qat-int4/mmlu.json: accuracy is"),
         ("qat-int4/memory.json", ["peak_gb"], 1.5, "qat-int4/memory.json: peak_gb is 1.5"),
         ("qat-int4/latency.json", ["batches", 0, "mean_s"], 9.9, "qat-int4/latency.json: mean_s is 9.9"),
         ("qat-int4/parity.json", ["relative_logit_difference"], 9.9, "parity.json: relative_logit_difference is 9.9"),

@@ -145,11 +145,11 @@ def trained(demo_run, tmp_path):
     [
         ("qat-int4/checkpoint/manifest.json", ["weights_that_differ"], 3, "3 exported weights differ"),
         ("qat-int4/parity.json", ["weights_that_differ"], 2, "2 exported weights differ"),
-        ("summary.json", ["variants", 4, "recovered_resolved"], False, "recovered of mmlu is not resolved"),
-        ("summary.json", ["variants", 4, "recovered_ci95"], [-2, 1], "of mmlu may be as low as -2.0000, at least -1"),
+        ("summary.json", ["variants", 5, "recovered_resolved"], False, "recovered of mmlu is not resolved"),
+        ("summary.json", ["variants", 5, "recovered_ci95"], [-2, 1], "of mmlu may be as low as -2.0000, at least -1"),
         (
             "summary.json",
-            ["comparisons", 5, "difference_ci95"],
+            ["comparisons", 8, "difference_ci95"],
             [-2.0, 0.1],
             "what mmlu lost may be as high as 2.0000, at most",
         ),
@@ -157,8 +157,8 @@ def trained(demo_run, tmp_path):
     ],
 )
 def test_the_gate_says_what_stands_against_it(finished, path, keys, value, expected):
-    change(finished / "summary.json", "variants", 4, "recovered_resolved", value=True)
-    change(finished / "summary.json", "variants", 4, "recovered_ci95", value=[0.1, 0.2])
+    change(finished / "summary.json", "variants", 5, "recovered_resolved", value=True)
+    change(finished / "summary.json", "variants", 5, "recovered_ci95", value=[0.1, 0.2])
     change(finished / path, *keys, value=value)
     found = upload_model.obstacles(
         Namespace(
