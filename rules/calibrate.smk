@@ -6,7 +6,7 @@
 rule calibrate:
     input:
         code=calibrate_code,
-        checkpoint=lambda wildcards: f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/checkpoint",
+        checkpoint=bf16_checkpoint,
         texts=calibration_texts,
     output:
         directory("results/{model}/{variant}/calibrated"),

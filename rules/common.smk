@@ -7,7 +7,7 @@ sys.path.insert(0, f"{workflow.basedir}/scripts")
 
 from int4_qat.config import calibration, metric_names, quantizations, recipes, variants, workflow_config
 from int4_qat.data import mmlu
-from int4_qat.results import measured_files, measurements
+from int4_qat.results import calibrated_bases, measured_files, measurements
 from int4_qat.system import rooms, sources
 
 config = workflow_config.of_run(workflow.basedir, config, workflow.config_settings.config, workflow.configfiles)
@@ -30,7 +30,7 @@ shards = range(config["evaluation"]["mmlu"]["shards"] if mmlu_asked else 0)
 texts = metric_names.texts(config["evaluation"])
 general_texts = calibration.general_texts(config)
 brought_texts = texts | general_texts
-calibrated = [name for name in quantized if variants.split(name)[1] in calibration.calibrated(config)]
+calibrated = [name for name in quantized if calibrated_bases.is_calibrated(name, config)]
 question_sets = {settings["name"]: dict(sorted(settings.items())) for settings in config["evaluation"]["questions"]}
 tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config["evaluation"]["tasks"]}
 with_data = tasks | {name: settings for name, settings in config["evaluation"].items() if isinstance(settings, dict)}
@@ -101,11 +101,16 @@ def calibration_texts(wildcards):
     return [places.get(name, f"resources/texts/{name}.txt") for name in calibration.texts_of(config)]
 
 
+def bf16_checkpoint(wildcards):
+    """The checkpoint in bf16 that a variant comes from, as it was trained or came."""
+    return f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/checkpoint"
+
+
 def quantize_input(wildcards):
     """The checkpoint in bf16 that a variant is made of: as calibration leaves it, or as it was trained or came."""
     if wildcards.variant in calibrated:
         return f"results/{wildcards.model}/{wildcards.variant}/calibrated"
-    return f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/checkpoint"
+    return bf16_checkpoint(wildcards)
 
 
 def start_folder(wildcards):

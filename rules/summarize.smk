@@ -3,8 +3,6 @@
 #        resources/metrics/<task>.json
 #   out: results/<model>/summary.json, summary.csv
 
-from int4_qat.results import calibrated_bases
-
 
 rule summarize:
     input:

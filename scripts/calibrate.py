@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from int4_qat.checkpoint import architecture, loading, weight_files, weight_writer
 from int4_qat.checkpoint.blocks import STORAGE_DTYPE
@@ -47,7 +47,7 @@ def main() -> None:
     refuse_idle_method(arguments.method, method.NEEDS)
     refuse_made_for_int4(arguments.checkpoint)
     meta, sources, names = architecture.open_checkpoint(arguments.checkpoint)
-    refuse_long_windows(meta.config, arguments.length)
+    architecture.refuse_long_text(meta.config, arguments.length, "calibration.length")
     layers = linears.choose(meta, set(names.values()), scheme, arguments.ignore)
     quantized = [layer["name"] for layer in layers if layer["quantized"]]
     tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
@@ -72,13 +72,6 @@ def refuse_made_for_int4(checkpoint: Path) -> None:
         raise InputError(
             f"{checkpoint}: expected weights that were neither calibrated nor trained for int4, found such"
         )
-
-
-def refuse_long_windows(config: PretrainedConfig, length: int) -> None:
-    """Raise InputError if a model was not made for so many tokens."""
-    longest = architecture.longest_text(config)
-    if longest and length > longest:
-        raise InputError(f"calibration.length: expected at most {longest}, the model's own, found {length}")
 
 
 def write(

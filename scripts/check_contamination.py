@@ -64,7 +64,7 @@ def counts(questions: list[dict], found: dict[str, set[Hashable]]) -> dict[str, 
 
 
 def count_in_texts(tests: dict[str, Path], texts: dict[str, Path]) -> dict[str, dict[str, int]]:
-    """Return of each test how many of its questions have a run of words that stands in each text."""
+    """Return, for each test, how many of its questions share a sequence of words with each text."""
     runs = {
         name: [shared_words.runs_of_question(row["question"], row["choices"]) for row in rows(path)]
         for name, path in tests.items()

@@ -85,7 +85,7 @@ def differing_weights(
         if name in quantized:
             blocks = adapters.merged_blocks(source, pairs[name]) if name in pairs else exports.row_blocks(source)
             grid = given.get(name.removesuffix(".weight"))
-            expected = exports.on_grid(blocks, scheme, grid) if grid else method.quantize(blocks, scheme)
+            expected = exports.quantize(blocks, scheme, grid, method)
             return exports.differing(expected, layout.reader(key, targets))
         if name in pairs:
             return adapters.differing(source, pairs[name], targets[key])

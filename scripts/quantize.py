@@ -46,7 +46,7 @@ def main() -> None:
 
     def rounded(key: str) -> Iterator[exports.QuantizedBlock]:
         blocks, grid = exports.row_blocks(sources[key]), given.get(names[key].removesuffix(".weight"))
-        return exports.on_grid(blocks, scheme, grid) if grid else method.quantize(blocks, scheme)
+        return exports.quantize(blocks, scheme, grid, method)
 
     def write(key: str) -> None:
         if names[key] in quantized:

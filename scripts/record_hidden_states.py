@@ -45,7 +45,8 @@ def main() -> None:
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     refuse_half_a_base(arguments.base, arguments.base_states)
-    refuse_long_context(arguments.checkpoint, arguments.context)
+    config = architecture.read_config(arguments.checkpoint)
+    architecture.refuse_long_text(config, arguments.context, "evaluation.divergence.context")
     tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
     windows = {path: windows_of(tokenizer, path, arguments.context, arguments.limit) for path in arguments.texts}
     model = inference.load_model(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
@@ -69,13 +70,6 @@ def refuse_half_a_base(base: Path | None, states: Path | None) -> None:
     if (base is None) != (states is None):
         given, missing = ("--base", "--base-states") if states is None else ("--base-states", "--base")
         raise InputError(f"{missing}: expected a folder beside {given}, found none")
-
-
-def refuse_long_context(checkpoint: Path, context: int) -> None:
-    """Raise InputError if a model was not made for so many tokens."""
-    longest = architecture.longest_text(architecture.read_config(checkpoint))
-    if longest and context > longest:
-        raise InputError(f"evaluation.divergence.context: expected at most {longest}, the model's own, found {context}")
 
 
 def windows_of(tokenizer: PreTrainedTokenizerBase, path: Path, context: int, limit: int | None) -> list[list[int]]:

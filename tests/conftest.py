@@ -17,6 +17,7 @@ import make_standin
 from int4_qat.data import mmlu
 from int4_qat.standin import gemma_folder, standin
 from int4_qat.system.errors import InputError
+from int4_qat.tokenizer import tokenization
 from programs import ROOT, run_script
 from workflows import Run, copy_workflow, demo, small_config, write_config
 
@@ -50,6 +51,13 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_standin.write_dataset(questions, folder / "mmlu" / "all")
     make_standin.write_text(questions["validation"], folder / "text")
     return folder
+
+
+@pytest.fixture(scope="session")
+def words(untrained: Path) -> list[str]:
+    """Pieces of text, a token each to the stand-in's tokenizer."""
+    vocabulary = tokenization.load_tokenizer(untrained / "model").get_vocab()
+    return sorted(word for word in vocabulary if word.startswith(" ") and len(word) > 3)
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,6 @@ import pytest
 import evaluate_divergence
 import record_hidden_states
 from divergence_runs import CONTEXT, LIMIT, found_by
-from int4_qat.tokenizer import tokenization
-
-
-@pytest.fixture(scope="session")
-def words(untrained: Path) -> list[str]:
-    """Pieces of text, a token each to the stand-in's tokenizer."""
-    vocabulary = tokenization.load_tokenizer(untrained / "model").get_vocab()
-    return sorted(word for word in vocabulary if word.startswith(" ") and len(word) > 3)
 
 
 @pytest.fixture

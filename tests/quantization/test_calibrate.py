@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 
-import pandas as pd
 import pytest
 import torch
 import transformers
@@ -16,7 +15,6 @@ from families import FAMILIES
 from int4_qat.checkpoint import loading, weight_files
 from int4_qat.quantization import (
     calibration,
-    calibration_texts,
     grids,
     int4,
     layer_inputs,
@@ -39,25 +37,12 @@ each_method = pytest.mark.parametrize("method", METHODS)
 
 
 @pytest.fixture(scope="module")
-def words(untrained):
-    vocabulary = tokenization.load_tokenizer(untrained / "model").get_vocab()
-    return sorted(word for word in vocabulary if word.startswith(" ") and len(word) > 3)
-
-
-@pytest.fixture(scope="module")
-def text(words, tmp_path_factory):
-    path = tmp_path_factory.mktemp("general") / "general.txt"
-    path.write_text("".join(random.Random(2).choices(words, k=40 * LENGTH)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(llama, text, texts, tmp_path_factory):
+def run(llama, general_text, texts, tmp_path_factory):
     """Calibrate a checkpoint by a method on both kinds of text."""
 
     def calibrated(method, checkpoint=llama, name="calibrated", scheme=SCHEME):
         folder = tmp_path_factory.mktemp(method) / name
-        options = ["--scheme", json.dumps(scheme.words), "--method", method, "--texts", texts, text, *BATCH]
+        options = ["--scheme", json.dumps(scheme.words), "--method", method, "--texts", texts, general_text, *BATCH]
         with pytest.MonkeyPatch.context() as patch:
             run_in_process(calibrate, patch, "--checkpoint", checkpoint, *options, "--output", folder)
         return folder
@@ -239,49 +224,6 @@ def test_a_linear_that_only_some_texts_reach_is_refused():
         calibration.undisturbed_output(layer, [((torch.ones(1, 4, 8),), {}), ((-torch.ones(1, 4, 8),), {})])
 
 
-# Texts
-
-
-def read(paths, llama, samples=SAMPLES, seed=0, length=LENGTH):
-    return calibration_texts.read(paths, tokenization.load_tokenizer(llama), samples, length, seed)
-
-
-def test_each_text_has_an_equal_share_and_each_window_its_bos(llama, text, texts):
-    tokenizer = tokenization.load_tokenizer(llama)
-    found = read([texts, text], llama, samples=7)
-    assert found.shape == (7, LENGTH)
-    assert (found[:, 0] == tokenizer.bos_token_id).all()
-    assert (found[:, 1:] != tokenizer.bos_token_id).all()
-    marks = tokenizer.convert_tokens_to_ids("<start_of_turn>")
-    assert (found == marks).any(1).tolist() == [True] * 4 + [False] * 3
-
-
-def test_a_seed_draws_the_same_windows_and_another_one_others(llama, text, texts):
-    assert torch.equal(read([texts, text], llama), read([texts, text], llama))
-    assert not torch.equal(read([texts, text], llama), read([texts, text], llama, seed=1))
-
-
-def test_windows_are_those_of_the_text(llama, text):
-    tokenizer = tokenization.load_tokenizer(llama)
-    whole = tokenizer(text.read_text(), add_special_tokens=False)["input_ids"]
-    starts = {tuple(whole[at : at + LENGTH - 1]) for at in range(0, len(whole), LENGTH - 1)}
-    found = read([text], llama)
-    assert {tuple(window) for window in found[:, 1:].tolist()} <= starts
-    assert len({tuple(window) for window in found.tolist()}) == SAMPLES
-
-
-def test_too_little_text_is_refused(llama, tmp_path):
-    (tmp_path / "short.txt").write_text(" of a")
-    with pytest.raises(InputError, match=r"short\.txt: expected 6 windows of 32 tokens to calibrate on, found 0"):
-        read([tmp_path / "short.txt"], llama)
-    pd.DataFrame({"text": ["of"]}).to_parquet(tmp_path / "short.parquet")
-    with pytest.raises(InputError, match=r"short\.parquet: expected 6 windows"):
-        read([tmp_path / "short.parquet"], llama)
-
-
-# Refusals
-
-
 def refusal(checkpoint, tmp_path, *options, program="quantize"):
     result = run_script(program, "--checkpoint", checkpoint, *options, "--output", tmp_path / "out")
     assert result.returncode == 1
@@ -320,8 +262,8 @@ def test_weights_that_were_trained_without_int4_and_then_calibrated_are_not_just
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
-def test_weights_that_were_calibrated_are_not_calibrated_again(method, folders, text, tmp_path):
-    options = ["--scheme", json.dumps(SCHEME.words), "--method", method, "--texts", text, *BATCH]
+def test_weights_that_were_calibrated_are_not_calibrated_again(method, folders, general_text, tmp_path):
+    options = ["--scheme", json.dumps(SCHEME.words), "--method", method, "--texts", general_text, *BATCH]
     line = refusal(folders["gptq"], tmp_path, *options, program="calibrate")
     assert "expected weights that were neither calibrated nor trained for int4, found such" in line
 
@@ -339,6 +281,6 @@ def test_a_checkpoint_is_exported_in_the_scheme_that_it_was_calibrated_for(folde
         (["--samples", 4000], "expected 4000 windows of 32 tokens to calibrate on"),
     ],
 )
-def test_what_cannot_be_calibrated_is_a_line(changed, expected, llama, text, tmp_path):
-    options = ["--scheme", json.dumps(SCHEME.words), "--method", "gptq", "--texts", text, *BATCH, *changed]
+def test_what_cannot_be_calibrated_is_a_line(changed, expected, llama, general_text, tmp_path):
+    options = ["--scheme", json.dumps(SCHEME.words), "--method", "gptq", "--texts", general_text, *BATCH, *changed]
     assert expected in refusal(llama, tmp_path, *options, program="calibrate")

@@ -49,6 +49,13 @@ def longest_text(config: PretrainedConfig) -> int | None:
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
+def refuse_long_text(config: PretrainedConfig, tokens: int, key: str) -> None:
+    """Raise InputError, which names a key of the config, if a model was not made for so many tokens at once."""
+    longest = longest_text(config)
+    if longest and tokens > longest:
+        raise InputError(f"{key}: expected at most {longest}, the model's own, found {tokens}")
+
+
 def auto_class(config: PretrainedConfig) -> type:
     """Return the class of transformers that makes the model of a config."""
     return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM

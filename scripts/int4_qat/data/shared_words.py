@@ -1,4 +1,4 @@
-"""How much of a text stands in another: runs of 13 words, whatever their case and the marks between them.
+"""How much of one text occurs in another: sequences of 13 words, without regard to case and punctuation.
 
 The measure of the contamination studies since GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C: n-grams of 13
 words at most, and of 8 at least, since shorter ones collide by chance). The text to be searched is read in a stream:

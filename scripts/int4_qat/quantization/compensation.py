@@ -4,9 +4,9 @@ With H = E[x xᵀ] of the inputs of a linear, its weights W are to become int4 s
 Column j is rounded to its grid, and its error e moves the columns that are still open by -e U[j, j:] / U[j, j], where
 U is the upper Cholesky factor of (H + damping)⁻¹ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323). Beyond that:
 
-- The outputs are to be those of the bf16 model, whose inputs x' are not the x that the quantized layers before give
-  (Li et al. 2025, GPTAQ, https://arxiv.org/abs/2504.02692). The weights that come nearest are
-  W + W E[(x' - x) xᵀ] (H + damping)⁻¹; to go a part of that way is better on other texts.
+- The outputs should match those of the bf16 model, whose inputs x' differ from x, which the quantized layers before
+  produce (Li et al. 2025, GPTAQ, https://arxiv.org/abs/2504.02692). W + W E[(x' - x) xᵀ] (H + damping)⁻¹ matches them
+  best on the calibration texts; going only part of the way is better on other texts.
 - Groups go in the order of their inputs' sizes, the largest first, and so do the columns of a group, so that what
   counts most is rounded while most columns can still make up for it. In the file they stay where they were.
 - A group's grid is found when its turn comes, of its weights as they are by then, its range shortened to where the
@@ -48,7 +48,7 @@ def inverse_of(moments: torch.Tensor) -> torch.Tensor:
 
 
 def steered(weight: torch.Tensor, drift: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """Return the weights whose outputs, of the inputs as they are, come nearer those of the bf16 model."""
+    """Return weights whose outputs on the actual inputs are closer to the outputs of the bf16 model."""
     return weight + FOLLOWED * ((weight @ drift).double() @ inverse).float()
 
 

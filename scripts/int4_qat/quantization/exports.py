@@ -1,6 +1,7 @@
 """The blocks that an export is made of, and the comparison of what was written with what was meant."""
 
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 
 import torch
 
@@ -19,10 +20,15 @@ def row_blocks(source: StoredTensor) -> Iterator[Block]:
         yield rows, source.read_rows(rows).to(blocks.STORAGE_DTYPE)
 
 
-def on_grid(blocks: Iterable[Block], scheme: Scheme, grid: int4.Grid | None) -> Iterator[QuantizedBlock]:
-    """Yield the rows of each block of a weight, quantized on a given grid; without one, on the weight's own."""
-    for rows, values in blocks:
-        yield rows, int4.quantize(values, scheme, grid and grid.of_rows(rows))
+def quantize(
+    blocks: Iterable[Block], scheme: Scheme, grid: int4.Grid | None, method: ModuleType
+) -> Iterator[QuantizedBlock]:
+    """Yield the blocks of a weight on its given grid or, without one, as a method finds them that needs no texts."""
+    if grid is None:
+        yield from method.quantize(blocks, scheme)
+    else:
+        for rows, values in blocks:
+            yield rows, int4.quantize(values, scheme, grid.of_rows(rows))
 
 
 def differing(expected: Iterable[QuantizedBlock], read: Callable[[slice], int4.Int4Weight]) -> int:

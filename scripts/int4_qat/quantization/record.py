@@ -1,7 +1,7 @@
 """How an adapter was trained, for the export that must be what its training saw; and how its grids were found.
 
-Both records travel with the weights: that of the training from the folder of the adapter into the merged one and into
-the int4 one, that of the calibration from the folder in which the training starts.
+Both records travel with the weights. That of a training is copied from the adapter's folder into the merged one and on
+into the int4 one; that of a calibration comes with the folder in which the training starts.
 """
 
 import shutil
