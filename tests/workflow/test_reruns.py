@@ -94,7 +94,7 @@ MODULES = {
     "evaluation/answers.py": SCORED,
     "evaluation/comparison.py": DIVERGED,
     "evaluation/divergence.py": DIVERGED,
-    "evaluation/heads.py": DIVERGED,
+    "checkpoint/heads.py": DIVERGED,
     "evaluation/hidden_states.py": DIVERGED,
     "evaluation/last_position.py": SCORED,
     "evaluation/mmlu_harness.py": SCORED,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from int4_qat.evaluation.heads import Head
+from int4_qat.checkpoint.heads import Head
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
 from int4_qat.tokenizer.windows import cut

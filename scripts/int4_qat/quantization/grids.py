@@ -20,16 +20,26 @@ def write(folder: Path, grids: dict[str, Grid]) -> None:
     save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, folder / FILE)
 
 
+def exist(folder: Path) -> bool:
+    """Return whether a folder has grids."""
+    return (folder / FILE).exists()
+
+
+def of_training(adapter: Path, model: Path) -> Path:
+    """Return the folder with the grids on which a training ended, if any: the learned ones, or those where it started."""
+    return adapter if exist(adapter) else model
+
+
 def copy(source: Path, folder: Path) -> None:
     """Give a folder the grids of another one, if that has any."""
-    if (source / FILE).exists():
+    if exist(source):
         (folder / FILE).parent.mkdir(parents=True)
         shutil.copyfile(source / FILE, folder / FILE)
 
 
 def read(folder: Path) -> dict[str, Grid]:
     """Return the grids of a checkpoint's linears by their names; none if each weight is on its own."""
-    if not (folder / FILE).exists():
+    if not exist(folder):
         return {}
     stored = weight_files.read_header(folder / FILE)
     names = sorted({key.rpartition(".")[0] for key in stored})

@@ -79,6 +79,37 @@ def quantize(weight: torch.Tensor, scheme: Scheme, grid: Grid | None = None) -> 
     return Int4Weight(codes, *(grid or Grid(_store(scale), _store(low + scale * OFFSET))))
 
 
+def nearest_grid(scale: torch.Tensor, offset: torch.Tensor, scheme: Scheme) -> Grid:
+    """Return the grid that a scheme can store nearest to one of fp32 (columns / group_size, rows).
+
+    offset is the zero point in steps of the scale; a scheme without a zero point has none.
+    """
+    scale = _round_bits(scale, SCALE_BITS if scheme.zero_point == schemes.INTEGER else STORED_BITS)
+    if scheme.zero_point == schemes.INTEGER:
+        offset = offset.round().clamp(OFFSET - LEVELS, OFFSET)
+    elif scheme.zero_point is None:
+        offset = torch.zeros_like(offset)
+    return Grid(scale.to(STORAGE_DTYPE), (offset * scale).to(STORAGE_DTYPE))
+
+
+def grid_gradient(weight: torch.Tensor, grid: Grid, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of scale and zero point, fp32 (columns / group_size, rows).
+
+    `gradient` is that of the weight (rows, columns) on the grid. It passes straight through the rounding to codes (LSQ,
+    Esser et al. 2020; with a zero point LSQ+, Bhalgat et al. 2020): between its ends a grid moves a value by the
+    rounding error of the code, and the values at its ends move with it.
+    """
+    scale, low = _of_stored(grid)
+    shape = (len(weight), len(grid.scale), -1)
+    steps = (weight.detach().float().view(shape) - low) / scale
+    codes = steps.round().clamp(0, LEVELS)
+    inside = codes == steps.round()
+    gradient = gradient.float().view(shape)
+    of_scale = (gradient * torch.where(inside, codes - steps, codes - OFFSET)).sum(-1)
+    of_zero_point = gradient.masked_fill(inside, 0).sum(-1)
+    return of_scale.t(), of_zero_point.t()
+
+
 def nearest_on(grid: Grid) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what takes a column of the one group of a grid, fp32 (rows), to the nearest values."""
     scale, low = (part.flatten() for part in _of_stored(grid))

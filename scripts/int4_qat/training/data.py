@@ -1,6 +1,7 @@
 """The rows of a training: tokens of each text, and labels for the answers alone."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +12,21 @@ from int4_qat.tokenizer import tokenization, turns
 from int4_qat.training.recipe import Recipe
 
 
-def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, work: Path) -> datasets.Dataset:
+class Rows(NamedTuple):
+    """What is trained on, and what is held out to measure on."""
+
+    train: datasets.Dataset
+    held_out: datasets.Dataset | None
+
+
+def tokenize(texts: dict[str, Path], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, work: Path) -> Rows:
+    rows = tokenize_questions(texts["questions"], tokenizer, recipe, work)
+    if recipe.eval_steps is None:
+        return Rows(rows, None)
+    return Rows(rows.select(range(len(rows) - 8)), rows.select(range(len(rows) - 8, len(rows))))
+
+
+def tokenize_questions(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, work: Path) -> datasets.Dataset:
     """Return input_ids and labels of every text; raise InputError that names a row in which nothing would be learned.
 
     The tokens are the recipe's: bos, the text as rendered, no eos. The labels leave out everything up to and

@@ -34,6 +34,21 @@ def fake_quantize_merged(
         return deployed
 
 
+def grid_gradient(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, grid: Grid, gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of scale and zero point, given that of the deployed weight (int4.grid_gradient)."""
+    with torch.autocast(weight.device.type, enabled=False):
+        if weight.is_cuda:
+            merged = compiled(blocks.merge)(weight, a, b, scaling)
+            return compiled(int4.grid_gradient)(merged, grid, gradient)
+        found = [
+            int4.grid_gradient(blocks.merge(weight[rows], a, b[rows], scaling), grid.of_rows(rows), gradient[rows])
+            for rows in blocks.row_blocks(*weight.shape)
+        ]
+        return tuple(torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+
+
 @functools.cache
 def compiled(function):
     """Return fewer kernels in place of a chain of passes over the weight, that round where the chain does.

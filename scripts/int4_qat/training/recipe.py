@@ -11,11 +11,13 @@ class Options(NamedTuple):
     """What a training reads and writes, and on which device it runs."""
 
     model: Path  # folder of the base model, or of a calibrated one
-    texts: Path  # parquet with the column text
+    texts: dict[str, Path]  # of the recipe's texts, by their names
     device: str  # cpu or cuda
     checkpoints: Path  # folder to resume from
     adapter: Path  # folder for the peft adapter
     log_table: Path  # CSV of each logged step
+    base: Path | None = None  # folder of the base model, where training starts at a calibrated one
+    report_to: str = "none"  # what else watches the steps, by trl's word
 
 
 def training_settings(recipe: Recipe, options: Options) -> dict:
@@ -31,7 +33,11 @@ def training_settings(recipe: Recipe, options: Options) -> dict:
         dataloader_pin_memory=on_gpu,
         bf16=on_gpu and recipe.dtype == "bfloat16",
         use_cpu=not on_gpu,
+        per_device_eval_batch_size=recipe.per_device_train_batch_size,
+        eval_strategy="no" if recipe.eval_steps is None else "steps",
+        eval_steps=recipe.eval_steps,
+        prediction_loss_only=True,
         include_num_input_tokens_seen="non_padding",
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=options.report_to,
     )

@@ -5,17 +5,16 @@ from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
 
-import pandas as pd
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from int4_qat.checkpoint import weight_files
 from int4_qat.config import limits
-from int4_qat.quantization import record
+from int4_qat.quantization import grids, record
 from int4_qat.system import devices, files, scratch, sources
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, turns
-from int4_qat.training import callbacks, checkpoints, data, qat, start
+from int4_qat.training import callbacks, checkpoints, data, learned_grid, qat, start, teachers
 from int4_qat.training.recipe import Options, Recipe
 
 PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
@@ -48,28 +47,35 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
         if checkpoint and checkpoints.steps_of(checkpoint) >= recipe.max_steps:
             checkpoints.take_over(trainer, checkpoint)
         else:
+            if checkpoint:
+                learned_grid.load(trainer.model.get_base_model(), checkpoint)
+            trainer.args.eval_on_start = recipe.eval_steps is not None and checkpoint is None
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if preemption.requested and trainer.state.global_step < recipe.max_steps:
         raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
+    if not recipe.allow_worse:
+        callbacks.refuse_worse(trainer.state.log_history)
     with files.whole(options.log_table) as unfinished:
-        steps = [row for row in trainer.state.log_history if "loss" in row]
-        pd.DataFrame(steps, columns=callbacks.TABLE_COLUMNS).to_csv(unfinished, index=False)
+        callbacks.table_of(trainer.state.log_history).to_csv(unfinished, index=False)
     with files.whole(options.adapter) as folder:
         trainer.model.save_pretrained(folder)
         check_saved(folder / "adapter_model.safetensors", trainer.model)
+        grids.write(folder, qat.learned_grids(trainer.model))
         files.write_json(folder / record.RECORD, qat.record(trainer.model, recipe, begun))
     files.remove(options.checkpoints)
 
 
 def least_bytes(model: Path, recipe: Recipe) -> int:
-    """Return the bytes of GPU memory that the frozen weights take: twice theirs, if distillation keeps them too."""
-    quantized = recipe.scheme is not None and recipe.qat_target != "merged"
-    return weight_files.file_bytes(model) * (2 if quantized and recipe.distillation_weight else 1)
+    """Return the bytes of GPU memory that the frozen weights take: twice theirs, if there is a second copy of the base."""
+    return weight_files.file_bytes(model) * (2 if teachers.is_copy(recipe, start.method_of(model) is not None) else 1)
 
 
 def check_saved(adapter: Path, model: PreTrainedModel) -> None:
-    """Raise InputError unless the file holds all that was trained: peft saves only the layers that it knows."""
-    trained = sum(parameter.requires_grad for parameter in model.parameters())
+    """Raise InputError unless the file holds all that was trained: peft saves only the layers that it knows.
+
+    Learned grids have a file of their own.
+    """
+    trained = sum(parameter.requires_grad for parameter in model.parameters()) - len(learned_grid.parameters_of(model.get_base_model()))
     with safe_open(adapter, "pt") as tensors:
         saved = len(tensors.keys())
     if saved != trained:
@@ -83,9 +89,10 @@ def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
     weights = {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
     versions = {package.metadata["Name"]: package.version for package in distributions()}
     return {
-        "recipe": dataclasses.asdict(recipe),
+        # A training that ended worse can be taken as it is, without another one.
+        "recipe": dataclasses.asdict(recipe) | {"allow_worse": None},
         "device": options.device,
-        "texts": files.digest(options.texts),
+        "texts": {name: files.digest(path) for name, path in options.texts.items()},
         "model": files.digest(*sorted(options.model.glob("*.json")), *sorted(options.model.glob("tokenizer.model"))),
         "weights": weights,
         "code": files.digest(*sources.local_modules(__file__, also=[backend.__file__], left_out=sources.REFUSING)),

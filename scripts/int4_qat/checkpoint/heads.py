@@ -27,7 +27,6 @@ class Head:
         self.model = model
         self.vocabulary = len(model.get_output_embeddings().weight)
 
-    @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return (tokens, vocabulary) of last hidden states (tokens, width), in the model's dtype."""
         tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)

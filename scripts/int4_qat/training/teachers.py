@@ -1,0 +1,60 @@
+"""The base in bf16 from which a training learns: the student's own frozen weights, or a second copy in memory."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from int4_qat.checkpoint import architecture, loading
+from int4_qat.checkpoint.heads import Head
+from int4_qat.config.recipe import Recipe
+from int4_qat.system.errors import InputError
+from int4_qat.training import start
+from int4_qat.training.distillation import Reading, Teacher, last_hidden_states
+from int4_qat.training.recipe import Options
+
+
+def wanted(recipe: Recipe) -> bool:
+    """Return whether a training compares its model with the base."""
+    return recipe.distillation is not None or (recipe.scheme is not None and recipe.eval_steps is not None)
+
+
+def is_copy(recipe: Recipe, started: bool) -> bool:
+    """Return whether the base is a second copy: calibration and fake quantization change the frozen weights."""
+    return wanted(recipe) and (started or (recipe.scheme is not None and recipe.qat_target != "merged"))
+
+
+def make(model: PeftModel, recipe: Recipe, options: Options) -> Teacher:
+    """Return the base of a training, whose model is its student.
+
+    Raise InputError if training starts at calibrated weights and nobody says where the base is.
+    """
+    started = start.method_of(options.model) is not None
+    if not is_copy(recipe, started):
+        return of_student(model)
+    if started and options.base is None:
+        raise InputError(f"--base: expected the folder of the base model, since {options.model} is calibrated, found none")
+    return of_folder(options.base or options.model, recipe.dtype, options.device)
+
+
+def of_student(model: PeftModel) -> Teacher:
+    """Return the base as the frozen weights below a model's adapters."""
+    base = model.get_base_model()
+
+    @torch.no_grad()
+    def read(batch: dict) -> Reading:
+        with model.disable_adapter():
+            return Reading(last_hidden_states(model, base, batch), Head(base))
+
+    return read
+
+
+def of_folder(folder: Path, dtype: str, device: str) -> Teacher:
+    """Return the base as a model of its own."""
+    model = loading.load(folder, architecture.DTYPES[dtype], device)
+
+    @torch.no_grad()
+    def read(batch: dict) -> Reading:
+        return Reading(last_hidden_states(model, model, batch), Head(model))
+
+    return read
