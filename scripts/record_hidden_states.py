@@ -15,10 +15,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from int4_qat.checkpoint import architecture
+from int4_qat.checkpoint.heads import Head
 from int4_qat.engines import inference
 from int4_qat.evaluation import comparison, divergence, hidden_states
 from int4_qat.evaluation.comparison import Reader, Variant
-from int4_qat.checkpoint.heads import Head
 from int4_qat.evaluation.hidden_states import Recorded
 from int4_qat.results import divergence_report
 from int4_qat.results.schema.divergence import Protocol

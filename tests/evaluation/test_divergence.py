@@ -16,12 +16,11 @@ from safetensors import safe_open
 
 import families
 from divergence_runs import CONTEXT, LIMIT, SCALED, write, write_int4
-from int4_qat.checkpoint import architecture
+from int4_qat.checkpoint import architecture, heads
+from int4_qat.checkpoint.heads import Head
 from int4_qat.engines import inference
-from int4_qat.checkpoint import heads
 from int4_qat.evaluation import divergence
 from int4_qat.evaluation.divergence import Reading
-from int4_qat.checkpoint.heads import Head
 from int4_qat.quantization import schemes
 from int4_qat.system import files
 from int4_qat.system.errors import InputError

@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 import calibrated
-from int4_qat.checkpoint import loading
 from int4_qat.checkpoint.heads import Head
 from int4_qat.config.recipe import Recipe, Target
 from int4_qat.engines import inference
@@ -40,7 +40,7 @@ def made_trainer(untrained, texts, folder, model=None, **changes):
 
 
 def by_definition(untrained, trainer, batch):
-    """The sums of KL(base || model) and of cross-entropies, of whole logits, and the tokens and labels they are over."""
+    """KL(base || model) and cross-entropy of each state, of whole logits, and which states predict a token or a label."""
     tokens = {key: value for key, value in batch.items() if key != "labels"}
     with torch.no_grad():
         base = inference.load_model(untrained / "model", torch.float32, "cpu")(**tokens).logits[:, :-1]
@@ -114,17 +114,20 @@ def test_from_calibrated_weights_the_base_is_still_the_base(untrained, texts, tm
     kl, _, mask, _ = by_definition(untrained, trainer, batch)
     torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), kl[mask].mean())
     options = training_options(untrained, texts, tmp_path)._replace(model=folder)
-    with pytest.raises(InputError, match="^--base: expected the folder of the base model, since .* is calibrated"):
+    with pytest.raises(InputError, match=r"^--base: expected the folder of the base, since .* is calibrated"):
         run.train(options, Recipe(**RECIPE | changes | {"distillation": ALL}), transformers)
     assert grids.exist(folder)
 
 
-def test_logits_have_the_caps_and_scales_of_the_model(untrained):
-    """Those of a model whose head caps its logits (Gemma 2), block by block and whole."""
-    model = loading.load(untrained / "model", torch.float32, "cpu")
-    model.config.get_text_config().final_logit_softcapping = 0.5
-    tokens = torch.randint(10, 200, (1, 12), generator=torch.Generator().manual_seed(0))
-    states = distillation.last_hidden_states(model, model, {"input_ids": tokens})
-    capped = model(input_ids=tokens).logits[0]
-    assert 0.1 < capped.abs().max() <= 0.5
+def test_logits_have_the_caps_and_scales_of_the_model():
+    """Those of a model that caps its logits."""
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    torch.manual_seed(0)
+    config = Gemma2Config(**sizes, **heads, final_logit_softcapping=0.5, initializer_range=1.0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    batch = {"input_ids": torch.randint(3, 64, (1, 12))}
+    states = distillation.last_hidden_states(model, model, batch)
+    capped = model(**batch).logits[0]
+    assert 0.4 < capped.abs().max() <= 0.5
     torch.testing.assert_close(Head(model).logits(states[0]), capped)

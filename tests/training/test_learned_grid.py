@@ -51,7 +51,7 @@ def test_they_start_where_training_does(untrained, tmp_path, scheme, start):
 
 @each_scheme
 def test_what_is_stored_is_in_the_scheme(scheme):
-    """By the scheme's own words: significant bits of the scale, zero points that are whole numbers of scales, or none."""
+    """By the scheme's words: significant bits of the scale, zero points that are whole numbers of scales, or none."""
     grid = calibrated.grid_near(normal(32, 256), scheme)
     learned = learned_grid.LearnedGrid(grid, scheme)
     torch.nn.init.normal_(learned.log_scale, generator=torch.Generator().manual_seed(0))
@@ -143,6 +143,7 @@ def test_stopped_and_resumed_gives_the_same_grids(untrained, texts, tmp_path, mo
     changes = seen() | LEARNED
     whole, stopped = (finetune_options(untrained, texts, tmp_path / name, **changes) for name in ("whole", "stopped"))
     assert run_script("finetune", *whole).returncode == 0
+
     def stop(self, args, state, control, **kwargs):
         if state.global_step == 5:
             signal.raise_signal(signal.SIGTERM)
@@ -163,6 +164,8 @@ def test_an_adapter_whose_grids_are_lost_is_not_exported(untrained, texts, tmp_p
     (tmp_path / "adapter" / grids.FILE).unlink()
     model = ["--model", untrained / "model", "--adapter", tmp_path / "adapter"]
     assert run_script("merge", *model, "--output", tmp_path / "bf16").returncode == 0
-    result = run_script("quantize", "--checkpoint", tmp_path / "bf16", "--output", tmp_path / "int4", *quantize_options())
+    result = run_script(
+        "quantize", "--checkpoint", tmp_path / "bf16", "--output", tmp_path / "int4", *quantize_options()
+    )
     assert result.returncode == 1
     assert "was trained on a given grid and is exported on its own grid" in result.stderr.splitlines()[-1]

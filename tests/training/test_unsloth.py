@@ -162,9 +162,10 @@ def test_cuda_is_not_started_before_a_gpu_is_claimed(monkeypatch):
         ),
         ({"start": "gptq"}, "start: expected null, unsloth trains on no given grids, found 'gptq'"),
         (
-            {"start": None, "distillation_weight": 0.5},
-            "distillation_weight: expected 0, unsloth's trainer has no distillation",
+            {"start": None, "eval_steps": 10},
+            "eval_steps: expected null with backend unsloth, found 10",
         ),
+        ({"packing": True}, "packing: expected false, since unsloth trains on questions row by row, found true"),
     ],
 )
 def test_what_it_cannot_do_is_one_line(change, problem):

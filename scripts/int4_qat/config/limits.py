@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from int4_qat.config.recipe import QUESTIONS
 from int4_qat.quantization import schemes
 
-OURS = ("distillation", "eval_steps", "grid_learning_rate")  # what the transformers backend alone does
+OURS = ("distillation", "eval_steps", "grid_learning_rate")
 UNSLOTH_SCHEME = schemes.int4(128)  # not an option there
 
 
@@ -16,9 +16,10 @@ def unsloth_misfits(recipe: dict, device: str) -> list[str]:
     problems = [] if device == "cuda" else [f"backend: unsloth needs device 'cuda', not '{device}'"]
     if recipe.get("start"):
         problems.append(f"start: expected null, unsloth trains on no given grids, found '{recipe['start']}'")
-    problems += [f"{key}: expected null, unsloth's trainer has none, found {recipe[key]}" for key in OURS if recipe[key]]
+    for key in (key for key in OURS if recipe[key]):
+        problems.append(f"{key}: expected null with backend unsloth, found {recipe[key]}")
     if recipe["packing"]:
-        problems.append("packing: expected false, unsloth trains on the questions row by row, found true")
+        problems.append("packing: expected false, since unsloth trains on questions row by row, found true")
     if recipe["scheme"] and recipe["qat_target"] != "base+lora_a":
         problems.append(f"qat_target: unsloth trains 'base+lora_a', not '{recipe['qat_target']}'")
     if recipe["scheme"] and schemes.of_words(recipe["scheme"]) != UNSLOTH_SCHEME:

@@ -17,7 +17,7 @@ Texts = Annotated[dict, {"minProperties": 1, "additionalProperties": {"type": "n
 
 
 class Distillation(TypedDict):
-    """What is learned of the base in bf16: KL(base || model), with `weight` of the loss; the cross-entropy has the rest."""
+    """What is learned of the base in bf16: `weight` of the loss is KL(base || model), the rest the cross-entropy."""
 
     weight: Annotated[float, {"exclusiveMinimum": 0, "maximum": 1}]
     tokens: Literal["all", "response"]  # of which the predictions are compared

@@ -26,7 +26,7 @@ def exist(folder: Path) -> bool:
 
 
 def of_training(adapter: Path, model: Path) -> Path:
-    """Return the folder with the grids on which a training ended, if any: the learned ones, or those where it started."""
+    """Return the folder that has the grids on which a training ended, if any: learned ones, or those where it began."""
     return adapter if exist(adapter) else model
 
 

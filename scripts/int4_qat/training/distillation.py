@@ -76,9 +76,7 @@ def loss(
             expected = log_probabilities(base.head, base.hidden[block], temperature)
         total = weights[1] * divergence(expected, (logits / temperature).log_softmax(-1))
         if weights[0]:
-            sums = torch.nn.functional.cross_entropy(
-                logits, following[block], ignore_index=IGNORED, reduction="sum"
-            )
+            sums = torch.nn.functional.cross_entropy(logits, following[block], ignore_index=IGNORED, reduction="sum")
             total = total + weights[0] * sums
         return total
 

@@ -65,7 +65,7 @@ def parameters_of(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
-    """Write the parameters of the learned grids into a checkpoint, which peft writes without them; none if there are none."""
+    """Write the parameters of the learned grids, if there are any, into a checkpoint, where peft leaves them out."""
     grids = of_model(model)
     if grids:
         tensors = {f"{name}.{key}": value for name, grid in grids.items() for key, value in grid.state_dict().items()}

@@ -31,6 +31,8 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
         raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
     for problem in limits.impossible(vars(recipe) | {"start": begun}):
         raise InputError(f"finetune.{problem}")
+    if begun and teachers.wanted(recipe) and options.base is None:
+        raise InputError(f"--base: expected the folder of the base, since {options.model} is calibrated, found none")
     if options.device == "cuda":
         devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())
     checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
@@ -60,13 +62,14 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     with files.whole(options.adapter) as folder:
         trainer.model.save_pretrained(folder)
         check_saved(folder / "adapter_model.safetensors", trainer.model)
-        grids.write(folder, qat.learned_grids(trainer.model))
+        if learned := qat.learned_grids(trainer.model):
+            grids.write(folder, learned)
         files.write_json(folder / record.RECORD, qat.record(trainer.model, recipe, begun))
     files.remove(options.checkpoints)
 
 
 def least_bytes(model: Path, recipe: Recipe) -> int:
-    """Return the bytes of GPU memory that the frozen weights take: twice theirs, if there is a second copy of the base."""
+    """Return the bytes of GPU memory that the frozen weights take, twice theirs with a second copy of the base."""
     return weight_files.file_bytes(model) * (2 if teachers.is_copy(recipe, start.method_of(model) is not None) else 1)
 
 
@@ -75,7 +78,9 @@ def check_saved(adapter: Path, model: PreTrainedModel) -> None:
 
     Learned grids have a file of their own.
     """
-    trained = sum(parameter.requires_grad for parameter in model.parameters()) - len(learned_grid.parameters_of(model.get_base_model()))
+    trained = sum(parameter.requires_grad for parameter in model.parameters()) - len(
+        learned_grid.parameters_of(model.get_base_model())
+    )
     with safe_open(adapter, "pt") as tensors:
         saved = len(tensors.keys())
     if saved != trained:

@@ -8,7 +8,6 @@ from peft import PeftModel
 from int4_qat.checkpoint import architecture, loading
 from int4_qat.checkpoint.heads import Head
 from int4_qat.config.recipe import Recipe
-from int4_qat.system.errors import InputError
 from int4_qat.training import start
 from int4_qat.training.distillation import Reading, Teacher, last_hidden_states
 from int4_qat.training.recipe import Options
@@ -25,15 +24,9 @@ def is_copy(recipe: Recipe, started: bool) -> bool:
 
 
 def make(model: PeftModel, recipe: Recipe, options: Options) -> Teacher:
-    """Return the base of a training, whose model is its student.
-
-    Raise InputError if training starts at calibrated weights and nobody says where the base is.
-    """
-    started = start.method_of(options.model) is not None
-    if not is_copy(recipe, started):
+    """Return the base of a training, whose model is its student."""
+    if not is_copy(recipe, started=start.method_of(options.model) is not None):
         return of_student(model)
-    if started and options.base is None:
-        raise InputError(f"--base: expected the folder of the base model, since {options.model} is calibrated, found none")
     return of_folder(options.base or options.model, recipe.dtype, options.device)
 
 

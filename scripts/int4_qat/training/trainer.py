@@ -26,7 +26,10 @@ class AnyDeviceSFTTrainer(SFTTrainer):
     def create_optimizer(self, model=None):
         """Give learned grids their rate; they do not decay."""
         exists = self.optimizer is not None
-        optimizer, grids = super().create_optimizer(model), learned_grid.parameters_of(self.accelerator.unwrap_model(self.model).get_base_model())
+        optimizer, grids = (
+            super().create_optimizer(model),
+            learned_grid.parameters_of(self.accelerator.unwrap_model(self.model).get_base_model()),
+        )
         if grids and not exists:
             own = {id(parameter) for parameter in grids}
             for group in optimizer.param_groups:

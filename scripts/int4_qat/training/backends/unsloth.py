@@ -107,7 +107,7 @@ def check_fake_quantized(model: torch.nn.Module, group_size: int, ignore: list[s
 
 
 def make_trainer(model, tokenizer, rows, recipe, options):
-    """unsloth's trainer on the questions, its labels of the responses only; InputError if a row is not that of `rows`."""
+    """unsloth's trainer on the questions, its labels of the responses only; InputError if its rows are not `rows`."""
     import datasets
     from trl import SFTConfig, SFTTrainer  # unsloth's, by now
     from unsloth.chat_templates import train_on_responses_only
