@@ -40,7 +40,7 @@ def made_trainer(untrained, texts, folder, model=None, **changes):
 
 
 def by_definition(untrained, trainer, batch):
-    """KL(base || model) and cross-entropy of each state, of whole logits, and which states predict a token or a label."""
+    """KL(base || model) and cross-entropy of each state, by whole logits, and which predict a token or a label."""
     tokens = {key: value for key, value in batch.items() if key != "labels"}
     with torch.no_grad():
         base = inference.load_model(untrained / "model", torch.float32, "cpu")(**tokens).logits[:, :-1]

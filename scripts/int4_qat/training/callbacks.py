@@ -6,7 +6,6 @@ import signal
 import time
 from pathlib import Path
 
-import pandas as pd
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -15,8 +14,6 @@ from int4_qat.system.errors import InputError
 from int4_qat.training import learned_grid
 
 WHOLE = "whole"  # a file that stands in every checkpoint that was written to its end
-TABLE_COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_gb"]
-HELD_OUT_KL = "held_out_kl"  # the column that a training with eval_steps has besides, from step 0 on
 
 
 class StepTable(TrainerCallback):
@@ -47,31 +44,6 @@ def peak_memory_bytes(on_gpu: bool) -> int:
     if on_gpu:
         return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def table_of(log: list[dict]) -> pd.DataFrame:
-    """Return the table of a training of what its trainer logged, a row for each step."""
-    steps = pd.DataFrame([row for row in log if "loss" in row], columns=TABLE_COLUMNS)
-    measured = held_out_kl(log)
-    if not measured:
-        return steps
-    return steps.merge(pd.DataFrame({"step": measured.keys(), HELD_OUT_KL: measured.values()}), how="outer", on="step")
-
-
-def held_out_kl(log: list[dict]) -> dict[int, float]:
-    """Return the divergence from the base on held-out rows, in nats a token, by step."""
-    return {row["step"]: row["eval_loss"] for row in log if "eval_loss" in row}
-
-
-def refuse_worse(log: list[dict]) -> None:
-    """Raise InputError if the held-out divergence is larger at the end of a training than where it began."""
-    measured = held_out_kl(log)
-    if measured and measured[max(measured)] > measured[min(measured)]:
-        begun, ended = measured[min(measured)], measured[max(measured)]
-        raise InputError(
-            f"finetune: expected a held-out KL of at most {begun:.4f} nats a token, where training began, found "
-            f"{ended:.4f} after {max(measured)} steps; lower learning_rate, or set allow_worse"
-        )
 
 
 class WholeCheckpoints(TrainerCallback):

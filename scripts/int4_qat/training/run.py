@@ -14,7 +14,7 @@ from int4_qat.quantization import grids, record
 from int4_qat.system import devices, files, scratch, sources
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, turns
-from int4_qat.training import callbacks, checkpoints, data, learned_grid, qat, start, teachers
+from int4_qat.training import callbacks, checkpoints, data, learned_grid, log_table, qat, start, teachers
 from int4_qat.training.recipe import Options, Recipe
 
 PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
@@ -56,9 +56,9 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     if preemption.requested and trainer.state.global_step < recipe.max_steps:
         raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
     if not recipe.allow_worse:
-        callbacks.refuse_worse(trainer.state.log_history)
+        log_table.refuse_worse(trainer.state.log_history)
     with files.whole(options.log_table) as unfinished:
-        callbacks.table_of(trainer.state.log_history).to_csv(unfinished, index=False)
+        log_table.table_of(trainer.state.log_history).to_csv(unfinished, index=False)
     with files.whole(options.adapter) as folder:
         trainer.model.save_pretrained(folder)
         check_saved(folder / "adapter_model.safetensors", trainer.model)
