@@ -88,12 +88,12 @@ def training_options(untrained: Path, texts: Path, folder: Path) -> Options:
     """Return what a training of the stand-in reads, and where in a folder it writes."""
     outputs = {"checkpoints": "checkpoints", "adapter": "adapter", "log_table": "training.csv"}
     paths = {name: folder / place for name, place in outputs.items()}
-    return Options(model=untrained / "model", texts=texts, device="cpu", **paths)
+    return Options(model=untrained / "model", texts={"questions": texts}, device="cpu", **paths)
 
 
 def finetune_options(untrained: Path, texts: Path, folder: Path, **changes) -> list:
     """Options of finetune, for a recipe with some changes."""
-    options = training_options(untrained, texts, folder)._asdict()
+    options = training_options(untrained, texts, folder)._asdict() | {"texts": f"questions={texts}"}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     return ["--recipe", json.dumps(RECIPE | changes), *words]
 

@@ -17,7 +17,7 @@ from programs import RECIPE, finetune_options, run_script, training_options
 
 def test_tokens_and_labels_are_the_cards(untrained, texts, tmp_path):
     tokenizer = tokenization.load_tokenizer(untrained / "model")
-    rows = data.tokenize(texts, tokenizer, Recipe(**RECIPE), tmp_path)
+    rows = data.tokenize({"questions": texts}, tokenizer, Recipe(**RECIPE), tmp_path).train
     for text, row in zip(pq.read_table(texts)["text"].to_pylist(), rows, strict=True):
         # independently: two halves of the text, tokenized apart; nothing after the newline, no eos
         head, answer = text.split("<start_of_turn>model\n")
@@ -55,7 +55,7 @@ def test_a_parameter_without_gradient_is_an_error(untrained, texts, tmp_path, mo
     unused = torch.nn.Parameter(torch.ones(3))
     model.register_parameter("unused", unused)
     tokenizer = tokenization.load_tokenizer(untrained / "model")
-    rows = data.tokenize(texts, tokenizer, recipe, tmp_path)
+    rows = data.tokenize({"questions": texts}, tokenizer, recipe, tmp_path).train
     options = training_options(untrained, texts, tmp_path)
     with pytest.raises(InputError, match="unused is trainable and got no gradient"):
         transformers.make_trainer(model, tokenizer, rows, recipe, options).train()

@@ -164,7 +164,7 @@ def test_distillation_is_from_the_frozen_base(untrained, texts, tmp_path, change
     for layer in qat.lora_linears(model).values():
         layer.lora_B["default"].weight.data *= 40  # far enough from the base for the divergence to count
     tokenizer = tokenization.load_tokenizer(untrained / "model")
-    rows = data.tokenize(texts, tokenizer, recipe, tmp_path).select(range(4))
+    rows = data.tokenize({"questions": texts}, tokenizer, recipe, tmp_path).train.select(range(4))
     trainer = transformers.make_trainer(model, tokenizer, rows, recipe, training_options(untrained, texts, tmp_path))
     batch = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(model, dict(batch))

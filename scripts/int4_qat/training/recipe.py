@@ -11,7 +11,7 @@ class Options(NamedTuple):
     """What a training reads and writes, and on which device it runs."""
 
     model: Path  # folder of the base model, or of a calibrated one
-    texts: Path  # parquet with the column text
+    texts: dict[str, Path]  # by the names that the recipe has for them
     device: str  # cpu or cuda
     checkpoints: Path  # folder to resume from
     adapter: Path  # folder for the peft adapter

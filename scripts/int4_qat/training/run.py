@@ -40,7 +40,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     model = backend.add_adapters(options.model, recipe, options.device)
     with scratch.folder() as work:
         rows = data.tokenize(options.texts, tokenizer, recipe, work)
-        trainer = backend.make_trainer(model, tokenizer, rows, recipe, options)
+        trainer = backend.make_trainer(model, tokenizer, rows.train, recipe, options)
         preemption = callbacks.PreemptionCheckpoint()
         trainer.add_callback(preemption)
         checkpoint = checkpoints.last_whole(options.checkpoints)
@@ -64,7 +64,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
 def least_bytes(model: Path, recipe: Recipe) -> int:
     """Return the bytes of GPU memory that the frozen weights take: twice theirs, if distillation keeps them too."""
     quantized = recipe.scheme is not None and recipe.qat_target != "merged"
-    return weight_files.file_bytes(model) * (2 if quantized and recipe.distillation_weight else 1)
+    return weight_files.file_bytes(model) * (2 if quantized and recipe.distillation else 1)
 
 
 def check_saved(adapter: Path, model: PreTrainedModel) -> None:
@@ -85,7 +85,7 @@ def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
     return {
         "recipe": dataclasses.asdict(recipe),
         "device": options.device,
-        "texts": files.digest(options.texts),
+        "texts": files.digest(*options.texts.values()),
         "model": files.digest(*sorted(options.model.glob("*.json")), *sorted(options.model.glob("tokenizer.model"))),
         "weights": weights,
         "code": files.digest(*sources.local_modules(__file__, also=[backend.__file__], left_out=sources.REFUSING)),
