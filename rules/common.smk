@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
-from int4_qat.config import calibration, metric_names, quantizations, recipes, variants, workflow_config
+from int4_qat.config import calibration, metric_names, named_texts, quantizations, recipes, variants, workflow_config
 from int4_qat.data import mmlu
 from int4_qat.results import calibrated_bases, measured_files, measurements
 from int4_qat.system import rooms, sources
@@ -28,8 +28,10 @@ mmlu_asked = config["evaluation"]["mmlu"] is not None
 mmlu_splits = mmlu.SPLITS if mmlu_asked else [mmlu.TRAIN_SPLIT]
 shards = range(config["evaluation"]["mmlu"]["shards"] if mmlu_asked else 0)
 texts = metric_names.texts(config["evaluation"])
-general_texts = calibration.general_texts(config)
-brought_texts = texts | general_texts
+trained_on, calibrated_on = named_texts.used(config).values()
+general_texts = named_texts.general(config)
+text_files = {name: named_texts.file_name(name, entry) for name, entry in (texts | general_texts).items()}
+brought_texts = {text_files[name]: entry for name, entry in (texts | general_texts).items()}
 calibrated = [name for name in quantized if calibrated_bases.is_calibrated(name, config)]
 question_sets = {settings["name"]: dict(sorted(settings.items())) for settings in config["evaluation"]["questions"]}
 tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config["evaluation"]["tasks"]}
@@ -48,7 +50,7 @@ wildcard_constraints:
     folder="|".join(sorted({folder for folders in formats.values() for folder in folders})),
     shard=r"\d+",
     weights="|".join(variants.weights_of(config["variants"])),
-    text="|".join(brought_texts) or "none",
+    text_file="|".join(brought_texts) or "none",
     questions="|".join(question_sets) or "none",
     task="|".join(tasks) or "none",
     dataset="|".join(data_sources) or "none",
@@ -95,10 +97,25 @@ def result_files(measured):
     return [f"results/{{model}}/{path}" for path in measured_files.paths(measured)]
 
 
+def paths_of_texts(names, questions):
+    """The files of some texts; `questions` is that of the training questions."""
+    places = {name: f"resources/texts/{file}" for name, file in text_files.items()}
+    return [(places | {calibration.QUESTIONS: questions})[name] for name in names]
+
+
 def calibration_texts(wildcards):
     """The files of the texts on which a model is calibrated, in the order of the config."""
-    places = {calibration.QUESTIONS: f"results/{wildcards.model}/train.parquet"}
-    return [places.get(name, f"resources/texts/{name}.txt") for name in calibration.texts_of(config)]
+    return paths_of_texts(calibration.texts_of(config), f"results/{wildcards.model}/train.parquet")
+
+
+def finetune_texts(wildcards):
+    """The files of the texts on which an arm is trained."""
+    return paths_of_texts(named_texts.of_arm(config, wildcards.arm), f"results/{wildcards.model}/train.parquet")
+
+
+def named(names, paths):
+    """The command-line words for files with names."""
+    return [f"{name}={path}" for name, path in zip(names, paths)]
 
 
 def bf16_checkpoint(wildcards):

@@ -1,12 +1,13 @@
 # One LoRA adapter an arm; the arms differ in their keys in the config.
-#   in:  results/<model>/train.parquet, resources/models/<model>/ or results/<model>/base-<start>/calibrated/
+#   in:  results/<model>/train.parquet and resources/texts/<text>.txt or .jsonl, as far as the arm names them,
+#        resources/models/<model>/ or results/<model>/base-<start>/calibrated/
 #   out: results/<model>/<arm>/adapter/, results/<model>/<arm>/training.csv
 
 
 rule finetune:
     input:
         code=finetune_code,
-        texts=rules.format_mmlu.output[0],
+        texts=finetune_texts,
         model=start_folder,
     output:
         adapter=directory("results/{model}/{arm}/adapter"),
@@ -21,6 +22,7 @@ rule finetune:
         gpu=1,
     params:
         recipe=recipe,
+        texts=lambda wildcards, input: named(named_texts.of_arm(config, wildcards.arm), input.texts),
         # Not an output, since Snakemake deletes the outputs of a job that fails.
         checkpoints="results/{model}/{arm}/checkpoints",
         device=config["device"],
@@ -29,7 +31,7 @@ rule finetune:
     shell:
         "python {input.code[0]:q}"
         " --model {input.model:q}"
-        " --texts {input.texts:q}"
+        " --texts {params.texts:q}"
         " --recipe {params.recipe:q}"
         " --device {params.device:q}"
         " --checkpoints {params.checkpoints:q}"

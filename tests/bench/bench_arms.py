@@ -117,17 +117,17 @@ def train_and_score(config: dict, directory: Path, model: str, arm: str) -> None
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     base = ["--model", f"resources/models/{model}"]
-    texts, adapter = ["--texts", f"results/{model}/train.parquet"], ["--adapter", own / "adapter"]
+    texts, adapter = f"results/{model}/train.parquet", ["--adapter", own / "adapter"]
     merged, checkpoint = own / "merged", ["--checkpoint", exported / "checkpoint"]
     int4, mmlu = config["quantizations"][QUANTIZATION], config["evaluation"]["mmlu"]
     settings = ["--recipe", json.dumps(recipes.training_of(recipes.recipe_of(config, arm)))]
     scoring = ["--mmlu", "resources/mmlu", "--num-fewshot", mmlu["num_fewshot"], "--batch-size", mmlu["batch_size"]]
     scoring += ["--dtype", mmlu["dtype"], "--engine", mmlu["engine"], "--output", exported / "mmlu.json"]
     outputs = ["--checkpoints", own / "checkpoints", *adapter, "--log-table", own / "training.csv"]
-    run(finetune, *base, *texts, *settings, *outputs)
+    run(finetune, *base, "--texts", f"questions={texts}", *settings, *outputs)
     run(merge, *base, *adapter, "--output", merged)
     run(quantize, "--checkpoint", merged, *quantize_options(int4), "--output", exported / "checkpoint")
-    run(check_parity, *base, *adapter, *checkpoint, *texts, "--output", exported / "parity.json")
+    run(check_parity, *base, *adapter, *checkpoint, "--texts", texts, "--output", exported / "parity.json")
     run(evaluate_mmlu, *checkpoint, *scoring, "--samples", exported / "mmlu_samples.parquet")
 
 

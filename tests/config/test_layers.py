@@ -33,6 +33,7 @@ def test_nothing_given_is_the_default():
         ({"finetune": {"r": 16}}, ["finetune"], CARD["finetune"] | {"r": 16}),
         ({"models": {"mine": {"source": "/m"}}}, ["models"], {"mine": {"source": "/m"}}),
         ({"finetune": {"arms": {"sft": SFT}}}, ["finetune", "arms"], {"sft": SFT}),
+        ({"finetune": {"texts": {"mine": 1}}}, ["finetune", "texts"], {"mine": 1}),
         ({"quantizations": {"small": INT4}}, ["quantizations"], {"small": INT4}),
         ({"variants": ["base-bf16"]}, ["variants"], ["base-bf16"]),
         ({"texts": {}}, ["texts"], {}),

@@ -134,6 +134,45 @@ def test_what_is_no_text_is_one_line(source, download, tmp_path, name, content, 
     assert not (tmp_path / "resources").exists()
 
 
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?\né\u2028"}]
+
+
+def test_conversations_are_lines_of_messages(source, download):
+    """Rows of parquet and of JSON lines, with whatever else stands beside role and content."""
+    write_table([CHAT, CHAT[1:]], source / "a.parquet", column="talk")
+    more = [message | {"id": 1} for message in CHAT]
+    (source / "b.jsonl").write_text(json.dumps({"talk": more, "id": 2}) + "\n\n")
+    lines = download("--messages", "talk").decode().removesuffix("\n").split("\n")
+    assert [json.loads(line) for line in lines] == [CHAT, CHAT[1:], CHAT]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("Why?", "expected a list of messages, found 'Why?'"),
+        ([], "expected a list of messages, found []"),
+        (["Why?"], "message 1: expected role and content, both texts, found 'Why?'"),
+        ([CHAT[0], {"role": "user"}], "message 2: expected role and content, both texts, found {'role': 'user'}"),
+        ([{"role": "user", "content": None}], "message 1: expected role and content, both texts, found {'role': 'us"),
+        ([{"role": "user", "content": "\ud800"}], r"expected a text in Unicode, found '\ud800'"),
+    ],
+)
+def test_what_is_no_conversation_is_one_line(source, download, tmp_path, value, found):
+    rows = [{"talk": CHAT}, {"talk": value}]
+    (source / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError) as caught:
+        download("--messages", "talk")
+    assert str(caught.value).startswith(f"{source}/a.jsonl, line 2: talk: {found}")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "resources").exists()
+
+
+def test_a_text_file_holds_no_conversations(source, download):
+    (source / "a.txt").write_text("Why?")
+    with pytest.raises(InputError, match=r"/a\.txt: expected \.parquet or \.jsonl, found \.txt$"):
+        download("--messages", "talk")
+
+
 def test_no_folder_is_one_line(source, download):
     source.rmdir()
     with pytest.raises(InputError) as caught:

@@ -71,6 +71,7 @@ MODULES = {
     "config/limits.py": {},  # what only refuses, as model_facts and others
     "config/metric_names.py": SUMMARIZED,
     "config/model_facts.py": {},
+    "config/named_texts.py": CARD,
     "config/quantizations.py": SUMMARIZED,
     "config/recipe.py": TRAINED,
     "config/recipes.py": CARD,
@@ -78,11 +79,12 @@ MODULES = {
     "config/schema_errors.py": {},
     "config/variants.py": SUMMARIZED,
     "config/workflow_config.py": {},
+    "data/conversations.py": TRAINED_AND_CALIBRATED | FROM_TEXT | CHECKED,
     "data/hub.py": EVERYTHING,
     "data/letters.py": FROM_DATA,
     "data/mmlu.py": FROM_DATA,
     "data/mmlu_parquet.py": FROM_DATA,
-    "data/named_files.py": CHECKED | SUMMARIZED,
+    "data/named_files.py": CHECKED | TRAINED,
     "data/parquet_files.py": FROM_DATA | FROM_TEXT,
     "data/question_files.py": FROM_DATA,
     "data/shared_words.py": CHECKED | SUMMARIZED,
@@ -163,16 +165,18 @@ MODULES = {
     "system/rooms.py": TRAINED_AND_QUANTIZED,
     "system/scratch.py": TRAINED | SCORED | TIMED | FROM_TEXT,
     "system/sources.py": EVERYTHING,
+    "tokenizer/pieces.py": TRAINED_AND_CALIBRATED,
     "tokenizer/tokenization.py": FORMATTED | SCORED | DIVERGED | {"check_texts": 1, "measure_memory": 6},
     "tokenizer/tokenizer_check.py": {},
     "tokenizer/training_texts.py": FORMATTED | {"check_texts": 1},
     "tokenizer/turns.py": TRAINED,
-    "tokenizer/windows.py": CALIBRATED | DIVERGED,
+    "tokenizer/windows.py": TRAINED_AND_CALIBRATED | DIVERGED,
     "training/backends/transformers.py": TRAINED,
     "training/backends/unsloth.py": {},  # another backend trains
     "training/checkpoints.py": TRAINED,
     "training/data.py": TRAINED,
     "training/merged_weight.py": TRAINED,
+    "training/packing.py": TRAINED,
     "training/qat.py": TRAINED,
     "training/recipe.py": TRAINED,
     "training/run.py": TRAINED,
@@ -333,6 +337,15 @@ def test_another_text_to_calibrate_on(small_run, tmp_path):
     expected = {"download_text": 1} | CHECKED | CALIBRATED
     assert planned_with(config, small_run, tmp_path) == expected
     config["calibration"]["texts"] = ["general"]
+    assert planned_with(config, small_run, tmp_path) == expected
+
+
+def test_another_text_to_train_an_arm_on_is_that_arms_alone(small_run, tmp_path):
+    config = yaml.safe_load(small_run.config.read_text())
+    (tmp_path / "general.txt").write_text("Some text that nobody holds out.\n")
+    config["texts"] = {"general": {"source": str(tmp_path), "files": "*.txt"}}
+    config["finetune"]["arms"]["qat"] |= {"packing": True, "texts": {"questions": 1, "general": 3}}
+    expected = {"download_text": 1} | CHECKED | ONE_ARM | ONE_VARIANT
     assert planned_with(config, small_run, tmp_path) == expected
 
 

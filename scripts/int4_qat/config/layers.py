@@ -7,6 +7,7 @@ from collections.abc import Mapping
 REPLACED_WHOLE = {
     ("models",),
     ("finetune", "arms"),
+    ("finetune", "texts"),
     ("quantizations",),
     ("variants",),
     ("texts",),

@@ -16,6 +16,7 @@ from int4_qat.config import (
     limits,
     metric_names,
     model_facts,
+    named_texts,
     quantizations,
     recipes,
     schema,
@@ -63,7 +64,7 @@ def problems(config: dict, rules: dict) -> list[str]:
         *quantizations.problems(config["quantizations"]),
     ]
     lines = lines or list(_untrainable(config)) or list(_unknown_variants(config))
-    lines = lines or list(calibration.problems(config))
+    lines = lines or list(calibration.problems(config)) or list(named_texts.problems(config))
     lines = lines or [
         *metric_names.problems(config["evaluation"]),
         *_missing_references(config),
