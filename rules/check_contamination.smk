@@ -41,7 +41,7 @@ rule check_contamination:
 rule check_texts:
     input:
         code=code_of("check_texts"),
-        held_out=paths_of_texts(texts, questions=None),
+        held_out=expand("resources/texts/{text}.txt", text=texts),
         training=paths_of_texts(trained_on, rules.check_contamination.input.train),
         calibration=paths_of_texts(calibrated_on, rules.check_contamination.input.train),
     output:

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-import families
 from int4_qat.config.recipe import Recipe
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import pieces, tokenization
@@ -100,12 +99,12 @@ def test_each_row_begins_with_the_only_bos(packed, texts, general, tokenizer):
     assert all(row[0] == MASKED for row in rows["labels"])
 
 
-def test_a_tokenizer_without_bos_has_none_in_its_windows(untrained, general, tmp_path):
-    tokenizer = tokenization.load_tokenizer(families.write("qwen2", untrained / "model", tmp_path / "qwen2"))
-    weights = {"general": 1}
-    marks = families.CHATML_MARKS
-    recipe = Recipe(**(RECIPE | SIZES | marks | {"packing": True, "max_seq_length": LENGTH, "texts": weights}))
-    rows = data.tokenize({"general": general}, tokenizer, recipe, tmp_path).train
+def test_a_model_whose_template_writes_no_bos_has_none_in_its_windows(spoiled, general, tmp_path):
+    template = spoiled / "chat_template.jinja"
+    template.write_text(template.read_text().replace("bos_token", "''"))
+    tokenizer = tokenization.load_tokenizer(spoiled)
+    recipe = RECIPE | SIZES | {"packing": True, "max_seq_length": LENGTH, "texts": {"general": 1}}
+    rows = data.tokenize({"general": general}, tokenizer, Recipe(**recipe), tmp_path).train
     whole = tokenizer(general.read_text(), add_special_tokens=False)["input_ids"]
     assert set(windows_of(rows)) <= {tuple(whole[at : at + LENGTH]) for at in range(0, len(whole), LENGTH)}
 
@@ -227,6 +226,7 @@ def test_conversations_are_rendered_by_the_models_template(packed, tokenizer, wo
 def test_a_conversation_that_the_template_refuses_is_one_line(packed, tokenizer, tmp_path, monkeypatch):
     refusal = "{%- if messages[0].role == 'system' -%}{{ raise_exception('no system') }}{%- endif -%}"
     monkeypatch.setattr(tokenizer, "chat_template", refusal + tokenizer.chat_template)
+    monkeypatch.setattr(pieces, "BYTES", 1)
     path = conversations(tmp_path / "chats.jsonl", [("user", "Why?")], [("system", "Be brief."), ("user", "Why?")])
     with pytest.raises(InputError, match=r"chats\.jsonl, line 2: the chat template fails on a conversation \(no syst"):
         packed({"chats": 1}, {"chats": path})
