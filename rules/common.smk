@@ -6,6 +6,7 @@ import sys
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
 from int4_qat.config import calibration, metric_names, named_texts, quantizations, recipes, variants, workflow_config
+from int4_qat.config.recipe import compares_with_base
 from int4_qat.data import mmlu
 from int4_qat.results import calibrated_bases, measured_files, measurements
 from int4_qat.system import rooms, sources
@@ -136,6 +137,13 @@ def start_folder(wildcards):
     if start := recipes.recipe_of(config, arm)["start"]:
         return f"results/{wildcards.model}/{variants.BASE}-{start}/calibrated"
     return f"resources/models/{wildcards.model}"
+
+
+def compared_base(wildcards):
+    """The base, if the training of an arm starts elsewhere and is compared with it; no other needs it twice."""
+    settings = recipes.recipe_of(config, wildcards.arm)
+    needed = settings["start"] and compares_with_base(settings)
+    return f"resources/models/{wildcards.model}" if needed else []
 
 
 def weights_of(wildcards):

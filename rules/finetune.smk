@@ -9,6 +9,7 @@ rule finetune:
         code=finetune_code,
         texts=finetune_texts,
         model=start_folder,
+        base=compared_base,
     output:
         adapter=directory("results/{model}/{arm}/adapter"),
         table="results/{model}/{arm}/training.csv",
@@ -21,6 +22,7 @@ rule finetune:
     resources:
         gpu=1,
     params:
+        base=lambda wildcards, input: [f"--base={input.base}"] if input.base else [],
         recipe=recipe,
         texts=lambda wildcards, input: named(named_texts.of_arm(config, wildcards.arm), input.texts),
         # Not an output, since Snakemake deletes the outputs of a job that fails.
@@ -31,6 +33,7 @@ rule finetune:
     shell:
         "python {input.code[0]:q}"
         " --model {input.model:q}"
+        " {params.base:q}"
         " --texts {params.texts:q}"
         " --recipe {params.recipe:q}"
         " --device {params.device:q}"

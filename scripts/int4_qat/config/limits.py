@@ -45,6 +45,8 @@ def impossible(recipe: dict) -> Iterator[str]:
 def _idle_texts(recipe: dict) -> Iterator[str]:
     """Yield `key: reason` for texts that nothing could be learned from."""
     general = [name for name in recipe["texts"] if name != QUESTIONS]
+    if recipe["packing"] and recipe["max_seq_length"] < 2:
+        yield f"max_seq_length: expected 2 or more with packing, found {recipe['max_seq_length']}"
     if recipe["packing"] and not recipe["distillation"]:
         yield "packing: expected false without distillation, since the answers alone count, found true"
     elif general and not recipe["packing"]:

@@ -4,6 +4,7 @@ config/schema.py makes the config's schema of the annotations; the training gets
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypedDict
 
 from int4_qat.system import rooms
@@ -67,3 +68,9 @@ class Recipe(TrainerSettings):
     max_seq_length: Count
     instruction_part: Annotated[str, {"minLength": 1}]
     response_part: Annotated[str, {"minLength": 1}]
+
+
+def compares_with_base(recipe: Mapping) -> bool:
+    """Return whether a training needs the predictions of the base in bf16, by its settings."""
+    in_int4 = recipe["scheme"] is not None
+    return recipe["distillation"] is not None or (in_int4 and recipe["eval_steps"] is not None)

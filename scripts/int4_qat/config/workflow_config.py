@@ -26,6 +26,7 @@ from int4_qat.config import (
 from int4_qat.config.recipes import STANDIN
 from int4_qat.system import sources
 
+OF_QAT = ("qat_target", "grid_learning_rate", "eval_steps")  # settings of what is trained in a quantization
 DATA_REPORT = Path("resources/mmlu/report.json")  # of download_mmlu
 MODELS = Path("resources/models")  # of download_model, with the facts of each in <model>.json
 # What no set of questions and no task may be called; a test holds them against the measurements.
@@ -187,8 +188,9 @@ def _misfits(config: dict) -> list[str]:
 def _misfits_of(config: dict, arm: str) -> list[str]:
     recipe = recipes.recipe_of(config, arm)
     problems = [*limits.unsloth_misfits(recipe, config["device"]), *limits.impossible(recipe)]
-    if not recipe["quantization"] and "qat_target" in config["finetune"]["arms"][arm]:
-        problems.append("qat_target: has no effect in an arm whose quantization is null")
+    if not recipe["quantization"]:
+        idle = [key for key in OF_QAT if key in config["finetune"]["arms"][arm]]
+        problems += [f"{key}: has no effect in an arm whose quantization is null" for key in idle]
     return problems
 
 

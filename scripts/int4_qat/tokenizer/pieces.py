@@ -15,7 +15,7 @@ from int4_qat.tokenizer import tokenization
 
 TABLE = ".parquet"
 ROWS = 256  # of a table, tokenized at once
-BYTES = 1 << 16  # of a file at least, up to the end of a line
+BYTES = 1 << 14  # of a file at least, up to the end of a line; small, so that a few windows are of many places
 
 
 class Span(NamedTuple):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from int4_qat.checkpoint import weight_files
 from int4_qat.config import limits
+from int4_qat.config.recipe import compares_with_base
 from int4_qat.quantization import grids, record
 from int4_qat.system import devices, files, scratch, sources
 from int4_qat.system.errors import InputError
@@ -31,7 +32,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
         raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
     for problem in limits.impossible(vars(recipe) | {"start": begun}):
         raise InputError(f"finetune.{problem}")
-    if begun and teachers.wanted(recipe) and options.base is None:
+    if begun and compares_with_base(vars(recipe)) and options.base is None:
         raise InputError(f"--base: expected the folder of the base, since {options.model} is calibrated, found none")
     if options.device == "cuda":
         devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())

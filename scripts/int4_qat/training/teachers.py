@@ -7,20 +7,16 @@ from peft import PeftModel
 
 from int4_qat.checkpoint import architecture, loading
 from int4_qat.checkpoint.heads import Head
-from int4_qat.config.recipe import Recipe
+from int4_qat.config.recipe import Recipe, compares_with_base
 from int4_qat.training import start
 from int4_qat.training.distillation import Reading, Teacher, last_hidden_states
 from int4_qat.training.recipe import Options
 
 
-def wanted(recipe: Recipe) -> bool:
-    """Return whether a training compares its model with the base."""
-    return recipe.distillation is not None or (recipe.scheme is not None and recipe.eval_steps is not None)
-
-
 def is_copy(recipe: Recipe, started: bool) -> bool:
     """Return whether the base is a second copy: calibration and fake quantization change the frozen weights."""
-    return wanted(recipe) and (started or (recipe.scheme is not None and recipe.qat_target != "merged"))
+    changed = started or (recipe.scheme is not None and recipe.qat_target != "merged")
+    return changed and compares_with_base(vars(recipe))
 
 
 def make(model: PeftModel, recipe: Recipe, options: Options) -> Teacher:

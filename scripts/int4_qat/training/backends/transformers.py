@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from int4_qat.checkpoint import architecture, loading, text_model
+from int4_qat.config.recipe import compares_with_base
 from int4_qat.quantization import schemes
 from int4_qat.training import callbacks, qat, start, teachers
 from int4_qat.training.data import Rows
@@ -63,6 +64,6 @@ def make_trainer(
         model=model, args=config, train_dataset=rows.train, eval_dataset=rows.held_out, processing_class=tokenizer
     )
     trainer.distillation, trainer.grid_learning_rate = recipe.distillation, recipe.grid_learning_rate
-    if teachers.wanted(recipe):
+    if compares_with_base(vars(recipe)):
         trainer.teacher = teachers.make(model, recipe, options)
     return callbacks.watch(trainer, options.device == "cuda")
