@@ -18,7 +18,9 @@ def trained_on(weights=None, **arms):
     """The default config with texts of its own, some of them for all arms and others for single ones."""
     config = copy.deepcopy(CARD)
     config["texts"] = TEXTS
-    config["finetune"] |= {"packing": True, "texts": weights or {"questions": 1}}
+    distillation = {"weight": 1, "tokens": "all", "temperature": 1}
+    config["finetune"] |= {"backend": "transformers", "distillation": distillation, "packing": True}
+    config["finetune"]["texts"] = weights or {"questions": 1}
     for arm, texts in arms.items():
         config["finetune"]["arms"][arm]["texts"] = texts
     return config
