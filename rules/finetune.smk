@@ -21,6 +21,8 @@ rule finetune:
         "../envs/finetune.yaml"
     resources:
         gpu=1,
+        # No param, since another one trains nothing again.
+        report_to=config["finetune"]["report_to"],
     params:
         base=lambda wildcards, input: [f"--base={input.base}"] if input.base else [],
         recipe=recipe,
@@ -40,4 +42,5 @@ rule finetune:
         " --checkpoints {params.checkpoints:q}"
         " --adapter {output.adapter:q}"
         " --log-table {output.table:q}"
+        " --report-to {resources.report_to:q}"
         " 2>&1 | show {log:q}"

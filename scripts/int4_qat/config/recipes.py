@@ -11,7 +11,7 @@ def recipe_of(config: dict, arm: str) -> dict:
     settings = config["finetune"] | config["finetune"]["arms"][arm]
     quantization = settings["quantization"]
     seen = quantizations.training_words(config["quantizations"][quantization]) if quantization else NOTHING_SEEN
-    return {key: value for key, value in settings.items() if key != "arms"} | seen
+    return {key: value for key, value in settings.items() if key not in ("arms", "report_to")} | seen
 
 
 def training_of(recipe: dict) -> dict:

@@ -1,12 +1,14 @@
 """A training from its first or its last whole checkpoint to the adapter, by whichever backend."""
 
 import dataclasses
+import os
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
 
 from safetensors import safe_open
 from transformers import PreTrainedModel
+from transformers.integrations import get_available_reporting_integrations
 
 from int4_qat.checkpoint import weight_files
 from int4_qat.config import limits
@@ -34,6 +36,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
         raise InputError(f"finetune.{problem}")
     if begun and compares_with_base(vars(recipe)) and options.base is None:
         raise InputError(f"--base: expected the folder of the base, since {options.model} is calibrated, found none")
+    report(options)
     if options.device == "cuda":
         devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())
     checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
@@ -67,6 +70,15 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
             grids.write(folder, learned)
         files.write_json(folder / record.RECORD, qat.record(trainer.model, recipe, begun))
     files.remove(options.checkpoints)
+
+
+def report(options: Options) -> None:
+    """Say where TensorBoard's files go; raise InputError if the package that --report-to needs is not installed."""
+    available = get_available_reporting_integrations()
+    if options.report_to not in ("none", *available):
+        expected = f"none or what is installed ({', '.join(sorted(available)) or 'nothing'})"
+        raise InputError(f"finetune.report_to: expected {expected}, found {options.report_to}")
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(options.log_table.with_name("tensorboard")))
 
 
 def least_bytes(model: Path, recipe: Recipe) -> int:
