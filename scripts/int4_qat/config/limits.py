@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from int4_qat.config.recipe import QUESTIONS
+from int4_qat.config.calibration import QUESTIONS
 from int4_qat.quantization import schemes
 
 OURS = ("distillation", "eval_steps", "grid_learning_rate")

@@ -9,8 +9,6 @@ from typing import Annotated, Literal, TypedDict
 
 from int4_qat.system import rooms
 
-QUESTIONS = "questions"  # among the names of texts: the training questions in the model's chat template
-
 Count = Annotated[int, {"minimum": 1}]
 Target = Literal["base", "base+lora_a", "merged"]
 Positive = Annotated[float, {"exclusiveMinimum": 0}]

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from transformers.integrations import get_available_reporting_integrations
 
 from int4_qat.checkpoint import weight_files
@@ -26,10 +26,28 @@ PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "un
 def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     """Train an arm with the add_adapters and make_trainer of a backend; write the adapter and the table of steps.
 
-    Raise InputError if the recipe, the texts or the device do not allow it, or if SIGTERM stopped it.
+    Raise InputError if the recipe, the texts or the device do not allow it, if SIGTERM stopped it, or if it ended worse
+    than it began.
     """
     devices.claim(options.device)
     begun = start.method_of(options.model)
+    refuse(options, recipe, begun)
+    checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
+    tokenizer = tokenization.load_tokenizer(options.model)
+    turns.refuse_wrong_marks(tokenizer, "finetune", recipe.instruction_part, recipe.response_part)
+    model = backend.add_adapters(options.model, recipe, options.device)
+    with scratch.folder() as work:
+        rows = data.tokenize(options.texts, tokenizer, recipe, work)
+        trainer = backend.make_trainer(model, tokenizer, rows, recipe, options)
+        take_steps(trainer, recipe, checkpoints.last_whole(options.checkpoints))
+    if not recipe.allow_worse:
+        log_table.refuse_worse(trainer.state.log_history)
+    write(trainer, options, qat.record(trainer.model, recipe, begun))
+    files.remove(options.checkpoints)
+
+
+def refuse(options: Options, recipe: Recipe, begun: str | None) -> None:
+    """Raise InputError for what is seen before anything is loaded; begun is the method that calibrated the model."""
     if begun and recipe.scheme is None:
         raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
     for problem in limits.impossible(vars(recipe) | {"start": begun}):
@@ -39,28 +57,26 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     report(options)
     if options.device == "cuda":
         devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())
-    checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
-    tokenizer = tokenization.load_tokenizer(options.model)
-    turns.refuse_wrong_marks(tokenizer, "finetune", recipe.instruction_part, recipe.response_part)
-    model = backend.add_adapters(options.model, recipe, options.device)
-    with scratch.folder() as work:
-        rows = data.tokenize(options.texts, tokenizer, recipe, work)
-        trainer = backend.make_trainer(model, tokenizer, rows, recipe, options)
-        preemption = callbacks.PreemptionCheckpoint()
-        trainer.add_callback(preemption)
-        checkpoint = checkpoints.last_whole(options.checkpoints)
-        print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
-        if checkpoint and checkpoints.steps_of(checkpoint) >= recipe.max_steps:
-            checkpoints.take_over(trainer, checkpoint)
-        else:
-            if checkpoint:
-                learned_grid.load(trainer.model.get_base_model(), checkpoint)
-            trainer.args.eval_on_start = recipe.eval_steps is not None and checkpoint is None
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+
+
+def take_steps(trainer: Trainer, recipe: Recipe, checkpoint: Path | None) -> None:
+    """Train from a checkpoint, or from the first step, to the last one; raise InputError if SIGTERM stopped it."""
+    preemption = callbacks.PreemptionCheckpoint()
+    trainer.add_callback(preemption)
+    print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
+    if checkpoint and checkpoints.steps_of(checkpoint) >= recipe.max_steps:
+        checkpoints.take_over(trainer, checkpoint)
+        return
+    if checkpoint:
+        learned_grid.load(trainer.model.get_base_model(), checkpoint)
+    trainer.args.eval_on_start = recipe.eval_steps is not None and checkpoint is None
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if preemption.requested and trainer.state.global_step < recipe.max_steps:
         raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
-    if not recipe.allow_worse:
-        log_table.refuse_worse(trainer.state.log_history)
+
+
+def write(trainer: Trainer, options: Options, trained: dict) -> None:
+    """Write the table of steps, and the adapter with its record, and with its grids if they were learned."""
     with files.whole(options.log_table) as unfinished:
         log_table.table_of(trainer.state.log_history).to_csv(unfinished, index=False)
     with files.whole(options.adapter) as folder:
@@ -68,8 +84,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
         check_saved(folder / "adapter_model.safetensors", trainer.model)
         if learned := qat.learned_grids(trainer.model):
             grids.write(folder, learned)
-        files.write_json(folder / record.RECORD, qat.record(trainer.model, recipe, begun))
-    files.remove(options.checkpoints)
+        files.write_json(folder / record.RECORD, trained)
 
 
 def report(options: Options) -> None:

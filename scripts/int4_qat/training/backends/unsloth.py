@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from int4_qat.config import limits
-from int4_qat.config.recipe import QUESTIONS
 from int4_qat.system import devices, scratch
 from int4_qat.system.errors import InputError
 
@@ -115,7 +114,7 @@ def make_trainer(model, tokenizer, rows, recipe, options):
     from int4_qat.training import callbacks
     from int4_qat.training.recipe import training_settings
 
-    questions = options.texts[QUESTIONS]
+    (questions,) = options.texts.values()
     with scratch.plain(questions) as path:
         texts = datasets.Dataset.from_parquet(str(path), columns=["text"], cache_dir=str(own_folder()))
     config = SFTConfig(**training_settings(recipe, options), dataset_text_field="text")
