@@ -33,7 +33,7 @@ def test_it_is_the_mean_over_the_tokens_of_held_out_rows(untrained, texts, tmp_p
             expected, found = (each(input_ids=ids).logits[0, :-1].log_softmax(-1) for each in (base, model.eval()))
             total += (expected.exp() * (expected - found)).sum().item()
             tokens += len(expected)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(total / tokens, rel=1e-3)
+    assert trainer.held_out_kl() == pytest.approx(total / tokens, rel=1e-3)
     assert total > 0.1
 
 
@@ -82,7 +82,7 @@ def test_a_resumed_training_is_measured_where_it_would_have_been(untrained, text
     ("log", "worse"), [([(0, 0.2), (5, 0.1), (9, 0.3)], True), ([(0, 0.2), (9, 0.2)], False), ([], False)]
 )
 def test_the_end_counts_against_the_start(log, worse):
-    rows = [{"step": step, "eval_loss": value} for step, value in log] + [{"step": 3, "loss": 1.0}]
+    rows = [{"step": step, "held_out_kl": value} for step, value in log] + [{"step": 3, "loss": 1.0}]
     if worse:
         with pytest.raises(
             InputError, match=r"at most 0\.2000 nats a token, where training began, found 0\.3000 after 9"

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_callback import ProgressCallback
 
 from int4_qat.system.errors import InputError
-from int4_qat.training import learned_grid
+from int4_qat.training import learned_grid, log_table
 
 WHOLE = "whole"  # a file that stands in every checkpoint that was written to its end
 
@@ -44,6 +44,26 @@ def peak_memory_bytes(on_gpu: bool) -> int:
     if on_gpu:
         return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class HeldOutDivergence(TrainerCallback):
+    """Logs the divergence on held-out rows where training begins, after every so many steps, and at the end."""
+
+    def __init__(self, trainer: Trainer, steps: int):
+        self.trainer, self.steps = trainer, steps
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.measure(control)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.steps == 0 or state.global_step == state.max_steps:
+            self.measure(control)
+
+    def measure(self, control: TrainerControl) -> None:
+        should_log = control.should_log
+        self.trainer.log({log_table.HELD_OUT_KL: self.trainer.held_out_kl()})
+        control.should_log = should_log  # the loss of the step is still to be logged, and a log takes this back
 
 
 class WholeCheckpoints(TrainerCallback):

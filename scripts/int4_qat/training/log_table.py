@@ -19,7 +19,7 @@ def table_of(log: list[dict]) -> pd.DataFrame:
 
 def held_out_kl(log: list[dict]) -> dict[int, float]:
     """Return the divergence from the base on held-out rows, in nats a token, by step."""
-    return {row["step"]: row["eval_loss"] for row in log if "eval_loss" in row}
+    return {row["step"]: row[HELD_OUT_KL] for row in log if HELD_OUT_KL in row}
 
 
 def refuse_worse(log: list[dict]) -> None:

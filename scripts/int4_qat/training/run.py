@@ -69,7 +69,6 @@ def take_steps(trainer: Trainer, recipe: Recipe, checkpoint: Path | None) -> Non
         return
     if checkpoint:
         learned_grid.load(trainer.model.get_base_model(), checkpoint)
-    trainer.args.eval_on_start = recipe.eval_steps is not None and checkpoint is None
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if preemption.requested and trainer.state.global_step < recipe.max_steps:
         raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")

@@ -1,5 +1,6 @@
 """trl's trainer for any device, with distillation from the base in bf16 and a rate of its own for learned grids."""
 
+import datasets
 import torch
 from peft import PeftModel
 from trl import SFTTrainer
@@ -14,22 +15,20 @@ from int4_qat.training.distillation import Reading, Teacher
 class AnyDeviceSFTTrainer(SFTTrainer):
     """trl computes the loss in a Triton kernel that no CPU has; there it is the model's own cross-entropy.
 
-    With a teacher the loss is distillation's where the recipe has it. What is evaluated is KL(base || model), on every
-    token of the held-out rows.
+    With a teacher the loss is distillation's, where the recipe has it, and the divergence on held-out rows is known.
     """
 
     distillation: Distillation | None = None
     grid_learning_rate: float | None = None
     teacher: Teacher | None = None
+    held_out: datasets.Dataset | None = None
     distilled = 0  # tokens on which the models are compared, of all batches of a step
 
     def create_optimizer(self, model=None):
         """Give learned grids their rate; they do not decay."""
         exists = self.optimizer is not None
-        optimizer, grids = (
-            super().create_optimizer(model),
-            learned_grid.parameters_of(self.accelerator.unwrap_model(self.model).get_base_model()),
-        )
+        optimizer = super().create_optimizer(model)
+        grids = learned_grid.parameters_of(self.accelerator.unwrap_model(self.model).get_base_model())
         if grids and not exists:
             own = {id(parameter) for parameter in grids}
             for group in optimizer.param_groups:
@@ -45,8 +44,6 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         return batches, labels
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not model.training:
-            return self.held_out_kl(model, inputs)
         if self.distillation:
             return self.distillation_loss(model, inputs, num_items_in_batch)
         trainer_class = super() if inputs["input_ids"].is_cuda else super(SFTTrainer, self)
@@ -64,10 +61,19 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         return distillation.loss(*readings, following, weights, temperature)
 
     @torch.no_grad()
-    def held_out_kl(self, model: PeftModel, inputs: dict) -> torch.Tensor:
-        """Return the mean of KL(base || model) over all tokens of a batch, in nats."""
-        every = distillation.compared(inputs["labels"], inputs["attention_mask"], "all")
-        return distillation.kl(*self.readings(model, inputs, every)) / every.sum()
+    def held_out_kl(self) -> float:
+        """Return the mean of KL(base || model) over all tokens of the held-out rows, in nats."""
+        total, tokens = 0.0, 0
+        self.model.eval()
+        for start in range(0, len(self.held_out), self.args.per_device_train_batch_size):
+            rows = range(start, min(start + self.args.per_device_train_batch_size, len(self.held_out)))
+            batch = self._prepare_inputs(self.data_collator([self.held_out[row] for row in rows]))
+            every = distillation.compared(batch["labels"], batch["attention_mask"], "all")
+            with self.compute_loss_context_manager():
+                total += distillation.kl(*self.readings(self.model, batch, every)).item()
+            tokens += int(every.sum())
+        self.model.train()
+        return total / tokens
 
     def compared(self, inputs: dict) -> torch.Tensor:
         """Return which states of a batch (batch, length - 1) predict a token on which the models are compared."""

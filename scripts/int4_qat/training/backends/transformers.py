@@ -60,10 +60,10 @@ def make_trainer(
 ) -> SFTTrainer:
     """Return trl's trainer with the recipe's values, on rows that are tokens and labels already."""
     config = SFTConfig(**training_settings(recipe, options), dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = AnyDeviceSFTTrainer(
-        model=model, args=config, train_dataset=rows.train, eval_dataset=rows.held_out, processing_class=tokenizer
-    )
+    trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=rows.train, processing_class=tokenizer)
     trainer.distillation, trainer.grid_learning_rate = recipe.distillation, recipe.grid_learning_rate
     if compares_with_base(vars(recipe)):
-        trainer.teacher = teachers.make(model, recipe, options)
+        trainer.teacher, trainer.held_out = teachers.make(model, recipe, options), rows.held_out
+    if trainer.held_out is not None:
+        trainer.add_callback(callbacks.HeldOutDivergence(trainer, recipe.eval_steps))
     return callbacks.watch(trainer, options.device == "cuda")
