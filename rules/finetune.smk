@@ -21,7 +21,7 @@ rule finetune:
         "../envs/finetune.yaml"
     resources:
         gpu=1,
-        # No param, since another one trains nothing again.
+        # No param, since changing it does not retrain anything.
         report_to=config["finetune"]["report_to"],
     params:
         base=lambda wildcards, input: [f"--base={input.base}"] if input.base else [],

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder to resume from")
     parser.add_argument("--adapter", required=True, type=Path, help="folder for the peft adapter")
     parser.add_argument("--log-table", required=True, type=Path, help="CSV of each logged step")
-    parser.add_argument("--report-to", default="none", help="what else watches the steps, by trl's word")
+    parser.add_argument("--report-to", default="none", help="where to report metrics as well: a value of transformers")
     options = vars(parser.parse_args())
     words = options.pop("recipe")
     options["texts"] = named_files.parse("--texts", options["texts"], "text or parquet")

@@ -232,7 +232,8 @@ def run(name: str, folder: Path, *words: object) -> None:
     process.start()
     process.join()
     if process.exitcode:
-        sys.exit(f"{folder / name}.log: {(folder / f'{name}.log').read_text().splitlines()[-1]}")
+        last = (folder / f"{name}.log").read_text().splitlines()[-1:]
+        sys.exit(f"{folder / name}.log: exit code {process.exitcode}: {' '.join(last)}")
     files.write_json(folder / f"{name}.json", {"seconds": time.perf_counter() - start})
 
 

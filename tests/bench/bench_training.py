@@ -24,11 +24,10 @@ from transformers import PreTrainedModel
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from int4_qat.checkpoint import architecture, loading
-from int4_qat.checkpoint.heads import Head
+from int4_qat.checkpoint.heads import Head, Reading
 from int4_qat.config import limits
 from int4_qat.config.recipe import Recipe
 from int4_qat.evaluation import divergence
-from int4_qat.evaluation.divergence import Reading
 from int4_qat.quantization import schemes
 from int4_qat.tokenizer import tokenization, turns
 from int4_qat.training import data, log_table
@@ -131,7 +130,6 @@ class Bench:
         self.texts = {path.stem: self.spread(path) for path in arguments.held_out}
         self.head = Head(base)
         self.base = {name: [self.read(base, window) for window in windows] for name, windows in self.texts.items()}
-        self.reference = base
 
     def spread(self, path: Path) -> list[list[int]]:
         """Return windows that are spread evenly over a text."""
@@ -153,7 +151,9 @@ class Bench:
         problems = list(limits.impossible(vars(recipe)))
         if problems:
             sys.exit(problems[0])
+        torch._dynamo.reset()  # what is compiled for a setting must not leave the next one without
         if arguments.device == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
         with tempfile.TemporaryDirectory() as work:
@@ -167,7 +167,7 @@ class Bench:
                 **places,
             )
             model = transformers.add_adapters(options.model, recipe, arguments.device)
-            losses = "", ""
+            losses, trainer = ("", ""), None
             if steps:
                 rows = data.tokenize(options.texts, self.tokenizer, recipe, Path(work))
                 trainer = transformers.make_trainer(model, self.tokenizer, rows, recipe, options)
@@ -178,7 +178,7 @@ class Bench:
         peak = f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB" if arguments.device == "cuda" else ""
         deployed = model.get_base_model().eval()
         cells = [self.compare(deployed, name) for name in self.texts]
-        del model, deployed
+        del model, trainer, deployed
         gc.collect()
         return [*cells, ", ".join(losses), f"{seconds:.0f}", peak]
 

@@ -6,18 +6,17 @@ from typing import get_args
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3ForConditionalGeneration
 
 import calibrated
-from int4_qat.checkpoint.heads import Head
+from int4_qat.checkpoint import heads
+from int4_qat.checkpoint.heads import Head, Reading
 from int4_qat.config.recipe import Recipe, Target
 from int4_qat.engines import inference
-from int4_qat.quantization import grids
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
 from int4_qat.training import data, distillation, qat, run
 from int4_qat.training.backends import transformers
-from int4_qat.training.distillation import Reading
 from programs import INT4, RECIPE, seen, training_options
 
 ALL = {"weight": 1.0, "tokens": "all", "temperature": 1.0}
@@ -39,6 +38,12 @@ def made_trainer(untrained, texts, folder, model=None, **changes):
     return transformers.make_trainer(student, tokenizer, rows, recipe, options)
 
 
+def first_loss(trainer):
+    """The first batch and its loss, as a training's first step has them."""
+    ((batch,), labels) = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
+    return batch, trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=labels)
+
+
 def by_definition(untrained, trainer, batch):
     """KL(base || model) and cross-entropy of each state, by whole logits, and which predict a token or a label."""
     tokens = {key: value for key, value in batch.items() if key != "labels"}
@@ -54,10 +59,9 @@ def by_definition(untrained, trainer, batch):
 @pytest.mark.parametrize("changes", [{}, *(seen() | {"qat_target": target} for target in TARGETS)])
 @pytest.mark.parametrize("distilled", [ALL, ALL | {"weight": 0.9}, ALL | {"tokens": "response", "weight": 0.9}])
 def test_the_loss_is_the_formula_against_the_base(untrained, texts, tmp_path, monkeypatch, changes, distilled):
-    monkeypatch.setattr(distillation, "BLOCK_BYTES", 4 * 10_240 * 7)  # seven tokens
+    monkeypatch.setattr(heads, "BLOCK_BYTES", 4 * 10_240 * 7)  # seven tokens
     trainer = made_trainer(untrained, texts, tmp_path, distillation=distilled, **changes)
-    batch = next(iter(trainer.get_train_dataloader()))
-    loss = trainer.compute_loss(trainer.model, dict(batch))
+    batch, loss = first_loss(trainer)
     kl, cross_entropy, mask, labelled = by_definition(untrained, trainer, batch)
     at, weight = mask if distilled["tokens"] == "all" else labelled, distilled["weight"]
     expected = weight * kl[at].mean() + (1 - weight) * cross_entropy[labelled].mean()
@@ -88,14 +92,15 @@ def test_a_temperature_scales_gradients_back(untrained, texts, tmp_path):
     losses = {}
     for temperature in (20.0, 40.0):
         trainer = made_trainer(untrained, texts, tmp_path, distillation=ALL | {"temperature": temperature})
-        batch = next(iter(trainer.get_train_dataloader()))
-        losses[temperature] = trainer.compute_loss(trainer.model, dict(batch)).item()
+        losses[temperature] = first_loss(trainer)[1].item()
     assert losses[40.0] == pytest.approx(losses[20.0], rel=0.1)
 
 
+@pytest.mark.parametrize("accepts", [True, False])
 @pytest.mark.parametrize("distilled", [ALL, {"weight": 0.5, "tokens": "response", "temperature": 2.0}])
-def test_accumulated_batches_are_one_step(untrained, texts, tmp_path, distilled):
-    """Of texts of different lengths: each token counts the same, in whichever batch it is."""
+def test_accumulated_batches_are_one_step(untrained, texts, tmp_path, monkeypatch, distilled, accepts):
+    """Of texts of different lengths: each token counts the same, in whichever batch it is, with any class of models."""
+    monkeypatch.setattr(Gemma3ForConditionalGeneration, "accepts_loss_kwargs", accepts, raising=False)
     weights = []
     for size, accumulated in ((8, 1), (2, 4)):
         changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, "max_steps": 2}
@@ -110,13 +115,12 @@ def test_from_calibrated_weights_the_base_is_still_the_base(untrained, texts, tm
     folder = calibrated.write(untrained / "model", tmp_path / "calibrated", INT4)
     changes = seen() | {"qat_target": "merged"}
     trainer = made_trainer(untrained, texts, tmp_path, model=folder, **changes)
-    batch = next(iter(trainer.get_train_dataloader()))
+    batch, loss = first_loss(trainer)
     kl, _, mask, _ = by_definition(untrained, trainer, batch)
-    torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), kl[mask].mean())
+    torch.testing.assert_close(loss, kl[mask].mean())
     options = training_options(untrained, texts, tmp_path)._replace(model=folder)
     with pytest.raises(InputError, match=r"^--base: expected the folder of the base, since .* is calibrated"):
         run.train(options, Recipe(**RECIPE | changes | {"distillation": ALL}), transformers)
-    assert grids.exist(folder)
 
 
 def test_logits_have_the_caps_and_scales_of_the_model():

@@ -1,5 +1,6 @@
 """The divergence on held-out rows: measured along the way, and a training that ends worse than it began."""
 
+import math
 import signal
 
 import pandas as pd
@@ -7,11 +8,13 @@ import pytest
 import torch
 
 import finetune
+from configs import changed
+from int4_qat.config import recipes
 from int4_qat.config.recipe import Recipe
 from int4_qat.engines import inference
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
-from int4_qat.training import callbacks, data, log_table
+from int4_qat.training import callbacks, data, log_table, run
 from int4_qat.training.backends import transformers
 from programs import RECIPE, finetune_options, run_in_process, run_script, seen, training_options
 
@@ -79,14 +82,29 @@ def test_a_resumed_training_is_measured_where_it_would_have_been(untrained, text
 
 
 @pytest.mark.parametrize(
-    ("log", "worse"), [([(0, 0.2), (5, 0.1), (9, 0.3)], True), ([(0, 0.2), (9, 0.2)], False), ([], False)]
+    ("log", "worse"),
+    [
+        ([(0, 0.2), (5, 0.1), (9, 0.3)], "0.3000"),
+        ([(0, 0.2), (9, math.nan)], "nan"),
+        ([(0, 0.2), (9, 0.2)], None),
+        ([], None),
+    ],
 )
 def test_the_end_counts_against_the_start(log, worse):
     rows = [{"step": step, "held_out_kl": value} for step, value in log] + [{"step": 3, "loss": 1.0}]
     if worse:
-        with pytest.raises(
-            InputError, match=r"at most 0\.2000 nats a token, where training began, found 0\.3000 after 9"
-        ):
+        with pytest.raises(InputError) as caught:
             log_table.refuse_worse(rows)
+        assert f"at most 0.2000 nats a token, where training began, found {worse} after 9 steps" in str(caught.value)
     else:
         log_table.refuse_worse(rows)
+
+
+def test_without_a_quantization_nothing_is_held_out(untrained, texts, tmp_path):
+    """Such a training begins at the base, from which it can only move away."""
+    config = changed(["finetune", "eval_steps"], 10)
+    assert recipes.recipe_of(config, "lora")["eval_steps"] is None
+    assert recipes.recipe_of(config, "qat")["eval_steps"] == 10
+    options = training_options(untrained, texts, tmp_path)
+    with pytest.raises(InputError, match=r"^finetune\.eval_steps: expected null without a quantization, found 10$"):
+        run.train(options, Recipe(**RECIPE | {"eval_steps": 10}), transformers)

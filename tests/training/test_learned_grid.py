@@ -78,7 +78,7 @@ def test_gradients_are_autograds(untrained, scheme):
     moved(layer)
     grid, a, b = layer.grid, layer.lora_A["default"].weight, layer.lora_B["default"].weight
     x = normal(5, layer.in_features).requires_grad_()
-    scale, offset = grid.scale * grid.log_scale.exp(), grid.offset + grid.shift
+    scale, offset = grid.scale * grid.log_scale.exp(), grid.offset + 15 * grid.shift
     stored = grid.stored()
     scale_seen = scale + (stored.scale.float() - scale).detach()
     zero_seen = offset * scale + (stored.zero_point.float() - offset * scale).detach()
@@ -96,6 +96,12 @@ def test_gradients_are_autograds(untrained, scheme):
     torch.testing.assert_close(layer(x), x @ deployed.T)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
+
+
+def test_ignored_linears_have_no_grid(untrained):
+    model = model_of(untrained / "model", INT4, ignore=["up_proj"])
+    learned = qat.learned_grids(model)
+    assert learned.keys() == {name for name in qat.lora_linears(model) if not name.endswith("up_proj")}
 
 
 def test_blocks_of_rows_have_the_gradients_of_the_whole(untrained, monkeypatch):

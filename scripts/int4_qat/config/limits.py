@@ -33,6 +33,8 @@ def impossible(recipe: dict) -> Iterator[str]:
         yield "lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout"
     if recipe["scheme"] and recipe["qat_target"] != "merged" and recipe["grid_learning_rate"]:
         yield f"grid_learning_rate: expected null, or qat_target merged, found {recipe['grid_learning_rate']}"
+    if recipe["eval_steps"] and not recipe["scheme"]:
+        yield f"eval_steps: expected null without a quantization, found {recipe['eval_steps']}"
     yield from _idle_texts(recipe)
     if recipe["finetune_vision_layers"]:
         yield "finetune_vision_layers: expected false, since the training texts hold no pictures to learn from"

@@ -70,5 +70,4 @@ class Recipe(TrainerSettings):
 
 def compares_with_base(recipe: Mapping) -> bool:
     """Return whether a training needs the predictions of the base in bf16, by its settings."""
-    in_int4 = recipe["scheme"] is not None
-    return recipe["distillation"] is not None or (in_int4 and recipe["eval_steps"] is not None)
+    return recipe["distillation"] is not None or recipe["eval_steps"] is not None

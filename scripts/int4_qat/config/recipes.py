@@ -11,7 +11,9 @@ def recipe_of(config: dict, arm: str) -> dict:
     settings = config["finetune"] | config["finetune"]["arms"][arm]
     quantization = settings["quantization"]
     seen = quantizations.training_words(config["quantizations"][quantization]) if quantization else NOTHING_SEEN
-    return {key: value for key, value in settings.items() if key not in ("arms", "report_to")} | seen
+    settings = {key: value for key, value in settings.items() if key not in ("arms", "report_to")} | seen
+    # Without a quantization a training begins at the base itself, from which it can only move away.
+    return settings if seen["scheme"] else settings | {"eval_steps": None}
 
 
 def training_of(recipe: dict) -> dict:

@@ -9,26 +9,15 @@ which a model's own forward applies here.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from int4_qat.checkpoint.heads import Head
+from int4_qat.checkpoint import heads
+from int4_qat.checkpoint.heads import Head, Reading
 from int4_qat.tokenizer.turns import IGNORED
 
-BLOCK_BYTES = 2**28  # of one matrix of logits in fp32
-
-Loss = Callable[[torch.Tensor, slice], torch.Tensor]  # the sum over a block, of its states (tokens, width)
-
-
-class Reading(NamedTuple):
-    """What a model made of the tokens that count: last hidden states (tokens, width), and what makes logits of them."""
-
-    hidden: torch.Tensor
-    head: Head
-
-
+BlockLoss = Callable[[torch.Tensor, slice], torch.Tensor]  # the sum over a block, of its states (tokens, width)
 Teacher = Callable[[dict], Reading]  # what the base makes of a batch: states (batch, length, width)
 
 
@@ -74,7 +63,7 @@ def loss(
         logits = student.head.logits(hidden).float()
         with torch.no_grad():
             expected = log_probabilities(base.head, base.hidden[block], temperature)
-        total = weights[1] * divergence(expected, (logits / temperature).log_softmax(-1))
+        total = weights[1] * divergence(expected, softened(logits, temperature))
         if weights[0]:
             sums = torch.nn.functional.cross_entropy(logits, following[block], ignore_index=IGNORED, reduction="sum")
             total = total + weights[0] * sums
@@ -85,7 +74,12 @@ def loss(
 
 def log_probabilities(head: Head, hidden: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return (tokens, vocabulary) in fp32 of hidden states (tokens, width)."""
-    return (head.logits(hidden).float() / temperature).log_softmax(-1)
+    return softened(head.logits(hidden).float(), temperature)
+
+
+def softened(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the log-probabilities of logits at a temperature."""
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
 
 
 def divergence(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
@@ -93,10 +87,9 @@ def divergence(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
 
 
-def by_blocks(student: Reading, of_block: Loss) -> torch.Tensor:
+def by_blocks(student: Reading, of_block: BlockLoss) -> torch.Tensor:
     """Return the sum of a loss over all blocks of a reading, differentiable with respect to its states."""
-    step = max(1, BLOCK_BYTES // (4 * student.head.vocabulary))
-    blocks = [slice(start, start + step) for start in range(0, len(student.hidden), step)]
+    blocks = heads.blocks(len(student.hidden), student.head.vocabulary)
     return _SumOfBlocks.apply(student.hidden, of_block, blocks)
 
 
@@ -109,10 +102,10 @@ class _SumOfBlocks(torch.autograd.Function):
         for block in blocks:
             part = hidden[block].detach().requires_grad_(ctx.needs_input_grad[0])
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                loss = of_block(part, block)
+                part_loss = of_block(part, block)
             if ctx.needs_input_grad[0]:
-                (gradient[block],) = torch.autograd.grad(loss, part)
-            total += loss.detach()
+                (gradient[block],) = torch.autograd.grad(part_loss, part)
+            total += part_loss.detach()
         ctx.save_for_backward(gradient)
         return total
 

@@ -1,9 +1,9 @@
 """A grid that is trained: the scale and the zero point of each group move from those where training starts.
 
-    scale = scale_0 · exp(log_scale)      zero point = (zero_point_0 / scale_0 + shift) · scale
+    scale = scale_0 · exp(log_scale)      zero point = (zero_point_0 / scale_0 + 15 · shift) · scale
 
-Training sees both as they are stored; the gradient passes straight through that rounding. With an integer zero point a
-shift therefore changes nothing until it comes to half a step.
+so that a change of either moves the ends of the range by as much. Training sees both as they are stored; the gradient
+passes straight through that rounding. An integer zero point therefore stays until a shift comes to half a step.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from int4_qat.checkpoint import blocks
 from int4_qat.quantization import int4
 from int4_qat.quantization.int4 import Grid
 from int4_qat.quantization.schemes import Scheme
@@ -33,13 +34,13 @@ class LearnedGrid(torch.nn.Module):
     def forward(self) -> Grid:
         """Return the grid as it is stored, in fp32 and with the gradients of the parameters."""
         scale = self.scale * self.log_scale.exp()
-        offset = self.offset + self.shift
+        offset = self.offset + int4.LEVELS * self.shift
         stored = int4.nearest_grid(scale.detach(), offset.detach(), self.scheme)
         return Grid(_straight_through(scale, stored.scale), _straight_through(offset * scale, stored.zero_point))
 
     def stored(self) -> Grid:
         """Return the grid in the dtype in which it is stored."""
-        return Grid(*(part.detach().to(int4.STORAGE_DTYPE) for part in self()))
+        return Grid(*(part.detach().to(blocks.STORAGE_DTYPE) for part in self()))
 
 
 def _straight_through(values: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:

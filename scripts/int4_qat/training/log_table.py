@@ -25,7 +25,7 @@ def held_out_kl(log: list[dict]) -> dict[int, float]:
 def refuse_worse(log: list[dict]) -> None:
     """Raise InputError if the held-out divergence is larger at the end of a training than where it began."""
     measured = held_out_kl(log)
-    if measured and measured[max(measured)] > measured[min(measured)]:
+    if measured and not measured[max(measured)] <= measured[min(measured)]:  # as with NaN
         begun, ended = measured[min(measured)], measured[max(measured)]
         raise InputError(
             f"finetune: expected a held-out KL of at most {begun:.4f} nats a token, where training began, found "

@@ -23,6 +23,8 @@ def fake_quantize_merged(
     Training's autocast, which would round A and B to bfloat16 before they are multiplied, is off in it: the export
     knows none.
     """
+    # A grid with a gradient would be one more case to compile for.
+    grid = grid and Grid(*(part.detach() for part in grid))
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_cuda:
             merged = compiled(blocks.merge)(weight, a, b, scaling)

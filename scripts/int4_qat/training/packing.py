@@ -64,7 +64,7 @@ def held_out_shares(weights: dict[str, float]) -> dict[str, int]:
 
 
 def interleaved(counts: list[int]) -> np.ndarray:
-    """Return an order of rows that stand text by text, in which any stretch has about the shares of the whole."""
+    """Return an order of rows that stand text by text, in which every run of rows has roughly the overall shares."""
     places = [(np.arange(count) + 0.5) / count for count in counts]
     return np.argsort(np.concatenate(places), kind="stable")
 

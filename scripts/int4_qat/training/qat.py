@@ -67,7 +67,8 @@ def fake_quantize_linears(
         if target == "base+lora_a":
             layer.lora_A.update({adapter: Int4Linear(a, scheme) for adapter, a in layer.lora_A.items()})
     if learned:
-        learned_grid.attach(model.get_base_model(), {name: layer.grid for name, layer in lora_linears(model).items()})
+        linear = model.get_base_model().get_submodule
+        learned_grid.attach(model.get_base_model(), {name: linear(name).grid for name in layers})
     return list(layers)
 
 

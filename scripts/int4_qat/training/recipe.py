@@ -17,7 +17,7 @@ class Options(NamedTuple):
     adapter: Path  # folder for the peft adapter
     log_table: Path  # CSV of each logged step
     base: Path | None = None  # folder of the base model, where training starts at a calibrated one
-    report_to: str = "none"  # what else watches the steps, by trl's word
+    report_to: str = "none"  # where to report metrics as well: a value of transformers
 
 
 def training_settings(recipe: Recipe, options: Options) -> dict:
@@ -29,7 +29,8 @@ def training_settings(recipe: Recipe, options: Options) -> dict:
         save_strategy="steps",
         save_total_limit=2,
         max_length=recipe.max_seq_length,
-        packing=False,
+        packing=False,  # data.tokenize has packed them, in an order in which each batch has its share of each text
+        train_sampling_strategy="sequential" if recipe.packing else "random",
         dataloader_pin_memory=on_gpu,
         bf16=on_gpu and recipe.dtype == "bfloat16",
         use_cpu=not on_gpu,

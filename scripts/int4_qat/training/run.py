@@ -32,6 +32,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     devices.claim(options.device)
     begun = start.method_of(options.model)
     refuse(options, recipe, begun)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(options.log_table.with_name("tensorboard")))
     checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
     tokenizer = tokenization.load_tokenizer(options.model)
     turns.refuse_wrong_marks(tokenizer, "finetune", recipe.instruction_part, recipe.response_part)
@@ -54,7 +55,7 @@ def refuse(options: Options, recipe: Recipe, begun: str | None) -> None:
         raise InputError(f"finetune.{problem}")
     if begun and compares_with_base(vars(recipe)) and options.base is None:
         raise InputError(f"--base: expected the folder of the base, since {options.model} is calibrated, found none")
-    report(options)
+    refuse_report(options.report_to)
     if options.device == "cuda":
         devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())
 
@@ -86,13 +87,12 @@ def write(trainer: Trainer, options: Options, trained: dict) -> None:
         files.write_json(folder / record.RECORD, trained)
 
 
-def report(options: Options) -> None:
-    """Say where TensorBoard's files go; raise InputError if the package that --report-to needs is not installed."""
+def refuse_report(word: str) -> None:
+    """Raise InputError if the package that --report-to needs is not installed."""
     available = get_available_reporting_integrations()
-    if options.report_to not in ("none", *available):
+    if word not in ("none", *available):
         expected = f"none or what is installed ({', '.join(sorted(available)) or 'nothing'})"
-        raise InputError(f"finetune.report_to: expected {expected}, found {options.report_to}")
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(options.log_table.with_name("tensorboard")))
+        raise InputError(f"finetune.report_to: expected {expected}, found {word}")
 
 
 def least_bytes(model: Path, recipe: Recipe) -> int:

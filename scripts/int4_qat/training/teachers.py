@@ -32,8 +32,13 @@ def of_student(model: PeftModel) -> Teacher:
 
     @torch.no_grad()
     def read(batch: dict) -> Reading:
-        with model.disable_adapter():
-            return Reading(last_hidden_states(model, base, batch), Head(base))
+        training = model.training
+        model.eval()
+        try:
+            with model.disable_adapter():
+                return Reading(last_hidden_states(model, base, batch), Head(base))
+        finally:
+            model.train(training)
 
     return read
 

@@ -7,13 +7,12 @@ from trl import SFTTrainer
 
 from int4_qat.checkpoint.heads import Head
 from int4_qat.config.recipe import Distillation
-from int4_qat.tokenizer.turns import IGNORED
 from int4_qat.training import distillation, learned_grid
 from int4_qat.training.distillation import Reading, Teacher
 
 
 class AnyDeviceSFTTrainer(SFTTrainer):
-    """trl computes the loss in a Triton kernel that no CPU has; there it is the model's own cross-entropy.
+    """trl computes the loss in a Triton kernel that no CPU has; on one it is the model's own cross-entropy.
 
     With a teacher the loss is distillation's, where the recipe has it, and the divergence on held-out rows is known.
     """
@@ -49,14 +48,12 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         trainer_class = super() if inputs["input_ids"].is_cuda else super(SFTTrainer, self)
         return trainer_class.compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def distillation_loss(self, model: PeftModel, inputs: dict, labels_of_step: torch.Tensor | None) -> torch.Tensor:
-        """Return the loss of a batch, as its part of the step's."""
+    def distillation_loss(self, model: PeftModel, inputs: dict, labels_of_step: torch.Tensor) -> torch.Tensor:
+        """Return what a batch adds to the loss of a step, which has so many labels."""
         compared, weight = self.compared(inputs), self.distillation["weight"]
         following = inputs["labels"][:, 1:][compared]
-        labels = (following != IGNORED).sum() if labels_of_step is None else labels_of_step
-        tokens = self.distilled or int(compared.sum())
         temperature = self.distillation["temperature"]
-        weights = (1 - weight) / max(1, int(labels)), weight * temperature**2 / max(1, tokens)
+        weights = (1 - weight) / max(1, int(labels_of_step)), weight * temperature**2 / max(1, self.distilled)
         readings = self.readings(model, inputs, compared)
         return distillation.loss(*readings, following, weights, temperature)
 

@@ -64,6 +64,8 @@ def make_trainer(
     trainer.distillation, trainer.grid_learning_rate = recipe.distillation, recipe.grid_learning_rate
     if compares_with_base(vars(recipe)):
         trainer.teacher, trainer.held_out = teachers.make(model, recipe, options), rows.held_out
+    if recipe.distillation:
+        trainer.model_accepts_loss_kwargs = True  # the loss is a part of the step's already, whatever the model's is
     if trainer.held_out is not None:
         trainer.add_callback(callbacks.HeldOutDivergence(trainer, recipe.eval_steps))
     return callbacks.watch(trainer, options.device == "cuda")
