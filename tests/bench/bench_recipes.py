@@ -25,7 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# Asked in any other way whether there is a GPU, CUDA would start here, and no process that is forked could use it.
+# No GPU is seen until a process has been forked: libraries start CUDA when they are imported, which no fork survives.
+os.environ |= {"BENCH_GPU": os.environ.get("CUDA_VISIBLE_DEVICES", "0"), "CUDA_VISIBLE_DEVICES": ""}
 os.environ |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 import pandas as pd
@@ -90,8 +91,6 @@ def main() -> None:
     parser.add_argument("--dtype", help="bfloat16 on a GPU, float32 on a CPU if left out")
     arguments = parser.parse_args()
     arguments.dtype = arguments.dtype or {"cuda": "bfloat16", "cpu": "float32"}[arguments.device]
-    if arguments.device == "cuda":  # the processes share the one GPU, one after the other
-        os.environ |= {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"), devices.CLAIMED: "0"}
     if arguments.arms:
         importlib.import_module("int4_qat.training.backends.transformers")  # for all trainings, which take it by a word
     wanted = list(wanted_variants(arguments))
@@ -242,6 +241,8 @@ def call(program, log: Path, words: tuple[object, ...]) -> None:
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+    gpu = os.environ["BENCH_GPU"]  # one process after the other has it
+    os.environ |= {"CUDA_VISIBLE_DEVICES": gpu, devices.CLAIMED: gpu}
     sys.argv = [program.__name__, *map(str, words)]
     program.errors.run(program.main)
 
