@@ -30,6 +30,7 @@ class StepTable(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         row = state.log_history[-1]
         if "loss" not in row:
+            self.time += row.get(log_table.HELD_OUT_SECONDS, 0)  # no time of a step
             return
         if not math.isfinite(row["loss"]):
             raise InputError(f"finetune: the loss of step {state.global_step} is {row['loss']}; lower learning_rate")
@@ -61,8 +62,10 @@ class HeldOutDivergence(TrainerCallback):
             self.measure(control)
 
     def measure(self, control: TrainerControl) -> None:
-        should_log = control.should_log
-        self.trainer.log({log_table.HELD_OUT_KL: self.trainer.held_out_kl()})
+        should_log, start = control.should_log, time.perf_counter()
+        divergence = self.trainer.held_out_kl()
+        seconds = time.perf_counter() - start
+        self.trainer.log({log_table.HELD_OUT_KL: divergence, log_table.HELD_OUT_SECONDS: seconds})
         control.should_log = should_log  # the loss of the step is still to be logged, and a log takes this back
 
 

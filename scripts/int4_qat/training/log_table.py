@@ -5,6 +5,7 @@ import pandas as pd
 from int4_qat.system.errors import InputError
 
 COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_gb"]
+HELD_OUT_SECONDS = "held_out_seconds"
 HELD_OUT_KL = "held_out_kl"  # the column that a training with eval_steps has besides, from step 0 on
 
 
