@@ -22,6 +22,7 @@ shell.prefix(
     "show() {{ (trap '' TERM; exec tee \"$1\"); }}; "
 )
 
+SAID = ("source", "license")  # of a text, and not of how its files are read
 quantized = [name for name in config["variants"] if variants.is_quantized(name)]
 measured = measurements.asked(config)
 summarized = measurements.summarized(measured)

@@ -157,7 +157,7 @@ rule download_text:
     params:
         source=lambda wildcards: source_path(brought_texts[wildcards.text_file]["source"], "resources/standin/text"),
         options=lambda wildcards: [
-            f"--{key}={value}" for key, value in sorted(brought_texts[wildcards.text_file].items()) if key != "source"
+            f"--{key}={value}" for key, value in sorted(without(brought_texts[wildcards.text_file], *SAID).items())
         ],
     message:
         "download_text: {wildcards.text_file}"

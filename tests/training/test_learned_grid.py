@@ -7,7 +7,7 @@ import torch
 
 import calibrated
 import finetune
-from int4_qat.checkpoint import blocks
+from int4_qat.checkpoint import blocks, weight_files
 from int4_qat.config.recipe import Recipe
 from int4_qat.engines import inference
 from int4_qat.quantization import grids, int4
@@ -24,6 +24,13 @@ LEARNED = {"qat_target": "merged", "grid_learning_rate": 0.05}
 
 def model_of(folder, scheme, **changes):
     return transformers.add_adapters(folder, Recipe(**RECIPE | seen(scheme) | LEARNED | changes), "cpu")
+
+
+def seeing(folder):
+    """Return the bytes of what sees pictures, by name."""
+    tensors = weight_files.stored_tensors(folder).items()
+    parts = {key: tensor for key, tensor in tensors if "vision" in key or "projector" in key}
+    return {key: tensor.read().contiguous().view(torch.uint8).numpy().tobytes() for key, tensor in parts.items()}
 
 
 def moved(layer, seed=0):
@@ -135,6 +142,7 @@ def test_what_training_saw_is_what_is_deployed(untrained, texts, tmp_path, schem
     report = files.read_json(parity)
     assert report["weights_that_differ"] == 0
     assert report["relative_logit_difference"] == 0
+    assert seeing(exported) == seeing(base) != {}
     learned, started = grids.read(adapter), model_of(folder, scheme)
     deployed = inference.load_model(exported, torch.float32, "cpu", dequantize=False)
     for name, layer in qat.lora_linears(started).items():
