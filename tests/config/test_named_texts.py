@@ -2,6 +2,7 @@
 
 import copy
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -82,9 +83,10 @@ def planned_commands(config, tmp_path, *targets):
     assert result.returncode == 0, result.stderr
     found = {}
     for line in result.stdout.splitlines():
-        program, script, words = line.partition("/scripts/")[2].partition(".py")
-        if script:
-            found.setdefault(program, []).append(shlex.split(words.partition(" > ")[0].partition(" 2>&1")[0]))
+        if "/scripts/" in line and ".py" in line:
+            words = shlex.split(line.partition(" > ")[0].partition(" 2>&1")[0])
+            place = next(place for place, word in enumerate(words) if word.endswith(".py"))
+            found.setdefault(Path(words[place]).stem, []).append(words[place + 1 :])
     return found
 
 

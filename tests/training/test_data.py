@@ -99,7 +99,8 @@ def test_each_row_begins_with_the_only_bos(packed, texts, general, tokenizer):
     assert all(row[0] == MASKED for row in rows["labels"])
 
 
-def test_a_model_whose_template_writes_no_bos_has_none_in_its_windows(spoiled, general, tmp_path):
+def test_a_model_whose_template_writes_no_bos_has_none_in_its_windows(spoiled, general, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "BYTES", 1 << 20)  # one piece, in its own order
     template = spoiled / "chat_template.jinja"
     template.write_text(template.read_text().replace("bos_token", "''"))
     tokenizer = tokenization.load_tokenizer(spoiled)
@@ -109,7 +110,8 @@ def test_a_model_whose_template_writes_no_bos_has_none_in_its_windows(spoiled, g
     assert set(windows_of(rows)) <= {tuple(whole[at : at + LENGTH]) for at in range(0, len(whole), LENGTH)}
 
 
-def test_windows_of_a_general_text_are_its_own_and_teach_no_answer(packed, general, tokenizer):
+def test_windows_of_a_general_text_are_its_own_and_teach_no_answer(packed, general, tokenizer, monkeypatch):
+    monkeypatch.setattr(pieces, "BYTES", 1 << 20)  # one piece, in its own order
     rows = packed({"general": 1}, {"general": general}).train
     whole = tokenizer(general.read_text(), add_special_tokens=False)["input_ids"]
     starts = {tuple(whole[at : at + LENGTH - 1]) for at in range(0, len(whole), LENGTH - 1)}

@@ -80,8 +80,6 @@ def test_modules_are_found_through_other_modules():
     assert found - {*relative(sources.local_modules(program))} == {
         "int4_qat/training/backends/transformers.py",
         "int4_qat/training/trainer.py",
-        "int4_qat/checkpoint/architecture.py",
-        "int4_qat/checkpoint/loading.py",
     }
 
 
