@@ -121,12 +121,12 @@ def test_qat_wins_back_half_of_what_int4_cost(demo_run):
     assert accuracy["base-int4"] <= accuracy["base-bf16"] - 0.05
     assert accuracy["lora-int4"] <= accuracy["lora-bf16"] - 0.05
     assert rows["qat-int4"]["recovered"] >= 0.5
-    assert list(rows) == ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qat-int4"]
+    assert list(rows) == ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qat-int4", "qad-int4"]
     assert {row["quantized_baseline"] for row in rows.values()} == {"base-int4"}
     verdicts = {
         verdict["variant"]: verdict["calibrated_baseline"] for verdict in summary["training_against_calibration"]
     }
-    assert verdicts == dict.fromkeys(["lora-int4", "qat-int4"], "base-gptq")
+    assert verdicts == dict.fromkeys(["lora-int4", "qat-int4", "qad-int4"], "base-gptq")
     assert all(row["memory"]["peak_gb"] > 0 and row["latency"]["mean_s"] > 0 for row in rows.values())
 
 
@@ -195,15 +195,15 @@ def test_the_real_mmlu_through_the_same_rules(demo_run, mmlu_dir, tmp_path):
     assert [scores["questions"] for scores in report["by_subject"].values()] == [2] * 57
 
 
-@pytest.mark.parametrize(("profile", "variants"), [("demo", 6), ("gpu", 7), ("slurm", 7)])
-def test_a_profile_plans_on_a_machine_with_nothing(profile, variants, tmp_path):
+@pytest.mark.parametrize(("profile", "arms", "variants"), [("demo", 3, 7), ("gpu", 2, 7), ("slurm", 2, 7)])
+def test_a_profile_plans_on_a_machine_with_nothing(profile, arms, variants, tmp_path):
     """No Slurm, conda, GPU or data: PATH holds Python and a shell alone."""
     for name in ("bash", "which"):
         (tmp_path / name).symlink_to(shutil.which(name))
     environment = {"PATH": f"{os.path.dirname(sys.executable)}:{tmp_path}", "HOME": str(tmp_path)}
     options = ["--profile", f"profiles/{profile}", "--directory", tmp_path, "--dry-run"]
     plan = planned(snakemake(*options, env=environment))
-    assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (2, variants, 1)
+    assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (arms, variants, 1)
 
 
 def test_the_rules_with_a_gpu_go_where_one_is():
@@ -219,7 +219,7 @@ def test_the_rules_with_a_gpu_go_where_one_is():
 def test_the_demo_on_a_gpu_plans_with_vllm(tmp_path):
     files = ["--configfile", "profiles/demo/demo.yaml", "profiles/gpu/demo.yaml"]
     plan = planned(snakemake("--profile", "profiles/gpu", *files, "--directory", tmp_path, "--dry-run"))
-    assert (plan["make_standin"], plan["finetune"], plan["check_serving"]) == (1, 2, 4)
+    assert (plan["make_standin"], plan["finetune"], plan["check_serving"]) == (1, 3, 5)
 
 
 def test_a_standin_that_learns_nothing_is_begun_anew_and_given_up(monkeypatch, capsys):
