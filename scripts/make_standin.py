@@ -6,7 +6,11 @@ the test questions are written and never looked at. Then a few input channels of
 norm before them small by the same factor: the function stays, and the weights have the outlier channels that make
 real models hard to quantize. The factor is raised until int4 costs --int4-cost of the validation questions: processors
 round differently, so the same seed trains different models, and no one factor suits them all. It proves the
-machinery; its figures say nothing about Gemma's. A text is held out besides, of questions that are in no split.
+machinery; its figures say nothing about Gemma's.
+
+It is told of persons too, in lines that no question touches: what a training on questions alone forgets. text/ holds a
+text to train on, such lines and exam papers, and two texts that are held out: other lines of the same facts, and other
+exam papers. No question of a paper is in a split.
 
     python scripts/make_standin.py --output resources/standin --seed 0
 """
@@ -41,8 +45,9 @@ from int4_qat.tokenizer import training_texts
 FAMILIES, WORDS = 12, 20
 SIZES = {"auxiliary_train": 24_000, "dev": 285, "validation": 570, "test": 2_280}
 PERSONS, VALUES = 120, 12
-REPEATS = 10  # of a line in the text to train on: some 58,000 tokens in all
-HELD_OUT, TEXT_QUESTIONS = "held_out", 342  # some 8,000 tokens; the splits that are asked before it stay as they are
+REPEATS = 5  # of a line in the text to train on
+# Questions of texts: some 8,000 and 25,000 tokens. The splits that are asked before them stay as they are.
+PAPERS = {"held_out": 342, "train": 1_200}
 VOCABULARY = 10_240  # vLLM's latency benchmark draws token ids below 10,000
 LAYERS, HIDDEN, HEADS = 3, 64, 2
 IMAGE_SIDE, IMAGE_TOKENS = 28, 4
@@ -59,8 +64,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     facts = standin.invent_families(FAMILIES, WORDS, random.Random(arguments.seed))
-    questions = standin.ask(facts, mmlu.SUBJECTS, SIZES | {HELD_OUT: TEXT_QUESTIONS}, arguments.seed + 1)
-    held_out = questions.pop(HELD_OUT)
+    questions = standin.ask(facts, mmlu.SUBJECTS, SIZES | PAPERS, arguments.seed + 1)
+    papers = {name: questions.pop(name) for name in PAPERS}
     told = persons.invent(PERSONS, VALUES, random.Random(arguments.seed + 2))
     tokenizer = make_tokenizer(questions, told)
     lines = standin_training.make_text_lesson(told, tokenizer)
@@ -71,7 +76,7 @@ def main() -> None:
     with files.whole(arguments.output) as folder:
         write_dataset(questions, folder / "mmlu" / "all")
         gemma_folder.write_model(model, tokenizer, folder / "model")
-        write_texts(held_out, told, folder / "text", arguments.seed + 3)
+        write_texts(papers, told, folder / "text", random.Random(arguments.seed + 3))
 
 
 def make_tokenizer(
@@ -156,7 +161,7 @@ def make_lesson(
     """Return questions in a frame, as lm-eval asks them or as a chat, and what comes ahead of a sequence of them."""
     rows = [question.row() for question in questions]
     if frame == standin_training.PROMPT:
-        texts = [f"{mmlu_harness.prompt(row)} {mmlu.LETTERS[row['answer']]}\n\n" for row in rows]
+        texts = [answered(question) for question in questions]
         descriptions = [mmlu_harness.description(name) for name in mmlu.SUBJECTS]
         head = tokenizer(descriptions)["input_ids"]
     else:
@@ -220,20 +225,31 @@ def write_dataset(questions: dict[str, list[standin.Question]], folder: Path) ->
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
 
 
-def write_texts(held_out: list[standin.Question], told: list[persons.Fact], folder: Path, seed: int) -> None:
-    """Write the lines to train on, the held-out ones, and the held-out questions."""
-    train, others = persons.texts(told, REPEATS, random.Random(seed))
+def write_texts(
+    papers: dict[str, list[standin.Question]], told: list[persons.Fact], folder: Path, generator: random.Random
+) -> None:
+    """Write the text to train on, of lines and questions in any order, and the held-out lines and questions."""
+    train, held_out = persons.lines(told, REPEATS)
+    train += [answered(question) for question in papers["train"]]
+    generator.shuffle(train)
+    generator.shuffle(held_out)
     folder.mkdir()
-    for name, text in {"train": train, "held_out": others, "questions": text_of(held_out)}.items():
+    texts = {"train": "".join(train), "held_out": "".join(held_out), "questions": paper_of(papers["held_out"])}
+    for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
-def text_of(questions: list[standin.Question]) -> str:
-    """Return a text of questions with their answers in lm-eval's prompt, a passage a subject."""
+def paper_of(questions: list[standin.Question]) -> str:
+    """Return questions with their answers as lm-eval shows examples, a passage a subject."""
     passages = {name: mmlu_harness.description(name) for name in mmlu.SUBJECTS}
-    for row in (question.row() for question in questions):
-        passages[row["subject"]] += f"{mmlu_harness.prompt(row)} {mmlu.LETTERS[row['answer']]}\n\n"
+    for question in questions:
+        passages[question.subject] += answered(question)
     return "".join(passages.values())
+
+
+def answered(question: standin.Question) -> str:
+    """Return a question in lm-eval's prompt, with its answer."""
+    return f"{mmlu_harness.prompt(question.row())} {mmlu.LETTERS[question.answer]}\n\n"
 
 
 if __name__ == "__main__":

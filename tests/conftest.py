@@ -50,7 +50,8 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = make_standin.make_tokenizer(questions, told)
     gemma_folder.write_model(make_standin.make_model(len(tokenizer)), tokenizer, folder / "model")
     make_standin.write_dataset(questions, folder / "mmlu" / "all")
-    make_standin.write_texts(questions["validation"], told, folder / "text", seed=3)
+    papers = {"held_out": questions["validation"], "train": questions["auxiliary_train"]}
+    make_standin.write_texts(papers, told, folder / "text", random.Random(3))
     return folder
 
 

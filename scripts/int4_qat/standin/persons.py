@@ -45,13 +45,11 @@ def invent(persons: int, values: int, generator: random.Random) -> list[Fact]:
     return facts
 
 
-def texts(facts: list[Fact], repeats: int, generator: random.Random) -> tuple[str, str]:
-    """Return the text to train on, which says each line so many times, and the held-out one, which says each once."""
+def lines(facts: list[Fact], repeats: int) -> tuple[list[str], list[str]]:
+    """Return the lines to train on, each so many times, and those that are held out, one of each fact."""
     train, held_out = [], []
     for index, fact in enumerate(facts):
-        lines = fact.lines()
-        held_out.append(lines.pop(index % len(lines)))
-        train += lines * repeats
-    generator.shuffle(train)
-    generator.shuffle(held_out)
-    return "".join(train), "".join(held_out)
+        stated = fact.lines()
+        held_out.append(stated.pop(index % len(stated)))
+        train += stated * repeats
+    return train, held_out
