@@ -111,7 +111,7 @@ def test_lm_eval_renders_the_prompt_that_the_standin_learns(demo_run):
     assert apply_template(template, row) == mmlu_harness.prompt(row)
 
 
-def test_qat_wins_back_half_of_what_int4_cost(demo_run):
+def test_distillation_wins_back_what_int4_cost_and_training_on_answers_does_not(demo_run):
     summary = json.loads((demo_run / "results" / "demo" / "summary.json").read_text())
     rows = {row["name"]: row for row in summary["variants"]}
     accuracy = {name: row["mmlu"]["accuracy"] for name, row in rows.items()}
@@ -120,7 +120,14 @@ def test_qat_wins_back_half_of_what_int4_cost(demo_run):
     assert accuracy["base-bf16"] >= 0.65
     assert accuracy["base-int4"] <= accuracy["base-bf16"] - 0.05
     assert accuracy["lora-int4"] <= accuracy["lora-bf16"] - 0.05
-    assert rows["qat-int4"]["recovered"] >= 0.5
+    assert rows["qad-int4"]["recovered"] >= 0.9
+    assert rows["qad-int4"]["recovered_ci95"][0] >= 0.8
+    recovered = {
+        text: {name: row["divergence"][text]["recovered"]["value"] for name, row in rows.items()}
+        for text in ("families", "persons")
+    }
+    for of_text in recovered.values():
+        assert of_text["qad-int4"] > max(0.5, of_text["base-gptq"], of_text["qat-int4"], of_text["lora-int4"])
     assert list(rows) == ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qat-int4", "qad-int4"]
     assert {row["quantized_baseline"] for row in rows.values()} == {"base-int4"}
     verdicts = {
