@@ -15,7 +15,7 @@ import yaml
 import make_standin
 from int4_qat.data import mmlu
 from int4_qat.evaluation import mmlu_harness
-from int4_qat.standin import standin, standin_training
+from int4_qat.standin import persons, standin, standin_training
 from int4_qat.system import rooms, sources
 from programs import ROOT, run_script
 from workflows import demo, planned, snakemake, write_config
@@ -235,9 +235,11 @@ def test_a_standin_that_learns_nothing_is_begun_anew_and_given_up(monkeypatch, c
     monkeypatch.setattr(standin_training, "PROMISING", 1.01)
     facts = standin.invent_families(4, 10, random.Random(0))
     asked = standin.ask(facts, mmlu.SUBJECTS, {"auxiliary_train": 200, "validation": 57}, seed=1)
-    tokenizer = make_standin.make_tokenizer(asked)
+    told = persons.invent(12, 4, random.Random(2))
+    tokenizer = make_standin.make_tokenizer(asked, told)
+    lines = standin_training.make_text_lesson(told, tokenizer)
     exams, lessons = (
-        [make_standin.make_lesson(frame, facts, asked[split], tokenizer) for frame in standin_training.FRAMES]
+        [*(make_standin.make_lesson(frame, facts, asked[split], tokenizer) for frame in standin_training.FRAMES), lines]
         for split in ("validation", "auxiliary_train")
     )
     with pytest.raises(RuntimeError, match="did not learn its facts in 2 attempts"):
