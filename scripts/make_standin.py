@@ -4,11 +4,11 @@ The model has the real one's class (Gemma3ForConditionalGeneration, vision tower
 layout and MMLU's subjects. It is trained on the questions of auxiliary_train until it answers those of validation;
 the test questions are written and never looked at. Then a few input channels of its linears are made large and the
 norm before them small by the same factor: the function stays, and the weights have the outlier channels that make
-real models hard to quantize. The factor is raised until int4 costs --int4-cost of the validation questions: processors
-round differently, so the same seed trains different models, and no one factor suits them all. It proves the
-machinery; its figures say nothing about Gemma's.
+real models hard to quantize. The factor is raised until int4 costs --int4-cost of the validation questions and of the
+lines: processors round differently, so the same seed trains different models, and no one factor suits them all. It
+proves the machinery; its figures say nothing about Gemma's.
 
-It is told of persons too, in lines that no question touches: what a training on questions alone forgets. text/ holds a
+The lines tell it of persons, whom no question touches: what a training on questions alone forgets. text/ holds a
 text to train on, such lines and exam papers, and two texts that are held out: other lines of the same facts, and other
 exam papers. No question of a paper is in a split.
 
@@ -60,7 +60,10 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder for mmlu/, model/ and text/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--int4-cost", type=float, default=0.16, help="accuracy that outlier channels must cost in int4"
+        "--int4-cost",
+        type=float,
+        default=0.16,
+        help="accuracy that outlier channels must cost in int4, on questions and on lines",
     )
     arguments = parser.parse_args()
     facts = standin.invent_families(FAMILIES, WORDS, random.Random(arguments.seed))
@@ -180,8 +183,9 @@ def make_hard_to_quantize(model: Gemma3ForConditionalGeneration, exams: list[Les
         factor *= OUTLIER_STEP
         add_outliers(model, OUTLIER_STEP, torch.Generator().manual_seed(seed))
         left = accuracies(in_int4(text_model), exams)
-        print(f"outlier channels {factor:.1f} times as large: accuracies {known.round(3)}, in int4 {left.round(3)}")
         if (left <= known - cost).all():
+            shown = [f"{one:.3f}, in int4 {other:.3f}" for one, other in zip(known, left, strict=True)]
+            print(f"outlier channels {factor:.1f} times as large: questions {shown[0]}; persons {shown[1]}")
             return
     raise RuntimeError(f"outliers of up to {factor:.0f} do not cost {cost} of the accuracy in int4; try another --seed")
 

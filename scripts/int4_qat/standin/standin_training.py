@@ -91,7 +91,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     generator: np.random.Generator,
 ) -> bool:
-    """Train the text model until it knows the validation questions, or knows too little too late; whether it knows.
+    """Train the text model until it knows the exams, or knows too little of the questions too late; whether it knows.
 
     Besides the answers it learns, at each choice, the word's family and whether that is the one asked for: the two
     steps that lead to the answer. Without them small models stay at chance for many minutes.
@@ -102,6 +102,7 @@ def train(
     for step in progress:
         cosine = (1 + math.cos(math.pi * step / MOST_STEPS)) / 2
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(cosine, (step + 1) / WARMUP_STEPS)
+        # Lines in every step: they take few, and in steps of their own they would be at the questions' expense.
         drawn = lessons[generator.random() < CHAT_SHARE], lessons[-1]
         loss = sum(lesson_loss(text_model, len(tokenizer) + 2, *draw(lesson, generator)) for lesson in drawn)
         optimizer.zero_grad()
