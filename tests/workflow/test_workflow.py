@@ -123,7 +123,7 @@ def test_distillation_wins_back_what_int4_cost_and_training_on_answers_does_not(
     assert rows["qad-int4"]["recovered"] >= 0.9
     assert rows["qad-int4"]["recovered_ci95"][0] >= 0.8
     recovered = {
-        text: {name: row["divergence"][text]["recovered"]["value"] for name, row in rows.items()}
+        text: {name: row["divergence"][text]["recovered"]["kl"]["value"] for name, row in rows.items()}
         for text in ("families", "persons")
     }
     for of_text in recovered.values():
