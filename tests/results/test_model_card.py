@@ -222,7 +222,7 @@ def test_a_missing_or_stale_figure_is_an_error(finished, file, keys, value, expe
 def test_a_stale_divergence_is_an_error(finished):
     settings = settings_of(finished)
     change(finished / "qat-int4" / "divergence.json", "texts", "families", "kl", value=0.9)
-    with pytest.raises(InputError, match=r"qat-int4/divergence.json: kl of facts is 0.9, .* says "):
+    with pytest.raises(InputError, match=r"qat-int4/divergence.json: kl of families is 0.9, .* says "):
         cards.render(finished, settings)
 
 
