@@ -5,7 +5,7 @@ finds the same figures for them. The base itself, without --base, is compared wi
 
     python scripts/record_hidden_states.py --checkpoint results/demo/lora-bf16/checkpoint \\
         --base results/demo/base-bf16/checkpoint --base-states results/demo/base-bf16/states \\
-        --texts resources/texts/facts.txt --context 128 --dtype float32 --output results/demo/lora-bf16/states \\
+        --texts resources/texts/families.txt --context 128 --dtype float32 --output results/demo/lora-bf16/states \\
         --report results/demo/lora-bf16/divergence.json --samples results/demo/lora-bf16/divergence_samples.parquet
 """
 

@@ -175,10 +175,12 @@ def test_a_local_text_is_held_out_by_whichever_path_leads_to_it(tmp_path):
         assert line.endswith("and not the files of evaluation.divergence.texts.mine, found 'x'")
 
 
-def test_the_standins_text_is_held_out():
+@pytest.mark.parametrize(("files", "twin"), [("*.txt", "families"), ("held_out.txt", "persons")])
+def test_the_standins_texts_are_held_out_but_for_the_one_to_train_on(files, twin):
     config = demo_config()
-    config["texts"] = {"x": {"source": "standin", "files": "*.txt"}}
+    assert workflow_config.problems(config, SCHEMA) == []
+    config["texts"]["x"] = {"source": "standin", "files": files}
     assert workflow_config.problems(config, SCHEMA) == []
     config["calibration"]["texts"] = ["x"]
     (line,) = workflow_config.problems(config, SCHEMA)
-    assert line.endswith("and not the files of evaluation.divergence.texts.facts, found 'x'")
+    assert line.endswith(f"and not the files of evaluation.divergence.texts.{twin}, found 'x'")

@@ -236,18 +236,20 @@ def test_the_hub_is_asked_for_a_commit_alone(tmp_path):
     assert "expected hf://[datasets/]<owner>/<name>@<40-digit commit>" in result.stderr
 
 
-def test_the_standins_text_is_of_questions_that_stand_in_no_split(download, source):
+def test_the_standins_papers_are_of_questions_that_stand_in_no_split(download, source):
     """Nor does it change what is drawn for the splits, on which model and data set depend."""
     facts = standin.invent_families(make_standin.FAMILIES, make_standin.WORDS, random.Random(0))
     sizes = {"auxiliary_train": 200, "dev": 57, "validation": 57, "test": 114}
-    held_out = {make_standin.HELD_OUT: make_standin.TEXT_QUESTIONS}
-    questions = standin.ask(facts, mmlu.SUBJECTS, sizes | held_out, 1)
-    asked = questions.pop(make_standin.HELD_OUT)
+    questions = standin.ask(facts, mmlu.SUBJECTS, sizes | make_standin.PAPERS, 1)
+    papers = {name: questions.pop(name) for name in make_standin.PAPERS}
     assert questions == standin.ask(facts, mmlu.SUBJECTS, sizes, 1)
     known = {(question.family, question.choices) for split in questions.values() for question in split}
-    assert not known & {(question.family, question.choices) for question in asked}
-    make_standin.write_text(asked, source / "text")
-    text = download().decode()
+    asked = papers["held_out"]
+    for one, others in (("held_out", "train"), ("train", "held_out")):
+        apart = known | {(question.family, question.choices) for question in papers[others]}
+        assert not apart & {(question.family, question.choices) for question in papers[one]}
+    make_standin.write_texts(papers, [], source / "text", random.Random(0))
+    text = download("--files", "text/questions.txt").decode()
     for question in asked:
         choices = [f"{letter}. {choice}" for letter, choice in zip("ABCD", question.choices, strict=True)]
         assert "\n".join([question.text, *choices, f"Answer: {'ABCD'[question.answer]}\n\n"]) in text

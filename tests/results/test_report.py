@@ -48,7 +48,7 @@ def test_the_results_are_a_table_of_the_variants(page, tmp_path):
     open_category(page, "1 Results")
     table = page.frame_locator("iframe").locator("table", has_text="normalized degradation")
     names = table.locator("tbody tr td:first-child").all_inner_texts()
-    assert names == ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qat-int4"]
+    assert names == ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qat-int4", "qad-int4"]
     report_screenshot.photograph(page, tmp_path / "report.png")
     assert matplotlib.image.imread(tmp_path / "report.png").std() > 0.05  # not a blank page
 
