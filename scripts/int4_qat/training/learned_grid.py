@@ -1,9 +1,11 @@
-"""A grid that is trained: the scale and the zero point of each group move from those where training starts.
+"""A grid that is trained: the values of each group move from those where training starts.
 
     scale = scale_0 · exp(log_scale)      zero point = (zero_point_0 / scale_0 + 15 · shift) · scale
 
-so that a change of either moves the ends of the range by as much. Training sees both as they are stored; the gradient
-passes straight through that rounding. An integer zero point therefore stays until a shift comes to half a step.
+so that a change of either moves the ends of the range by as much; only a float zero point has a shift. Codes are found
+on the grid where training starts, so that no scale that moves changes a code: what a calibration has made of the errors
+of rounding stays, and the gradient is that of code · scale + zero_point itself. Training sees scale and zero point as
+they are stored; the gradient passes straight through that rounding.
 """
 
 from pathlib import Path
@@ -12,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from int4_qat.checkpoint import blocks
-from int4_qat.quantization import int4
-from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization import int4, schemes
+from int4_qat.quantization.int4 import Grid, MovedGrid
 from int4_qat.quantization.schemes import Scheme
 
 SEPARATOR = "/"  # in place of the dot, which the name of a module cannot have
@@ -25,22 +27,23 @@ class LearnedGrid(torch.nn.Module):
 
     def __init__(self, start: Grid, scheme: Scheme):
         super().__init__()
-        self.scheme = scheme
+        self.scheme, self.start = scheme, start
         self.register_buffer("scale", start.scale.float(), persistent=False)
         self.register_buffer("offset", start.zero_point.float() / self.scale, persistent=False)
         self.log_scale = torch.nn.Parameter(torch.zeros_like(self.scale))
-        self.shift = torch.nn.Parameter(torch.zeros_like(self.scale), requires_grad=scheme.zero_point is not None)
+        has_shift = scheme.zero_point == schemes.FLOAT
+        self.shift = torch.nn.Parameter(torch.zeros_like(self.scale), requires_grad=has_shift)
 
     def forward(self) -> Grid:
-        """Return the grid as it is stored, in fp32 and with the gradients of the parameters."""
+        """Return the values as they are stored, in fp32 and with the gradients of the parameters."""
         scale = self.scale * self.log_scale.exp()
         offset = self.offset + int4.LEVELS * self.shift
         stored = int4.nearest_grid(scale.detach(), offset.detach(), self.scheme)
         return Grid(_straight_through(scale, stored.scale), _straight_through(offset * scale, stored.zero_point))
 
-    def stored(self) -> Grid:
+    def stored(self) -> MovedGrid:
         """Return the grid in the dtype in which it is stored."""
-        return Grid(*(part.detach().to(blocks.STORAGE_DTYPE) for part in self()))
+        return MovedGrid(*(part.detach().to(blocks.STORAGE_DTYPE) for part in self()), self.start)
 
 
 def _straight_through(values: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from peft import PeftModel
 from peft.tuners import lora
 
 from int4_qat.quantization import int4, linears
-from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization.int4 import AnyGrid, Grid, MovedGrid
 from int4_qat.quantization.record import GIVEN, OWN
 from int4_qat.quantization.schemes import Scheme
 from int4_qat.system.errors import InputError
@@ -40,7 +40,7 @@ def fake_quantize_linears(
     target: str,
     scheme: Scheme,
     ignore: Sequence[str] = (),
-    given: Mapping[str, Grid] | None = None,
+    given: Mapping[str, AnyGrid] | None = None,
     learned: bool = False,
 ) -> list[str]:
     """Let every linear below LoRA train on int4 weights, in place; the names of those linears.
@@ -72,14 +72,14 @@ def fake_quantize_linears(
     return list(layers)
 
 
-def grid_of(name: str, device: torch.device, given: Mapping[str, Grid]) -> Grid:
+def grid_of(name: str, device: torch.device, given: Mapping[str, AnyGrid]) -> AnyGrid:
     """Return the grid of a linear, on a device; raise InputError if it has none."""
     if name not in given:
         raise InputError(f"start: expected a grid for each linear that is trained in int4, found none for {name}")
-    return Grid(*(part.to(device) for part in given[name]))
+    return given[name].to(device)
 
 
-def learned_grids(model: PeftModel) -> dict[str, Grid]:
+def learned_grids(model: PeftModel) -> dict[str, MovedGrid]:
     """Return the grids that were learned, as they are stored, by the names of linears; none if none was."""
     return {name: grid.stored() for name, grid in learned_grid.of_model(model.get_base_model()).items()}
 
@@ -133,38 +133,42 @@ class MergedInt4Linear(lora.Linear):
         if self.disable_adapters:
             return self.base_layer(x)
         a, b = self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
-        grid = self.grid() if isinstance(self.grid, LearnedGrid) else self.grid
-        y = _MergedInt4.apply(x, self.base_layer.weight, a, b, self.scaling[self.adapter], self.scheme, *(grid or ()))
+        grid, moved = self.grid, ()
+        if isinstance(grid, LearnedGrid):
+            grid, moved = grid.start, grid()
+        weight, scaling = self.base_layer.weight, self.scaling[self.adapter]
+        y = _MergedInt4.apply(x, weight, a, b, scaling, self.scheme, grid, *moved)
         return y if self.base_layer.bias is None else y + self.base_layer.bias
 
 
 class _MergedInt4(torch.autograd.Function):
     """x Q(W + s·BA)ᵀ; the weight is made again in the backward pass, so that no layer keeps a second copy.
 
-    Scale and zero point, if the weight is not on its own grid, come last.
+    grid is the one on which codes are found, None for the weight's own; scale and zero point come last if they moved.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, a, b, scaling, scheme, *grid):
-        ctx.save_for_backward(x, weight, a, b, *grid)
-        ctx.scaling, ctx.scheme = scaling, scheme
-        return x @ merged_weight.fake_quantize_merged(weight, a, b, scaling, scheme, _grid(grid)).to(x.dtype).T
+    def forward(ctx, x, weight, a, b, scaling, scheme, grid, *moved):
+        ctx.save_for_backward(x, weight, a, b, *moved)
+        ctx.scaling, ctx.scheme, ctx.grid = scaling, scheme, grid
+        return x @ merged_weight.fake_quantize_merged(weight, a, b, scaling, scheme, _grid(grid, moved)).to(x.dtype).T
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight, a, b, *grid = ctx.saved_tensors
-        deployed = merged_weight.fake_quantize_merged(weight, a, b, ctx.scaling, ctx.scheme, _grid(grid))
+        x, weight, a, b, *moved = ctx.saved_tensors
+        grid = _grid(ctx.grid, moved)
+        deployed = merged_weight.fake_quantize_merged(weight, a, b, ctx.scaling, ctx.scheme, grid)
         dx = dy @ deployed.to(dy.dtype)
         # Behind a LayerNorm autocast has x in fp32, and dy in bf16.
         rows, gradients = x.flatten(0, -2).to(dy.dtype), dy.flatten(0, -2)
         db = ctx.scaling * gradients.T @ (rows @ a.T.to(dy.dtype))
         da = ctx.scaling * (gradients @ b.to(dy.dtype)).T @ rows
-        of_grid = [None] * len(grid)
-        if any(ctx.needs_input_grad[-len(grid) :] if grid else ()):
+        of_grid = [None] * len(moved)
+        if moved and any(ctx.needs_input_grad[-len(moved) :]):
             of_weight = gradients.T @ rows
-            of_grid = merged_weight.grid_gradient(weight, a, b, ctx.scaling, _grid(grid), of_weight)
-        return dx.to(x.dtype), None, da.to(a.dtype), db.to(b.dtype), None, None, *of_grid
+            of_grid = merged_weight.grid_gradient(weight, a, b, ctx.scaling, ctx.scheme, grid, of_weight)
+        return dx.to(x.dtype), None, da.to(a.dtype), db.to(b.dtype), None, None, None, *of_grid
 
 
-def _grid(parts: Sequence[torch.Tensor]) -> Grid | None:
-    return Grid(*parts) if parts else None
+def _grid(start: Grid | None, moved: Sequence[torch.Tensor]) -> AnyGrid | None:
+    return MovedGrid(*(part.detach() for part in moved), start) if moved else start
