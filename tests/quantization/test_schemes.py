@@ -67,7 +67,7 @@ def test_an_integer_zero_point_is_a_whole_number_of_scales(weight, group_size):
 @each_group_size
 @each_weight
 def test_an_integer_grid_is_the_range_with_zero_in_it(weight, group_size):
-    """The lowest value is k scales below 0; a scale is the nearest to a 15th of the range of those with the bits for k."""
+    """The lowest value is k scales below 0; with the bits that k leaves it, the scale is nearest to a 15th of the range."""
     groups = in_groups(weight, group_size)
     quantized = int4.quantize(weight, schemes.int4(group_size, schemes.INTEGER))
     scale, zero_point = of_groups(quantized.scale), of_groups(quantized.zero_point)
@@ -76,9 +76,8 @@ def test_an_integer_grid_is_the_range_with_zero_in_it(weight, group_size):
     k = 8 - zero_point / scale
     assert (k - (-low / exact)).abs().max() <= 0.5 + 1e-5
     bits = torch.tensor([exact_bits(abs(8 - int(each))) for each in k.flatten()]).view_as(k)
-    mantissa, exponent = torch.frexp(scale)
-    assert not (mantissa * 2**bits).frac().any()
-    assert ((scale - exact).abs() <= torch.ldexp(0.5 ** (bits + 1), torch.frexp(exact)[1]) * (1 + 1e-6)).all()
+    assert not (torch.frexp(scale).mantissa * 2**bits).frac().any()
+    assert ((scale - exact).abs() <= torch.ldexp(0.5 ** (bits + 1), torch.frexp(exact).exponent) * (1 + 1e-6)).all()
 
 
 @each_group_size

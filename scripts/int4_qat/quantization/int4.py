@@ -17,8 +17,8 @@ by 1/15, and here the result is the CPU's. torchao's fake quantizer forgets the 
 `fake_quantize` here includes it, so that training sees the weight that is deployed.
 
 With an integer one, zero_point = (8 - k) * scale is exact in bfloat16, so that the same grid can be held as codes and
-integers k, without a second rounding: the scale keeps all 8 significant bits where |8 - k| is 0 or a power of two, as it
-is for most groups; 6 where it is 3 or 6, and 5 where it is 5 or 7 (docs/extending.md).
+integers k, without a second rounding. The scale keeps all 8 significant bits where |8 - k| is 0 or a power of two, as
+it is for most groups; 6 where it is 3 or 6, and 5 where it is 5 or 7 (docs/extending.md).
 
 torchao's tile_packed_to_4d quantizes by itself, in the weight's dtype: from fp32 to the same bits, from bfloat16 one
 code in forty comes out otherwise.
@@ -57,7 +57,7 @@ class Grid(NamedTuple):
 
 
 class MovedGrid(NamedTuple):
-    """A grid whose values have moved since the codes were found: they are found on the start, and stand for its values."""
+    """The values of a grid that has moved, and the grid where it started, on which codes are found."""
 
     scale: torch.Tensor  # as in Grid
     zero_point: torch.Tensor
@@ -197,7 +197,7 @@ def _scale(width: torch.Tensor, steps: float) -> torch.Tensor:
 
 
 def _scale_bits(offset: torch.Tensor) -> torch.Tensor:
-    """Return how many significant bits a scale has whose products with whole offsets, -8 ... 8, are exact in bfloat16."""
+    """Return how many significant bits of a scale leave its product with a whole offset, -8 ... 8, exact in bfloat16."""
     size = offset.abs()
     bits = torch.where((size == 5) | (size == 7), 5, STORED_BITS)
     return torch.where((size == 3) | (size == 6), 6, bits).int()
