@@ -67,7 +67,7 @@ def test_an_integer_zero_point_is_a_whole_number_of_scales(weight, group_size):
 @each_group_size
 @each_weight
 def test_an_integer_grid_is_the_range_with_zero_in_it(weight, group_size):
-    """The lowest value is k scales below 0; with the bits that k leaves it, the scale is nearest to a 15th of the range."""
+    """The lowest value is k scales below 0; in the bits that k leaves it, the scale is a 15th of the range."""
     groups = in_groups(weight, group_size)
     quantized = int4.quantize(weight, schemes.int4(group_size, schemes.INTEGER))
     scale, zero_point = of_groups(quantized.scale), of_groups(quantized.zero_point)

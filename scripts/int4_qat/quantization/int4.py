@@ -197,7 +197,7 @@ def _scale(width: torch.Tensor, steps: float) -> torch.Tensor:
 
 
 def _scale_bits(offset: torch.Tensor) -> torch.Tensor:
-    """Return how many significant bits of a scale leave its product with a whole offset, -8 ... 8, exact in bfloat16."""
+    """Return how many bits of a scale leave its product with a whole offset, -8 ... 8, exact in bfloat16."""
     size = offset.abs()
     bits = torch.where((size == 5) | (size == 7), 5, STORED_BITS)
     return torch.where((size == 3) | (size == 6), 6, bits).int()
