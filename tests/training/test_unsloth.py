@@ -49,7 +49,7 @@ def wide(tmp_path_factory):
 
 def arguments_of(wide, folder, recipe):
     outputs = {"checkpoints": folder / "checkpoints", "adapter": folder / "adapter", "log-table": folder / "steps.csv"}
-    inputs = {"model": wide / "model", "texts": wide / "train.parquet", "recipe": json.dumps(recipe)}
+    inputs = {"model": wide / "model", "texts": f"questions={wide / 'train.parquet'}", "recipe": json.dumps(recipe)}
     return [word for name, value in (inputs | outputs).items() for word in (f"--{name}", value)]
 
 

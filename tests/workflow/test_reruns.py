@@ -49,6 +49,7 @@ RETRAINED = {"finetune": 1, "merge": 1, "record_hidden_states": 1}
 ONE_VARIANT = measured(1, 1, 1)
 READ_ONCE = {"record_hidden_states": 1, "evaluate_divergence": 1}  # by an arm's weights, by its one in int4
 CHECKED = {"check_contamination": 1, "check_texts": 1}
+UNCALIBRATED = {"check_texts": 1} | SUMMARY  # the last calibrated variant is gone: check_texts reads for training alone
 FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | EVERY_WEIGHT
 FROM_TEXT = {"download_text": 1, "check_texts": 1} | DIVERGED
 FROM_DATA = {"download_mmlu": 1} | CHECKED | FORMATTED | {"evaluate_mmlu": 6, "gather_mmlu": 6}
@@ -157,6 +158,7 @@ MODULES = {
     "results/verdict.py": SUMMARIZED,
     "results/verification.py": {},
     "standin/gemma_folder.py": {},
+    "standin/persons.py": {},
     "standin/standin.py": {},
     "standin/standin_training.py": {},
     "system/devices.py": TRAINED_AND_CALIBRATED | MEASURED,
@@ -294,12 +296,12 @@ def test_an_edited_file(small_run, edit, path, expected):
         ),
         ("finetune.arms.qat.learning_rate", 1e-4, ONE_ARM | ONE_VARIANT),
         ("quantizations.gptq.method", "awq", CALIBRATED),
-        ("quantizations.gptq.method", "rtn", {"quantize": 1} | measured(1, 0, 1)),
+        ("quantizations.gptq.method", "rtn", {"quantize": 1} | measured(1, 0, 1) | UNCALIBRATED),
         ("calibration.samples", 16, CALIBRATED),
         ("calibration.length", 64, CALIBRATED),
         ("calibration.batch_size", 4, CALIBRATED),
         ("calibration.seed", 1, CALIBRATED),
-        ("evaluation.headline", "facts_kl", SUMMARIZED),
+        ("evaluation.headline", "families_kl", SUMMARIZED),
         ("evaluation.divergence.context", 32, DIVERGED),
         ("evaluation.mmlu.num_fewshot", 1, SCORED),
         ("evaluation.mmlu.engine", "stock", SCORED),
@@ -308,7 +310,7 @@ def test_an_edited_file(small_run, edit, path, expected):
         ("plots.colours.qat", "#009E73", PLOTTED),
         ("evaluation.latency.batch_sizes", [1, 2], TIMED),
         ("evaluation.latency.repeats", 3, TIMED),
-        ("variants", ["base-bf16", "base-int4", "qat-int4"], SUMMARY),
+        ("variants", ["base-bf16", "base-int4", "qat-int4"], UNCALIBRATED),
         ("publish.license", "mit", CARD),
         ("publish.thresholds.recovered_at_least", 0.5, {}),
     ],
@@ -348,7 +350,8 @@ def test_another_text_to_train_an_arm_on_is_that_arms_alone(small_run, tmp_path)
     config = yaml.safe_load(small_run.config.read_text())
     (tmp_path / "general.txt").write_text("Some text that nobody holds out.\n")
     config["texts"] = {"general": {"source": str(tmp_path), "files": "*.txt"}}
-    config["finetune"]["arms"]["qat"] |= {"packing": True, "texts": {"questions": 1, "general": 3}}
+    distilled = {"distillation": {"weight": 1, "tokens": "all", "temperature": 1}, "packing": True}
+    config["finetune"]["arms"]["qat"] |= distilled | {"texts": {"questions": 1, "general": 3}}
     expected = {"download_text": 1} | CHECKED | ONE_ARM | ONE_VARIANT
     assert planned_with(config, small_run, tmp_path) == expected
 
@@ -364,7 +367,7 @@ def test_nothing_calibrated_needs_no_section(small_run, tmp_path):
     config = yaml.safe_load(small_run.config.read_text())
     config["variants"].remove("base-gptq")
     config["calibration"] = None
-    assert planned_with(config, small_run, tmp_path) == SUMMARY
+    assert planned_with(config, small_run, tmp_path) == UNCALIBRATED
 
 
 def planned_with(config, small_run, tmp_path):
