@@ -24,7 +24,7 @@ RESULTS ?= results/demo
 
 demo: .venv/installed ## the whole chain on the stand-in
 	@$(DEMO)
-	@echo "table: results/demo/summary.csv, summary.json; the int4 model: results/demo/qat-int4/checkpoint/"
+	@echo "table: results/demo/summary.csv, summary.json; the int4 model: results/demo/qad-int4/checkpoint/"
 
 demo-mmlu: .venv/installed ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
 	@test -d "$$MMLU_DIR" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$$MMLU_DIR'" >&2; exit 1; }

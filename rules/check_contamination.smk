@@ -1,5 +1,7 @@
-# Test questions that stand in the training texts, MMLU's and one's own; held-out text that stands in calibration texts.
-#   in:  resources/mmlu/{auxiliary_train,test}.parquet, resources/questions/<questions>/, resources/texts/<text>.txt
+# Test questions that stand in the training texts, MMLU's and one's own; held-out text that stands in what a run trains or
+# calibrates on.
+#   in:  resources/mmlu/{auxiliary_train,test}.parquet, resources/questions/<questions>/,
+#        resources/texts/<text>.txt or .jsonl
 #   out: resources/contamination.json, resources/text_contamination.json
 
 
@@ -9,7 +11,7 @@ rule check_contamination:
         train=f"resources/mmlu/{mmlu.TRAIN_SPLIT}.parquet",
         mmlu=["resources/mmlu/test.parquet"] if mmlu_asked else [],
         questions=expand("resources/questions/{questions}", questions=question_sets),
-        texts=expand("resources/texts/{text}.txt", text=general_texts),
+        texts=paths_of_texts(general_texts, questions=None),
     output:
         "resources/contamination.json",
     log:
@@ -23,7 +25,7 @@ rule check_contamination:
         questions=lambda wildcards, input: [
             f"{name}={path}/test.parquet" for name, path in zip(question_sets, input.questions)
         ],
-        texts=lambda wildcards, input: [f"{name}={path}" for name, path in zip(general_texts, input.texts)],
+        texts=lambda wildcards, input: named(general_texts, input.texts),
     message:
         "check_contamination"
     shell:
@@ -35,17 +37,13 @@ rule check_contamination:
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
 
-# By what there is before a model, so that it comes early; the summary waits for it, and no calibration.
+# By what there is before a model, so that it comes early; the summary waits for it, and neither training nor calibration.
 rule check_texts:
     input:
         code=code_of("check_texts"),
         held_out=expand("resources/texts/{text}.txt", text=texts),
-        general=expand("resources/texts/{text}.txt", text=general_texts),
-        questions=(
-            [f"resources/mmlu/{mmlu.TRAIN_SPLIT}.parquet"]
-            if calibration.QUESTIONS in calibration.texts_of(config)
-            else []
-        ),
+        training=paths_of_texts(trained_on, rules.check_contamination.input.train),
+        calibration=paths_of_texts(calibrated_on, rules.check_contamination.input.train),
     output:
         "resources/text_contamination.json",
     log:
@@ -56,14 +54,15 @@ rule check_texts:
     conda:
         "../envs/data.yaml"
     params:
-        held_out=lambda wildcards, input: [f"{name}={path}" for name, path in zip(texts, input.held_out)],
-        general=lambda wildcards, input: [f"{name}={path}" for name, path in zip(general_texts, input.general)],
-        questions=lambda wildcards, input: [f"{calibration.QUESTIONS}={path}" for path in input.questions],
+        held_out=lambda wildcards, input: named(texts, input.held_out),
+        training=lambda wildcards, input: named(trained_on, input.training),
+        calibration=lambda wildcards, input: named(calibrated_on, input.calibration),
     message:
         "check_texts"
     shell:
         "python {input.code[0]:q}"
         " --held-out {params.held_out:q}"
-        " --calibration {params.general:q} {params.questions:q}"
+        " --training {params.training:q}"
+        " --calibration {params.calibration:q}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

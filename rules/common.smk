@@ -5,7 +5,8 @@ import sys
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
-from int4_qat.config import calibration, metric_names, quantizations, recipes, variants, workflow_config
+from int4_qat.config import calibration, metric_names, named_texts, quantizations, recipes, variants, workflow_config
+from int4_qat.config.recipe import compares_with_base
 from int4_qat.data import mmlu
 from int4_qat.results import calibrated_bases, measured_files, measurements
 from int4_qat.system import rooms, sources
@@ -21,6 +22,7 @@ shell.prefix(
     "show() {{ (trap '' TERM; exec tee \"$1\"); }}; "
 )
 
+SAID = ("source", "license")  # of a text, and not of how its files are read
 quantized = [name for name in config["variants"] if variants.is_quantized(name)]
 measured = measurements.asked(config)
 summarized = measurements.summarized(measured)
@@ -28,8 +30,10 @@ mmlu_asked = config["evaluation"]["mmlu"] is not None
 mmlu_splits = mmlu.SPLITS if mmlu_asked else [mmlu.TRAIN_SPLIT]
 shards = range(config["evaluation"]["mmlu"]["shards"] if mmlu_asked else 0)
 texts = metric_names.texts(config["evaluation"])
-general_texts = calibration.general_texts(config)
-brought_texts = texts | general_texts
+trained_on, calibrated_on = named_texts.used(config).values()
+general_texts = named_texts.general(config)
+text_files = {name: named_texts.file_name(name, entry) for name, entry in (texts | general_texts).items()}
+brought_texts = {text_files[name]: entry for name, entry in (texts | general_texts).items()}
 calibrated = [name for name in quantized if calibrated_bases.is_calibrated(name, config)]
 question_sets = {settings["name"]: dict(sorted(settings.items())) for settings in config["evaluation"]["questions"]}
 tasks = {settings["task"]: dict(sorted(settings.items())) for settings in config["evaluation"]["tasks"]}
@@ -48,7 +52,7 @@ wildcard_constraints:
     folder="|".join(sorted({folder for folders in formats.values() for folder in folders})),
     shard=r"\d+",
     weights="|".join(variants.weights_of(config["variants"])),
-    text="|".join(brought_texts) or "none",
+    text_file="|".join(brought_texts) or "none",
     questions="|".join(question_sets) or "none",
     task="|".join(tasks) or "none",
     dataset="|".join(data_sources) or "none",
@@ -95,10 +99,25 @@ def result_files(measured):
     return [f"results/{{model}}/{path}" for path in measured_files.paths(measured)]
 
 
+def paths_of_texts(names, questions):
+    """The files of some texts; `questions` is that of the training questions."""
+    places = {name: f"resources/texts/{file}" for name, file in text_files.items()}
+    return [(places | {calibration.QUESTIONS: questions})[name] for name in names]
+
+
 def calibration_texts(wildcards):
     """The files of the texts on which a model is calibrated, in the order of the config."""
-    places = {calibration.QUESTIONS: f"results/{wildcards.model}/train.parquet"}
-    return [places.get(name, f"resources/texts/{name}.txt") for name in calibration.texts_of(config)]
+    return paths_of_texts(calibration.texts_of(config), f"results/{wildcards.model}/train.parquet")
+
+
+def finetune_texts(wildcards):
+    """The files of the texts on which an arm is trained."""
+    return paths_of_texts(named_texts.of_arm(config, wildcards.arm), f"results/{wildcards.model}/train.parquet")
+
+
+def named(names, paths):
+    """The command-line words for files with names."""
+    return [f"{name}={path}" for name, path in zip(names, paths)]
 
 
 def bf16_checkpoint(wildcards):
@@ -119,6 +138,13 @@ def start_folder(wildcards):
     if start := recipes.recipe_of(config, arm)["start"]:
         return f"results/{wildcards.model}/{variants.BASE}-{start}/calibrated"
     return f"resources/models/{wildcards.model}"
+
+
+def compared_base(wildcards):
+    """The base, if the training of an arm starts elsewhere and is compared with it; no other needs it twice."""
+    settings = recipes.recipe_of(config, wildcards.arm)
+    needed = settings["start"] and compares_with_base(settings)
+    return f"resources/models/{wildcards.model}" if needed else []
 
 
 def weights_of(wildcards):

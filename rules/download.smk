@@ -1,7 +1,7 @@
 # Raw data and base models, the only rules that touch the network.
 #   in:  the Hub at a pinned commit, a local folder, or the stand-in
 #   out: resources/mmlu/<split>.parquet, resources/models/<model>/ and <model>.json, resources/datasets/<dataset>/,
-#        resources/questions/<questions>/, resources/texts/<text>.txt
+#        resources/questions/<questions>/, resources/texts/<text>.txt, or .jsonl of conversations
 
 
 rule make_standin:
@@ -145,22 +145,22 @@ rule download_questions:
 rule download_text:
     input:
         code=code_of("download_text"),
-        raw=lambda wildcards: source_input(brought_texts[wildcards.text]["source"], "resources/standin/text"),
+        raw=lambda wildcards: source_input(brought_texts[wildcards.text_file]["source"], "resources/standin/text"),
     output:
-        "resources/texts/{text}.txt",
+        "resources/texts/{text_file}",
     log:
-        "logs/download_text_{text}.log",
+        "logs/download_text_{text_file}.log",
     benchmark:
-        "benchmarks/download_text/{text}.tsv"
+        "benchmarks/download_text/{text_file}.tsv"
     conda:
         "../envs/data.yaml"
     params:
-        source=lambda wildcards: source_path(brought_texts[wildcards.text]["source"], "resources/standin/text"),
+        source=lambda wildcards: source_path(brought_texts[wildcards.text_file]["source"], "resources/standin/text"),
         options=lambda wildcards: [
-            f"--{key}={value}" for key, value in sorted(brought_texts[wildcards.text].items()) if key != "source"
+            f"--{key}={value}" for key, value in sorted(without(brought_texts[wildcards.text_file], *SAID).items())
         ],
     message:
-        "download_text: {wildcards.text}"
+        "download_text: {wildcards.text_file}"
     shell:
         "online python {input.code[0]:q}"
         " --source={params.source:q}"

@@ -1,13 +1,15 @@
 # One LoRA adapter an arm; the arms differ in their keys in the config.
-#   in:  results/<model>/train.parquet, resources/models/<model>/ or results/<model>/base-<start>/calibrated/
+#   in:  results/<model>/train.parquet and resources/texts/<text>.txt or .jsonl, as far as the arm names them,
+#        resources/models/<model>/ or results/<model>/base-<start>/calibrated/
 #   out: results/<model>/<arm>/adapter/, results/<model>/<arm>/training.csv
 
 
 rule finetune:
     input:
         code=finetune_code,
-        texts=rules.format_mmlu.output[0],
+        texts=finetune_texts,
         model=start_folder,
+        base=compared_base,
     output:
         adapter=directory("results/{model}/{arm}/adapter"),
         table="results/{model}/{arm}/training.csv",
@@ -19,8 +21,12 @@ rule finetune:
         "../envs/finetune.yaml"
     resources:
         gpu=1,
+        # No param, since changing it does not retrain anything.
+        report_to=config["finetune"]["report_to"],
     params:
+        base=lambda wildcards, input: [f"--base={input.base}"] if input.base else [],
         recipe=recipe,
+        texts=lambda wildcards, input: named(named_texts.of_arm(config, wildcards.arm), input.texts),
         # Not an output, since Snakemake deletes the outputs of a job that fails.
         checkpoints="results/{model}/{arm}/checkpoints",
         device=config["device"],
@@ -29,10 +35,12 @@ rule finetune:
     shell:
         "python {input.code[0]:q}"
         " --model {input.model:q}"
-        " --texts {input.texts:q}"
+        " {params.base:q}"
+        " --texts {params.texts:q}"
         " --recipe {params.recipe:q}"
         " --device {params.device:q}"
         " --checkpoints {params.checkpoints:q}"
         " --adapter {output.adapter:q}"
         " --log-table {output.table:q}"
+        " --report-to {resources.report_to:q}"
         " 2>&1 | show {log:q}"

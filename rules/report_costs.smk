@@ -14,7 +14,7 @@ rule report_costs:
             rules.download_mmlu.benchmark,
             *expand(rules.download_dataset.benchmark, dataset=data_sources),
             *expand(rules.download_questions.benchmark, questions=question_sets),
-            *expand(rules.download_text.benchmark, text=brought_texts),
+            *expand(rules.download_text.benchmark, text_file=brought_texts),
         ],
         model=[
             rules.download_model.benchmark,

@@ -10,7 +10,7 @@ rule summarize:
         data=rules.download_mmlu.output.report,
         contamination=rules.check_contamination.output[0],
         # Not an input of calibrate: to hold out another text would calibrate, and train what starts there, again.
-        texts=rules.check_texts.output if calibrated else [],
+        texts=rules.check_texts.output if trained_on or calibrated_on else [],
         costs=rules.report_costs.output.json,
         results=result_files(summarized),
         metrics=expand(rules.check_metric.output, task=tasks),

@@ -2,8 +2,9 @@
 
 Exactly, and normalized (letters and digits alone, in lower case): by the question, and by the question with its
 choices in any order. The recipe trains on MMLU's auxiliary_train and is scored on MMLU's test, and on any other
-questions that are named here: the training texts are read once for all. In general texts, on which a run calibrates,
-a question counts if 13 of its words stand there in a row, or all of them if it is shorter (data/shared_words.py).
+questions that are named here: the training texts are read once for all. In general texts, on which a run trains or
+calibrates, a question counts if 13 of its words stand there in a row, or all of them if it is shorter
+(data/shared_words.py).
 
     python scripts/check_contamination.py --train resources/mmlu/auxiliary_train.parquet \\
         --test mmlu=resources/mmlu/test.parquet mine=resources/questions/mine/test.parquet \\

@@ -44,7 +44,7 @@ def main() -> None:
     devices.claim(arguments.device)
     training = files.read_json(arguments.adapter / record.RECORD)
     manifest = files.read_json(arguments.checkpoint / "manifest.json")
-    given = grids.read(arguments.model)
+    given = grids.read(grids.of_training(arguments.adapter, arguments.model))
     mismatch.refuse_mismatch(arguments.adapter, manifest, given)
     differing = differing_weights(arguments.model, arguments.adapter, arguments.checkpoint, manifest, given)
     weight_writer.refuse_differences(arguments.checkpoint, differing)
@@ -100,7 +100,7 @@ def training_model(model: Path, adapter: Path, training: dict, device: str) -> P
     adapted = PeftModel.from_pretrained(base, adapter)
     if training["scheme"] is not None:
         scheme, ignore = training["scheme"], training["ignore"]
-        given = start.grids_for(model, scheme, ignore)
+        given = grids.read(adapter) or start.grids_for(model, scheme, ignore)
         qat.fake_quantize_linears(adapted, training["target"], schemes.of_words(scheme), ignore, given)
     return adapted.eval()
 

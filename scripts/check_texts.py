@@ -1,12 +1,12 @@
-"""Refuse results of a calibration on test text: no calibration text may have much of a held-out text in it.
+"""Refuse results of a training or a calibration on test text: neither may read much of a held-out text.
 
-Counts of each held-out text the runs of 13 words that also stand in each calibration text (data/shared_words.py), and
-ends with an error if they are more than 1% of them. The training questions count as training shows them, but for the
-marks of a chat template.
+Counts of each held-out text the runs of 13 words that also stand in each other text (data/shared_words.py), and ends
+with an error if they are more than 1% of them. The training questions count as training shows them, but for the marks
+of a chat template, and conversations by what is said in them.
 
     python scripts/check_texts.py --held-out wikitext=resources/texts/wikitext.txt \\
-        --calibration questions=resources/mmlu/auxiliary_train.parquet \\
-        wikitext_train=resources/texts/wikitext_train.txt --output resources/text_contamination.json
+        --training questions=resources/mmlu/auxiliary_train.parquet chats=resources/texts/chats.jsonl \\
+        --calibration wikitext_train=resources/texts/wikitext_train.txt --output resources/text_contamination.json
 """
 
 import argparse
@@ -23,32 +23,34 @@ from int4_qat.tokenizer import training_texts
 # Articles quote the same sources: of wikitext-2's test text 0.0005% stand in its validation text, of one half of GSM8K
 # 0.06% in the other. A page of a held-out text among others is more.
 MOST = 0.01
+KEYS = {"training": "finetune.texts", "calibration": "calibration.texts"}  # of the config, by the option for its texts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--held-out", required=True, nargs="*", metavar="NAME=PATH", help="texts to measure on")
-    parser.add_argument(
-        "--calibration", required=True, nargs="*", metavar="NAME=PATH", help="texts, or parquets of questions"
-    )
+    for option in KEYS:
+        kinds = "texts, conversations, or parquets of questions"
+        parser.add_argument(f"--{option}", required=True, nargs="*", metavar="NAME=PATH", help=kinds)
     parser.add_argument("--output", required=True, type=Path, help="JSON with the counts")
     arguments = parser.parse_args()
     held_out = named_files.parse("--held-out", arguments.held_out, "text")
-    found = count(held_out, named_files.parse("--calibration", arguments.calibration, "text or parquet"))
-    refuse_test_text(found)
+    read = {key: named_files.parse(f"--{option}", vars(arguments)[option], "text") for option, key in KEYS.items()}
+    found = count(held_out, {name: path for texts in read.values() for name, path in texts.items()})
+    refuse_test_text(found, read)
     files.write_json(arguments.output, found)
     for name, counted in found.items():
         for text, standing in counted["in_texts"].items():
             print(f"{name}: {standing} of {counted['runs']} runs of {shared_words.LONGEST} words stand in {text}")
 
 
-def count(held_out: dict[str, Path], calibration: dict[str, Path]) -> dict[str, dict]:
+def count(held_out: dict[str, Path], others: dict[str, Path]) -> dict[str, dict]:
     """Return of each held-out text how many runs of words it has, and how many of them stand in each other text."""
     runs = {name: shared_words.runs(path.read_text(encoding="utf-8")) for name, path in held_out.items()}
     wanted = set().union(*runs.values())
     found = {
         text: shared_words.found(wanted, tqdm(parts_of(path), desc=text, unit=" parts", mininterval=1))
-        for text, path in calibration.items()
+        for text, path in others.items()
     }
     return {
         name: {"runs": len(own), "in_texts": {text: len(own & standing) for text, standing in found.items()}}
@@ -57,7 +59,7 @@ def count(held_out: dict[str, Path], calibration: dict[str, Path]) -> dict[str, 
 
 
 def parts_of(path: Path) -> Iterator[str]:
-    """Yield a calibration text in parts: a text file in blocks, a parquet of questions row by row."""
+    """Yield a text in parts: a file of text or of conversations in blocks, a parquet of questions row by row."""
     if path.suffix == ".parquet":
         for batch in parquet_files.read_batches(path, mmlu_parquet.SCHEMA.names):
             user, assistant = training_texts.messages(batch)
@@ -66,14 +68,15 @@ def parts_of(path: Path) -> Iterator[str]:
         yield from shared_words.parts_of(path)
 
 
-def refuse_test_text(found: dict[str, dict]) -> None:
-    """Raise InputError if more than a few runs of a held-out text stand in one on which a run calibrates."""
+def refuse_test_text(found: dict[str, dict], read: dict[str, dict[str, Path]]) -> None:
+    """Raise InputError, with the config's keys for it, if more than a few runs of a held-out text stand in a text."""
     for name, counted in found.items():
         for text, standing in counted["in_texts"].items():
             if standing > MOST * counted["runs"]:
                 share = f"{standing / counted['runs']:.1%}"
+                keys = " and ".join(key for key, texts in read.items() if text in texts)
                 raise InputError(
-                    f"calibration.texts: expected at most {MOST:.0%} of the held-out text '{name}' in '{text}', "
+                    f"{keys}: expected at most {MOST:.0%} of the held-out text '{name}' in '{text}', "
                     f"by runs of {shared_words.LONGEST} words, found {share}"
                 )
 

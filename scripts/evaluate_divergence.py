@@ -14,10 +14,10 @@ import argparse
 from pathlib import Path
 
 from int4_qat.checkpoint import architecture
+from int4_qat.checkpoint.heads import Head
 from int4_qat.engines import inference
 from int4_qat.evaluation import comparison, hidden_states
 from int4_qat.evaluation.comparison import Variant
-from int4_qat.evaluation.heads import Head
 from int4_qat.results import divergence_report
 from int4_qat.system import devices, errors
 from int4_qat.system.errors import InputError

@@ -1,11 +1,12 @@
 """Fine-tune LoRA adapters on the formatted texts, with fake quantization (QAT) or without.
 
-Only the answers count in the loss. Killed at any moment and started again, it goes on from its last whole checkpoint
-in --checkpoints, if recipe, texts and model are still the same; SIGTERM makes it write one first. Writes a peft
-adapter and a table of each step. The recipe's backend trains; it is loaded before all else, since unsloth patches trl,
-transformers and peft only if it is imported before them.
+The loss is the cross-entropy of the answers, or the divergence from the base in bf16, or both. Killed at any moment
+and started again, it goes on from its last whole checkpoint in --checkpoints, if recipe, texts and model are still the
+same; SIGTERM makes it write one first. Writes a peft adapter, grids if they were learned, and a table of each step. The
+recipe's backend trains; it is loaded before all else, since unsloth patches trl, transformers and peft only if it is
+imported before them.
 
-    python scripts/finetune.py --model resources/models/demo --texts results/demo/train.parquet \\
+    python scripts/finetune.py --model resources/models/demo --texts questions=results/demo/train.parquet \\
         --recipe '{"r": 8, ...}' --checkpoints /tmp/checkpoints \\
         --adapter results/demo/qat/adapter --log-table results/demo/qat/training.csv
 """
@@ -14,20 +15,24 @@ import argparse
 import json
 from pathlib import Path
 
+from int4_qat.data import named_files
 from int4_qat.system import errors, rooms
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path, help="folder of the base model, or of a calibrated one")
-    parser.add_argument("--texts", required=True, type=Path, help="parquet with the column text")
+    parser.add_argument("--base", type=Path, help="folder of the base, from which a calibrated one can be distilled")
+    parser.add_argument("--texts", required=True, nargs="+", metavar="NAME=PATH", help="the texts of the recipe")
     parser.add_argument("--recipe", required=True, type=json.loads, help="JSON: an arm of `finetune` in the config")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder to resume from")
     parser.add_argument("--adapter", required=True, type=Path, help="folder for the peft adapter")
     parser.add_argument("--log-table", required=True, type=Path, help="CSV of each logged step")
+    parser.add_argument("--report-to", default="none", help="where to report metrics as well: a value of transformers")
     options = vars(parser.parse_args())
     words = options.pop("recipe")
+    options["texts"] = named_files.parse("--texts", options["texts"], "text or parquet")
     backend = rooms.load(rooms.BACKENDS, words["backend"])
     backend.prepare()
     from int4_qat.training import run

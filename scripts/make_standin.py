@@ -4,9 +4,13 @@ The model has the real one's class (Gemma3ForConditionalGeneration, vision tower
 layout and MMLU's subjects. It is trained on the questions of auxiliary_train until it answers those of validation;
 the test questions are written and never looked at. Then a few input channels of its linears are made large and the
 norm before them small by the same factor: the function stays, and the weights have the outlier channels that make
-real models hard to quantize. The factor is raised until int4 costs --int4-cost of the validation questions: processors
-round differently, so the same seed trains different models, and no one factor suits them all. It proves the
-machinery; its figures say nothing about Gemma's. A text is held out besides, of questions that are in no split.
+real models hard to quantize. The factor is raised until int4 costs --int4-cost of the validation questions and of the
+lines: processors round differently, so the same seed trains different models, and no one factor suits them all. It
+proves the machinery; its figures say nothing about Gemma's.
+
+The lines tell it of persons, whom no question touches: what a training on questions alone forgets. text/ holds a
+text to train on, such lines and exam papers, and two texts that are held out: other lines of the same facts, and other
+exam papers. No question of a paper is in a split.
 
     python scripts/make_standin.py --output resources/standin --seed 0
 """
@@ -14,6 +18,7 @@ machinery; its figures say nothing about Gemma's. A text is held out besides, of
 import argparse
 import copy
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +37,17 @@ from int4_qat.checkpoint import blocks
 from int4_qat.data import mmlu, mmlu_parquet
 from int4_qat.evaluation import mmlu_harness
 from int4_qat.quantization import int4, schemes
-from int4_qat.standin import gemma_folder, standin, standin_training
+from int4_qat.standin import gemma_folder, persons, standin, standin_training
 from int4_qat.standin.standin_training import Lesson
 from int4_qat.system import errors, files
 from int4_qat.tokenizer import training_texts
 
 FAMILIES, WORDS = 12, 20
 SIZES = {"auxiliary_train": 24_000, "dev": 285, "validation": 570, "test": 2_280}
-HELD_OUT, TEXT_QUESTIONS = "held_out", 342  # some 8,000 tokens; the splits that are asked before it stay as they are
+PERSONS, VALUES = 120, 12
+REPEATS = 5  # of a line in the text to train on
+# Questions of texts: some 8,000 and 25,000 tokens. The splits that are asked before them stay as they are.
+PAPERS = {"held_out": 342, "train": 1_200}
 VOCABULARY = 10_240  # vLLM's latency benchmark draws token ids below 10,000
 LAYERS, HIDDEN, HEADS = 3, 64, 2
 IMAGE_SIDE, IMAGE_TOKENS = 28, 4
@@ -52,25 +60,32 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder for mmlu/, model/ and text/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--int4-cost", type=float, default=0.16, help="accuracy that outlier channels must cost in int4"
+        "--int4-cost",
+        type=float,
+        default=0.16,
+        help="accuracy that outlier channels must cost in int4, on questions and on lines",
     )
     arguments = parser.parse_args()
     facts = standin.invent_families(FAMILIES, WORDS, random.Random(arguments.seed))
-    questions = standin.ask(facts, mmlu.SUBJECTS, SIZES | {HELD_OUT: TEXT_QUESTIONS}, arguments.seed + 1)
-    held_out = questions.pop(HELD_OUT)
-    tokenizer = make_tokenizer(questions)
+    questions = standin.ask(facts, mmlu.SUBJECTS, SIZES | PAPERS, arguments.seed + 1)
+    papers = {name: questions.pop(name) for name in PAPERS}
+    told = persons.invent(PERSONS, VALUES, random.Random(arguments.seed + 2))
+    tokenizer = make_tokenizer(questions, told)
+    lines = standin_training.make_text_lesson(told, tokenizer)
     exams = [make_lesson(frame, facts, questions["validation"], tokenizer) for frame in standin_training.FRAMES]
     lessons = [make_lesson(frame, facts, questions["auxiliary_train"], tokenizer) for frame in standin_training.FRAMES]
-    model = learned(lessons, exams, tokenizer, arguments.seed)
-    make_hard_to_quantize(model, exams[0], tokenizer, arguments.int4_cost, arguments.seed)
+    model = learned([*lessons, lines], [*exams, lines], tokenizer, arguments.seed)
+    make_hard_to_quantize(model, [exams[0], lines], arguments.int4_cost, arguments.seed)
     with files.whole(arguments.output) as folder:
         write_dataset(questions, folder / "mmlu" / "all")
         gemma_folder.write_model(model, tokenizer, folder / "model")
-        write_text(held_out, folder / "text")
+        write_texts(papers, told, folder / "text", random.Random(arguments.seed + 3))
 
 
-def make_tokenizer(questions: dict[str, list[standin.Question]]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that knows every word of the data set in both frames."""
+def make_tokenizer(
+    questions: dict[str, list[standin.Question]], told: Sequence[persons.Fact] = ()
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that knows every word of the data set in both frames, and of the lines."""
     everything = [question for split in questions.values() for question in split]
     texts = [mmlu_harness.prompt(question.row()) for question in everything]
     user, assistant = training_texts.messages(
@@ -78,7 +93,8 @@ def make_tokenizer(questions: dict[str, list[standin.Question]]) -> PreTrainedTo
     )
     turns = ["user\nmodel\n", *(mmlu_harness.description(name) for name in mmlu.SUBJECTS)]
     letters = [f" {letter}" for letter in mmlu.LETTERS]
-    return standin.build_tokenizer([*texts, *user.to_pylist(), *assistant.to_pylist(), *turns, *letters])
+    lines = [line for fact in told for line in fact.lines()]
+    return standin.build_tokenizer([*texts, *user.to_pylist(), *assistant.to_pylist(), *turns, *letters, *lines])
 
 
 def make_model(known_tokens: int) -> Gemma3ForConditionalGeneration:
@@ -148,7 +164,7 @@ def make_lesson(
     """Return questions in a frame, as lm-eval asks them or as a chat, and what comes ahead of a sequence of them."""
     rows = [question.row() for question in questions]
     if frame == standin_training.PROMPT:
-        texts = [f"{mmlu_harness.prompt(row)} {mmlu.LETTERS[row['answer']]}\n\n" for row in rows]
+        texts = [answered(question) for question in questions]
         descriptions = [mmlu_harness.description(name) for name in mmlu.SUBJECTS]
         head = tokenizer(descriptions)["input_ids"]
     else:
@@ -159,20 +175,24 @@ def make_lesson(
     return standin_training.make_lesson(frame, texts, head, facts, families, tokenizer)
 
 
-def make_hard_to_quantize(
-    model: Gemma3ForConditionalGeneration, exam: Lesson, tokenizer: PreTrainedTokenizerFast, cost: float, seed: int
-) -> None:
-    """Raise the outlier channels until int4 answers `cost` less of the exam; errors out if it never does."""
+def make_hard_to_quantize(model: Gemma3ForConditionalGeneration, exams: list[Lesson], cost: float, seed: int) -> None:
+    """Raise the outlier channels until int4 answers `cost` less of each exam; errors out if it never does."""
     text_model = model.model.language_model
-    known, factor = standin_training.accuracy(text_model, exam, tokenizer), 1.0
+    known, factor = accuracies(text_model, exams), 1.0
     while factor < LARGEST_OUTLIERS:
         factor *= OUTLIER_STEP
         add_outliers(model, OUTLIER_STEP, torch.Generator().manual_seed(seed))
-        left = standin_training.accuracy(in_int4(text_model), exam, tokenizer)
-        if left <= known - cost:
-            print(f"outlier channels {factor:.1f} times as large: validation accuracy {known:.3f}, in int4 {left:.3f}")
+        left = accuracies(in_int4(text_model), exams)
+        if (left <= known - cost).all():
+            shown = [f"{one:.3f}, in int4 {other:.3f}" for one, other in zip(known, left, strict=True)]
+            print(f"outlier channels {factor:.1f} times as large: questions {shown[0]}; persons {shown[1]}")
             return
     raise RuntimeError(f"outliers of up to {factor:.0f} do not cost {cost} of the accuracy in int4; try another --seed")
+
+
+def accuracies(text_model: torch.nn.Module, exams: list[Lesson]) -> np.ndarray:
+    """Return the share of right answers in each exam."""
+    return np.array([standin_training.accuracy(text_model, exam) for exam in exams])
 
 
 @torch.no_grad()
@@ -209,13 +229,31 @@ def write_dataset(questions: dict[str, list[standin.Question]], folder: Path) ->
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
 
 
-def write_text(held_out: list[standin.Question], folder: Path) -> None:
-    """Write a text of questions with their answers in lm-eval's prompt, a passage a subject."""
-    passages = {name: mmlu_harness.description(name) for name in mmlu.SUBJECTS}
-    for row in (question.row() for question in held_out):
-        passages[row["subject"]] += f"{mmlu_harness.prompt(row)} {mmlu.LETTERS[row['answer']]}\n\n"
+def write_texts(
+    papers: dict[str, list[standin.Question]], told: list[persons.Fact], folder: Path, generator: random.Random
+) -> None:
+    """Write the text to train on, of lines and questions in any order, and the held-out lines and questions."""
+    train, held_out = persons.lines(told, REPEATS)
+    train += [answered(question) for question in papers["train"]]
+    generator.shuffle(train)
+    generator.shuffle(held_out)
     folder.mkdir()
-    (folder / "held_out.txt").write_text("".join(passages.values()), encoding="utf-8")
+    texts = {"train": "".join(train), "held_out": "".join(held_out), "questions": paper_of(papers["held_out"])}
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+
+
+def paper_of(questions: list[standin.Question]) -> str:
+    """Return questions with their answers as lm-eval shows examples, a passage a subject."""
+    passages = {name: mmlu_harness.description(name) for name in mmlu.SUBJECTS}
+    for question in questions:
+        passages[question.subject] += answered(question)
+    return "".join(passages.values())
+
+
+def answered(question: standin.Question) -> str:
+    """Return a question in lm-eval's prompt, with its answer."""
+    return f"{mmlu_harness.prompt(question.row())} {mmlu.LETTERS[question.answer]}\n\n"
 
 
 if __name__ == "__main__":

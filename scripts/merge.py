@@ -2,7 +2,8 @@
 
 Goes through the weight files block by block, so it needs the memory of its libraries and not the model's; then reads
 back and compares. Everything that is not weights (tokenizer, processor, chat template, generation config) is the base
-model's, file by file, as are the grids of a calibrated one, for the export to round on.
+model's, file by file. The grids that training learned, or else those of a calibrated model, go along, for the export to
+round on.
 
     python scripts/merge.py --model resources/models/demo --adapter results/demo/qat/adapter \\
         --output results/demo/qat-bf16/checkpoint
@@ -48,7 +49,7 @@ def main() -> None:
         weight_writer.refuse_differences(folder, weight_files.in_parallel(compare, sources, "compare"))
         config.save_pretrained(folder)
         record.copy_record(arguments.adapter, folder)
-        grids.copy(arguments.model, folder)
+        grids.copy(grids.of_training(arguments.adapter, arguments.model), folder)
         architecture.copy_companions(arguments.model, folder)
     print(f"{len(pairs)} adapters merged into {len(sources)} tensors; read back and compared: 0 weights differ")
 

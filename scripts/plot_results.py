@@ -21,6 +21,7 @@ from int4_qat.data import parquet_files
 from int4_qat.results import metrics, plot_parts, verdict
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
+from int4_qat.training import log_table
 
 FORMATS = ("svg", "png")
 SMOOTHING = 10
@@ -47,8 +48,8 @@ def main() -> None:
         **({"divergence": plot_divergence(rows, marks, verdicts)} if rows[0]["divergence"] else {}),
         "headline": plot_headline(rows, references, marks, summary["headline"], verdicts),
         **plot_subjects(arguments.results, rows, references, marks, summary["headline"]["metric"]),
-        "training_loss": plot_training_loss(
-            {arm: read_loss(arguments.results / arm) for arm in arguments.arms}, colours
+        "training_loss": plot_training(
+            {arm: read_training(arguments.results / arm) for arm in arguments.arms}, colours
         ),
         "memory": plot_memory(rows, colours),
         "latency": plot_latency(rows, colours),
@@ -71,10 +72,13 @@ def read_accuracies(results: Path, rows: list[dict], headline: str) -> pd.DataFr
     return pd.DataFrame(columns)
 
 
-def read_loss(folder: Path) -> pd.Series:
-    """Return training loss by step; raise InputError if the table is not finetune's."""
+def read_training(folder: Path) -> pd.DataFrame:
+    """Return loss and held-out KL by step; raise InputError if the table is not finetune's."""
     try:
-        return pd.read_csv(folder / "training.csv", index_col="step")["loss"]
+        table = pd.read_csv(folder / "training.csv", index_col="step")
+        return table[["loss"]].join(
+            table.get(log_table.HELD_OUT_KL, pd.Series(name=log_table.HELD_OUT_KL, dtype=float))
+        )
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{folder / 'training.csv'}: expected a table with step and loss ({error})") from None
 
@@ -198,18 +202,26 @@ def plot_recovery_by_subject(accuracies: pd.DataFrame, references: list[str], ma
     return figure
 
 
-def plot_training_loss(losses: dict[str, pd.Series], colours: dict[str, str]) -> Figure:
-    """Draw the loss of each arm by step, with its running median."""
-    figure = Figure(figsize=(8, 3.6))
+def plot_training(tables: dict[str, pd.DataFrame], colours: dict[str, str]) -> Figure:
+    """Draw the loss of each arm by step, with its running median; below it the KL on held-out rows, if any has it."""
+    measured = {arm: table[log_table.HELD_OUT_KL].dropna() for arm, table in tables.items()}
+    measured = {arm: kl for arm, kl in measured.items() if len(kl)}
+    figure = Figure(figsize=(8, 3.6 + 2.4 * bool(measured)))
     figure.suptitle(f"training loss, and its median over {SMOOTHING} steps")
-    axes = figure.add_subplot()
-    for arm, loss in losses.items():
+    axes, *below = figure.subplots(1 + bool(measured), 1, sharex=True, squeeze=False).flat
+    for arm, table in tables.items():
+        loss = table["loss"].dropna()
         axes.plot(loss, color=colours[arm], alpha=0.5, linewidth=1)
         axes.plot(loss.rolling(SMOOTHING, min_periods=1).median(), color=colours[arm], linewidth=2, label=arm)
-    axes.set_yscale("log")
-    axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
-    if losses:
+    for lower in below:
+        for arm, kl in measured.items():
+            lower.plot(kl, color=colours[arm], marker="o", markersize=4)
+        lower.set_ylabel("KL on held-out rows\n(nats per token)")
+    for each in (axes, *below):
+        each.set_yscale("log")
+    (below or [axes])[0].set_xlabel("step")
+    if tables:
         figure.legend(loc="outside right center")
     return figure
 

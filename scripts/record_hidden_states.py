@@ -5,7 +5,7 @@ finds the same figures for them. The base itself, without --base, is compared wi
 
     python scripts/record_hidden_states.py --checkpoint results/demo/lora-bf16/checkpoint \\
         --base results/demo/base-bf16/checkpoint --base-states results/demo/base-bf16/states \\
-        --texts resources/texts/facts.txt --context 128 --dtype float32 --output results/demo/lora-bf16/states \\
+        --texts resources/texts/families.txt --context 128 --dtype float32 --output results/demo/lora-bf16/states \\
         --report results/demo/lora-bf16/divergence.json --samples results/demo/lora-bf16/divergence_samples.parquet
 """
 
@@ -15,10 +15,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from int4_qat.checkpoint import architecture
+from int4_qat.checkpoint.heads import Head
 from int4_qat.engines import inference
 from int4_qat.evaluation import comparison, divergence, hidden_states
 from int4_qat.evaluation.comparison import Reader, Variant
-from int4_qat.evaluation.heads import Head
 from int4_qat.evaluation.hidden_states import Recorded
 from int4_qat.results import divergence_report
 from int4_qat.results.schema.divergence import Protocol

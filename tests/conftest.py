@@ -15,7 +15,7 @@ import torch
 import families
 import make_standin
 from int4_qat.data import mmlu
-from int4_qat.standin import gemma_folder, standin
+from int4_qat.standin import gemma_folder, persons, standin
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
 from programs import ROOT, run_script
@@ -46,10 +46,12 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts = standin.invent_families(4, 10, random.Random(0))
     sizes = {"auxiliary_train": 200, "dev": 5 * 57, "validation": 57, "test": 114}
     questions = standin.ask(facts, mmlu.SUBJECTS, sizes, seed=1)
-    tokenizer = make_standin.make_tokenizer(questions)
+    told = persons.invent(12, 4, random.Random(2))
+    tokenizer = make_standin.make_tokenizer(questions, told)
     gemma_folder.write_model(make_standin.make_model(len(tokenizer)), tokenizer, folder / "model")
     make_standin.write_dataset(questions, folder / "mmlu" / "all")
-    make_standin.write_text(questions["validation"], folder / "text")
+    papers = {"held_out": questions["validation"], "train": questions["auxiliary_train"]}
+    make_standin.write_texts(papers, told, folder / "text", random.Random(3))
     return folder
 
 

@@ -25,7 +25,12 @@ RECIPE = {
     "qat_target": "base",
     "scheme": None,
     "ignore": None,
-    "distillation_weight": 0,
+    "grid_learning_rate": None,
+    "distillation": None,
+    "texts": {"questions": 1},
+    "packing": False,
+    "eval_steps": None,
+    "allow_worse": False,
     "r": 8,
     "lora_alpha": 8,
     "lora_dropout": 0,
@@ -83,13 +88,14 @@ def training_options(untrained: Path, texts: Path, folder: Path) -> Options:
     """Return what a training of the stand-in reads, and where in a folder it writes."""
     outputs = {"checkpoints": "checkpoints", "adapter": "adapter", "log_table": "training.csv"}
     paths = {name: folder / place for name, place in outputs.items()}
-    return Options(model=untrained / "model", texts=texts, device="cpu", **paths)
+    return Options(model=untrained / "model", texts={"questions": texts}, device="cpu", **paths)
 
 
 def finetune_options(untrained: Path, texts: Path, folder: Path, **changes) -> list:
     """Options of finetune, for a recipe with some changes."""
-    options = training_options(untrained, texts, folder)._asdict()
-    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    options = training_options(untrained, texts, folder)._asdict() | {"texts": f"questions={texts}"}
+    given = [name for name in options if name not in Options._field_defaults]
+    words = [word for name in given for word in (f"--{name.replace('_', '-')}", options[name])]
     return ["--recipe", json.dumps(RECIPE | changes), *words]
 
 

@@ -11,6 +11,8 @@ import yaml
 from configs import demo_config
 from programs import ROOT
 
+VARIANTS = ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qat-int4"]  # of a small run
+
 
 def command(workflow: Path, *arguments: object) -> list[str]:
     """Snakemake's command line for the workflow in a folder."""
@@ -48,7 +50,7 @@ def copy_workflow(folder: Path) -> Path:
 
 
 def small_config(standin: Path) -> dict:
-    """The demo's config with the untrained stand-in as local folders, and little work."""
+    """The demo's config with the untrained stand-in as local folders, the card's arms alone, and little work."""
     config = demo_config()
     config["models"]["demo"]["source"] = str(standin / "model")
     config["data"]["source"] = str(standin / "mmlu")
@@ -59,8 +61,12 @@ def small_config(standin: Path) -> dict:
         "warmup_steps": 2,
         "per_device_train_batch_size": 8,
     }
-    config["evaluation"]["divergence"]["texts"]["facts"]["source"] = str(standin / "text")
-    config["evaluation"]["divergence"] |= {"context": 64, "limit": 512}
+    config["finetune"]["arms"] = {"lora": {"quantization": None}, "qat": {"quantization": "int4"}}
+    config["variants"] = [*VARIANTS]
+    config["publish"]["variant"] = "qat-int4"
+    config["texts"], config["calibration"]["texts"] = {}, ["questions"]
+    text = {"source": str(standin / "text"), "files": "questions.txt"}
+    config["evaluation"]["divergence"] |= {"texts": {"families": text}, "context": 64, "limit": 512}
     config["evaluation"]["memory"] |= {"max_new_tokens": 4}
     config["evaluation"]["latency"] |= {"input_len": 8, "output_len": 4, "warmup": 1, "iterations": 2}
     return config

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 SPARE = 1.5  # words for a token that is asked for: some words can become one token
 WATCHED = {  # module, function: what its seconds count as
     ("int4_qat.engines.inference", "load_model"): "load",
-    ("int4_qat.evaluation.heads", "load"): "load",
+    ("int4_qat.checkpoint.heads", "load"): "load",
     ("int4_qat.evaluation.divergence", "last_hidden_states"): "forward",
     ("int4_qat.evaluation.divergence", "compare"): "comparison",
     ("int4_qat.evaluation.divergence", "windows"): "tokenizer",
@@ -134,7 +134,7 @@ def run_watched(program: str, words: list[str], device: str, sender) -> None:
     module, seconds = importlib.import_module(program), Counter()
     for (place, name), part in WATCHED.items():
         watch(importlib.import_module(place), name, part, seconds, device)
-    watch(importlib.import_module("int4_qat.evaluation.heads").Head, "digest", "digest", seconds, device)
+    watch(importlib.import_module("int4_qat.checkpoint.heads").Head, "digest", "digest", seconds, device)
     sys.argv = [program, *words]
     start = time.perf_counter()
     module.main()

@@ -150,7 +150,8 @@ def steps(arguments: argparse.Namespace, config: dict):
         recipe |= {"max_steps": TRAINING_STEPS, "save_steps": TRAINING_STEPS}
         if arguments.device == "cpu":
             recipe |= {"dtype": "float32", "optim": "adamw_torch", "gradient_checkpointing": False}
-        options = ["--model", folder / "model", "--texts", folder / "texts.parquet", "--recipe", json.dumps(recipe)]
+        texts = ["--texts", f"questions={folder / 'texts.parquet'}"]
+        options = ["--model", folder / "model", *texts, "--recipe", json.dumps(recipe)]
         options += ["--checkpoints", folder / arm / "checkpoints", "--adapter", folder / arm / "adapter"]
         yield f"finetune {arm}", ["finetune", *options, "--log-table", folder / arm / "steps.csv", *on], folder / arm
     adapter = ["--model", folder / "model", "--adapter", folder / "base" / "adapter"]

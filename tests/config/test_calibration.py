@@ -3,11 +3,9 @@
 import copy
 
 import pytest
-import yaml
 
 from configs import CARD, SCHEMA, changed, demo_config
-from int4_qat.config import calibration, recipes, workflow_config
-from workflows import snakemake
+from int4_qat.config import recipes, workflow_config
 
 TEXTS = CARD["texts"]
 TRAIN, TEST = TEXTS["wikitext_train"], CARD["evaluation"]["divergence"]["texts"]["wikitext"]
@@ -150,8 +148,9 @@ def test_what_nothing_calibrates_on_may_be_anything(section):
     config = changed(["variants"], ["base-bf16", "base-int4", "qat-int4"])
     config["calibration"] = section
     assert workflow_config.problems(config, SCHEMA) == []
-    assert calibration.general_texts(config) == {}
-    assert not {"calibration", "texts"} & recipes.settings_of(config, "gemma-3-12b-it").keys()
+    settings = recipes.settings_of(config, "gemma-3-12b-it")
+    assert settings["texts"] == {}
+    assert "calibration" not in settings
 
 
 def test_a_text_that_nothing_uses_is_fine():
@@ -176,28 +175,12 @@ def test_a_local_text_is_held_out_by_whichever_path_leads_to_it(tmp_path):
         assert line.endswith("and not the files of evaluation.divergence.texts.mine, found 'x'")
 
 
-def test_the_standins_text_is_held_out():
+@pytest.mark.parametrize(("files", "twin"), [("*.txt", "families"), ("held_out.txt", "persons")])
+def test_the_standins_texts_are_held_out_but_for_the_one_to_train_on(files, twin):
     config = demo_config()
-    config["texts"] = {"x": {"source": "standin", "files": "*.txt"}}
+    assert workflow_config.problems(config, SCHEMA) == []
+    config["texts"]["x"] = {"source": "standin", "files": files}
     assert workflow_config.problems(config, SCHEMA) == []
     config["calibration"]["texts"] = ["x"]
     (line,) = workflow_config.problems(config, SCHEMA)
-    assert line.endswith("and not the files of evaluation.divergence.texts.facts, found 'x'")
-
-
-def test_the_rule_that_checks_texts_takes_those_that_a_run_calibrates_on(tmp_path):
-    def plan(**changes):
-        path = tmp_path / "mine.yaml"
-        path.write_text(yaml.safe_dump(changes))
-        target = "resources/text_contamination.json"
-        options = ["--dry-run", "--printshellcmds", "--directory", tmp_path / "run", "--configfile", path]
-        result = snakemake(target, *options)
-        assert result.returncode == 0, result.stderr
-        return next(line for line in result.stdout.splitlines() if "check_texts.py" in line)
-
-    held_out = "--held-out wikitext=resources/texts/wikitext.txt --calibration "
-    general = "wikitext_train=resources/texts/wikitext_train.txt"
-    questions = "questions=resources/mmlu/auxiliary_train.parquet"
-    assert f"{held_out}{general} {questions} --output" in plan()
-    assert f"{held_out} {questions} --output" in plan(calibration={"texts": ["questions"]})
-    assert f"{held_out}{general}  --output" in plan(calibration={"texts": ["wikitext_train"]})
+    assert line.endswith(f"and not the files of evaluation.divergence.texts.{twin}, found 'x'")

@@ -12,6 +12,7 @@ from programs import ROOT
 from workflows import snakemake
 
 MERGED = {"quantization": "int4", "qat_target": "merged", "backend": "transformers"}
+DISTILLED = {"distillation": {"weight": 1, "tokens": "all", "temperature": 1}}
 OWN = {
     "name": "own",
     "source": str(ROOT / "tests"),
@@ -93,6 +94,40 @@ def test_the_shipped_configs_are_right(config):
             MERGED | {"lora_dropout": 0.1},
             "finetune.arms.qat.lora_dropout: expected 0 with",
         ),
+        (
+            ["finetune", "arms", "qat"],
+            MERGED | {"qat_target": "base", "grid_learning_rate": 1e-3},
+            "finetune.arms.qat.grid_learning_rate: expected null, or qat_target merged, found 0.001",
+        ),
+        (
+            ["finetune", "arms", "qat"],
+            MERGED | {"packing": True},
+            "finetune.arms.qat.packing: expected false without distillation, since the answers alone count, found true",
+        ),
+        (
+            ["finetune", "arms", "qat"],
+            MERGED | DISTILLED | {"packing": True, "max_seq_length": 1},
+            "finetune.arms.qat.max_seq_length: expected 2 or more with packing, found 1",
+        ),
+        (
+            ["finetune", "arms", "qat"],
+            MERGED | DISTILLED | {"texts": {"questions": 1, "wikitext_train": 1}},
+            "finetune.arms.qat.texts.wikitext_train: expected questions alone without packing, found 'wikitext_train'",
+        ),
+        (
+            ["finetune", "arms", "qat"],
+            MERGED
+            | {"distillation": {"weight": 1, "tokens": "response", "temperature": 1}}
+            | {"texts": {"wikitext_train": 1}, "packing": True},
+            "finetune.arms.qat.distillation.tokens: expected all, since 'wikitext_train' has no responses, found respo",
+        ),
+        (["finetune", "distillation"], {"weight": 1, "tokens": "all"}, "distillation: 'temperature' is a required pro"),
+        (
+            ["finetune", "distillation"],
+            {"weight": 0, "tokens": "all", "temperature": 1},
+            "weight: 0 is less than or eq",
+        ),
+        (["finetune", "arms", "qat", "eval_steps"], 10, "finetune.arms.qat.eval_steps: expected null with backend uns"),
         (["evaluation", "mmlu", "num_fewshot"], 6, "evaluation.mmlu.num_fewshot: 6 is greater than"),
         (["plots", "colours", "sft"], "#000000", "plots.colours.sft: expected one of base, lora, qat"),
         (

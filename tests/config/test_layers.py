@@ -33,6 +33,7 @@ def test_nothing_given_is_the_default():
         ({"finetune": {"r": 16}}, ["finetune"], CARD["finetune"] | {"r": 16}),
         ({"models": {"mine": {"source": "/m"}}}, ["models"], {"mine": {"source": "/m"}}),
         ({"finetune": {"arms": {"sft": SFT}}}, ["finetune", "arms"], {"sft": SFT}),
+        ({"finetune": {"texts": {"mine": 1}}}, ["finetune", "texts"], {"mine": 1}),
         ({"quantizations": {"small": INT4}}, ["quantizations"], {"small": INT4}),
         ({"variants": ["base-bf16"]}, ["variants"], ["base-bf16"]),
         ({"texts": {}}, ["texts"], {}),
@@ -102,7 +103,8 @@ def test_the_demo_is_the_default_but_for_what_it_names():
     demo = demo_config()
     assert list(demo["models"]) == ["demo"]
     assert {entry["group_size"] for entry in demo["quantizations"].values()} == {64}
-    assert set(demo["variants"]) < set(CARD["variants"])
+    assert set(demo["variants"]) - set(CARD["variants"]) == {"qad-int4"}
+    assert demo["finetune"]["arms"].items() > CARD["finetune"]["arms"].items()
     assert demo["evaluation"]["tasks"] == []
     assert demo["evaluation"]["chartqa"] is demo["evaluation"]["serving"] is None
     assert demo["plots"] == CARD["plots"]
@@ -137,14 +139,13 @@ def test_a_job_has_the_config_of_the_run(tmp_path):
     with (workflow / "Snakefile").open("a") as snakefile:
         snakefile.write(PROBE)
     mine = tmp_path / "mine.yaml"
-    mine.write_text(
-        "finetune: {learning_rate: 5e-3, arms: {qat: {quantization: int4}}}\nplots: {colours: {qat: '#000000'}}\n"
-    )
+    mine.write_text("finetune: {learning_rate: 5e-3}\nplots: {colours: {qat: '#000000'}}\n")
     files = ["--configfile", DEMO, mine, "--directory", tmp_path / "run"]
     overrides = [
         "models={mine: {source: standin}}",
+        "finetune={arms: {qat: {quantization: int4}}}",
         "variants=[base-bf16, base-int4, qat-int4]",
-        "publish={private: false}",
+        "publish={private: false, variant: qat-int4}",
     ]
     result = snakemake("probe", "--cores", 1, *files, "--config", *overrides, workflow=workflow)
     assert result.returncode == 0, result.stderr

@@ -84,7 +84,7 @@ quantizations: {x: {skip: []}}
 finetune:
   arms:
     lora: {qat_scheme: null}
-    qat: {qat_scheme: int4}
+    qat: {qat_scheme: int4, distillation_weight: 0.5}
 """
 
 
@@ -97,10 +97,12 @@ def test_a_config_of_before_is_told_the_new_names(tmp_path):
         "skip",
         "config error: quantizations.x.skip: expected `ignore`, which takes the same names",
         *(
-            f"config error: finetune.arms.{arm}.qat_scheme: expected `quantization`, a name from the table "
+            f"config error: finetune.arms.{arm}.qat_scheme: expected `quantization` in each arm, a name from the table "
             "`quantizations` or null"
             for arm in ("lora", "qat")
         ),
+        "config error: finetune.arms.qat.distillation_weight: expected `distillation`, null or a mapping that has the "
+        "weight",
     ]
 
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from configs import CARD, SCHEMA, changed
 from int4_qat.config import recipes, schema, workflow_config
@@ -16,7 +17,7 @@ OPTIONS = Options(*map(Path, ("model", "texts")), "cpu", *map(Path, ("checkpoint
 
 
 def test_config_yaml_names_each_setting_and_no_other():
-    assert set(CARD["finetune"]) == {*SETTINGS, "start", "arms"}
+    assert set(CARD["finetune"]) == {*SETTINGS, "start", "report_to", "arms"}
 
 
 @pytest.mark.parametrize("arm", CARD["finetune"]["arms"])
@@ -47,3 +48,8 @@ def test_trl_gets_its_settings_under_their_own_names():
 def test_the_scheme_of_an_arm_is_no_key_of_its_own():
     (line,) = workflow_config.problems(changed(["finetune", "scheme"], {}), SCHEMA)
     assert line == "finetune: Unevaluated properties are not allowed ('scheme' was unexpected)"
+
+
+def test_report_to_has_the_words_of_transformers():
+    found = SCHEMA["properties"]["finetune"]["properties"]["report_to"]["enum"]
+    assert found == ["none", *sorted(INTEGRATION_TO_CALLBACK)]

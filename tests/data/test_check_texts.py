@@ -1,4 +1,4 @@
-"""Held-out text is found in what a run calibrates on, and more than a little of it ends the run."""
+"""Held-out text is found in what a run trains or calibrates on, and more than a little of it ends the run."""
 
 import json
 import random
@@ -25,15 +25,16 @@ def shared(held_out, text):
 
 @pytest.fixture
 def check(tmp_path, monkeypatch):
-    """Run the program on a held-out text and texts to calibrate on; returns what it writes."""
+    """Run the program on a held-out text and others, to train on unless it is said; returns what it writes."""
 
-    def run(held_out, **texts):
+    def run(held_out, options=("--training",), **texts):
         (tmp_path / "held_out.txt").write_text(held_out)
         for name, text in texts.items():
             (tmp_path / f"{name}.txt").write_text(text)
-        options = ["--held-out", f"held_out={tmp_path / 'held_out.txt'}", "--calibration"]
-        options += [f"{name}={tmp_path / name}.txt" for name in texts]
-        run_in_process(check_texts, monkeypatch, *options, "--output", tmp_path / "counts.json")
+        words = ["--held-out", f"held_out={tmp_path / 'held_out.txt'}"]
+        for option in ("--training", "--calibration"):
+            words += [option, *(f"{name}={tmp_path / name}.txt" for name in texts if option in options)]
+        run_in_process(check_texts, monkeypatch, *words, "--output", tmp_path / "counts.json")
         return json.loads((tmp_path / "counts.json").read_text())["held_out"]
 
     return run
@@ -53,15 +54,22 @@ def test_counts_are_those_of_a_plain_search(check, monkeypatch):
     assert check(held_out, text=text, none="w1 w2") == {"runs": runs, "in_texts": {"text": standing, "none": 0}}
 
 
-def test_more_than_a_little_of_a_held_out_text_is_one_line(check, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        (["--training"], "finetune.texts"),
+        (["--calibration"], "calibration.texts"),
+        (["--training", "--calibration"], "finetune.texts and calibration.texts"),
+    ],
+)
+def test_more_than_a_little_of_a_held_out_text_is_one_line(check, tmp_path, options, keys):
     held_out = " ".join(WORDS)  # 388 runs: three are less than 1%, four are more
     assert check(held_out, text=" ".join(WORDS[100:115]))["in_texts"] == {"text": 3}
     (tmp_path / "counts.json").unlink()
     with pytest.raises(InputError) as caught:
-        check(held_out, other="nothing of it", text=" ".join(WORDS[100:116]))
+        check(held_out, options, other="nothing of it", text=" ".join(WORDS[100:116]))
     assert str(caught.value) == (
-        "calibration.texts: expected at most 1% of the held-out text 'held_out' in 'text', by runs of 13 words, "
-        "found 1.0%"
+        f"{keys}: expected at most 1% of the held-out text 'held_out' in 'text', by runs of 13 words, found 1.0%"
     )
     assert not (tmp_path / "counts.json").exists()
 
@@ -78,13 +86,25 @@ def test_training_questions_count_as_training_shows_them(tmp_path, monkeypatch):
     held_out = "which is it choices a this b that c both d none the correct answer is c"
     (tmp_path / "held_out.txt").write_text(f"{held_out} {' '.join(WORDS)} {' '.join(WORDS[::-1])}")
     options = ["--held-out", f"held_out={tmp_path / 'held_out.txt'}"]
-    options += ["--calibration", f"questions={tmp_path / 'train.parquet'}", "--output", tmp_path / "counts.json"]
-    run_in_process(check_texts, monkeypatch, *options)
+    options += ["--training", f"questions={tmp_path / 'train.parquet'}", "--calibration"]
+    run_in_process(check_texts, monkeypatch, *options, "--output", tmp_path / "counts.json")
     found = json.loads((tmp_path / "counts.json").read_text())
     assert found["held_out"]["in_texts"] == {"questions": len(held_out.split()) - 12}
 
 
+def test_a_conversation_counts_by_what_is_said_in_it(tmp_path, monkeypatch):
+    """A run of words may go on from one message to the next; their roles are none of them."""
+    (tmp_path / "held_out.txt").write_text(" ".join(WORDS * 10))
+    said = [" ".join(WORDS[100:110]), " ".join(WORDS[110:115]) + "\nnothing"]
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), said, strict=True)]
+    (tmp_path / "chats.jsonl").write_text(json.dumps(messages) + "\n")
+    options = ["--held-out", f"held_out={tmp_path / 'held_out.txt'}", "--calibration"]
+    options += ["--training", f"chats={tmp_path / 'chats.jsonl'}", "--output", tmp_path / "counts.json"]
+    run_in_process(check_texts, monkeypatch, *options)
+    assert json.loads((tmp_path / "counts.json").read_text())["held_out"]["in_texts"] == {"chats": 3}
+
+
 def test_a_name_is_needed(tmp_path, monkeypatch):
-    options = ["--calibration", "--output", tmp_path / "counts.json"]
+    options = ["--training", "--calibration", "--output", tmp_path / "counts.json"]
     with pytest.raises(InputError, match=r"^--held-out: expected <name>=<path of a text>, found 'text\.txt'$"):
         run_in_process(check_texts, monkeypatch, "--held-out", "text.txt", *options)

@@ -134,6 +134,45 @@ def test_what_is_no_text_is_one_line(source, download, tmp_path, name, content, 
     assert not (tmp_path / "resources").exists()
 
 
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?\né\u2028"}]
+
+
+def test_conversations_are_lines_of_messages(source, download):
+    """Rows of parquet and of JSON lines, with whatever else stands beside role and content."""
+    write_table([CHAT, CHAT[1:]], source / "a.parquet", column="talk")
+    more = [message | {"id": 1} for message in CHAT]
+    (source / "b.jsonl").write_text(json.dumps({"talk": more, "id": 2}) + "\n\n")
+    lines = download("--messages", "talk").decode().removesuffix("\n").split("\n")
+    assert [json.loads(line) for line in lines] == [CHAT, CHAT[1:], CHAT]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("Why?", "expected a list of messages, found 'Why?'"),
+        ([], "expected a list of messages, found []"),
+        (["Why?"], "message 1: expected role and content, both texts, found 'Why?'"),
+        ([CHAT[0], {"role": "user"}], "message 2: expected role and content, both texts, found {'role': 'user'}"),
+        ([{"role": "user", "content": None}], "message 1: expected role and content, both texts, found {'role': 'us"),
+        ([{"role": "user", "content": "\ud800"}], r"expected a text in Unicode, found '\ud800'"),
+    ],
+)
+def test_what_is_no_conversation_is_one_line(source, download, tmp_path, value, found):
+    rows = [{"talk": CHAT}, {"talk": value}]
+    (source / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError) as caught:
+        download("--messages", "talk")
+    assert str(caught.value).startswith(f"{source}/a.jsonl, line 2: talk: {found}")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "resources").exists()
+
+
+def test_a_text_file_holds_no_conversations(source, download):
+    (source / "a.txt").write_text("Why?")
+    with pytest.raises(InputError, match=r"/a\.txt: expected \.parquet or \.jsonl, found \.txt$"):
+        download("--messages", "talk")
+
+
 def test_no_folder_is_one_line(source, download):
     source.rmdir()
     with pytest.raises(InputError) as caught:
@@ -197,18 +236,20 @@ def test_the_hub_is_asked_for_a_commit_alone(tmp_path):
     assert "expected hf://[datasets/]<owner>/<name>@<40-digit commit>" in result.stderr
 
 
-def test_the_standins_text_is_of_questions_that_stand_in_no_split(download, source):
+def test_the_standins_papers_are_of_questions_that_stand_in_no_split(download, source):
     """Nor does it change what is drawn for the splits, on which model and data set depend."""
     facts = standin.invent_families(make_standin.FAMILIES, make_standin.WORDS, random.Random(0))
     sizes = {"auxiliary_train": 200, "dev": 57, "validation": 57, "test": 114}
-    held_out = {make_standin.HELD_OUT: make_standin.TEXT_QUESTIONS}
-    questions = standin.ask(facts, mmlu.SUBJECTS, sizes | held_out, 1)
-    asked = questions.pop(make_standin.HELD_OUT)
+    questions = standin.ask(facts, mmlu.SUBJECTS, sizes | make_standin.PAPERS, 1)
+    papers = {name: questions.pop(name) for name in make_standin.PAPERS}
     assert questions == standin.ask(facts, mmlu.SUBJECTS, sizes, 1)
     known = {(question.family, question.choices) for split in questions.values() for question in split}
-    assert not known & {(question.family, question.choices) for question in asked}
-    make_standin.write_text(asked, source / "text")
-    text = download().decode()
+    asked = papers["held_out"]
+    for one, others in (("held_out", "train"), ("train", "held_out")):
+        apart = known | {(question.family, question.choices) for question in papers[others]}
+        assert not apart & {(question.family, question.choices) for question in papers[one]}
+    make_standin.write_texts(papers, [], source / "text", random.Random(0))
+    text = download("--files", "text/questions.txt").decode()
     for question in asked:
         choices = [f"{letter}. {choice}" for letter, choice in zip("ABCD", question.choices, strict=True)]
         assert "\n".join([question.text, *choices, f"Answer: {'ABCD'[question.answer]}\n\n"]) in text

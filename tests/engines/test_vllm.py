@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import measure_latency
 from int4_qat.engines import inference, vllm_process
@@ -33,10 +34,26 @@ def vllm():
 
 
 @pytest.fixture(scope="module")
-def served(vllm, untrained, tmp_path_factory):
+def talkative(untrained, tmp_path_factory):
+    """A copy of the stand-in that begins no answer with its end.
+
+    Untrained, it may: an answer is sampled, and an end may be among the 20 likeliest of its tokens. Here the logit of
+    each end is zero, and those of a hundred other tokens are greater.
+    """
+    folder = shutil.copytree(untrained, tmp_path_factory.mktemp("talkative") / "standin")
+    ends = json.loads((folder / "model" / "config.json").read_text())["eos_token_id"]
+    path = folder / "model" / "model.safetensors"
+    weights = load_file(path)
+    weights["language_model.model.embed_tokens.weight"][ends] = 0
+    save_file(weights, path, {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(vllm, talkative, tmp_path_factory):
     """A run of the rules that use vLLM, in its environment: the folder with the results."""
     folder = tmp_path_factory.mktemp("vllm run")
-    config = small_config(untrained)
+    config = small_config(talkative)
     config["evaluation"]["latency"] |= {"engine": "vllm", "dtype": "bfloat16", "vllm_arguments": CPU, "repeats": 1}
     config["evaluation"]["serving"] = {
         "dtype": "bfloat16",
@@ -46,7 +63,7 @@ def served(vllm, untrained, tmp_path_factory):
         "time_limit": 300,
     }
     path = write_config(config, folder / "config.yaml")
-    run = Run(copy_workflow(folder / "workflow"), untrained, path, folder / "directory")
+    run = Run(copy_workflow(folder / "workflow"), talkative, path, folder / "directory")
     targets = ["base-bf16/latency.json", "base-int4/latency.json", "base-int4/serving.json"]
     result = run.snakemake(*(f"results/demo/{target}" for target in targets), env=vllm)
     assert result.returncode == 0, result.stderr[-5000:]

@@ -16,11 +16,10 @@ from safetensors import safe_open
 
 import families
 from divergence_runs import CONTEXT, LIMIT, SCALED, write, write_int4
-from int4_qat.checkpoint import architecture
+from int4_qat.checkpoint import architecture, heads
+from int4_qat.checkpoint.heads import Head, Reading
 from int4_qat.engines import inference
-from int4_qat.evaluation import divergence, heads
-from int4_qat.evaluation.divergence import Reading
-from int4_qat.evaluation.heads import Head
+from int4_qat.evaluation import divergence
 from int4_qat.quantization import schemes
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
@@ -170,7 +169,7 @@ def test_no_more_logits_are_held_than_a_block(untrained, text, record, evaluate,
     int4 = write_int4(base, monkeypatch, tmp_path / "int4")
     record(base)
     whole, _ = evaluate(int4, base, base)
-    monkeypatch.setattr(divergence, "BLOCK_BYTES", 7 * 4 * families.SIZES["vocab_size"])
+    monkeypatch.setattr(heads, "BLOCK_BYTES", 7 * 4 * families.SIZES["vocab_size"])
     shapes = []
     logits = Head.logits
 

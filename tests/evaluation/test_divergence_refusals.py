@@ -10,7 +10,7 @@ import transformers
 import families
 import record_hidden_states
 from divergence_runs import CONTEXT, LIMIT, found_by, write, write_int4
-from int4_qat.evaluation import heads
+from int4_qat.checkpoint import heads
 from int4_qat.system.errors import InputError
 
 

@@ -45,10 +45,11 @@ def of_groups(part):
     return part.t().double()
 
 
-def significant_bits(values):
-    """The most bits that the mantissas of positive values need."""
-    mantissas, _ = torch.frexp(values)  # 0.5 ... 1
-    return next(bits for bits in range(1, 54) if (mantissas * 2**bits).frac().eq(0).all())
+def exact_bits(factor):
+    """The most significant bits of a number whose product with a whole factor, whatever they are, has eight at most."""
+    while factor and factor % 2 == 0:
+        factor //= 2
+    return max(bits for bits in range(1, 9) if (2**bits - 1) * factor < 2**8)
 
 
 @each_group_size
@@ -66,17 +67,17 @@ def test_an_integer_zero_point_is_a_whole_number_of_scales(weight, group_size):
 @each_group_size
 @each_weight
 def test_an_integer_grid_is_the_range_with_zero_in_it(weight, group_size):
-    """Scale: a 15th of the range, to 5 bits; k: by how many of them the lowest value lies below 0."""
+    """The lowest value is k scales below 0; in the bits that k leaves it, the scale is a 15th of the range."""
     groups = in_groups(weight, group_size)
     quantized = int4.quantize(weight, schemes.int4(group_size, schemes.INTEGER))
     scale, zero_point = of_groups(quantized.scale), of_groups(quantized.zero_point)
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     exact = (high - low).clamp(min=1e-6) / 15
-    assert significant_bits(scale) <= 5
-    _, exponents = torch.frexp(exact)
-    half_a_bit = torch.ldexp(torch.full_like(exact, 2.0**-6), exponents)
-    assert ((scale - exact).abs() <= half_a_bit * (1 + 1e-6)).all()
-    assert ((8 - zero_point / scale) - (-low / scale).clamp(0, 15)).abs().max() <= 0.5 + 1e-6
+    k = 8 - zero_point / scale
+    assert (k - (-low / exact)).abs().max() <= 0.5 + 1e-5
+    bits = torch.tensor([exact_bits(abs(8 - int(each))) for each in k.flatten()]).view_as(k)
+    assert not (torch.frexp(scale).mantissa * 2**bits).frac().any()
+    assert ((scale - exact).abs() <= torch.ldexp(0.5 ** (bits + 1), torch.frexp(exact).exponent) * (1 + 1e-6)).all()
 
 
 @each_group_size

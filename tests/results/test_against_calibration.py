@@ -311,6 +311,33 @@ def test_an_arm_may_be_calibrated_after_its_training_or_before(made):
     assert "QAT int4, weight only" in before
 
 
+def test_the_card_says_what_was_learned_and_from_which_texts(made):
+    settings = complete(made)
+    plain = ModelCard(cards.render(made, settings)).text
+    assert "Only the answers count in the loss: the tokens between the two markers.\n" in plain
+    assert "- The training texts are multiple-choice questions" in plain
+    assert re.search(r"^\| questions \| 1 \| .* \| not stated \|$", plain, re.MULTILINE)
+    entry = {"source": WIKITEXT, "files": "train-*.parquet", "column": "text", "license": "cc-by-sa-3.0"}
+    settings["texts"] = {"wikitext_train": entry}
+    settings["data"]["license"] = "mit"
+    settings["arms"]["qat"] |= {
+        "distillation": {"weight": 0.5, "tokens": "all", "temperature": 2},
+        "texts": {"questions": 1, "wikitext_train": 3},
+        "grid_learning_rate": 1e-3,
+    }
+    text = ModelCard(cards.render(made, settings)).text
+    expected = (
+        "The loss is 0.5 · KL(base in bf16 || model) at temperature 2, on every token of the texts; the rest is the "
+    )
+    assert f"{expected}cross-entropy of the answers.\n" in text
+    assert "The scale and the zero point of each group were trained as well.\n" in text
+    assert re.search(r"^\| questions \| 1 \| .* \| mit \|$", text, re.MULTILINE)
+    source = r"\[Salesforce/wikitext\]\(.*\), revision `a+`, `\"train-\*.parquet\"`"
+    assert re.search(rf"^\| wikitext_train \| 3 \| {source} \| cc-by-sa-3.0 \|$", text, re.MULTILINE)
+    assert "Only the answers count" not in text
+    assert "The training texts are multiple-choice questions" not in text
+
+
 def test_a_calibration_by_other_settings_is_no_secret(made):
     settings = complete(made, "base-gptq")
     settings["calibration"] |= {"samples": 7}

@@ -27,6 +27,7 @@ def test_the_config_says_what_is_measured():
         "lora-bf16": usual,
         "lora-int4": [*usual, "parity"],
         "qat-int4": [*usual, "parity"],
+        "qad-int4": [*usual, "parity"],
     }
     with_all = names(CARD)
     assert with_all["base-bf16"] == ["divergence", "mmlu", "arc_challenge", "chartqa", "memory", "latency"]
@@ -38,7 +39,9 @@ def test_the_config_says_what_is_measured():
 def test_what_the_config_leaves_out_is_not_measured():
     config = copy.deepcopy(CARD)
     config["evaluation"] |= {"chartqa": None, "serving": None, "tasks": []}
-    assert names(config) == names(demo_config()) | {"base-w4a16": names(config)["base-gptq"]}
+    usual = ["divergence", "mmlu", "memory", "latency"]
+    compared = {variant: [*usual, "parity"] for variant in ("lora-int4", "qat-int4")}
+    assert names(config) == dict.fromkeys(CARD["variants"], usual) | compared
     config["evaluation"] |= {"divergence": None, "mmlu": None, "questions": [{"name": "own"}]}
     assert names(config)["base-bf16"] == ["own", "memory", "latency"]
 

@@ -98,7 +98,7 @@ def test_the_divergence_comes_first(finished):
     card = (finished / "model_card.md").read_text()
     assert card.index("### Is it still the same model?") < card.index("### MMLU")
     for row in json.loads((finished / "summary.json").read_text())["variants"]:
-        kl = row["divergence"]["facts"]["kl"]
+        kl = row["divergence"]["families"]["kl"]
         wanted = f"{kl['value']:.4f} [{kl['ci95'][0]:.4f}, {kl['ci95'][1]:.4f}]"
         assert re.search(rf"^\| \**{row['name']}\** \| {re.escape(wanted)} \|", card, re.MULTILINE)
 
@@ -221,8 +221,8 @@ def test_a_missing_or_stale_figure_is_an_error(finished, file, keys, value, expe
 
 def test_a_stale_divergence_is_an_error(finished):
     settings = settings_of(finished)
-    change(finished / "qat-int4" / "divergence.json", "texts", "facts", "kl", value=0.9)
-    with pytest.raises(InputError, match=r"qat-int4/divergence.json: kl of facts is 0.9, .* says "):
+    change(finished / "qat-int4" / "divergence.json", "texts", "families", "kl", value=0.9)
+    with pytest.raises(InputError, match=r"qat-int4/divergence.json: kl of families is 0.9, .* says "):
         cards.render(finished, settings)
 
 

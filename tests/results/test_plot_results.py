@@ -51,6 +51,16 @@ def test_the_same_results_are_the_same_bytes(summarized):
         assert (matplotlib.image.imread(summarized / "once" / f"{plot}.png")[[0, -1], [0, -1], 3] == 0).all()
 
 
+def test_what_was_measured_of_held_out_rows_is_below_the_loss(summarized):
+    label, path = "KL on held-out rows", summarized / "qat" / "training.csv"
+    assert draw(summarized).returncode == 0
+    assert label not in (summarized / "plots" / "training_loss.svg").read_text()
+    steps = pd.DataFrame({"step": range(31), "loss": [None] + 30 * [0.5], "held_out_kl": [0.2] + 29 * [None] + [0.1]})
+    steps.to_csv(path, index=False)
+    assert draw(summarized).returncode == 0
+    assert label in (summarized / "plots" / "training_loss.svg").read_text()
+
+
 def test_what_is_not_resolved_is_said(summarized):
     for name in ("mmlu.json", "mmlu_samples.parquet"):
         shutil.copy(summarized / "base-bf16" / name, summarized / "base-int4")

@@ -11,6 +11,8 @@ import report_screenshot
 from playwright.sync_api import Page
 from report_screenshot import open_category
 
+from workflows import VARIANTS
+
 PLOTS = ["divergence", "headline", "latency", "memory", "recovery_by_group", "recovery_by_subject", "training_loss"]
 
 
@@ -48,7 +50,7 @@ def test_the_results_are_a_table_of_the_variants(page, tmp_path):
     open_category(page, "1 Results")
     table = page.frame_locator("iframe").locator("table", has_text="normalized degradation")
     names = table.locator("tbody tr td:first-child").all_inner_texts()
-    assert names == ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qat-int4"]
+    assert names == VARIANTS
     report_screenshot.photograph(page, tmp_path / "report.png")
     assert matplotlib.image.imread(tmp_path / "report.png").std() > 0.05  # not a blank page
 

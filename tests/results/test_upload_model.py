@@ -126,10 +126,15 @@ def environment(hub: Hub, token: str | None = TOKEN) -> dict[str, str]:
     return kept | ({"HF_TOKEN": token} if token else {})
 
 
-def upload(results, *more, recovered=-1.0, lost=1.0, **options):
+def upload(results, *more, variant="qat-int4", recovered=-1.0, lost=1.0, **options):
     thresholds = ["--recovered-at-least", recovered, "--lost-at-most", lost]
-    arguments = ["--results", results, "--variant", "qat-int4", "--repository", REPOSITORY, *thresholds]
+    arguments = ["--results", results, "--variant", variant, "--repository", REPOSITORY, *thresholds]
     return run_script("upload_model", *arguments, *more, **options)
+
+
+def upload_of_demo(trained, *more, **options):
+    """Upload what the demo publishes, from a copy of its results."""
+    return upload(trained, *more, variant="qad-int4", **options)
 
 
 @pytest.fixture
@@ -201,7 +206,7 @@ def test_snakemake_publishes_and_the_token_stays_in_the_environment(trained, dem
     result = demo(tmp_path / "run", *options, env=environment(writable_hub))
     assert result.returncode == 0, result.stderr[-3000:]
     assert writable_hub.created["visibility"] == "private"
-    folder = trained / "qat-int4" / "checkpoint"
+    folder = trained / "qad-int4" / "checkpoint"
     sent = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".snakemake_timestamp"}
     sent["README.md"] = (trained / "model_card.md").read_bytes()
     assert writable_hub.files == sent
@@ -219,7 +224,7 @@ def test_snakemake_publishes_and_the_token_stays_in_the_environment(trained, dem
 
 def test_an_upload_goes_on_where_it_stopped(trained, writable_hub):
     writable_hub.refuses_commits = True
-    result = upload(trained, recovered=0.0, lost=0.1, env=environment(writable_hub))
+    result = upload_of_demo(trained, recovered=0.0, lost=0.1, env=environment(writable_hub))
     assert result.returncode == 1
     expected = (
         "the upload failed: the Hub forbids it (403: You may not write here): the token of HF_TOKEN may not do this"
@@ -229,15 +234,15 @@ def test_an_upload_goes_on_where_it_stopped(trained, writable_hub):
     assert TOKEN not in result.stderr
     assert (writable_hub.uploads, writable_hub.files) == (1, {})
     writable_hub.refuses_commits = False
-    assert upload(trained, env=environment(writable_hub)).returncode == 0
+    assert upload_of_demo(trained, env=environment(writable_hub)).returncode == 0
     assert writable_hub.uploads == 1
     assert "model.safetensors" in writable_hub.files
 
 
-def test_no_other_weights_stay_beside_an_upload(trained, writable_hub):
+def test_no_other_weights_stay_beside_an_upload_of_demo(trained, writable_hub):
     old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "picture.png")
     writable_hub.files = dict.fromkeys(old, b"")
-    result = upload(trained, env=environment(writable_hub))
+    result = upload_of_demo(trained, env=environment(writable_hub))
     assert result.returncode == 0, result.stderr
     assert writable_hub.files.keys() & set(old) == {"picture.png"}
     assert "model.safetensors" in writable_hub.files
@@ -245,17 +250,17 @@ def test_no_other_weights_stay_beside_an_upload(trained, writable_hub):
 
 def test_thresholds_are_of_the_ends_of_the_intervals(trained, writable_hub):
     summary = json.loads((trained / "summary.json").read_text())
-    (row,) = (row for row in summary["variants"] if row["name"] == "qat-int4")
+    (row,) = (row for row in summary["variants"] if row["name"] == "qad-int4")
     between = (row["recovered_ci95"][0] + row["recovered"]) / 2
-    result = upload(trained, recovered=between, env=environment(writable_hub))
+    result = upload_of_demo(trained, recovered=between, env=environment(writable_hub))
     assert "recovered of mmlu may be as low as" in result.stderr
     assert writable_hub.requests == []
 
 
 def test_a_dry_run_shows_all_and_asks_nobody(trained, writable_hub):
-    result = upload(trained, "--dry-run", env=environment(writable_hub, token=None))
+    result = upload_of_demo(trained, "--dry-run", env=environment(writable_hub, token=None))
     assert result.returncode == 0, result.stderr
-    size = (trained / "qat-int4" / "checkpoint" / "model.safetensors").stat().st_size
+    size = (trained / "qad-int4" / "checkpoint" / "model.safetensors").stat().st_size
     assert f"model.safetensors: {size} bytes" in result.stdout
     assert f"README.md: {(trained / 'model_card.md').stat().st_size} bytes" in result.stdout
     assert f"would go to {REPOSITORY} (private)" in result.stdout
@@ -263,14 +268,14 @@ def test_a_dry_run_shows_all_and_asks_nobody(trained, writable_hub):
 
 
 def test_without_a_token_nothing_is_asked(trained, writable_hub):
-    result = upload(trained, env=environment(writable_hub, token=None))
+    result = upload_of_demo(trained, env=environment(writable_hub, token=None))
     assert result.stderr == "error: HF_TOKEN: expected a token that may write, found none in the environment\n"
     assert writable_hub.requests == []
 
 
 def test_a_token_that_the_hub_refuses_is_called_so(trained, writable_hub):
     writable_hub.refuses_tokens = True
-    result = upload(trained, env=environment(writable_hub))
+    result = upload_of_demo(trained, env=environment(writable_hub))
     assert result.returncode == 1
     expected = "the Hub refused the token of HF_TOKEN (401: Invalid credentials in Authorization header: <token>)"
     assert f"error: {REPOSITORY}: the upload failed: {expected}: it is wrong or has expired" in result.stderr
@@ -293,14 +298,14 @@ def test_what_cannot_be_sent_ends_before_the_results_are_verified(tmp_path, writ
 
 def test_a_public_repository_takes_nothing_private(trained, writable_hub):
     writable_hub.is_private = False
-    result = upload(trained, env=environment(writable_hub))
+    result = upload_of_demo(trained, env=environment(writable_hub))
     assert result.stderr.startswith(f"error: {REPOSITORY} is there and public")
     assert writable_hub.files == {}
 
 
 def test_a_private_repository_stays_private_and_is_called_so(trained, writable_hub):
     writable_hub.is_private = True
-    result = upload(trained, "--public", env=environment(writable_hub))
+    result = upload_of_demo(trained, "--public", env=environment(writable_hub))
     assert result.returncode == 0, result.stderr
     assert " (private): " in result.stdout
 

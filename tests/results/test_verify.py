@@ -78,10 +78,10 @@ def test_an_accuracy_that_the_answers_do_not_give(finished):
 
 
 def test_a_divergence_that_the_windows_do_not_give(finished):
-    change(finished / "qat-int4" / "divergence.json", "texts", "facts", "kl", value=0.01)
+    change(finished / "qat-int4" / "divergence.json", "texts", "families", "kl", value=0.01)
     forge(finished, "qat-int4/divergence.json")
     (problem,) = verification.problems(finished)
-    assert problem.startswith(f"{finished}/qat-int4/divergence_samples.parquet: gives facts_kl ")
+    assert problem.startswith(f"{finished}/qat-int4/divergence_samples.parquet: gives families_kl ")
     assert problem.endswith("divergence.json says 0.01")
 
 

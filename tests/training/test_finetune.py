@@ -10,14 +10,14 @@ import torch
 from int4_qat.config.recipe import Recipe
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, turns
-from int4_qat.training import data
+from int4_qat.training import data, run
 from int4_qat.training.backends import transformers
 from programs import RECIPE, finetune_options, run_script, training_options
 
 
 def test_tokens_and_labels_are_the_cards(untrained, texts, tmp_path):
     tokenizer = tokenization.load_tokenizer(untrained / "model")
-    rows = data.tokenize(texts, tokenizer, Recipe(**RECIPE), tmp_path)
+    rows = data.tokenize({"questions": texts}, tokenizer, Recipe(**RECIPE), tmp_path).train
     for text, row in zip(pq.read_table(texts)["text"].to_pylist(), rows, strict=True):
         # independently: two halves of the text, tokenized apart; nothing after the newline, no eos
         head, answer = text.split("<start_of_turn>model\n")
@@ -55,7 +55,7 @@ def test_a_parameter_without_gradient_is_an_error(untrained, texts, tmp_path, mo
     unused = torch.nn.Parameter(torch.ones(3))
     model.register_parameter("unused", unused)
     tokenizer = tokenization.load_tokenizer(untrained / "model")
-    rows = data.tokenize(texts, tokenizer, recipe, tmp_path)
+    rows = data.tokenize({"questions": texts}, tokenizer, recipe, tmp_path)
     options = training_options(untrained, texts, tmp_path)
     with pytest.raises(InputError, match="unused is trainable and got no gradient"):
         transformers.make_trainer(model, tokenizer, rows, recipe, options).train()
@@ -68,6 +68,15 @@ def test_a_training_that_diverges_says_so(untrained, texts, tmp_path):
         r"error: finetune: the loss of step \d+ is nan; lower learning_rate", result.stderr.splitlines()[-1]
     )
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_report_that_is_not_installed_is_one_line(untrained, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "get_available_reporting_integrations", lambda: ["mlflow"])
+    options = training_options(untrained, texts, tmp_path)._replace(report_to="wandb")
+    with pytest.raises(InputError) as caught:
+        run.train(options, Recipe(**RECIPE), transformers)
+    assert str(caught.value) == "finetune.report_to: expected none or what is installed (mlflow), found wandb"
+    assert not options.checkpoints.exists()
 
 
 def test_a_training_within_its_warm_up_is_one(untrained, texts, tmp_path):

@@ -1,6 +1,5 @@
-"""What a fake-quantized layer and the distillation loss compute, and their gradients."""
+"""What a fake-quantized layer computes, and its gradients."""
 
-import math
 from typing import get_args
 
 import pytest
@@ -15,10 +14,9 @@ from int4_qat.config.recipe import Recipe, Target
 from int4_qat.engines import inference
 from int4_qat.quantization import int4, schemes
 from int4_qat.system.errors import InputError
-from int4_qat.tokenizer import tokenization
-from int4_qat.training import data, merged_weight, qat, trainer
+from int4_qat.training import merged_weight, qat
 from int4_qat.training.backends import transformers
-from programs import INT4, RECIPE, SCHEMES, quantize_options, run_script, seen, training_options
+from programs import INT4, RECIPE, SCHEMES, quantize_options, run_script, seen
 
 TARGETS = get_args(Target)
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
@@ -145,38 +143,3 @@ def test_qat_without_a_layer_is_refused(untrained, target):
 def test_merged_refuses_dropout(untrained):
     with pytest.raises(InputError, match="lora_dropout: expected 0"):
         adapted_model(untrained, **seen(), qat_target="merged", lora_dropout=0.1)
-
-
-def test_the_divergence_of_two_tokens_by_hand():
-    teacher, student = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.25, 0.25, 0.5]).log()
-    logits = [torch.stack([row, torch.zeros(3), row, row + 5]).unsqueeze(0) for row in (teacher, student)]
-    labels = torch.tensor([[-100, 1, -100, 2]])
-    by_hand = 0.5 * math.log(2) + 0.25 * math.log(1) + 0.25 * math.log(1 / 2)  # of positions 0 and 2
-    for tokens, divisor in ((None, 2), (8, 8)):
-        found = trainer.kl_divergence(*(trainer.predictions(each, labels) for each in logits), tokens)
-        assert found.item() == pytest.approx(2 * by_hand / divisor)
-
-
-@pytest.mark.parametrize("changes", [{}, *(seen() | {"qat_target": target} for target in TARGETS)])
-def test_distillation_is_from_the_frozen_base(untrained, texts, tmp_path, changes):
-    recipe = Recipe(**RECIPE | changes | {"distillation_weight": 0.9})
-    model = adapted_model(untrained, distillation_weight=0.9, **changes)
-    for layer in qat.lora_linears(model).values():
-        layer.lora_B["default"].weight.data *= 40  # far enough from the base for the divergence to count
-    tokenizer = tokenization.load_tokenizer(untrained / "model")
-    rows = data.tokenize(texts, tokenizer, recipe, tmp_path).select(range(4))
-    trainer = transformers.make_trainer(model, tokenizer, rows, recipe, training_options(untrained, texts, tmp_path))
-    batch = next(iter(trainer.get_train_dataloader()))
-    loss = trainer.compute_loss(model, dict(batch))
-    labels = batch.pop("labels")
-    with torch.no_grad():
-        teacher = inference.load_model(untrained / "model", torch.float32, "cpu")(**batch).logits
-        student = model(**batch).logits
-    at = labels[:, 1:] != -100
-    p, q = (logits[:, :-1][at].softmax(-1) for logits in (teacher, student))
-    cross_entropy = -q.log().gather(-1, labels[:, 1:][at].unsqueeze(-1)).mean()
-    divergence = (p * (p / q).log()).sum(-1).mean()
-    assert divergence > 5e-3
-    torch.testing.assert_close(loss, 0.1 * cross_entropy + 0.9 * divergence)
-    loss.backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

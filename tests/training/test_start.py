@@ -122,13 +122,12 @@ def test_what_it_trains_is_what_is_exported(folders, texts, tmp_path, target):
     outputs = {"adapter": tmp_path / "adapter", "checkpoints": tmp_path / "checkpoints", "log-table": tmp_path / "log"}
     folder, merged, exported = ["--model", folders[scheme]], tmp_path / "bf16", tmp_path / "int4"
     training = [word for name, place in outputs.items() for word in (f"--{name}", place)]
-    texts = ["--texts", texts]
     adapter, parity = ["--adapter", outputs["adapter"]], tmp_path / "parity.json"
     for name, *arguments in (
-        ("finetune", *folder, *texts, "--recipe", json.dumps(recipe), *training),
+        ("finetune", *folder, "--texts", f"questions={texts}", "--recipe", json.dumps(recipe), *training),
         ("merge", *folder, *adapter, "--output", merged),
         ("quantize", "--checkpoint", merged, "--output", exported, *quantize_options(scheme)),
-        ("check_parity", *folder, *adapter, "--checkpoint", exported, *texts, "--output", parity),
+        ("check_parity", *folder, *adapter, "--checkpoint", exported, "--texts", texts, "--output", parity),
     ):
         result = run_script(name, *arguments)
         assert result.returncode == 0, result.stderr[-3000:]
@@ -185,8 +184,8 @@ def test_a_calibration_for_something_else_is_refused(folder, scheme, ignore, key
     [
         ({}, "{folder}: expected no grids, since quantization is null, found those of gptq"),
         (
-            seen() | {"distillation_weight": 0.5},
-            "finetune.distillation_weight: expected 0 with start, whose frozen weights are not the base's, found 0.5",
+            seen() | {"distillation": {"weight": 1.0, "tokens": "all", "temperature": 1.0}},
+            "--base: expected the folder of the base, since {folder} is calibrated, found none",
         ),
     ],
 )

@@ -49,7 +49,7 @@ def wide(tmp_path_factory):
 
 def arguments_of(wide, folder, recipe):
     outputs = {"checkpoints": folder / "checkpoints", "adapter": folder / "adapter", "log-table": folder / "steps.csv"}
-    inputs = {"model": wide / "model", "texts": wide / "train.parquet", "recipe": json.dumps(recipe)}
+    inputs = {"model": wide / "model", "texts": f"questions={wide / 'train.parquet'}", "recipe": json.dumps(recipe)}
     return [word for name, value in (inputs | outputs).items() for word in (f"--{name}", value)]
 
 
@@ -162,9 +162,10 @@ def test_cuda_is_not_started_before_a_gpu_is_claimed(monkeypatch):
         ),
         ({"start": "gptq"}, "start: expected null, unsloth trains on no given grids, found 'gptq'"),
         (
-            {"start": None, "distillation_weight": 0.5},
-            "distillation_weight: expected 0, unsloth's trainer has no distillation",
+            {"start": None, "eval_steps": 10},
+            "eval_steps: expected null with backend unsloth, found 10",
         ),
+        ({"packing": True}, "packing: expected false, since unsloth trains on questions row by row, found true"),
     ],
 )
 def test_what_it_cannot_do_is_one_line(change, problem):

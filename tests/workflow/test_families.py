@@ -52,7 +52,8 @@ def test_a_family_goes_through_the_chain(family, untrained, mmlu_folder, tmp_pat
     places = ["--checkpoints", tmp_path / "checkpoints", "--adapter", adapter, "--log-table", tmp_path / "training.csv"]
     rows, texts = mmlu_folder / "auxiliary_train.parquet", tmp_path / "train.parquet"
     run(format_mmlu, "--mmlu", rows, "--tokenizer", base, "--output", texts)
-    run(finetune, "--model", base, "--texts", texts, "--recipe", json.dumps(recipe), *places, *DEVICE)
+    training = ["--texts", f"questions={texts}", "--recipe", json.dumps(recipe)]
+    run(finetune, "--model", base, *training, *places, *DEVICE)
     run(merge, "--model", base, "--adapter", adapter, "--output", merged)
     run(quantize, "--checkpoint", merged, *quantize_options(INT4), "--output", exported)
     comparison = ["--model", base, "--adapter", adapter, "--checkpoint", exported, "--texts", texts]

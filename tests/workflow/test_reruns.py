@@ -49,6 +49,7 @@ RETRAINED = {"finetune": 1, "merge": 1, "record_hidden_states": 1}
 ONE_VARIANT = measured(1, 1, 1)
 READ_ONCE = {"record_hidden_states": 1, "evaluate_divergence": 1}  # by an arm's weights, by its one in int4
 CHECKED = {"check_contamination": 1, "check_texts": 1}
+UNCALIBRATED = {"check_texts": 1} | SUMMARY  # the last calibrated variant is gone: check_texts reads for training alone
 FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | EVERY_WEIGHT
 FROM_TEXT = {"download_text": 1, "check_texts": 1} | DIVERGED
 FROM_DATA = {"download_mmlu": 1} | CHECKED | FORMATTED | {"evaluate_mmlu": 6, "gather_mmlu": 6}
@@ -59,6 +60,7 @@ MODULES = {
     "checkpoint/adapters.py": MERGED,
     "checkpoint/architecture.py": EVERY_WEIGHT,
     "checkpoint/blocks.py": EVERY_WEIGHT,
+    "checkpoint/heads.py": TRAINED | DIVERGED,
     "checkpoint/loading.py": TRAINED_AND_CALIBRATED | MEASURED,
     "checkpoint/model_folder.py": FROM_MODEL,
     "checkpoint/module_names.py": TRAINED_AND_QUANTIZED | DIVERGED | {"measure_latency": 6},
@@ -71,6 +73,7 @@ MODULES = {
     "config/limits.py": {},  # what only refuses, as model_facts and others
     "config/metric_names.py": SUMMARIZED,
     "config/model_facts.py": {},
+    "config/named_texts.py": CARD,
     "config/quantizations.py": SUMMARIZED,
     "config/recipe.py": TRAINED,
     "config/recipes.py": CARD,
@@ -78,11 +81,12 @@ MODULES = {
     "config/schema_errors.py": {},
     "config/variants.py": SUMMARIZED,
     "config/workflow_config.py": {},
+    "data/conversations.py": TRAINED_AND_CALIBRATED | FROM_TEXT | CHECKED,
     "data/hub.py": EVERYTHING,
     "data/letters.py": FROM_DATA,
     "data/mmlu.py": FROM_DATA,
     "data/mmlu_parquet.py": FROM_DATA,
-    "data/named_files.py": CHECKED | SUMMARIZED,
+    "data/named_files.py": CHECKED | TRAINED,
     "data/parquet_files.py": FROM_DATA | FROM_TEXT,
     "data/question_files.py": FROM_DATA,
     "data/shared_words.py": CHECKED | SUMMARIZED,
@@ -94,7 +98,6 @@ MODULES = {
     "evaluation/answers.py": SCORED,
     "evaluation/comparison.py": DIVERGED,
     "evaluation/divergence.py": DIVERGED,
-    "evaluation/heads.py": DIVERGED,
     "evaluation/hidden_states.py": DIVERGED,
     "evaluation/last_position.py": SCORED,
     "evaluation/mmlu_harness.py": SCORED,
@@ -155,6 +158,7 @@ MODULES = {
     "results/verdict.py": SUMMARIZED,
     "results/verification.py": {},
     "standin/gemma_folder.py": {},
+    "standin/persons.py": {},
     "standin/standin.py": {},
     "standin/standin_training.py": {},
     "system/devices.py": TRAINED_AND_CALIBRATED | MEASURED,
@@ -163,20 +167,26 @@ MODULES = {
     "system/rooms.py": TRAINED_AND_QUANTIZED,
     "system/scratch.py": TRAINED | SCORED | TIMED | FROM_TEXT,
     "system/sources.py": EVERYTHING,
+    "tokenizer/pieces.py": TRAINED_AND_CALIBRATED,
     "tokenizer/tokenization.py": FORMATTED | SCORED | DIVERGED | {"check_texts": 1, "measure_memory": 6},
     "tokenizer/tokenizer_check.py": {},
     "tokenizer/training_texts.py": FORMATTED | {"check_texts": 1},
     "tokenizer/turns.py": TRAINED,
-    "tokenizer/windows.py": CALIBRATED | DIVERGED,
+    "tokenizer/windows.py": TRAINED_AND_CALIBRATED | DIVERGED,
     "training/backends/transformers.py": TRAINED,
     "training/backends/unsloth.py": {},  # another backend trains
     "training/checkpoints.py": TRAINED,
     "training/data.py": TRAINED,
+    "training/distillation.py": TRAINED,
+    "training/learned_grid.py": TRAINED,
+    "training/log_table.py": TRAINED | PLOTTED,
     "training/merged_weight.py": TRAINED,
+    "training/packing.py": TRAINED,
     "training/qat.py": TRAINED,
     "training/recipe.py": TRAINED,
     "training/run.py": TRAINED,
     "training/start.py": TRAINED,
+    "training/teachers.py": TRAINED,
     "training/trainer.py": TRAINED,
     "training/callbacks.py": TRAINED,
 }
@@ -286,12 +296,12 @@ def test_an_edited_file(small_run, edit, path, expected):
         ),
         ("finetune.arms.qat.learning_rate", 1e-4, ONE_ARM | ONE_VARIANT),
         ("quantizations.gptq.method", "awq", CALIBRATED),
-        ("quantizations.gptq.method", "rtn", {"quantize": 1} | measured(1, 0, 1)),
+        ("quantizations.gptq.method", "rtn", {"quantize": 1} | measured(1, 0, 1) | UNCALIBRATED),
         ("calibration.samples", 16, CALIBRATED),
         ("calibration.length", 64, CALIBRATED),
         ("calibration.batch_size", 4, CALIBRATED),
         ("calibration.seed", 1, CALIBRATED),
-        ("evaluation.headline", "facts_kl", SUMMARIZED),
+        ("evaluation.headline", "families_kl", SUMMARIZED),
         ("evaluation.divergence.context", 32, DIVERGED),
         ("evaluation.mmlu.num_fewshot", 1, SCORED),
         ("evaluation.mmlu.engine", "stock", SCORED),
@@ -300,7 +310,7 @@ def test_an_edited_file(small_run, edit, path, expected):
         ("plots.colours.qat", "#009E73", PLOTTED),
         ("evaluation.latency.batch_sizes", [1, 2], TIMED),
         ("evaluation.latency.repeats", 3, TIMED),
-        ("variants", ["base-bf16", "base-int4", "qat-int4"], SUMMARY),
+        ("variants", ["base-bf16", "base-int4", "qat-int4"], UNCALIBRATED),
         ("publish.license", "mit", CARD),
         ("publish.thresholds.recovered_at_least", 0.5, {}),
     ],
@@ -336,6 +346,16 @@ def test_another_text_to_calibrate_on(small_run, tmp_path):
     assert planned_with(config, small_run, tmp_path) == expected
 
 
+def test_another_text_to_train_an_arm_on_is_that_arms_alone(small_run, tmp_path):
+    config = yaml.safe_load(small_run.config.read_text())
+    (tmp_path / "general.txt").write_text("Some text that nobody holds out.\n")
+    config["texts"] = {"general": {"source": str(tmp_path), "files": "*.txt"}}
+    distilled = {"distillation": {"weight": 1, "tokens": "all", "temperature": 1}, "packing": True}
+    config["finetune"]["arms"]["qat"] |= distilled | {"texts": {"questions": 1, "general": 3}}
+    expected = {"download_text": 1} | CHECKED | ONE_ARM | ONE_VARIANT
+    assert planned_with(config, small_run, tmp_path) == expected
+
+
 def test_another_held_out_text_calibrates_and_trains_nothing(small_run, tmp_path):
     config = yaml.safe_load(small_run.config.read_text())
     (tmp_path / "other.txt").write_text("Some text that nobody calibrates on.\n")
@@ -347,7 +367,7 @@ def test_nothing_calibrated_needs_no_section(small_run, tmp_path):
     config = yaml.safe_load(small_run.config.read_text())
     config["variants"].remove("base-gptq")
     config["calibration"] = None
-    assert planned_with(config, small_run, tmp_path) == SUMMARY
+    assert planned_with(config, small_run, tmp_path) == UNCALIBRATED
 
 
 def planned_with(config, small_run, tmp_path):

@@ -15,7 +15,7 @@ import yaml
 import make_standin
 from int4_qat.data import mmlu
 from int4_qat.evaluation import mmlu_harness
-from int4_qat.standin import standin, standin_training
+from int4_qat.standin import persons, standin, standin_training
 from int4_qat.system import rooms, sources
 from programs import ROOT, run_script
 from workflows import demo, planned, snakemake, write_config
@@ -80,8 +80,6 @@ def test_modules_are_found_through_other_modules():
     assert found - {*relative(sources.local_modules(program))} == {
         "int4_qat/training/backends/transformers.py",
         "int4_qat/training/trainer.py",
-        "int4_qat/checkpoint/architecture.py",
-        "int4_qat/checkpoint/loading.py",
     }
 
 
@@ -111,7 +109,7 @@ def test_lm_eval_renders_the_prompt_that_the_standin_learns(demo_run):
     assert apply_template(template, row) == mmlu_harness.prompt(row)
 
 
-def test_qat_wins_back_half_of_what_int4_cost(demo_run):
+def test_distillation_wins_back_what_int4_cost_and_training_on_answers_does_not(demo_run):
     summary = json.loads((demo_run / "results" / "demo" / "summary.json").read_text())
     rows = {row["name"]: row for row in summary["variants"]}
     accuracy = {name: row["mmlu"]["accuracy"] for name, row in rows.items()}
@@ -120,13 +118,20 @@ def test_qat_wins_back_half_of_what_int4_cost(demo_run):
     assert accuracy["base-bf16"] >= 0.65
     assert accuracy["base-int4"] <= accuracy["base-bf16"] - 0.05
     assert accuracy["lora-int4"] <= accuracy["lora-bf16"] - 0.05
-    assert rows["qat-int4"]["recovered"] >= 0.5
-    assert list(rows) == ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qat-int4"]
+    assert rows["qad-int4"]["recovered"] >= 0.9
+    assert rows["qad-int4"]["recovered_ci95"][0] >= 0.8
+    recovered = {
+        text: {name: row["divergence"][text]["recovered"]["kl"]["value"] for name, row in rows.items()}
+        for text in ("families", "persons")
+    }
+    for of_text in recovered.values():
+        assert of_text["qad-int4"] > max(0.5, of_text["base-gptq"], of_text["qat-int4"], of_text["lora-int4"])
+    assert list(rows) == ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qat-int4", "qad-int4"]
     assert {row["quantized_baseline"] for row in rows.values()} == {"base-int4"}
     verdicts = {
         verdict["variant"]: verdict["calibrated_baseline"] for verdict in summary["training_against_calibration"]
     }
-    assert verdicts == dict.fromkeys(["lora-int4", "qat-int4"], "base-gptq")
+    assert verdicts == dict.fromkeys(["lora-int4", "qat-int4", "qad-int4"], "base-gptq")
     assert all(row["memory"]["peak_gb"] > 0 and row["latency"]["mean_s"] > 0 for row in rows.values())
 
 
@@ -195,15 +200,15 @@ def test_the_real_mmlu_through_the_same_rules(demo_run, mmlu_dir, tmp_path):
     assert [scores["questions"] for scores in report["by_subject"].values()] == [2] * 57
 
 
-@pytest.mark.parametrize(("profile", "variants"), [("demo", 6), ("gpu", 7), ("slurm", 7)])
-def test_a_profile_plans_on_a_machine_with_nothing(profile, variants, tmp_path):
+@pytest.mark.parametrize(("profile", "arms", "variants"), [("demo", 3, 7), ("gpu", 2, 7), ("slurm", 2, 7)])
+def test_a_profile_plans_on_a_machine_with_nothing(profile, arms, variants, tmp_path):
     """No Slurm, conda, GPU or data: PATH holds Python and a shell alone."""
     for name in ("bash", "which"):
         (tmp_path / name).symlink_to(shutil.which(name))
     environment = {"PATH": f"{os.path.dirname(sys.executable)}:{tmp_path}", "HOME": str(tmp_path)}
     options = ["--profile", f"profiles/{profile}", "--directory", tmp_path, "--dry-run"]
     plan = planned(snakemake(*options, env=environment))
-    assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (2, variants, 1)
+    assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (arms, variants, 1)
 
 
 def test_the_rules_with_a_gpu_go_where_one_is():
@@ -219,7 +224,7 @@ def test_the_rules_with_a_gpu_go_where_one_is():
 def test_the_demo_on_a_gpu_plans_with_vllm(tmp_path):
     files = ["--configfile", "profiles/demo/demo.yaml", "profiles/gpu/demo.yaml"]
     plan = planned(snakemake("--profile", "profiles/gpu", *files, "--directory", tmp_path, "--dry-run"))
-    assert (plan["make_standin"], plan["finetune"], plan["check_serving"]) == (1, 2, 4)
+    assert (plan["make_standin"], plan["finetune"], plan["check_serving"]) == (1, 3, 5)
 
 
 def test_a_standin_that_learns_nothing_is_begun_anew_and_given_up(monkeypatch, capsys):
@@ -228,9 +233,11 @@ def test_a_standin_that_learns_nothing_is_begun_anew_and_given_up(monkeypatch, c
     monkeypatch.setattr(standin_training, "PROMISING", 1.01)
     facts = standin.invent_families(4, 10, random.Random(0))
     asked = standin.ask(facts, mmlu.SUBJECTS, {"auxiliary_train": 200, "validation": 57}, seed=1)
-    tokenizer = make_standin.make_tokenizer(asked)
+    told = persons.invent(12, 4, random.Random(2))
+    tokenizer = make_standin.make_tokenizer(asked, told)
+    lines = standin_training.make_text_lesson(told, tokenizer)
     exams, lessons = (
-        [make_standin.make_lesson(frame, facts, asked[split], tokenizer) for frame in standin_training.FRAMES]
+        [*(make_standin.make_lesson(frame, facts, asked[split], tokenizer) for frame in standin_training.FRAMES), lines]
         for split in ("validation", "auxiliary_train")
     )
     with pytest.raises(RuntimeError, match="did not learn its facts in 2 attempts"):

@@ -1,14 +1,12 @@
-"""What a run calibrates, on which texts, and which arms begin there: `calibration`, `texts` and `start` of the config.
+"""What a run calibrates, on which texts, and which arms begin there: `calibration` and `start` of the config.
 
 A method that needs texts changes the weights before they are rounded; what it leaves is a checkpoint at which a
 training can begin.
 """
 
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
-from pathlib import Path
 
-from int4_qat.config import metric_names, quantizations, variants
+from int4_qat.config import quantizations, variants
 
 QUESTIONS = "questions"  # the training questions in the model's chat template, among the names of texts
 
@@ -24,23 +22,11 @@ def texts_of(config: dict) -> list[str]:
     return config["calibration"]["texts"] if calibrated(config) else []
 
 
-def general_texts(config: dict) -> dict[str, dict]:
-    """Return the entries of `texts` on which a run calibrates."""
-    return {name: config["texts"][name] for name in texts_of(config) if name != QUESTIONS}
-
-
 def problems(config: dict) -> Iterator[str]:
     """Yield a line for each thing that could not be calibrated, or at which no training could begin."""
-    yield from _shared_names(config)
     yield from _wrong_starts(config)
     if names := calibrated(config):
-        yield from _wrong_texts(config, names[0])
-
-
-def _shared_names(config: dict) -> Iterator[str]:
-    """Yield a line for each general text with the name of a held-out one."""
-    for name in sorted(config["texts"].keys() & metric_names.texts(config["evaluation"]).keys()):
-        yield f"texts.{name}: expected a name that no text in evaluation.divergence.texts has, found '{name}'"
+        yield from _wrong_settings(config, names[0])
 
 
 def _wrong_starts(config: dict) -> Iterator[str]:
@@ -72,32 +58,11 @@ def _starts(table: dict[str, dict], trained: str) -> list[str]:
     ]
 
 
-def _wrong_texts(config: dict, name: str) -> Iterator[str]:
-    """Yield a line for each text on which nothing can be, or may be, calibrated; `name` is a quantization that is."""
-    table, section = config["texts"], config["calibration"]
+def _wrong_settings(config: dict, name: str) -> Iterator[str]:
+    """Yield a line for what does not make windows of some texts; `name` is a quantization that is calibrated."""
+    section = config["calibration"]
     if not section or not section["texts"]:
-        yield f"calibration.texts: expected some of {', '.join([QUESTIONS, *table])}, which '{name}' needs, found none"
-        return
-    for index, text in enumerate(section["texts"]):
-        if text not in (QUESTIONS, *table):
-            yield f"calibration.texts[{index}]: expected one of {', '.join([QUESTIONS, *table])}, found '{text}'"
-        elif held_out := text != QUESTIONS and _held_out_twin(table[text], metric_names.texts(config["evaluation"])):
-            expected = f"training text, and not the files of evaluation.divergence.texts.{held_out}"
-            yield f"calibration.texts[{index}]: expected {expected}, found '{text}'"
-    if section["samples"] < len(section["texts"]):
+        known = ", ".join([QUESTIONS, *config["texts"]])
+        yield f"calibration.texts: expected some of {known}, which '{name}' needs, found none"
+    elif section["samples"] < len(section["texts"]):
         yield f"calibration.samples: expected {len(section['texts'])} or more, one a text, found {section['samples']}"
-
-
-def _held_out_twin(entry: dict, held_out: dict[str, dict]) -> str | None:
-    """Return the held-out text that has files of a general text's source and pattern, if any, whatever its commit."""
-    for name, other in held_out.items():
-        patterns = entry["files"], other["files"]
-        same_files = fnmatchcase(*patterns) or fnmatchcase(*reversed(patterns))
-        if same_files and _place(entry["source"]) == _place(other["source"]):
-            return name
-    return None
-
-
-def _place(source: str) -> str:
-    """Return a source without its commit, or the folder to which a path leads."""
-    return source.partition("@")[0] if source.startswith("hf://") else str(Path(source).resolve())

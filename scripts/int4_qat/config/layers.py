@@ -6,7 +6,9 @@ from collections.abc import Mapping
 # What is given in place of one of these stands there alone: a merge would run the models of both layers.
 REPLACED_WHOLE = {
     ("models",),
+    ("data",),
     ("finetune", "arms"),
+    ("finetune", "texts"),
     ("quantizations",),
     ("variants",),
     ("texts",),

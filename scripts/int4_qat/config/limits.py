@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
+from int4_qat.config.calibration import QUESTIONS
 from int4_qat.quantization import schemes
 
+OURS = ("distillation", "eval_steps", "grid_learning_rate")
 UNSLOTH_SCHEME = schemes.int4(128)  # not an option there
 
 
@@ -14,8 +16,10 @@ def unsloth_misfits(recipe: dict, device: str) -> list[str]:
     problems = [] if device == "cuda" else [f"backend: unsloth needs device 'cuda', not '{device}'"]
     if recipe.get("start"):
         problems.append(f"start: expected null, unsloth trains on no given grids, found '{recipe['start']}'")
-    if recipe["distillation_weight"]:
-        problems.append("distillation_weight: expected 0, unsloth's trainer has no distillation")
+    for key in (key for key in OURS if recipe[key]):
+        problems.append(f"{key}: expected null with backend unsloth, found {recipe[key]}")
+    if recipe["packing"]:
+        problems.append("packing: expected false, since unsloth trains on questions row by row, found true")
     if recipe["scheme"] and recipe["qat_target"] != "base+lora_a":
         problems.append(f"qat_target: unsloth trains 'base+lora_a', not '{recipe['qat_target']}'")
     if recipe["scheme"] and schemes.of_words(recipe["scheme"]) != UNSLOTH_SCHEME:
@@ -27,12 +31,27 @@ def impossible(recipe: dict) -> Iterator[str]:
     """Yield `key: reason` for each setting of an arm that the others rule out, or that nothing could heed."""
     if recipe["scheme"] and recipe["qat_target"] == "merged" and recipe["lora_dropout"]:
         yield "lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout"
-    if recipe.get("start") and recipe["distillation_weight"]:
-        found = recipe["distillation_weight"]
-        yield f"distillation_weight: expected 0 with start, whose frozen weights are not the base's, found {found}"
+    if recipe["scheme"] and recipe["qat_target"] != "merged" and recipe["grid_learning_rate"]:
+        yield f"grid_learning_rate: expected null, or qat_target merged, found {recipe['grid_learning_rate']}"
+    if recipe["eval_steps"] and not recipe["scheme"]:
+        yield f"eval_steps: expected null without a quantization, found {recipe['eval_steps']}"
+    yield from _idle_texts(recipe)
     if recipe["finetune_vision_layers"]:
         yield "finetune_vision_layers: expected false, since the training texts hold no pictures to learn from"
     if recipe["logging_steps"] > recipe["max_steps"]:
         yield f"logging_steps: {recipe['logging_steps']} is more than max_steps, {recipe['max_steps']}"
     if recipe["lr_scheduler_type"] == "constant" and recipe["warmup_steps"]:
         yield f"warmup_steps: expected 0 with lr_scheduler_type constant, found {recipe['warmup_steps']}"
+
+
+def _idle_texts(recipe: dict) -> Iterator[str]:
+    """Yield `key: reason` for texts that nothing could be learned from."""
+    general = [name for name in recipe["texts"] if name != QUESTIONS]
+    if recipe["packing"] and recipe["max_seq_length"] < 2:
+        yield f"max_seq_length: expected 2 or more with packing, found {recipe['max_seq_length']}"
+    if recipe["packing"] and not recipe["distillation"]:
+        yield "packing: expected false without distillation, since the answers alone count, found true"
+    elif general and not recipe["packing"]:
+        yield f"texts.{general[0]}: expected questions alone without packing, found '{general[0]}'"
+    elif general and recipe["distillation"]["tokens"] != "all":
+        yield f"distillation.tokens: expected all, since '{general[0]}' has no responses, found response"

@@ -4,13 +4,23 @@ config/schema.py makes the config's schema of the annotations; the training gets
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypedDict
 
 from int4_qat.system import rooms
 
 Count = Annotated[int, {"minimum": 1}]
 Target = Literal["base", "base+lora_a", "merged"]
-Share = Annotated[float, {"minimum": 0, "maximum": 1}]
+Positive = Annotated[float, {"exclusiveMinimum": 0}]
+Texts = Annotated[dict, {"minProperties": 1, "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}]
+
+
+class Distillation(TypedDict):
+    """What is learned of the base in bf16: `weight` of the loss is KL(base || model), the rest the cross-entropy."""
+
+    weight: Annotated[float, {"exclusiveMinimum": 0, "maximum": 1}]
+    tokens: Literal["all", "response"]  # of which the predictions are compared
+    temperature: Positive  # by which the logits of both are divided (Hinton et al. 2015)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +33,7 @@ class TrainerSettings:
     warmup_steps: Annotated[int, {"minimum": 0}]
     num_train_epochs: Count
     max_steps: Count
-    learning_rate: Annotated[float, {"exclusiveMinimum": 0}]
+    learning_rate: Positive
     logging_steps: Count
     save_steps: Count
     optim: Literal["adamw_8bit", "adamw_torch"]
@@ -40,7 +50,14 @@ class Recipe(TrainerSettings):
     qat_target: Target  # what is seen in int4, where there is a scheme
     scheme: dict | None  # the words of the quantization that training sees, if it sees one
     ignore: list[str] | None  # parts of module names that are not fake-quantized, if there is a scheme
-    distillation_weight: Share  # of the divergence from the base model, the cross-entropy has the rest
+    # Of scales and zero points; without one the grids stay as they are.
+    grid_learning_rate: Annotated[float | None, {"exclusiveMinimum": 0}]
+    distillation: Distillation | None
+    texts: Texts  # the weight of each, by its name
+    packing: bool  # rows are windows of max_seq_length tokens of running text; else each question is a row
+    # After how many steps the divergence on held-out windows is measured.
+    eval_steps: Annotated[int | None, {"minimum": 1}]
+    allow_worse: bool  # whether a training may end further from the base in bf16 than it began
     r: Count
     lora_alpha: Count
     lora_dropout: Annotated[float, {"minimum": 0, "exclusiveMaximum": 1}]
@@ -49,3 +66,8 @@ class Recipe(TrainerSettings):
     max_seq_length: Count
     instruction_part: Annotated[str, {"minLength": 1}]
     response_part: Annotated[str, {"minLength": 1}]
+
+
+def compares_with_base(recipe: Mapping) -> bool:
+    """Return whether a training needs the predictions of the base in bf16, by its settings."""
+    return recipe["distillation"] is not None or recipe["eval_steps"] is not None

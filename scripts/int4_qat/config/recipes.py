@@ -1,6 +1,6 @@
 """The part of the config that the results of one model come from, and the settings of each of its arms."""
 
-from int4_qat.config import calibration, quantizations, variants
+from int4_qat.config import calibration, named_texts, quantizations, variants
 
 STANDIN = "standin"
 NOTHING_SEEN = {"scheme": None, "ignore": None}
@@ -11,7 +11,9 @@ def recipe_of(config: dict, arm: str) -> dict:
     settings = config["finetune"] | config["finetune"]["arms"][arm]
     quantization = settings["quantization"]
     seen = quantizations.training_words(config["quantizations"][quantization]) if quantization else NOTHING_SEEN
-    return {key: value for key, value in settings.items() if key != "arms"} | seen
+    settings = {key: value for key, value in settings.items() if key not in ("arms", "report_to")} | seen
+    # Without a quantization a training begins at the base itself, from which it can only move away.
+    return settings if seen["scheme"] else settings | {"eval_steps": None}
 
 
 def training_of(recipe: dict) -> dict:
@@ -28,6 +30,7 @@ def settings_of(config: dict, model: str) -> dict:
     """Return the config of one model and of the arms in use; what decides on an upload alone is left out."""
     source = config["models"][model]["source"]
     settings = {key: config[key] for key in ("data", "device", "variants", "evaluation")}
+    settings["texts"] = named_texts.general(config)
     settings["quantizations"] = quantizations.used(
         config["quantizations"], config["variants"], config["finetune"]["arms"]
     )
@@ -39,7 +42,7 @@ def settings_of(config: dict, model: str) -> dict:
         "license_link": config["publish"]["license_link"],
     }
     if calibration.calibrated(config):
-        settings |= {"calibration": config["calibration"], "texts": calibration.general_texts(config)}
+        settings["calibration"] = config["calibration"]
     if STANDIN in (source, config["data"]["source"]):
         settings[STANDIN] = config[STANDIN]
     return settings

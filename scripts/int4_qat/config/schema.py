@@ -1,14 +1,15 @@
 """The schema of the config: rules/config.schema.yaml, with the settings of a training as the class Recipe has them."""
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
 from int4_qat.config import recipes
 from int4_qat.config.recipe import Recipe
 
-TYPES = {str: "string", bool: "boolean", int: "integer", float: "number"}
+TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", NoneType: "null"}
 
 
 def read(workflow: Path | str) -> dict:
@@ -27,10 +28,18 @@ def recipe_settings() -> dict[str, dict]:
 
 
 def _of(kind: object) -> dict:
-    """Return the schema of an annotation: a plain type, a plain type with limits, or a choice of values."""
+    """Return the schema of an annotation: a plain type or a TypedDict, one with limits, a choice of values, or null."""
     if get_origin(kind) is Literal:
         return {"enum": list(get_args(kind))}
     if get_origin(kind) is Annotated:
         plain, limits = get_args(kind)
         return _of(plain) | limits
+    if get_origin(kind) is UnionType:
+        plain, _ = get_args(kind)
+        schema = _of(plain)
+        return schema | {"type": [schema["type"], "null"]}
+    if is_typeddict(kind):
+        keys = get_type_hints(kind, include_extras=True)
+        properties = {name: _of(value) for name, value in keys.items()}
+        return {"type": "object", "additionalProperties": False, "required": [*keys], "properties": properties}
     return {"type": TYPES[kind]}

@@ -16,6 +16,7 @@ from int4_qat.config import (
     limits,
     metric_names,
     model_facts,
+    named_texts,
     quantizations,
     recipes,
     schema,
@@ -25,6 +26,12 @@ from int4_qat.config import (
 from int4_qat.config.recipes import STANDIN
 from int4_qat.system import sources
 
+OF_QAT = ("qat_target", "grid_learning_rate", "eval_steps")  # settings of what is trained in a quantization
+# Settings of a training in earlier versions, and what took their place.
+OLD_SETTINGS = {
+    "qat_scheme": "`quantization` in each arm, a name from the table `quantizations` or null",
+    "distillation_weight": "`distillation`, null or a mapping that has the weight",
+}
 DATA_REPORT = Path("resources/mmlu/report.json")  # of download_mmlu
 MODELS = Path("resources/models")  # of download_model, with the facts of each in <model>.json
 # What no set of questions and no task may be called; a test holds them against the measurements.
@@ -63,7 +70,7 @@ def problems(config: dict, rules: dict) -> list[str]:
         *quantizations.problems(config["quantizations"]),
     ]
     lines = lines or list(_untrainable(config)) or list(_unknown_variants(config))
-    lines = lines or list(calibration.problems(config))
+    lines = lines or list(calibration.problems(config)) or list(named_texts.problems(config))
     lines = lines or [
         *metric_names.problems(config["evaluation"]),
         *_missing_references(config),
@@ -186,8 +193,9 @@ def _misfits(config: dict) -> list[str]:
 def _misfits_of(config: dict, arm: str) -> list[str]:
     recipe = recipes.recipe_of(config, arm)
     problems = [*limits.unsloth_misfits(recipe, config["device"]), *limits.impossible(recipe)]
-    if not recipe["quantization"] and "qat_target" in config["finetune"]["arms"][arm]:
-        problems.append("qat_target: has no effect in an arm whose quantization is null")
+    if not recipe["quantization"]:
+        idle = [key for key in OF_QAT if key in config["finetune"]["arms"][arm]]
+        problems += [f"{key}: has no effect in an arm whose quantization is null" for key in idle]
     return problems
 
 
@@ -257,12 +265,11 @@ def _old_keys(config: dict) -> Iterator[str]:
         yield "publish.thresholds.accuracy_lost_at_most: expected `lost_at_most`, which is of `evaluation.headline`"
     finetune = config.get("finetune")
     arms = finetune.get("arms") if isinstance(finetune, dict) else None
-    if isinstance(finetune, dict) and "qat_scheme" in finetune:
-        yield "finetune.qat_scheme: expected `quantization` in each arm, a name from the table `quantizations` or null"
-    for arm, changes in arms.items() if isinstance(arms, dict) else ():
-        if isinstance(changes, dict) and "qat_scheme" in changes:
-            key = f"finetune.arms.{arm}.qat_scheme"
-            yield f"{key}: expected `quantization`, a name from the table `quantizations` or null"
+    named = {f"finetune.arms.{arm}": changes for arm, changes in arms.items()} if isinstance(arms, dict) else {}
+    for place, settings in {"finetune": finetune, **named}.items():
+        for key, expected in OLD_SETTINGS.items():
+            if isinstance(settings, dict) and key in settings:
+                yield f"{place}.{key}: expected {expected}"
 
 
 def _idle_threshold(config: dict) -> Iterator[str]:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from int4_qat.data import conversations
+
 LONGEST, SHORTEST = 13, 8  # words of a run
 NOT_WORDS = re.compile(r"[\W_]+")
 BLOCK = 1 << 20  # characters
@@ -49,7 +51,10 @@ def _runs(words: list[str], length: int) -> Iterator[Run]:
 
 
 def parts_of(path: Path) -> Iterator[str]:
-    """Yield a text file in blocks of lines."""
+    """Yield a text file in blocks of lines, or what is said in each of its conversations."""
+    if path.suffix == conversations.SUFFIX:
+        yield from conversations.contents(path)
+        return
     with path.open(encoding="utf-8") as stream:
         while lines := stream.readlines(BLOCK):
             yield "".join(lines)

@@ -11,10 +11,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from int4_qat.checkpoint import architecture
-from int4_qat.evaluation import divergence, heads, hidden_states
-from int4_qat.evaluation.divergence import Reading
-from int4_qat.evaluation.heads import Head
+from int4_qat.checkpoint import architecture, heads
+from int4_qat.checkpoint.heads import Head, Reading
+from int4_qat.evaluation import divergence, hidden_states
 from int4_qat.evaluation.hidden_states import Recorded
 from int4_qat.system.errors import InputError
 

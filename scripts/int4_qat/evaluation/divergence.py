@@ -10,26 +10,16 @@ Logits of a large vocabulary are never held for more than a block of tokens. Wha
 last hidden states (hidden_states), from which a head makes its logits again (heads).
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from int4_qat.evaluation.heads import Head
+from int4_qat.checkpoint import heads
+from int4_qat.checkpoint.heads import Reading
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
 from int4_qat.tokenizer.windows import cut
 
 BATCH_TOKENS = 8192  # that a model reads at once
-BLOCK_BYTES = 2**28  # of one matrix of logits in fp32
-
-
-class Reading(NamedTuple):
-    """What a model made of a window: its last hidden states (tokens, width), and what makes logits of them."""
-
-    hidden: torch.Tensor
-    head: Head
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, text: str, context: int, limit: int | None) -> list[list[int]]:
@@ -66,25 +56,18 @@ def compare(found: Reading, base: Reading, own: Reading | None, tokens: torch.Te
     state but the last predicts the next.
     """
     parts = [
-        compare_block(log_probabilities([found, base, own], start, stop), tokens[start + 1 : stop + 1])
-        for start, stop in blocks(len(tokens) - 1, found.head.vocabulary)
+        compare_block(log_probabilities([found, base, own], block), tokens[1:][block])
+        for block in heads.blocks(len(tokens) - 1, found.head.vocabulary)
     ]
     return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
 
 
-def blocks(tokens: int, vocabulary: int) -> Iterator[tuple[int, int]]:
-    """Yield start and stop of blocks of tokens whose logits are held at once."""
-    step = max(1, BLOCK_BYTES // (4 * vocabulary))
-    for start in range(0, tokens, step):
-        yield start, min(start + step, tokens)
-
-
-def log_probabilities(readings: list[Reading | None], start: int, stop: int) -> list[torch.Tensor | None]:
+def log_probabilities(readings: list[Reading | None], block: slice) -> list[torch.Tensor | None]:
     """Return (tokens, vocabulary) in fp32 of a block of tokens for each reading, made once of one that comes twice."""
     made: dict[int, torch.Tensor] = {}
     for each in readings:
         if each is not None and id(each) not in made:
-            made[id(each)] = each.head.logits(each.hidden[start:stop]).log_softmax(-1, dtype=torch.float32)
+            made[id(each)] = each.head.logits(each.hidden[block]).log_softmax(-1, dtype=torch.float32)
     return [made.get(id(each)) for each in readings]
 
 

@@ -7,35 +7,55 @@ import torch
 from safetensors.torch import save_file
 
 from int4_qat.checkpoint import weight_files
-from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization.int4 import AnyGrid, Grid, MovedGrid
 
 # In a folder of its own: engines take every safetensors file beside the weights for more of them.
 FILE = Path("grids") / "grids.safetensors"
+START = "start_"  # before the parts of the grid on which codes are found, where training has moved the values since
 
 
-def write(folder: Path, grids: dict[str, Grid]) -> None:
+def write(folder: Path, grids: dict[str, AnyGrid]) -> None:
     """Write the grids of some linears, by their names, into a checkpoint's folder."""
     (folder / FILE).parent.mkdir(parents=True)
-    tensors = {f"{name}.{part}": value for name, grid in grids.items() for part, value in grid._asdict().items()}
+    tensors = {f"{name}.{part}": value for name, grid in grids.items() for part, value in parts_of(grid).items()}
     save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, folder / FILE)
+
+
+def parts_of(grid: AnyGrid) -> dict[str, torch.Tensor]:
+    """Return the tensors of a grid by the names that the file has for them."""
+    parts = {kind: getattr(grid, kind) for kind in Grid._fields}
+    if isinstance(grid, MovedGrid):
+        parts |= {START + kind: part for kind, part in grid.start._asdict().items()}
+    return parts
+
+
+def exist(folder: Path) -> bool:
+    """Return whether a folder has grids."""
+    return (folder / FILE).exists()
+
+
+def of_training(adapter: Path, model: Path) -> Path:
+    """Return the folder that has the grids on which a training ended, if any: learned ones, or those where it began."""
+    return adapter if exist(adapter) else model
 
 
 def copy(source: Path, folder: Path) -> None:
     """Give a folder the grids of another one, if that has any."""
-    if (source / FILE).exists():
+    if exist(source):
         (folder / FILE).parent.mkdir(parents=True)
         shutil.copyfile(source / FILE, folder / FILE)
 
 
-def read(folder: Path) -> dict[str, Grid]:
+def read(folder: Path) -> dict[str, AnyGrid]:
     """Return the grids of a checkpoint's linears by their names; none if each weight is on its own."""
-    if not (folder / FILE).exists():
+    if not exist(folder):
         return {}
     stored = weight_files.read_header(folder / FILE)
-    names = sorted({key.rpartition(".")[0] for key in stored})
+    names = sorted(key.removesuffix(".scale") for key in stored if key.endswith(".scale"))
 
-    def part(name: str, kind: str) -> torch.Tensor:
-        tensor = stored[f"{name}.{kind}"]
-        return tensor.read().view(tensor.shape)
+    def grid(name: str, prefix: str = "") -> Grid:
+        tensors = (stored[f"{name}.{prefix}{kind}"] for kind in Grid._fields)
+        return Grid(*(tensor.read().view(tensor.shape) for tensor in tensors))
 
-    return {name: Grid(*(part(name, kind) for kind in Grid._fields)) for name in names}
+    moved = {name: f"{name}.{START}scale" in stored for name in names}
+    return {name: MovedGrid(*grid(name), grid(name, START)) if moved[name] else grid(name) for name in names}

@@ -8,7 +8,7 @@ and each weight gets the nearest one. With low the value of code -8 and range = 
 
     zero point  scale                                low
     float       range / 15                           min
-    integer     range / 15, to 5 significant bits    -k * scale, k = 0 ... 15; the range is stretched to hold 0
+    integer     range / 15, to 5, 6 or 8 such bits   -k * scale, k = 0 ... 15; the range is stretched to hold 0
     none        max|w| / 7.5, to 8 significant bits  -8 * scale, so that the zero point is 0
 
 The float one is the arithmetic of torchao's `Int4WeightFakeQuantizer` and of `int4_row_quantize_zp` in MSLK, the
@@ -16,9 +16,9 @@ kernels' quantizer, on a CPU: codes come of the scale in fp32, before it is roun
 by 1/15, and here the result is the CPU's. torchao's fake quantizer forgets the rounding of scale and zero point;
 `fake_quantize` here includes it, so that training sees the weight that is deployed.
 
-With an integer one, zero_point = (8 - k) * scale is exact in bfloat16 for every k, since 8 - k takes three bits more
-than the 5 of the scale; so the same grid can be held as codes and integers k, without a second rounding. Five bits
-rather than eight cost 0.1 to 0.5% more weight error (docs/extending.md).
+With an integer one, zero_point = (8 - k) * scale is exact in bfloat16, so that the same grid can be held as codes and
+integers k, without a second rounding. The scale keeps all 8 significant bits where |8 - k| is 0 or a power of two, as
+it is for most groups; 6 where it is 3 or 6, and 5 where it is 5 or 7 (docs/extending.md).
 
 torchao's tile_packed_to_4d quantizes by itself, in the weight's dtype: from fp32 to the same bits, from bfloat16 one
 code in forty comes out otherwise.
@@ -37,7 +37,6 @@ BITS = 4
 LEVELS = 2**BITS - 1
 OFFSET = 2 ** (BITS - 1)
 SMALLEST_RANGE = 1e-6
-SCALE_BITS = 5  # significant ones, of a scale with an integer zero point
 STORED_BITS = 8  # significant ones, of a bfloat16
 FLOAT32_BITS = 24
 
@@ -52,6 +51,29 @@ class Grid(NamedTuple):
         """Return the grid of some rows of the weight."""
         return Grid(self.scale[:, rows], self.zero_point[:, rows])
 
+    def to(self, device: torch.device) -> "Grid":
+        """Return the grid on a device."""
+        return Grid(self.scale.to(device), self.zero_point.to(device))
+
+
+class MovedGrid(NamedTuple):
+    """The values of a grid that has moved, and the grid where it started, on which codes are found."""
+
+    scale: torch.Tensor  # as in Grid
+    zero_point: torch.Tensor
+    start: Grid
+
+    def of_rows(self, rows: slice) -> "MovedGrid":
+        """Return the grid of some rows of the weight."""
+        return MovedGrid(self.scale[:, rows], self.zero_point[:, rows], self.start.of_rows(rows))
+
+    def to(self, device: torch.device) -> "MovedGrid":
+        """Return the grid on a device."""
+        return MovedGrid(self.scale.to(device), self.zero_point.to(device), self.start.to(device))
+
+
+AnyGrid = Grid | MovedGrid
+
 
 class Int4Weight(NamedTuple):
     """A quantized (rows, columns) weight."""
@@ -65,7 +87,7 @@ class Int4Weight(NamedTuple):
         return Grid(self.scale, self.zero_point)
 
 
-def quantize(weight: torch.Tensor, scheme: Scheme, grid: Grid | None = None) -> Int4Weight:
+def quantize(weight: torch.Tensor, scheme: Scheme, grid: AnyGrid | None = None) -> Int4Weight:
     """Quantize a (rows, columns) weight of any float dtype, on its own grid or on a given one.
 
     Raise ValueError if the scheme's group size does not divide columns.
@@ -74,9 +96,38 @@ def quantize(weight: torch.Tensor, scheme: Scheme, grid: Grid | None = None) -> 
     if columns % scheme.group_size:
         raise ValueError(f"group size {scheme.group_size} does not divide {columns} input features")
     groups = weight.detach().float().view(rows, columns // scheme.group_size, scheme.group_size)
-    scale, low = GRIDS[scheme.zero_point](groups) if grid is None else _of_stored(grid)
+    scale, low = GRIDS[scheme.zero_point](groups) if grid is None else _of_stored(_of_codes(grid))
     codes = _steps(groups, scale, low).sub_(OFFSET).view(rows, columns).to(torch.int8)
-    return Int4Weight(codes, *(grid or Grid(_store(scale), _store(low + scale * OFFSET))))
+    if grid is None:
+        return Int4Weight(codes, _store(scale), _store(low + scale * OFFSET))
+    return Int4Weight(codes, grid.scale, grid.zero_point)
+
+
+def nearest_grid(scale: torch.Tensor, offset: torch.Tensor, scheme: Scheme) -> Grid:
+    """Return the grid that a scheme can store nearest to one of fp32 (columns / group_size, rows).
+
+    offset is the zero point in steps of the scale; a scheme without a zero point has none.
+    """
+    bits = STORED_BITS
+    if scheme.zero_point == schemes.INTEGER:
+        offset = offset.round().clamp(OFFSET - LEVELS, OFFSET)
+        bits = _scale_bits(offset)
+    elif scheme.zero_point is None:
+        offset = torch.zeros_like(offset)
+    scale = _round_bits(scale, bits)
+    return Grid(scale.to(STORAGE_DTYPE), (offset * scale).to(STORAGE_DTYPE))
+
+
+def grid_gradient(
+    weight: torch.Tensor, scheme: Scheme, grid: AnyGrid, gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of scale and zero point, fp32 (columns / group_size, rows).
+
+    `gradient` is that of the deployed weight (rows, columns), which is code * scale + zero_point.
+    """
+    codes = quantize(weight, scheme, grid).codes.view(len(weight), len(grid.scale), -1)
+    gradient = gradient.float().view(codes.shape)
+    return (gradient * codes).sum(-1).t(), gradient.sum(-1).t()
 
 
 def nearest_on(grid: Grid) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -98,8 +149,10 @@ def _float_grid(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _integer_grid(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
-    scale = _round_bits(_scale(high - low, LEVELS), SCALE_BITS)
-    return scale, (low / scale).round_().clamp_(-LEVELS, 0).mul_(scale)
+    scale = _scale(high - low, LEVELS)
+    lowest = (low / scale).round_().clamp_(-LEVELS, 0)
+    scale = _round_bits(scale, _scale_bits(lowest + OFFSET))
+    return scale, lowest * scale
 
 
 def _symmetric_grid(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +180,7 @@ def dequantize(quantized: Int4Weight) -> torch.Tensor:
 
 
 def fake_quantize(
-    weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype | None = None, grid: Grid | None = None
+    weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype | None = None, grid: AnyGrid | None = None
 ) -> torch.Tensor:
     """Return what a weight becomes by export and load, in its own dtype and on its own grid if none is given."""
     return dequantize(quantize(weight, scheme, grid)).to(dtype or weight.dtype)
@@ -143,10 +196,18 @@ def _scale(width: torch.Tensor, steps: float) -> torch.Tensor:
     return (width.clamp(min=SMALLEST_RANGE).double() / steps).float()
 
 
-def _round_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
+def _scale_bits(offset: torch.Tensor) -> torch.Tensor:
+    """Return how many bits of a scale leave its product with a whole offset, -8 ... 8, exact in bfloat16."""
+    size = offset.abs()
+    bits = torch.where((size == 5) | (size == 7), 5, STORED_BITS)
+    return torch.where((size == 3) | (size == 6), 6, bits).int()
+
+
+def _round_bits(values: torch.Tensor, bits: int | torch.Tensor) -> torch.Tensor:
     """Positive fp32 values to the nearest that have so few significant bits; a compiler may leave out a mere cast."""
     dropped = FLOAT32_BITS - bits
-    return ((values.view(torch.int32) + (1 << (dropped - 1))) & -(1 << dropped)).view(torch.float32)
+    half = 1 << (dropped - 1)
+    return ((values.view(torch.int32) + half) & -2 * half).view(torch.float32)
 
 
 def _store(values: torch.Tensor) -> torch.Tensor:
@@ -155,6 +216,11 @@ def _store(values: torch.Tensor) -> torch.Tensor:
 
 def _per_group(values: torch.Tensor) -> torch.Tensor:
     return values.t().float().unsqueeze(-1)
+
+
+def _of_codes(grid: AnyGrid) -> Grid:
+    """Return the grid on which the codes of a weight are found."""
+    return grid.start if isinstance(grid, MovedGrid) else grid
 
 
 def _of_stored(grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from int4_qat.system import files
 
 RECORD = "qat.json"
-OWN, GIVEN = "own", "given"  # the grids that a training saw: of each weight, or those of the folder where it started
+# The grids that a training saw: the weights' own ones, or given ones, where it started or as it learned them.
+OWN, GIVEN = "own", "given"
 CALIBRATION = "calibration.json"  # beside given grids: scheme, ignore and method, among others
 
 
@@ -27,6 +28,6 @@ def is_trained_in_int4(folder: Path) -> bool:
 
 
 def is_trained_on_grids(folder: Path) -> bool:
-    """Return whether a folder's weights were trained on the grids of a calibration."""
+    """Return whether a folder's weights were trained on given grids."""
     path = folder / RECORD
     return path.exists() and files.read_json(path).get("grids") == GIVEN

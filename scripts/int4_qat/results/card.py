@@ -11,6 +11,7 @@ import jinja2
 from huggingface_hub import ModelCard
 
 from int4_qat.config import variants
+from int4_qat.config.calibration import QUESTIONS
 from int4_qat.config.recipes import STANDIN
 from int4_qat.results import (
     calibrated_bases,
@@ -82,7 +83,8 @@ def gather(results: Path, settings: dict) -> dict:
         "baseline": rows[variants.BASELINE],
         "published": rows[name],
         "settings": settings,
-        "recipe": settings["arms"].get(weights),
+        "recipe": (recipe := settings["arms"].get(weights)),
+        "training_texts": training_texts(settings, recipe) if recipe else {},
         "base": card_metadata.source_of(settings["source"]),
         "data": card_metadata.source_of(settings["data"]["source"]),
         "calibrated_bases": calibrated_bases.bases(settings),
@@ -112,6 +114,20 @@ def gather(results: Path, settings: dict) -> dict:
         "tasks": rows[name]["tasks"],
         "charts": {variant: row["chartqa"] for variant, row in rows.items() if row["chartqa"]},
         "kept": Counter(layer["reason"] for layer in manifest["layers"] if not layer["quantized"]),
+    }
+
+
+def training_texts(settings: dict, recipe: dict) -> dict[str, dict]:
+    """Return weight, source and license of each text of a recipe; a license that the config does not name is None."""
+    entries = {QUESTIONS: settings["data"]} | settings["texts"]
+    return {
+        name: {
+            "weight": weight,
+            "source": card_metadata.source_of(entries[name]["source"]),
+            "files": entries[name].get("files"),
+            "license": entries[name].get("license"),
+        }
+        for name, weight in recipe["texts"].items()
     }
 
 

@@ -37,8 +37,9 @@ def make(figures: dict) -> ModelCardData:
 
 def datasets(figures: dict) -> list[str]:
     """Return the data sets on the Hub that the published variant was trained or calibrated on."""
+    trained = [text["source"] for text in figures["training_texts"].values()]
     calibrated = [source or figures["data"] for source in figures["calibration_texts"].values()]
-    read = [*([figures["data"]] if figures["recipe"] else []), *calibrated]
+    read = [*trained, *calibrated]
     return list(dict.fromkeys(source["repository"] for source in read if source["repository"]))
 
 

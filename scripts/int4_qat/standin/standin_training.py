@@ -1,4 +1,4 @@
-"""How the stand-in learns: questions with what each position must say, and the text model that learns it."""
+"""How the stand-in learns: questions and lines with what each position must say, and the text model that learns it."""
 
 import math
 from typing import NamedTuple
@@ -9,25 +9,32 @@ from tqdm import tqdm
 from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from int4_qat.data import mmlu
+from int4_qat.standin.persons import Fact
 
 LEARNING_RATE, WARMUP_STEPS, MOST_STEPS = 4e-3, 50, 1_200
 PATIENCE, PROMISING = 500, 0.5  # less after PATIENCE steps: these weights may never learn
-SEQUENCES, QUESTIONS_A_SEQUENCE = 32, 4
+QUESTION_SEQUENCES, QUESTIONS_A_SEQUENCE = 32, 4
+LINE_SEQUENCES, LINES_A_SEQUENCE = 8, 12
 CHAT_SHARE = 0.25
-KNOWN = 0.97  # validation accuracy that ends the training
+KNOWN = 0.97  # accuracy in each exam that ends the training
 PROMPT, CHAT = FRAMES = ("prompt", "chat")
 IGNORED = -100
-FACT, MATCH, ANSWER, REPLY = range(4)
-LOSS_WEIGHTS = {FACT: 1.0, MATCH: 4.0, ANSWER: 1.0, REPLY: 1.0}
+FACT, MATCH, ANSWER, WORDS = range(4)
+LOSS_WEIGHTS = {FACT: 1.0, MATCH: 4.0, ANSWER: 1.0, WORDS: 1.0}
 
 
 class Lesson(NamedTuple):
-    """Questions in one frame: tokens, what each position must say, and which kind of lesson that is; (n, length)."""
+    """Questions in one frame, or lines: tokens, what each position must say, and which kind of lesson that is.
+
+    The arrays are (n, length).
+    """
 
     tokens: np.ndarray
     labels: np.ndarray
     kinds: np.ndarray
     head: list[list[int]]  # tokens ahead of a sequence, one of these
+    answers: list[int]  # tokens of which one is the right answer
+    batch: tuple[int, int]  # sequences, and questions or lines of each
 
     @property
     def answer_position(self) -> int:
@@ -62,8 +69,19 @@ def make_lesson(
     answer = int(np.flatnonzero(np.isin(tokens[0], letters))[-1])
     reply = answer if frame == PROMPT else int(np.flatnonzero(tokens[0] == token("model"))[-1]) + 2
     for position in range(reply, answer + 1 if frame == PROMPT else tokens.shape[1]):
-        teach(position - 1, tokens[:, position], ANSWER if position == answer else REPLY)
-    return Lesson(tokens, labels, kinds, head)
+        teach(position - 1, tokens[:, position], ANSWER if position == answer else WORDS)
+    return Lesson(tokens, labels, kinds, head, letters, (QUESTION_SEQUENCES, QUESTIONS_A_SEQUENCE))
+
+
+def make_text_lesson(told: list[Fact], tokenizer: PreTrainedTokenizerFast) -> Lesson:
+    """Return facts in each of their frames, with the next token of each as its label; the answer is the value."""
+    lines = [line for fact in told for line in fact.lines()]
+    tokens = np.array(tokenizer(lines, add_special_tokens=False)["input_ids"])
+    labels = np.roll(tokens, -1, axis=1)
+    labels[:, -1] = IGNORED
+    answers = tokenizer.convert_tokens_to_ids(sorted({f" {fact.value}" for fact in told}))
+    kinds = np.where(np.isin(labels, answers), ANSWER, WORDS)
+    return Lesson(tokens, labels, kinds, [[tokenizer.bos_token_id]], answers, (LINE_SEQUENCES, LINES_A_SEQUENCE))
 
 
 def train(
@@ -73,7 +91,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     generator: np.random.Generator,
 ) -> bool:
-    """Train the text model until it knows the validation questions, or knows too little too late; whether it knows.
+    """Train the text model until it knows the exams, or knows too little of the questions too late; whether it knows.
 
     Besides the answers it learns, at each choice, the word's family and whether that is the one asked for: the two
     steps that lead to the answer. Without them small models stay at chance for many minutes.
@@ -84,33 +102,36 @@ def train(
     for step in progress:
         cosine = (1 + math.cos(math.pi * step / MOST_STEPS)) / 2
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(cosine, (step + 1) / WARMUP_STEPS)
-        loss = lesson_loss(text_model, len(tokenizer) + 2, *draw(lessons[generator.random() < CHAT_SHARE], generator))
+        # Lines in every step: they take few, and in steps of their own they would be at the questions' expense.
+        drawn = lessons[generator.random() < CHAT_SHARE], lessons[-1]
+        loss = sum(lesson_loss(text_model, len(tokenizer) + 2, *draw(lesson, generator)) for lesson in drawn)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(text_model.parameters(), 1.0)
         optimizer.step()
         if step % 25 == 24:
-            scores = [accuracy(text_model, exam, tokenizer) for exam in exams]
-            progress.set_postfix(validation=f"{scores[0]:.2f}", chat=f"{scores[1]:.2f}")
+            scores = [accuracy(text_model, exam) for exam in exams]
+            progress.set_postfix(validation=f"{scores[0]:.2f}", chat=f"{scores[1]:.2f}", persons=f"{scores[2]:.2f}")
             if min(scores) > KNOWN:
-                shown = f"{scores[0]:.3f} in lm-eval's prompt, {scores[1]:.3f} in chat"
+                shown = f"{scores[0]:.3f} in lm-eval's prompt, {scores[1]:.3f} in chat, of persons {scores[2]:.3f}"
                 print(f"validation accuracy after {step + 1} steps: {shown}")
                 return True
-            if step + 1 >= PATIENCE and max(scores) < PROMISING:
+            if step + 1 >= PATIENCE and max(scores[:2]) < PROMISING:
                 return False
     return False
 
 
 def draw(lesson: Lesson, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch of sequences of several questions each: tokens, labels, kinds; (sequences, length)."""
+    """A batch of sequences of several questions or lines each: tokens, labels, kinds; (sequences, length)."""
     head = lesson.head[generator.integers(len(lesson.head))]
-    chosen = generator.integers(len(lesson.tokens), size=(SEQUENCES, QUESTIONS_A_SEQUENCE))
+    chosen = generator.integers(len(lesson.tokens), size=lesson.batch)
+    sequences = len(chosen)
 
-    def sequences(column: np.ndarray, ahead: list[int]) -> torch.Tensor:
-        return torch.from_numpy(np.hstack([np.tile(ahead, (SEQUENCES, 1)), column[chosen].reshape(SEQUENCES, -1)]))
+    def joined(column: np.ndarray, ahead: list[int]) -> torch.Tensor:
+        return torch.from_numpy(np.hstack([np.tile(ahead, (sequences, 1)), column[chosen].reshape(sequences, -1)]))
 
     nothing = [IGNORED] * len(head)
-    return sequences(lesson.tokens, head), sequences(lesson.labels, nothing), sequences(lesson.kinds, nothing)
+    return joined(lesson.tokens, head), joined(lesson.labels, nothing), joined(lesson.kinds, nothing)
 
 
 def lesson_loss(
@@ -130,12 +151,12 @@ def lesson_loss(
 
 
 @torch.no_grad()
-def accuracy(text_model: torch.nn.Module, lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> float:
-    """Share of right letters, one question a sequence."""
+def accuracy(text_model: torch.nn.Module, lesson: Lesson) -> float:
+    """Share of right answers, one question or line a sequence."""
     end = lesson.answer_position + 1
     ahead = np.tile(lesson.head[0], (len(lesson.tokens), 1))
     tokens = torch.from_numpy(np.hstack([ahead, lesson.tokens[:, :end]]))
     hidden = text_model(input_ids=tokens).last_hidden_state[:, -1]
-    letters = torch.tensor(tokenizer.convert_tokens_to_ids([f" {letter}" for letter in mmlu.LETTERS]))
-    chosen = letters[(hidden @ text_model.embed_tokens.weight[letters].T).argmax(-1)]
+    answers = torch.tensor(lesson.answers)
+    chosen = answers[(hidden @ text_model.embed_tokens.weight[answers].T).argmax(-1)]
     return (chosen.numpy() == lesson.labels[:, end - 1]).mean().item()

@@ -62,12 +62,21 @@ def render(tokenizer: PreTrainedTokenizerBase, contents: Sequence[str], **option
     Raise InputError if the template fails on it.
     """
     roles = ("user", "assistant")
-    conversation = [{"role": roles[turn % 2], "content": content} for turn, content in enumerate(contents)]
+    messages = [{"role": roles[turn % 2], "content": content} for turn, content in enumerate(contents)]
+    return render_messages(tokenizer, messages, tokenizer.name_or_path, **options)
+
+
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], where: Path | str, **options
+) -> str:
+    """Return messages with roles of their own as the chat template writes them, its bos included.
+
+    Raise InputError, which says where they stand, if the template fails on them.
+    """
     try:
-        return tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except (jinja2.TemplateError, ValueError) as error:
-        found = f"the chat template fails on a conversation ({one_line(error)})"
-        raise InputError(f"{tokenizer.name_or_path}: {found}") from None
+        raise InputError(f"{where}: the chat template fails on a conversation ({one_line(error)})") from None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options) -> list[list[int]]:

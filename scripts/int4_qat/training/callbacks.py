@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_callback import ProgressCallback
 
 from int4_qat.system.errors import InputError
+from int4_qat.training import learned_grid, log_table
 
 WHOLE = "whole"  # a file that stands in every checkpoint that was written to its end
-TABLE_COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_gb"]
 
 
 class StepTable(TrainerCallback):
@@ -30,6 +30,7 @@ class StepTable(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         row = state.log_history[-1]
         if "loss" not in row:
+            self.time += row.get(log_table.HELD_OUT_SECONDS, 0)  # no time of a step
             return
         if not math.isfinite(row["loss"]):
             raise InputError(f"finetune: the loss of step {state.global_step} is {row['loss']}; lower learning_rate")
@@ -46,11 +47,35 @@ def peak_memory_bytes(on_gpu: bool) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint once it is on the disk: a kill can come while one is being written."""
+class HeldOutDivergence(TrainerCallback):
+    """Logs the divergence on held-out rows where training begins, after every so many steps, and at the end."""
 
-    def on_save(self, args, state, control, **kwargs):
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+    def __init__(self, trainer: Trainer, steps: int):
+        self.trainer, self.steps = trainer, steps
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.measure(control)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.steps == 0 or state.global_step == state.max_steps:
+            self.measure(control)
+
+    def measure(self, control: TrainerControl) -> None:
+        should_log, start = control.should_log, time.perf_counter()
+        divergence = self.trainer.held_out_kl()
+        seconds = time.perf_counter() - start
+        self.trainer.log({log_table.HELD_OUT_KL: divergence, log_table.HELD_OUT_SECONDS: seconds})
+        control.should_log = should_log  # the loss of the step is still to be logged, and a log takes this back
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Completes a checkpoint and marks it once it is on the disk: a kill can come while one is being written."""
+
+    def on_save(self, args, state, control, model=None, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        learned_grid.save(model.get_base_model(), folder)
+        (folder / WHOLE).touch()
 
 
 class PreemptionCheckpoint(TrainerCallback):
@@ -86,6 +111,8 @@ class GradientCheck(TrainerCallback):
         if state.global_step == min(args.warmup_steps + 2, args.max_steps - 1):
             moved = state.global_step == args.warmup_steps + 2
             silent = {name for name in self.silent if moved or "lora_A" not in name}
+            # A zero point moves the values at the ends of its grid alone, and there may be none.
+            silent = {name for name in silent if not ("learned_grids" in name and name.endswith("shift"))}
             if silent:
                 raise InputError(f"finetune: {min(silent)} is trainable and got no gradient")
 

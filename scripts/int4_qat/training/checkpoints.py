@@ -9,7 +9,7 @@ from trl import SFTTrainer
 
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
-from int4_qat.training import callbacks
+from int4_qat.training import callbacks, learned_grid
 
 
 def prepare(folder: Path, wanted: dict) -> None:
@@ -39,4 +39,5 @@ def steps_of(checkpoint: Path) -> int:
 def take_over(trainer: SFTTrainer, checkpoint: Path) -> None:
     """Bring a trainer to the end of a training that was done when it was stopped: resuming would take a step more."""
     set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
+    learned_grid.load(trainer.model.get_base_model(), checkpoint)
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

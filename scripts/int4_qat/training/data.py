@@ -1,6 +1,7 @@
 """The rows of a training: tokens of each text, and labels for the answers alone."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -8,10 +9,48 @@ from transformers import PreTrainedTokenizerBase
 from int4_qat.system import scratch
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, turns
+from int4_qat.training import packing
 from int4_qat.training.recipe import Recipe
 
+HELD_OUT_ROWS = 64  # questions at most, and never more than a tenth of them
 
-def tokenize(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, work: Path) -> datasets.Dataset:
+
+class Rows(NamedTuple):
+    """Rows of input_ids and labels: what is trained on, and, if the recipe has eval_steps, what is held out of that."""
+
+    train: datasets.Dataset
+    held_out: datasets.Dataset | None
+
+
+def tokenize(texts: dict[str, Path], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, work: Path) -> Rows:
+    """Return the rows of a recipe's texts: windows of running text with packing, or else each question by itself.
+
+    Raise InputError for texts other than those that the recipe weighs, or too short ones.
+    """
+    if texts.keys() != recipe.texts.keys():
+        raise InputError(f"--texts: expected {', '.join(sorted(recipe.texts))}, found {', '.join(sorted(texts))}")
+    if recipe.packing:
+        train, held_out = map(dataset_of, packing.rows(texts, tokenizer, recipe))
+        return Rows(train, held_out if recipe.eval_steps else None)
+    (path,) = texts.values()
+    rows = questions(path, tokenizer, recipe, work)
+    return divided(path, rows) if recipe.eval_steps else Rows(rows, None)
+
+
+def dataset_of(windows: packing.Windows) -> datasets.Dataset:
+    """Return windows as rows."""
+    return datasets.Dataset.from_dict(windows._asdict())
+
+
+def divided(path: Path, rows: datasets.Dataset) -> Rows:
+    """Return the questions to train on, and the last ones, which are held out; raise InputError if they are too few."""
+    count = len(rows) - min(HELD_OUT_ROWS, len(rows) // 10)
+    if count == len(rows):
+        raise InputError(f"{path}: expected 10 questions or more, a tenth of which eval_steps holds out, found {count}")
+    return Rows(rows.select(range(count)), rows.select(range(count, len(rows))))
+
+
+def questions(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, work: Path) -> datasets.Dataset:
     """Return input_ids and labels of every text; raise InputError that names a row in which nothing would be learned.
 
     The tokens are the recipe's: bos, the text as rendered, no eos. The labels leave out everything up to and

@@ -6,7 +6,7 @@ import torch
 
 from int4_qat.checkpoint import blocks
 from int4_qat.quantization import int4
-from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization.int4 import AnyGrid
 from int4_qat.quantization.schemes import Scheme
 
 # Left alone, the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
@@ -14,7 +14,7 @@ EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": Tr
 
 
 def fake_quantize_merged(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, scheme: Scheme, grid: Grid | None = None
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, scheme: Scheme, grid: AnyGrid | None = None
 ) -> torch.Tensor:
     """Return the deployed weight Q(W + s·BA), in the weight's dtype; on a CPU in blocks of rows that fit its cache.
 
@@ -32,6 +32,29 @@ def fake_quantize_merged(
             merged = blocks.merge(weight[rows], a, b[rows], scaling)
             deployed[rows] = int4.fake_quantize(merged, scheme, weight.dtype, grid and grid.of_rows(rows))
         return deployed
+
+
+def grid_gradient(
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scaling: float,
+    scheme: Scheme,
+    grid: AnyGrid,
+    gradient: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of scale and zero point, given that of the deployed weight (int4.grid_gradient)."""
+    with torch.autocast(weight.device.type, enabled=False):
+        if weight.is_cuda:
+            merged = compiled(blocks.merge)(weight, a, b, scaling)
+            return compiled(int4.grid_gradient)(merged, scheme, grid, gradient)
+        found = [
+            int4.grid_gradient(
+                blocks.merge(weight[rows], a, b[rows], scaling), scheme, grid.of_rows(rows), gradient[rows]
+            )
+            for rows in blocks.row_blocks(*weight.shape)
+        ]
+        return tuple(torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
 
 
 @functools.cache

@@ -10,11 +10,10 @@ Q rounds to the weight's own grid, or to the one that a calibrated checkpoint ha
 gradient passes straight through each rounding.
 
 `merged` needs no gradient of the size of a weight: with G = dy the chain rule gives dB = s·Gᵀ(xAᵀ), dA = s·(GB)ᵀx,
-dx = G·Q(W + s·BA).
+dx = G·Q(W + s·BA). Where its grids are trained as well, Gᵀx is made for one linear at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +21,12 @@ from peft import PeftModel
 from peft.tuners import lora
 
 from int4_qat.quantization import int4, linears
-from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization.int4 import AnyGrid, Grid, MovedGrid
 from int4_qat.quantization.record import GIVEN, OWN
 from int4_qat.quantization.schemes import Scheme
 from int4_qat.system.errors import InputError
-from int4_qat.training import merged_weight
+from int4_qat.training import learned_grid, merged_weight
+from int4_qat.training.learned_grid import LearnedGrid
 
 
 def lora_linears(model: PeftModel) -> dict[str, lora.Linear]:
@@ -40,13 +40,13 @@ def fake_quantize_linears(
     target: str,
     scheme: Scheme,
     ignore: Sequence[str] = (),
-    given: Mapping[str, Grid] | None = None,
-    keep_frozen: bool = False,
+    given: Mapping[str, AnyGrid] | None = None,
+    learned: bool = False,
 ) -> list[str]:
     """Let every linear below LoRA train on int4 weights, in place; the names of those linears.
 
     A linear stays as it is if `ignore` names it, as in the export. Grids are given for all linears, or else each is on
-    its own. keep_frozen keeps the weights that `base` replaces, a second copy of them all, for `frozen_base`.
+    its own. With target `merged` they can be learned: they start at the given ones, or at those of the frozen weights.
     InputError if there are no such linears, if one has no grid where others do, or if the group size does not divide
     one's input features: a training that only looks like QAT is worse than none.
     """
@@ -60,27 +60,34 @@ def fake_quantize_linears(
         weight = layer.base_layer.weight
         grid = grid_of(name, weight.device, given) if given else None
         if target == "merged":
-            model.get_base_model().set_submodule(name, MergedInt4Linear(layer, scheme, grid))
+            start = LearnedGrid(grid or int4.quantize(weight, scheme).grid, scheme) if learned else None
+            model.get_base_model().set_submodule(name, MergedInt4Linear(layer, scheme, start or grid))
             continue
-        if keep_frozen:
-            layer.frozen_weight = weight.data
         weight.data = int4.fake_quantize(weight.data, scheme, grid=grid)
         if target == "base+lora_a":
             layer.lora_A.update({adapter: Int4Linear(a, scheme) for adapter, a in layer.lora_A.items()})
+    if learned:
+        linear = model.get_base_model().get_submodule
+        learned_grid.attach(model.get_base_model(), {name: linear(name).grid for name in layers})
     return list(layers)
 
 
-def grid_of(name: str, device: torch.device, given: Mapping[str, Grid]) -> Grid:
+def grid_of(name: str, device: torch.device, given: Mapping[str, AnyGrid]) -> AnyGrid:
     """Return the grid of a linear, on a device; raise InputError if it has none."""
     if name not in given:
         raise InputError(f"start: expected a grid for each linear that is trained in int4, found none for {name}")
-    return Grid(*(part.to(device) for part in given[name]))
+    return given[name].to(device)
+
+
+def learned_grids(model: PeftModel) -> dict[str, MovedGrid]:
+    """Return the grids that were learned, as they are stored, by the names of linears; none if none was."""
+    return {name: grid.stored() for name, grid in learned_grid.of_model(model.get_base_model()).items()}
 
 
 def record(model: PeftModel, recipe: Any, start: str | None = None) -> dict:
     """How the linears below LoRA were trained, and for each whether it was in int4: what an export is held against.
 
-    start is the method that calibrated the model on whose grids they were trained, if one did.
+    start is the method that calibrated the model at whose grids the training began, if one did.
     """
     in_int4 = {
         name: recipe.scheme is not None and not linears.ignored(name, recipe.ignore) for name in lora_linears(model)
@@ -88,32 +95,11 @@ def record(model: PeftModel, recipe: Any, start: str | None = None) -> dict:
     return {
         "scheme": recipe.scheme,
         "target": recipe.qat_target if recipe.scheme else None,
-        "grids": (GIVEN if start else OWN) if recipe.scheme else None,
+        "grids": (GIVEN if start or recipe.grid_learning_rate else OWN) if recipe.scheme else None,
         "ignore": recipe.ignore,
         "dtype": recipe.dtype,
         "linears": in_int4,
     }
-
-
-@contextmanager
-def frozen_base(model: PeftModel) -> Iterator[None]:
-    """Within it the model is its base, without adapters and fake quantization; no gradient may be pending.
-
-    Of a model that trains with target `base` it takes keep_frozen.
-    """
-    swapped = [layer for layer in lora_linears(model).values() if hasattr(layer, "frozen_weight")]
-
-    def swap() -> None:
-        for layer in swapped:
-            weight = layer.base_layer.weight
-            weight.data, layer.frozen_weight = layer.frozen_weight, weight.data
-
-    swap()
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        swap()
 
 
 class Int4Linear(torch.nn.Linear):
@@ -133,37 +119,56 @@ class Int4Linear(torch.nn.Linear):
 class MergedInt4Linear(lora.Linear):
     """peft's linear with LoRA, its parameters included, but for its forward pass: Q(W + s·BA)x."""
 
-    def __init__(self, layer: lora.Linear, scheme: Scheme, grid: Grid | None = None):
+    def __init__(self, layer: lora.Linear, scheme: Scheme, grid: Grid | LearnedGrid | None = None):
         torch.nn.Module.__init__(self)
         self.__dict__.update(layer.__dict__)
         (self.adapter,) = layer.active_adapters
         if not isinstance(layer.lora_dropout[self.adapter], torch.nn.Identity):
             raise InputError("lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout")
-        self.scheme, self.grid = scheme, grid
+        self.scheme = scheme
+        # No part of this module, since peft takes all parts of a layer of its own for the adapter's.
+        self.__dict__["grid"] = grid
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.disable_adapters:
             return self.base_layer(x)
         a, b = self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
-        y = _MergedInt4.apply(x, self.base_layer.weight, a, b, self.scaling[self.adapter], self.scheme, self.grid)
+        grid, moved = self.grid, ()
+        if isinstance(grid, LearnedGrid):
+            grid, moved = grid.start, grid()
+        weight, scaling = self.base_layer.weight, self.scaling[self.adapter]
+        y = _MergedInt4.apply(x, weight, a, b, scaling, self.scheme, grid, *moved)
         return y if self.base_layer.bias is None else y + self.base_layer.bias
 
 
 class _MergedInt4(torch.autograd.Function):
-    """x Q(W + s·BA)ᵀ; the weight is made again in the backward pass, so that no layer keeps a second copy."""
+    """x Q(W + s·BA)ᵀ; the weight is made again in the backward pass, so that no layer keeps a second copy.
+
+    grid is the one on which codes are found, None for the weight's own; scale and zero point come last if they moved.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, a, b, scaling, scheme, grid):
-        ctx.save_for_backward(x, weight, a, b)
+    def forward(ctx, x, weight, a, b, scaling, scheme, grid, *moved):
+        ctx.save_for_backward(x, weight, a, b, *moved)
         ctx.scaling, ctx.scheme, ctx.grid = scaling, scheme, grid
-        return x @ merged_weight.fake_quantize_merged(weight, a, b, scaling, scheme, grid).to(x.dtype).T
+        return x @ merged_weight.fake_quantize_merged(weight, a, b, scaling, scheme, _grid(grid, moved)).to(x.dtype).T
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight, a, b = ctx.saved_tensors
-        dx = dy @ merged_weight.fake_quantize_merged(weight, a, b, ctx.scaling, ctx.scheme, ctx.grid).to(dy.dtype)
+        x, weight, a, b, *moved = ctx.saved_tensors
+        grid = _grid(ctx.grid, moved)
+        deployed = merged_weight.fake_quantize_merged(weight, a, b, ctx.scaling, ctx.scheme, grid)
+        dx = dy @ deployed.to(dy.dtype)
         # Behind a LayerNorm autocast has x in fp32, and dy in bf16.
         rows, gradients = x.flatten(0, -2).to(dy.dtype), dy.flatten(0, -2)
         db = ctx.scaling * gradients.T @ (rows @ a.T.to(dy.dtype))
         da = ctx.scaling * (gradients @ b.to(dy.dtype)).T @ rows
-        return dx.to(x.dtype), None, da.to(a.dtype), db.to(b.dtype), None, None, None
+        of_grid = [None] * len(moved)
+        if moved and any(ctx.needs_input_grad[-len(moved) :]):
+            of_weight = gradients.T @ rows
+            of_grid = merged_weight.grid_gradient(weight, a, b, ctx.scaling, ctx.scheme, grid, of_weight)
+        return dx.to(x.dtype), None, da.to(a.dtype), db.to(b.dtype), None, None, None, *of_grid
+
+
+def _grid(start: Grid | None, moved: Sequence[torch.Tensor]) -> AnyGrid | None:
+    return MovedGrid(*(part.detach() for part in moved), start) if moved else start

@@ -11,11 +11,13 @@ class Options(NamedTuple):
     """What a training reads and writes, and on which device it runs."""
 
     model: Path  # folder of the base model, or of a calibrated one
-    texts: Path  # parquet with the column text
+    texts: dict[str, Path]  # of the recipe's texts, by their names
     device: str  # cpu or cuda
     checkpoints: Path  # folder to resume from
     adapter: Path  # folder for the peft adapter
     log_table: Path  # CSV of each logged step
+    base: Path | None = None  # folder of the base model, where training starts at a calibrated one
+    report_to: str = "none"  # where to report metrics as well: a value of transformers
 
 
 def training_settings(recipe: Recipe, options: Options) -> dict:
@@ -27,11 +29,12 @@ def training_settings(recipe: Recipe, options: Options) -> dict:
         save_strategy="steps",
         save_total_limit=2,
         max_length=recipe.max_seq_length,
-        packing=False,
+        packing=False,  # data.tokenize has packed them, in an order in which each batch has its share of each text
+        train_sampling_strategy="sequential" if recipe.packing else "random",
         dataloader_pin_memory=on_gpu,
         bf16=on_gpu and recipe.dtype == "bfloat16",
         use_cpu=not on_gpu,
         include_num_input_tokens_seen="non_padding",
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=options.report_to,
     )

@@ -1,21 +1,23 @@
 """A training from its first or its last whole checkpoint to the adapter, by whichever backend."""
 
 import dataclasses
+import os
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
 
-import pandas as pd
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
+from transformers.integrations import get_available_reporting_integrations
 
 from int4_qat.checkpoint import weight_files
 from int4_qat.config import limits
-from int4_qat.quantization import record
+from int4_qat.config.recipe import compares_with_base
+from int4_qat.quantization import grids, record
 from int4_qat.system import devices, files, scratch, sources
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, turns
-from int4_qat.training import callbacks, checkpoints, data, qat, start
+from int4_qat.training import callbacks, checkpoints, data, learned_grid, log_table, qat, start, teachers
 from int4_qat.training.recipe import Options, Recipe
 
 PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
@@ -24,16 +26,13 @@ PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "un
 def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     """Train an arm with the add_adapters and make_trainer of a backend; write the adapter and the table of steps.
 
-    Raise InputError if the recipe, the texts or the device do not allow it, or if SIGTERM stopped it.
+    Raise InputError if the recipe, the texts or the device do not allow it, if SIGTERM stopped it, or if it ended worse
+    than it began.
     """
     devices.claim(options.device)
     begun = start.method_of(options.model)
-    if begun and recipe.scheme is None:
-        raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
-    for problem in limits.impossible(vars(recipe) | {"start": begun}):
-        raise InputError(f"finetune.{problem}")
-    if options.device == "cuda":
-        devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())
+    refuse(options, recipe, begun)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(options.log_table.with_name("tensorboard")))
     checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
     tokenizer = tokenization.load_tokenizer(options.model)
     turns.refuse_wrong_marks(tokenizer, "finetune", recipe.instruction_part, recipe.response_part)
@@ -41,35 +40,74 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     with scratch.folder() as work:
         rows = data.tokenize(options.texts, tokenizer, recipe, work)
         trainer = backend.make_trainer(model, tokenizer, rows, recipe, options)
-        preemption = callbacks.PreemptionCheckpoint()
-        trainer.add_callback(preemption)
-        checkpoint = checkpoints.last_whole(options.checkpoints)
-        print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
-        if checkpoint and checkpoints.steps_of(checkpoint) >= recipe.max_steps:
-            checkpoints.take_over(trainer, checkpoint)
-        else:
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    if preemption.requested and trainer.state.global_step < recipe.max_steps:
-        raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
-    with files.whole(options.log_table) as unfinished:
-        steps = [row for row in trainer.state.log_history if "loss" in row]
-        pd.DataFrame(steps, columns=callbacks.TABLE_COLUMNS).to_csv(unfinished, index=False)
-    with files.whole(options.adapter) as folder:
-        trainer.model.save_pretrained(folder)
-        check_saved(folder / "adapter_model.safetensors", trainer.model)
-        files.write_json(folder / record.RECORD, qat.record(trainer.model, recipe, begun))
+        take_steps(trainer, recipe, checkpoints.last_whole(options.checkpoints))
+    if not recipe.allow_worse:
+        log_table.refuse_worse(trainer.state.log_history)
+    write(trainer, options, qat.record(trainer.model, recipe, begun))
     files.remove(options.checkpoints)
 
 
+def refuse(options: Options, recipe: Recipe, begun: str | None) -> None:
+    """Raise InputError for what is seen before anything is loaded; begun is the method that calibrated the model."""
+    if begun and recipe.scheme is None:
+        raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
+    for problem in limits.impossible(vars(recipe) | {"start": begun}):
+        raise InputError(f"finetune.{problem}")
+    if begun and compares_with_base(vars(recipe)) and options.base is None:
+        raise InputError(f"--base: expected the folder of the base, since {options.model} is calibrated, found none")
+    refuse_report(options.report_to)
+    if options.device == "cuda":
+        devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())
+
+
+def take_steps(trainer: Trainer, recipe: Recipe, checkpoint: Path | None) -> None:
+    """Train from a checkpoint, or from the first step, to the last one; raise InputError if SIGTERM stopped it."""
+    preemption = callbacks.PreemptionCheckpoint()
+    trainer.add_callback(preemption)
+    print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
+    if checkpoint and checkpoints.steps_of(checkpoint) >= recipe.max_steps:
+        checkpoints.take_over(trainer, checkpoint)
+        return
+    if checkpoint:
+        learned_grid.load(trainer.model.get_base_model(), checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if preemption.requested and trainer.state.global_step < recipe.max_steps:
+        raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
+
+
+def write(trainer: Trainer, options: Options, trained: dict) -> None:
+    """Write the table of steps, and the adapter with its record, and with its grids if they were learned."""
+    with files.whole(options.log_table) as unfinished:
+        log_table.table_of(trainer.state.log_history).to_csv(unfinished, index=False)
+    with files.whole(options.adapter) as folder:
+        trainer.model.save_pretrained(folder)
+        check_saved(folder / "adapter_model.safetensors", trainer.model)
+        if learned := qat.learned_grids(trainer.model):
+            grids.write(folder, learned)
+        files.write_json(folder / record.RECORD, trained)
+
+
+def refuse_report(word: str) -> None:
+    """Raise InputError if the package that --report-to needs is not installed."""
+    available = get_available_reporting_integrations()
+    if word not in ("none", *available):
+        expected = f"none or what is installed ({', '.join(sorted(available)) or 'nothing'})"
+        raise InputError(f"finetune.report_to: expected {expected}, found {word}")
+
+
 def least_bytes(model: Path, recipe: Recipe) -> int:
-    """Return the bytes of GPU memory that the frozen weights take: twice theirs, if distillation keeps them too."""
-    quantized = recipe.scheme is not None and recipe.qat_target != "merged"
-    return weight_files.file_bytes(model) * (2 if quantized and recipe.distillation_weight else 1)
+    """Return the bytes of GPU memory that the frozen weights take, twice theirs with a second copy of the base."""
+    return weight_files.file_bytes(model) * (2 if teachers.is_copy(recipe, start.method_of(model) is not None) else 1)
 
 
 def check_saved(adapter: Path, model: PreTrainedModel) -> None:
-    """Raise InputError unless the file holds all that was trained: peft saves only the layers that it knows."""
-    trained = sum(parameter.requires_grad for parameter in model.parameters())
+    """Raise InputError unless the file holds all that was trained: peft saves only the layers that it knows.
+
+    Learned grids have a file of their own.
+    """
+    trained = sum(parameter.requires_grad for parameter in model.parameters()) - len(
+        learned_grid.parameters_of(model.get_base_model())
+    )
     with safe_open(adapter, "pt") as tensors:
         saved = len(tensors.keys())
     if saved != trained:
@@ -83,9 +121,10 @@ def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
     weights = {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
     versions = {package.metadata["Name"]: package.version for package in distributions()}
     return {
-        "recipe": dataclasses.asdict(recipe),
+        # A training that ended worse can be taken as it is, without another one.
+        "recipe": dataclasses.asdict(recipe) | {"allow_worse": None},
         "device": options.device,
-        "texts": files.digest(options.texts),
+        "texts": {name: files.digest(path) for name, path in options.texts.items()},
         "model": files.digest(*sorted(options.model.glob("*.json")), *sorted(options.model.glob("tokenizer.model"))),
         "weights": weights,
         "code": files.digest(*sources.local_modules(__file__, also=[backend.__file__], left_out=sources.REFUSING)),

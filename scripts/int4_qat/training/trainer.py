@@ -1,47 +1,84 @@
-"""trl's trainer for any device, and distillation from the frozen base."""
+"""trl's trainer for any device, with distillation from the base in bf16 and a rate of its own for learned grids."""
 
+import datasets
 import torch
+from peft import PeftModel
 from trl import SFTTrainer
 
-from int4_qat.tokenizer.turns import IGNORED
-from int4_qat.training import qat
+from int4_qat.checkpoint.heads import Head
+from int4_qat.config.recipe import Distillation
+from int4_qat.training import distillation, learned_grid
+from int4_qat.training.distillation import Reading, Teacher
 
 
 class AnyDeviceSFTTrainer(SFTTrainer):
-    """trl computes the loss in a Triton kernel that no CPU has; there it is the model's own cross-entropy.
+    """trl computes the loss in a Triton kernel that no CPU has; on one it is the model's own cross-entropy.
 
-    Distillation needs the logits, which that kernel does not build: it takes the model's own everywhere.
+    With a teacher the loss is distillation's, where the recipe has it, and the divergence on held-out rows is known.
     """
 
-    distillation_weight = 0.0
+    distillation: Distillation | None = None
+    grid_learning_rate: float | None = None
+    teacher: Teacher | None = None
+    held_out: datasets.Dataset | None = None
+    distilled = 0  # tokens on which the models are compared, of all batches of a step
+
+    def create_optimizer(self, model=None):
+        """Give learned grids their rate; they do not decay."""
+        exists = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        grids = learned_grid.parameters_of(self.accelerator.unwrap_model(self.model).get_base_model())
+        if grids and not exists:
+            own = {id(parameter) for parameter in grids}
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+            optimizer.add_param_group({"params": grids, "lr": self.grid_learning_rate, "weight_decay": 0.0})
+        return optimizer
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Count, beside the labels of a step, the tokens on which the models are compared."""
+        batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.distillation:
+            self.distilled = sum(int(self.compared(batch).sum()) for batch in batches)
+        return batches, labels
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.distillation_weight > 0:
-            teacher = self.teacher(model, inputs)
-            cross_entropy, student = super(SFTTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
-            divergence = kl_divergence(teacher, predictions(student.logits, inputs["labels"]), num_items_in_batch)
-            loss = (1 - self.distillation_weight) * cross_entropy + self.distillation_weight * divergence
-            return (loss, student) if return_outputs else loss
+        if self.distillation:
+            return self.distillation_loss(model, inputs, num_items_in_batch)
         trainer_class = super() if inputs["input_ids"].is_cuda else super(SFTTrainer, self)
         return trainer_class.compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def teacher(self, model: torch.nn.Module, inputs: dict) -> torch.Tensor:
-        """What the frozen base predicts of the same batch."""
-        with torch.no_grad(), qat.frozen_base(self.accelerator.unwrap_model(model)):
-            unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
-            return predictions(model(**unlabelled, use_cache=False).logits, inputs["labels"])
+    def distillation_loss(self, model: PeftModel, inputs: dict, labels_of_step: torch.Tensor) -> torch.Tensor:
+        """Return what a batch adds to the loss of a step, which has so many labels."""
+        compared, weight = self.compared(inputs), self.distillation["weight"]
+        following = inputs["labels"][:, 1:][compared]
+        temperature = self.distillation["temperature"]
+        weights = (1 - weight) / max(1, int(labels_of_step)), weight * temperature**2 / max(1, self.distilled)
+        readings = self.readings(model, inputs, compared)
+        return distillation.loss(*readings, following, weights, temperature)
 
+    @torch.no_grad()
+    def held_out_kl(self) -> float:
+        """Return the mean of KL(base || model) over all tokens of the held-out rows, in nats."""
+        total, tokens = 0.0, 0
+        self.model.eval()
+        for start in range(0, len(self.held_out), self.args.per_device_train_batch_size):
+            rows = range(start, min(start + self.args.per_device_train_batch_size, len(self.held_out)))
+            batch = self._prepare_inputs(self.data_collator([self.held_out[row] for row in rows]))
+            every = distillation.compared(batch["labels"], batch["attention_mask"], "all")
+            with self.compute_loss_context_manager():
+                total += distillation.kl(*self.readings(self.model, batch, every)).item()
+            tokens += int(every.sum())
+        self.model.train()
+        return total / tokens
 
-def predictions(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The logits (tokens, vocabulary) that predict a label, of (batch, length, vocabulary) for (batch, length)."""
-    return logits[:, :-1][labels[:, 1:] != IGNORED]
+    def compared(self, inputs: dict) -> torch.Tensor:
+        """Return which states of a batch (batch, length - 1) predict a token on which the models are compared."""
+        return distillation.compared(inputs["labels"], inputs["attention_mask"], self.distillation["tokens"])
 
-
-def kl_divergence(teacher: torch.Tensor, student: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
-    """KL(teacher || student) of logits (tokens, vocabulary), averaged.
-
-    As the cross-entropy it is averaged over `tokens`, the labels of all batches that make up a step, if that is given.
-    """
-    expected, found = (logits.float().log_softmax(-1) for logits in (teacher, student))
-    divergence = torch.nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
-    return divergence / (len(teacher) if tokens is None else tokens)
+    def readings(self, model: PeftModel, inputs: dict, at: torch.Tensor) -> list[Reading]:
+        """Return what the model and the base make of a batch, at some of its states (batch, length - 1)."""
+        batch = {key: value for key, value in inputs.items() if key != "labels"}
+        base = self.accelerator.unwrap_model(model).get_base_model()
+        found = Reading(distillation.last_hidden_states(model, base, batch), Head(base)), self.teacher(batch)
+        return [reading._replace(hidden=reading.hidden[:, :-1][at]) for reading in found]

@@ -3,15 +3,16 @@
 import re
 from pathlib import Path
 
-import datasets
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from int4_qat.checkpoint import architecture, loading, text_model
+from int4_qat.config.recipe import compares_with_base
 from int4_qat.quantization import schemes
-from int4_qat.training import callbacks, qat, start
+from int4_qat.training import callbacks, qat, start, teachers
+from int4_qat.training.data import Rows
 from int4_qat.training.recipe import Options, Recipe, training_settings
 from int4_qat.training.trainer import AnyDeviceSFTTrainer
 
@@ -35,10 +36,11 @@ def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
     model = get_peft_model(model, lora)
     model.print_trainable_parameters()
     if recipe.scheme is not None:
-        keep_frozen = recipe.distillation_weight > 0
+        learned = recipe.grid_learning_rate is not None
         scheme, given = schemes.of_words(recipe.scheme), start.grids_for(folder, recipe.scheme, recipe.ignore)
-        placed = qat.fake_quantize_linears(model, recipe.qat_target, scheme, recipe.ignore, given, keep_frozen)
+        placed = qat.fake_quantize_linears(model, recipe.qat_target, scheme, recipe.ignore, given, learned)
         grids = "the grids of the checkpoint" if given else "grids of their own"
+        grids += ", which are trained too" if learned else ""
         print(f"fake quantization of {recipe.qat_target} ({scheme}) on {len(placed)} linears, on {grids}")
     return model
 
@@ -52,12 +54,18 @@ def unreached_pattern(folder: Path) -> str | None:
 def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: datasets.Dataset,
+    rows: Rows,
     recipe: Recipe,
     options: Options,
 ) -> SFTTrainer:
     """Return trl's trainer with the recipe's values, on rows that are tokens and labels already."""
     config = SFTConfig(**training_settings(recipe, options), dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
-    trainer.distillation_weight = recipe.distillation_weight
+    trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=rows.train, processing_class=tokenizer)
+    trainer.distillation, trainer.grid_learning_rate = recipe.distillation, recipe.grid_learning_rate
+    if compares_with_base(vars(recipe)):
+        trainer.teacher, trainer.held_out = teachers.make(model, recipe, options), rows.held_out
+    if recipe.distillation:
+        trainer.model_accepts_loss_kwargs = True  # the loss is a part of the step's already, whatever the model's is
+    if trainer.held_out is not None:
+        trainer.add_callback(callbacks.HeldOutDivergence(trainer, recipe.eval_steps))
     return callbacks.watch(trainer, options.device == "cuda")

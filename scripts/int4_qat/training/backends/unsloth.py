@@ -105,8 +105,8 @@ def check_fake_quantized(model: torch.nn.Module, group_size: int, ignore: list[s
     print(f"fake quantization (unsloth's, group size {group_size}) on {len(found)} linears")
 
 
-def make_trainer(model, tokenizer, data, recipe, options):
-    """unsloth's trainer on the texts, its labels of the responses only; InputError if a row is not that of `data`."""
+def make_trainer(model, tokenizer, rows, recipe, options):
+    """unsloth's trainer on the questions, its labels of the responses only; InputError if its rows are not `rows`."""
     import datasets
     from trl import SFTConfig, SFTTrainer  # unsloth's, by now
     from unsloth.chat_templates import train_on_responses_only
@@ -114,14 +114,15 @@ def make_trainer(model, tokenizer, data, recipe, options):
     from int4_qat.training import callbacks
     from int4_qat.training.recipe import training_settings
 
-    with scratch.plain(options.texts) as path:
+    (questions,) = options.texts.values()
+    with scratch.plain(questions) as path:
         texts = datasets.Dataset.from_parquet(str(path), columns=["text"], cache_dir=str(own_folder()))
     config = SFTConfig(**training_settings(recipe, options), dataset_text_field="text")
     trainer = SFTTrainer(model=model, args=config, train_dataset=texts, processing_class=tokenizer)
     trainer = train_on_responses_only(
         trainer, instruction_part=recipe.instruction_part, response_part=recipe.response_part
     )
-    check_rows(trainer.train_dataset, data, options.texts)
+    check_rows(trainer.train_dataset, rows.train, questions)
     return callbacks.watch(trainer, options.device == "cuda")
 
 

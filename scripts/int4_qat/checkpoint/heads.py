@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from int4_qat.checkpoint import architecture, text_model
 from int4_qat.system.errors import InputError
 
 HASHED_BYTES = 2**26  # at once
+BLOCK_BYTES = 2**28  # of one matrix of logits in fp32
 
 
 class Head:
@@ -27,7 +29,6 @@ class Head:
         self.model = model
         self.vocabulary = len(model.get_output_embeddings().weight)
 
-    @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return (tokens, vocabulary) of last hidden states (tokens, width), in the model's dtype."""
         tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
@@ -43,6 +44,20 @@ class Head:
             for block in parameter.detach().split(rows):
                 total.update(block.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return total.hexdigest()
+
+
+class Reading(NamedTuple):
+    """What a model made of some tokens: its last hidden states (tokens, width), and what makes logits of them."""
+
+    hidden: torch.Tensor
+    head: Head
+
+
+def blocks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    """Yield the blocks of tokens whose logits are held at once."""
+    step = max(1, BLOCK_BYTES // (4 * vocabulary))
+    for start in range(0, tokens, step):
+        yield slice(start, min(start + step, tokens))
 
 
 class Answer(BaseModelOutputWithPast):

@@ -1,0 +1,85 @@
+"""A grid that is trained: the values of each group move from those where training starts.
+
+    scale = scale_0 · exp(log_scale)      zero point = (zero_point_0 / scale_0 + 15 · shift) · scale
+
+so that a change of either moves the ends of the range by as much; only a float zero point has a shift. Codes are found
+on the grid where training starts, so that no scale that moves changes a code: what a calibration has made of the errors
+of rounding stays, and the gradient is that of code · scale + zero_point itself. Training sees scale and zero point as
+they are stored; the gradient passes straight through that rounding.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from int4_qat.checkpoint import blocks
+from int4_qat.quantization import int4, schemes
+from int4_qat.quantization.int4 import Grid, MovedGrid
+from int4_qat.quantization.schemes import Scheme
+
+SEPARATOR = "/"  # in place of the dot, which the name of a module cannot have
+FILE = "learned_grids.safetensors"  # in a checkpoint of the training
+
+
+class LearnedGrid(torch.nn.Module):
+    """The grid of one linear; its parameters are fp32 (columns / group_size, rows)."""
+
+    def __init__(self, start: Grid, scheme: Scheme):
+        super().__init__()
+        self.scheme, self.start = scheme, start
+        self.register_buffer("scale", start.scale.float(), persistent=False)
+        self.register_buffer("offset", start.zero_point.float() / self.scale, persistent=False)
+        self.log_scale = torch.nn.Parameter(torch.zeros_like(self.scale))
+        has_shift = scheme.zero_point == schemes.FLOAT
+        self.shift = torch.nn.Parameter(torch.zeros_like(self.scale), requires_grad=has_shift)
+
+    def forward(self) -> Grid:
+        """Return the values as they are stored, in fp32 and with the gradients of the parameters."""
+        scale = self.scale * self.log_scale.exp()
+        offset = self.offset + int4.LEVELS * self.shift
+        stored = int4.nearest_grid(scale.detach(), offset.detach(), self.scheme)
+        return Grid(_straight_through(scale, stored.scale), _straight_through(offset * scale, stored.zero_point))
+
+    def stored(self) -> MovedGrid:
+        """Return the grid in the dtype in which it is stored."""
+        return MovedGrid(*(part.detach().to(blocks.STORAGE_DTYPE) for part in self()), self.start)
+
+
+def _straight_through(values: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+    """Return what is stored, with the gradient of what it was rounded from."""
+    return stored.float() + (values - values.detach())
+
+
+def attach(model: torch.nn.Module, grids: dict[str, LearnedGrid]) -> None:
+    """Make the learned grids of a base model's linears, by their names, a part of that model."""
+    model.learned_grids = torch.nn.ModuleDict({name.replace(".", SEPARATOR): grid for name, grid in grids.items()})
+
+
+def of_model(model: torch.nn.Module) -> dict[str, LearnedGrid]:
+    """Return the learned grids of a base model by the names of its linears; none if it has none."""
+    found = getattr(model, "learned_grids", {})
+    return {name.replace(SEPARATOR, "."): grid for name, grid in found.items()}
+
+
+def parameters_of(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Return the parameters of all learned grids that are trained."""
+    found = (parameter for grid in of_model(model).values() for parameter in grid.parameters())
+    return [parameter for parameter in found if parameter.requires_grad]
+
+
+def save(model: torch.nn.Module, folder: Path) -> None:
+    """Write the parameters of the learned grids, if there are any, into a checkpoint, where peft leaves them out."""
+    grids = of_model(model)
+    if grids:
+        tensors = {f"{name}.{key}": value for name, grid in grids.items() for key, value in grid.state_dict().items()}
+        save_file({key: value.cpu() for key, value in tensors.items()}, folder / FILE)
+
+
+def load(model: torch.nn.Module, folder: Path) -> None:
+    """Give the learned grids the parameters that a checkpoint has of them."""
+    grids = of_model(model)
+    if grids:
+        tensors = load_file(folder / FILE)
+        for name, grid in grids.items():
+            grid.load_state_dict({key: tensors[f"{name}.{key}"] for key in grid.state_dict()})

@@ -1,0 +1,54 @@
+"""The base in bf16 from which a training learns: the student's own frozen weights, or a second copy in memory."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from int4_qat.checkpoint import architecture, loading
+from int4_qat.checkpoint.heads import Head
+from int4_qat.config.recipe import Recipe, compares_with_base
+from int4_qat.training import start
+from int4_qat.training.distillation import Reading, Teacher, last_hidden_states
+from int4_qat.training.recipe import Options
+
+
+def is_copy(recipe: Recipe, started: bool) -> bool:
+    """Return whether the base is a second copy: calibration and fake quantization change the frozen weights."""
+    changed = started or (recipe.scheme is not None and recipe.qat_target != "merged")
+    return changed and compares_with_base(vars(recipe))
+
+
+def make(model: PeftModel, recipe: Recipe, options: Options) -> Teacher:
+    """Return the base of a training, whose model is its student."""
+    if not is_copy(recipe, started=start.method_of(options.model) is not None):
+        return of_student(model)
+    return of_folder(options.base or options.model, recipe.dtype, options.device)
+
+
+def of_student(model: PeftModel) -> Teacher:
+    """Return the base as the frozen weights below a model's adapters."""
+    base = model.get_base_model()
+
+    @torch.no_grad()
+    def read(batch: dict) -> Reading:
+        training = model.training
+        model.eval()
+        try:
+            with model.disable_adapter():
+                return Reading(last_hidden_states(model, base, batch), Head(base))
+        finally:
+            model.train(training)
+
+    return read
+
+
+def of_folder(folder: Path, dtype: str, device: str) -> Teacher:
+    """Return the base as a model of its own."""
+    model = loading.load(folder, architecture.DTYPES[dtype], device)
+
+    @torch.no_grad()
+    def read(batch: dict) -> Reading:
+        return Reading(last_hidden_states(model, model, batch), Head(model))
+
+    return read
