@@ -42,11 +42,18 @@ def test_autocast_changes_nothing():
 @pytest.mark.skipif(" " in torch.__file__, reason="torch.compile links nothing on a CPU from a path with a space in it")
 @pytest.mark.parametrize("zero_point", [schemes.FLOAT, schemes.INTEGER, None])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("given", [False, True])
-def test_the_compiled_kernels_round_as_the_export_does(dtype, zero_point, given):
+@pytest.mark.parametrize("kind", ["own", "given", "moved"])
+def test_the_compiled_kernels_round_as_the_export_does(dtype, zero_point, kind):
     scheme = schemes.int4(128, zero_point)
     w, a, b = normal(48, 256).to(dtype), normal(8, 256, seed=1), normal(48, 8, seed=2)
-    grid = calibrated.grid_near(w, scheme) if given else None
+    start = calibrated.grid_near(w, scheme)
+    values = int4.nearest_grid(1.1 * start.scale.float(), start.zero_point.float() / start.scale.float(), scheme)
+    grid = {"own": None, "given": start, "moved": int4.MovedGrid(*values, start)}[kind]
     expected = int4.dequantize(int4.quantize(blocks.merge(w, a, b, 0.5), scheme, grid)).to(dtype)
     merged = merged_weight.compiled(blocks.merge)(w, a, b, 0.5)
     assert torch.equal(merged_weight.compiled(int4.fake_quantize)(merged, scheme, dtype, grid), expected)
+    if kind == "moved":
+        gradient = normal(48, 256, seed=3)
+        found = merged_weight.compiled(int4.grid_gradient)(merged, scheme, grid, gradient)
+        for ours, eager in zip(found, int4.grid_gradient(merged, scheme, grid, gradient), strict=True):
+            torch.testing.assert_close(ours, eager)
