@@ -167,6 +167,11 @@ def recipe(wildcards):
     return json.dumps(recipes.training_of(recipes.recipe_of(config, wildcards.arm)), sort_keys=True)
 
 
+def allow_worse(wildcards):
+    """1 if the training of an arm may end worse than it began, else 0."""
+    return int(recipes.recipe_of(config, wildcards.arm)["allow_worse"])
+
+
 def settings(wildcards):
     """What the results of one model come from, as JSON."""
     return json.dumps(recipes.settings_of(config, wildcards.model), sort_keys=True)

@@ -21,8 +21,9 @@ rule finetune:
         "../envs/finetune.yaml"
     resources:
         gpu=1,
-        # No param, since changing it does not retrain anything.
+        # No params, since changing them does not retrain anything.
         report_to=config["finetune"]["report_to"],
+        allow_worse=allow_worse,
     params:
         base=lambda wildcards, input: [f"--base={input.base}"] if input.base else [],
         recipe=recipe,
@@ -43,4 +44,5 @@ rule finetune:
         " --adapter {output.adapter:q}"
         " --log-table {output.table:q}"
         " --report-to {resources.report_to:q}"
+        " --allow-worse {resources.allow_worse}"
         " 2>&1 | show {log:q}"

@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--scheme", required=True, type=json.loads, help="JSON: the words of a quantization")
     parser.add_argument("--ignore", nargs="*", default=[], help="modules that stay in bf16: names, or parts of names")
     parser.add_argument("--method", required=True, choices=rooms.words(rooms.METHODS), help="how grids are found")
-    parser.add_argument("--texts", required=True, type=Path, nargs="+", help=".txt, or parquet with the column text")
+    parser.add_argument(
+        "--texts", required=True, type=Path, nargs="+", help=".txt, .jsonl of conversations, or parquet with text"
+    )
     parser.add_argument("--samples", required=True, type=int, help="windows of text, equal shares of each file")
     parser.add_argument("--length", required=True, type=int, help="tokens of a window, bos included")
     parser.add_argument("--batch-size", required=True, type=int, help="windows in a layer at once")

@@ -1,10 +1,10 @@
 """Does training see what is deployed? Compare an arm's training with its int4 export: weights and logits.
 
 Every stored weight must stand for Q(W + s·BA), made again from the adapter and the folder in which training started, on
-that folder's grids if it has any; one that does not is an error, as is a linear that was exported otherwise than it was
-trained in int4. The logits of the training's forward pass and of the deployed model on a few training texts are
-compared: with qat_target `merged` they agree up to rounding, with `base` the relative difference says how far what was
-trained is from what is shipped.
+the grids that the training learned, or else on those of that folder if it has any; one that does not is an error, as is
+a linear that was exported otherwise than it was trained in int4. The logits of the training's forward pass and of the
+deployed model on a few training texts are compared: with qat_target `merged` they agree up to rounding, with `base` the
+relative difference says how far what was trained is from what is shipped.
 
     python scripts/check_parity.py --model resources/models/demo --adapter results/demo/qat/adapter \\
         --checkpoint results/demo/qat-int4/checkpoint --texts results/demo/train.parquet \\
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from int4_qat.checkpoint import adapters, architecture, loading, weight_files, weight_writer
 from int4_qat.engines import inference
 from int4_qat.quantization import exports, grids, mismatch, record, schemes
-from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization.int4 import AnyGrid
 from int4_qat.results.schema.parity import Parity
 from int4_qat.system import devices, errors, files, rooms
 from int4_qat.tokenizer import tokenization
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def differing_weights(
-    model: Path, adapter: Path, checkpoint: Path, manifest: dict, given: dict[str, Grid]
+    model: Path, adapter: Path, checkpoint: Path, manifest: dict, given: dict[str, AnyGrid]
 ) -> dict[str, int]:
     """How many weights of each tensor are not what adapter and the folder in which training started make of it."""
     base, sources, names = architecture.open_checkpoint(model)

@@ -30,8 +30,9 @@ def main() -> None:
     parser.add_argument("--adapter", required=True, type=Path, help="folder for the peft adapter")
     parser.add_argument("--log-table", required=True, type=Path, help="CSV of each logged step")
     parser.add_argument("--report-to", default="none", help="where to report metrics as well: a value of transformers")
+    parser.add_argument("--allow-worse", type=int, default=0, choices=[0, 1], help="1: it may end worse than it began")
     options = vars(parser.parse_args())
-    words = options.pop("recipe")
+    words = options.pop("recipe") | {"allow_worse": bool(options.pop("allow_worse"))}
     options["texts"] = named_files.parse("--texts", options["texts"], "text or parquet")
     backend = rooms.load(rooms.BACKENDS, words["backend"])
     backend.prepare()

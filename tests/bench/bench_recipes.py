@@ -177,7 +177,7 @@ class Bench:
         texts = [f"{name}={self.texts[name]}" for name in recipe["texts"]]
         words = ["--model", model, "--base", self.arguments.model, "--texts", *texts, "--recipe", json.dumps(recipe)]
         outputs = ["--checkpoints", folder / "checkpoints", "--adapter", folder / "adapter"]
-        outputs += ["--log-table", folder / "training.csv"]
+        outputs += ["--log-table", folder / "training.csv", "--allow-worse", int(recipe["allow_worse"])]
         run("finetune", folder, *words, "--device", self.arguments.device, *outputs)
         adapter = ["--adapter", folder / "adapter", "--output", folder / "merged"]
         run("merge", folder, "--model", model, *adapter)

@@ -140,7 +140,7 @@ def test_where_it_begins_is_no_setting_of_a_training():
     """Its rule has the folder as an input; the summary and the card tell of the name."""
     recipe = recipes.recipe_of(arm(), "begun")
     assert (recipe["start"], recipes.recipe_of(CARD, "qat")["start"]) == ("gptq", None)
-    assert recipes.training_of(recipe).keys() == recipe.keys() - {"quantization", "start"}
+    assert recipes.training_of(recipe).keys() == recipe.keys() - {"quantization", "start", "allow_worse"}
 
 
 @pytest.mark.parametrize("section", [None, {**CARD["calibration"], "texts": ["c4"]}])

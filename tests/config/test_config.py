@@ -121,6 +121,18 @@ def test_the_shipped_configs_are_right(config):
             | {"texts": {"wikitext_train": 1}, "packing": True},
             "finetune.arms.qat.distillation.tokens: expected all, since 'wikitext_train' has no responses, found respo",
         ),
+        (
+            ["finetune", "arms", "qat"],
+            MERGED | DISTILLED | {"texts": {"questions": 1e4, "wikitext_train": 1}, "packing": True},
+            "finetune.arms.qat.texts.wikitext_train: expected a weight that gives it one of 3200 rows, found 1",
+        ),
+        (
+            ["finetune", "arms", "qat"],
+            MERGED
+            | {"distillation": {"weight": 0.5, "tokens": "all", "temperature": 1}}
+            | {"texts": {"wikitext_train": 1}, "packing": True},
+            "finetune.arms.qat.distillation.weight: expected 1 without questions, since nothing else has responses",
+        ),
         (["finetune", "distillation"], {"weight": 1, "tokens": "all"}, "distillation: 'temperature' is a required pro"),
         (
             ["finetune", "distillation"],

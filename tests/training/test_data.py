@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from int4_qat.config import shares
 from int4_qat.config.recipe import Recipe
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import pieces, tokenization
@@ -69,7 +70,7 @@ def labelled(rows) -> list[bool]:
     ],
 )
 def test_shares_are_exact_by_the_largest_remainders(weights, total, expected):
-    assert packing.shares(weights, total) == expected
+    assert shares.of_texts(weights, total) == expected
 
 
 def test_any_stretch_of_rows_has_the_shares_of_the_whole():
@@ -243,12 +244,6 @@ def test_a_text_that_is_too_short_is_one_line(packed, words, tmp_path):
     path.write_text("".join(words[:30]))
     with pytest.raises(InputError, match=r"short\.txt: expected 1 windows of 32 tokens or more, found 0$"):
         packed({"short": 1}, {"short": path})
-
-
-def test_a_weight_that_gives_no_row_is_one_line(packed, texts, general):
-    expected = r"^finetune\.texts\.general: expected a weight that gives it one of 40 rows, found 0\.01$"
-    with pytest.raises(InputError, match=expected):
-        packed({"questions": 1, "general": 0.01}, {"questions": texts, "general": general})
 
 
 def test_other_texts_than_the_recipes_are_one_line(packed, texts, general):

@@ -58,8 +58,7 @@ def test_a_training_that_hurts_is_refused_or_allowed_without_another_one(untrain
     assert last.startswith("error: finetune: expected a held-out KL of at most ")
     assert last.endswith("after 12 steps; lower learning_rate, or set allow_worse")
     assert not (tmp_path / "adapter").exists()
-    allowed = changes | {"allow_worse": True}
-    result = run_script("finetune", *finetune_options(untrained, texts, tmp_path, **allowed))
+    result = run_script("finetune", *finetune_options(untrained, texts, tmp_path, **changes), "--allow-worse", 1)
     assert result.returncode == 0, result.stderr
     assert "checkpoint-12" in result.stdout
     table = pd.read_csv(tmp_path / "training.csv", index_col="step")

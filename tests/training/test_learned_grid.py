@@ -186,13 +186,17 @@ def test_stopped_and_resumed_gives_the_same_grids(untrained, texts, tmp_path, mo
         assert first == second
 
 
-def test_an_adapter_whose_grids_are_lost_is_not_exported(untrained, texts, tmp_path):
-    assert run_script("finetune", *finetune_options(untrained, texts, tmp_path, **seen() | LEARNED)).returncode == 0
+@pytest.mark.parametrize("start", ["rounded", "calibrated"])
+def test_an_adapter_whose_grids_are_lost_is_not_merged(untrained, texts, tmp_path, start):
+    """Those of a calibrated start would be taken for them."""
+    folder = untrained / "model"
+    if start == "calibrated":
+        folder = calibrated.write(folder, tmp_path / "model", INT4)
+    options = finetune_options(untrained, texts, tmp_path, **seen() | LEARNED)
+    options[options.index("--model") + 1] = folder
+    assert run_script("finetune", *options).returncode == 0
     (tmp_path / "adapter" / grids.FILE).unlink()
-    model = ["--model", untrained / "model", "--adapter", tmp_path / "adapter"]
-    assert run_script("merge", *model, "--output", tmp_path / "bf16").returncode == 0
-    result = run_script(
-        "quantize", "--checkpoint", tmp_path / "bf16", "--output", tmp_path / "int4", *quantize_options()
-    )
+    result = run_script("merge", "--model", folder, "--adapter", tmp_path / "adapter", "--output", tmp_path / "bf16")
     assert result.returncode == 1
-    assert "was trained on a given grid and is exported on its own grid" in result.stderr.splitlines()[-1]
+    assert "expected the grids that the training learned, found none" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "bf16").exists()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from int4_qat.config import shares
 from int4_qat.config.calibration import QUESTIONS
 from int4_qat.quantization import schemes
 
@@ -55,3 +56,11 @@ def _idle_texts(recipe: dict) -> Iterator[str]:
         yield f"texts.{general[0]}: expected questions alone without packing, found '{general[0]}'"
     elif general and recipe["distillation"]["tokens"] != "all":
         yield f"distillation.tokens: expected all, since '{general[0]}' has no responses, found response"
+    if recipe["distillation"] and recipe["distillation"]["weight"] < 1 and QUESTIONS not in recipe["texts"]:
+        expected = f"1 without {QUESTIONS}, since nothing else has responses"
+        yield f"distillation.weight: expected {expected}, found {recipe['distillation']['weight']}"
+    if recipe["packing"]:
+        total = shares.rows_of(recipe)
+        for name in (name for name, rows in shares.of_texts(recipe["texts"], total).items() if not rows):
+            expected = f"a weight that gives it one of {total} rows"
+            yield f"texts.{name}: expected {expected}, found {recipe['texts'][name]}"

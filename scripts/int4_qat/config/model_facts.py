@@ -90,6 +90,8 @@ def long_windows(facts: dict, settings: dict) -> Iterator[str]:
     windows = {"evaluation.divergence.context": divergence["context"]} if divergence else {}
     if "calibration" in settings:
         windows["calibration.length"] = settings["calibration"]["length"]
+    packed = {arm: recipe for arm, recipe in settings["arms"].items() if recipe["packing"]}
+    windows |= {f"finetune.arms.{arm}.max_seq_length": recipe["max_seq_length"] for arm, recipe in packed.items()}
     for key, tokens in windows.items():
         if longest and tokens > longest:
             yield f"{key}: expected at most {longest}, the tokens that {settings['model']} takes, found {tokens}"

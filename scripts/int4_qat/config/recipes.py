@@ -12,13 +12,13 @@ def recipe_of(config: dict, arm: str) -> dict:
     quantization = settings["quantization"]
     seen = quantizations.training_words(config["quantizations"][quantization]) if quantization else NOTHING_SEEN
     settings = {key: value for key, value in settings.items() if key not in ("arms", "report_to")} | seen
-    # Without a quantization a training begins at the base itself, from which it can only move away.
-    return settings if seen["scheme"] else settings | {"eval_steps": None}
+    # Without a quantization a training begins at the base itself, from which it can only move away, and has no grids.
+    return settings if seen["scheme"] else settings | {"eval_steps": None, "grid_learning_rate": None}
 
 
 def training_of(recipe: dict) -> dict:
     """Return what a training goes by: what it sees of a quantization, and no name of one."""
-    return {key: value for key, value in recipe.items() if key not in ("quantization", "start")}
+    return {key: value for key, value in recipe.items() if key not in ("quantization", "start", "allow_worse")}
 
 
 def arms_of(config: dict) -> list[str]:

@@ -1,7 +1,7 @@
 """The schema of the config: rules/config.schema.yaml, with the settings of a training as the class Recipe has them."""
 
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
@@ -9,7 +9,7 @@ import yaml
 from int4_qat.config import recipes
 from int4_qat.config.recipe import Recipe
 
-TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", NoneType: "null"}
+TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object"}
 
 
 def read(workflow: Path | str) -> dict:

@@ -21,7 +21,7 @@ def row_blocks(source: StoredTensor) -> Iterator[Block]:
 
 
 def quantize(
-    blocks: Iterable[Block], scheme: Scheme, grid: int4.Grid | None, method: ModuleType
+    blocks: Iterable[Block], scheme: Scheme, grid: int4.AnyGrid | None, method: ModuleType
 ) -> Iterator[QuantizedBlock]:
     """Yield the blocks of a weight on its given grid or, without one, as a method finds them that needs no texts."""
     if grid is None:

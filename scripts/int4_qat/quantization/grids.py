@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from int4_qat.checkpoint import weight_files
+from int4_qat.quantization import record
 from int4_qat.quantization.int4 import AnyGrid, Grid, MovedGrid
+from int4_qat.system.errors import InputError
 
 # In a folder of its own: engines take every safetensors file beside the weights for more of them.
 FILE = Path("grids") / "grids.safetensors"
@@ -35,7 +37,12 @@ def exist(folder: Path) -> bool:
 
 
 def of_training(adapter: Path, model: Path) -> Path:
-    """Return the folder that has the grids on which a training ended, if any: learned ones, or those where it began."""
+    """Return the folder that has the grids on which a training ended, if any: learned ones, or those where it began.
+
+    Raise InputError if the training learned grids and the adapter has none.
+    """
+    if record.has_learned_grids(adapter) and not exist(adapter):
+        raise InputError(f"{adapter / FILE}: expected the grids that the training learned, found none; train again")
     return adapter if exist(adapter) else model
 
 

@@ -57,6 +57,6 @@ def refuse_mismatch(folder: Path, manifest: dict, on_grids: Collection[str]) -> 
                 f"({layer['reason']})"
             )
         given = name in on_grids
-        if in_int4 and given != (trained["grids"] == record.GIVEN):
+        if in_int4 and given != (trained["grids"] != record.OWN):
             grids = {True: "a given grid", False: "its own grid"}
             raise InputError(f"{folder}: {name} was trained on {grids[not given]} and is exported on {grids[given]}")

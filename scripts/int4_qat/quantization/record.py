@@ -10,8 +10,8 @@ from pathlib import Path
 from int4_qat.system import files
 
 RECORD = "qat.json"
-# The grids that a training saw: the weights' own ones, or given ones, where it started or as it learned them.
-OWN, GIVEN = "own", "given"
+# The grids that a training saw: the weights' own ones, those of the folder where it started, or those that it learned.
+OWN, GIVEN, LEARNED = "own", "given", "learned"
 CALIBRATION = "calibration.json"  # beside given grids: scheme, ignore and method, among others
 
 
@@ -28,6 +28,12 @@ def is_trained_in_int4(folder: Path) -> bool:
 
 
 def is_trained_on_grids(folder: Path) -> bool:
-    """Return whether a folder's weights were trained on given grids."""
+    """Return whether a folder's weights were trained on grids that are not their own."""
     path = folder / RECORD
-    return path.exists() and files.read_json(path).get("grids") == GIVEN
+    return path.exists() and files.read_json(path).get("grids") in (GIVEN, LEARNED)
+
+
+def has_learned_grids(adapter: Path) -> bool:
+    """Return whether a training learned the grids of its adapter."""
+    path = adapter / RECORD
+    return path.exists() and files.read_json(path).get("grids") == LEARNED

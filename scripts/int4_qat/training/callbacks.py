@@ -111,8 +111,6 @@ class GradientCheck(TrainerCallback):
         if state.global_step == min(args.warmup_steps + 2, args.max_steps - 1):
             moved = state.global_step == args.warmup_steps + 2
             silent = {name for name in self.silent if moved or "lora_A" not in name}
-            # A zero point moves the values at the ends of its grid alone, and there may be none.
-            silent = {name for name in silent if not ("learned_grids" in name and name.endswith("shift"))}
             if silent:
                 raise InputError(f"finetune: {min(silent)} is trainable and got no gradient")
 

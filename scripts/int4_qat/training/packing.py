@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from int4_qat.config import shares
 from int4_qat.config.recipe import Recipe
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import pieces, turns, windows
@@ -29,38 +30,19 @@ class Windows(NamedTuple):
 def rows(texts: dict[str, Path], tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> tuple[Windows, Windows]:
     """Return as many windows as the steps of a training take, and those that are held out, none without eval_steps.
 
-    Raise InputError if a text is too short, or if its weight leaves it no row.
+    Raise InputError if a text is too short.
     """
     weights = {name: recipe.texts[name] for name in sorted(texts)}
-    wanted = shares(weights, recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps)
-    refuse_no_rows(weights, wanted)
+    wanted = shares.of_texts(weights, shares.rows_of(vars(recipe)))
     held_out = held_out_shares(weights) if recipe.eval_steps else dict.fromkeys(weights, 0)
     drawn = [draw(name, texts[name], tokenizer, recipe, wanted[name], held_out[name]) for name in weights]
     train, kept = (joined([pair[side] for pair in drawn]) for side in (0, 1))
     return train.take(interleaved(list(wanted.values()))), kept
 
 
-def shares(weights: dict[str, float], total: int) -> dict[str, int]:
-    """Return how many of so many rows each text has by its weight; the largest remainders are rounded up."""
-    exact = {name: total * weight / sum(weights.values()) for name, weight in weights.items()}
-    whole = {name: int(share) for name, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda name: whole[name] - exact[name])
-    for name in by_remainder[: total - sum(whole.values())]:
-        whole[name] += 1
-    return whole
-
-
-def refuse_no_rows(weights: dict[str, float], wanted: dict[str, int]) -> None:
-    """Raise InputError for a text whose share of the rows is none."""
-    for name, weight in weights.items():
-        if not wanted[name]:
-            expected = f"a weight that gives it one of {sum(wanted.values())} rows"
-            raise InputError(f"finetune.texts.{name}: expected {expected}, found {weight}")
-
-
 def held_out_shares(weights: dict[str, float]) -> dict[str, int]:
     """Return how many windows of each text are held out: one, and of the others its share."""
-    return {name: 1 + share for name, share in shares(weights, max(HELD_OUT - len(weights), 0)).items()}
+    return {name: 1 + share for name, share in shares.of_texts(weights, max(HELD_OUT - len(weights), 0)).items()}
 
 
 def interleaved(counts: list[int]) -> np.ndarray:

@@ -22,7 +22,7 @@ from peft.tuners import lora
 
 from int4_qat.quantization import int4, linears
 from int4_qat.quantization.int4 import AnyGrid, Grid, MovedGrid
-from int4_qat.quantization.record import GIVEN, OWN
+from int4_qat.quantization.record import GIVEN, LEARNED, OWN
 from int4_qat.quantization.schemes import Scheme
 from int4_qat.system.errors import InputError
 from int4_qat.training import learned_grid, merged_weight
@@ -95,11 +95,20 @@ def record(model: PeftModel, recipe: Any, start: str | None = None) -> dict:
     return {
         "scheme": recipe.scheme,
         "target": recipe.qat_target if recipe.scheme else None,
-        "grids": (GIVEN if start or recipe.grid_learning_rate else OWN) if recipe.scheme else None,
+        "grids": grids_seen(recipe, start),
         "ignore": recipe.ignore,
         "dtype": recipe.dtype,
         "linears": in_int4,
     }
+
+
+def grids_seen(recipe: Any, start: str | None) -> str | None:
+    """Return the word for the grids that a training saw, None without a quantization."""
+    if recipe.scheme is None:
+        return None
+    if recipe.grid_learning_rate:
+        return LEARNED
+    return GIVEN if start else OWN
 
 
 class Int4Linear(torch.nn.Linear):
@@ -119,7 +128,7 @@ class Int4Linear(torch.nn.Linear):
 class MergedInt4Linear(lora.Linear):
     """peft's linear with LoRA, its parameters included, but for its forward pass: Q(W + s·BA)x."""
 
-    def __init__(self, layer: lora.Linear, scheme: Scheme, grid: Grid | LearnedGrid | None = None):
+    def __init__(self, layer: lora.Linear, scheme: Scheme, grid: AnyGrid | LearnedGrid | None = None):
         torch.nn.Module.__init__(self)
         self.__dict__.update(layer.__dict__)
         (self.adapter,) = layer.active_adapters

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer
 from transformers.integrations import get_available_reporting_integrations
 
-from int4_qat.checkpoint import weight_files
+from int4_qat.checkpoint import architecture, weight_files
 from int4_qat.config import limits
 from int4_qat.config.recipe import compares_with_base
 from int4_qat.quantization import grids, record
@@ -51,10 +51,13 @@ def refuse(options: Options, recipe: Recipe, begun: str | None) -> None:
     """Raise InputError for what is seen before anything is loaded; begun is the method that calibrated the model."""
     if begun and recipe.scheme is None:
         raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
-    for problem in limits.impossible(vars(recipe) | {"start": begun}):
+    for problem in limits.impossible(vars(recipe)):
         raise InputError(f"finetune.{problem}")
     if begun and compares_with_base(vars(recipe)) and options.base is None:
         raise InputError(f"--base: expected the folder of the base, since {options.model} is calibrated, found none")
+    if recipe.packing:
+        config = architecture.read_config(options.model)
+        architecture.refuse_long_text(config, recipe.max_seq_length, "finetune.max_seq_length")
     refuse_report(options.report_to)
     if options.device == "cuda":
         devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())
@@ -114,11 +117,16 @@ def check_saved(adapter: Path, model: PreTrainedModel) -> None:
         raise InputError(f"finetune: {trained} tensors were trained, the adapter holds {saved}")
 
 
+def weights_of(folder: Path) -> dict[str, list[int]]:
+    """Return size and time of the weights of a model, and of its grids: hashing 24 GB at each start is slow."""
+    status = {str(file.relative_to(folder)): file.stat() for file in sorted(folder.rglob("*.safetensors"))}
+    return {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
+
+
 def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
-    """Return what a checkpoint depends on; weights by size and time, since hashing 24 GB at each start is slow."""
-    stored = sorted(options.model.rglob("*.safetensors"))  # those of weights, and of grids in a folder below
-    status = {str(file.relative_to(options.model)): file.stat() for file in stored}
-    weights = {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
+    """Return what a checkpoint depends on."""
+    is_copy = teachers.is_copy(recipe, start.method_of(options.model) is not None)
+    teacher = (options.base or options.model) if is_copy else None
     versions = {package.metadata["Name"]: package.version for package in distributions()}
     return {
         # A training that ended worse can be taken as it is, without another one.
@@ -126,7 +134,8 @@ def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
         "device": options.device,
         "texts": {name: files.digest(path) for name, path in options.texts.items()},
         "model": files.digest(*sorted(options.model.glob("*.json")), *sorted(options.model.glob("tokenizer.model"))),
-        "weights": weights,
+        "weights": weights_of(options.model),
+        "teacher": weights_of(teacher) if teacher else None,
         "code": files.digest(*sources.local_modules(__file__, also=[backend.__file__], left_out=sources.REFUSING)),
         "versions": {name: versions.get(name) for name in PACKAGES},
     }

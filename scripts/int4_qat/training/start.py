@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from int4_qat.quantization import grids, record
-from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization.int4 import AnyGrid
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
 
@@ -20,7 +20,7 @@ def method_of(folder: Path) -> str | None:
     return files.read_json(paths[1])["method"] if paths[1].exists() else None
 
 
-def grids_for(folder: Path, scheme: dict, ignore: list[str]) -> dict[str, Grid]:
+def grids_for(folder: Path, scheme: dict, ignore: list[str]) -> dict[str, AnyGrid]:
     """Return the grids to train on, by the names of linears; none if each weight is on its own.
 
     Raise InputError if the folder was calibrated for another scheme, or for other linears.

@@ -1,0 +1,16 @@
+"""How the rows of a training are shared among its texts."""
+
+
+def rows_of(recipe: dict) -> int:
+    """Return how many rows the steps of a training take."""
+    return recipe["max_steps"] * recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
+
+
+def of_texts(weights: dict[str, float], total: int) -> dict[str, int]:
+    """Return how many of so many rows each text has by its weight; the largest remainders are rounded up."""
+    exact = {name: total * weight / sum(weights.values()) for name, weight in weights.items()}
+    whole = {name: int(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: whole[name] - exact[name])
+    for name in by_remainder[: total - sum(whole.values())]:
+        whole[name] += 1
+    return whole
