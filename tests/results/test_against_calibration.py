@@ -327,9 +327,9 @@ def test_the_card_says_what_was_learned_and_from_which_texts(made):
     }
     text = ModelCard(cards.render(made, settings)).text
     expected = (
-        "The loss is 0.5 · KL(base in bf16 || model) at temperature 2, on every token of the texts; the rest is the "
+        "The loss is 0.5 · T² · KL(base in bf16 || model) at temperature T = 2, on every token of the texts; the rest"
     )
-    assert f"{expected}cross-entropy of the answers.\n" in text
+    assert f"{expected} is the cross-entropy of the answers.\n" in text
     assert "The scale and the zero point of each group were trained as well.\n" in text
     assert re.search(r"^\| questions \| 1 \| .* \| mit \|$", text, re.MULTILINE)
     source = r"\[Salesforce/wikitext\]\(.*\), revision `a+`, `\"train-\*.parquet\"`"
