@@ -338,6 +338,20 @@ def test_the_card_says_what_was_learned_and_from_which_texts(made):
     assert "The training texts are multiple-choice questions" not in text
 
 
+def test_the_card_counts_test_questions_in_each_text_that_was_trained_on(made):
+    settings = complete(made)
+    settings["texts"] = {"mine": {"source": WIKITEXT, "files": "*.txt"}, "unused": {"source": WIKITEXT, "files": "*"}}
+    settings["arms"]["qat"]["texts"] = {"questions": 1, "mine": 1}
+    summary = json.loads((made / "summary.json").read_text())
+    counted = {"questions": 10, "exact": 1, "exact_with_choices": 0, "normalized": 2, "normalized_with_choices": 1}
+    summary["contamination"] = {"mmlu": counted | {"in_texts": {"mine": 5, "unused": 7}}}
+    (made / "summary.json").write_text(json.dumps(summary))
+    card = cards.render(made, settings)
+    assert "Of the 10 test questions of mmlu 1 also stand among the training questions, 0 with the same" in card
+    assert "5 of them share a sequence of words with the text mine.\n" in card
+    assert "unused" not in card
+
+
 def test_a_calibration_by_other_settings_is_no_secret(made):
     settings = complete(made, "base-gptq")
     settings["calibration"] |= {"samples": 7}
