@@ -282,7 +282,7 @@ def of_measurement(arguments: argparse.Namespace, one: Measurement, names: list[
 
 
 def with_means(found: Scores, groups: dict[str, list[str]]) -> Scores:
-    """Return scores with those of the means over seeds of some groups of variants."""
+    """Return the scores, with the mean over its seeds added for each group of variants."""
     means = {group: sum(found.plain[name] for name in names) / len(names) for group, names in groups.items()}
     resampled = {
         group: statistics.resample_seeds([found.plain[name] for name in names], found.resampled[names].to_numpy())

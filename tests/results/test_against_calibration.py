@@ -348,7 +348,7 @@ def test_the_card_counts_test_questions_in_each_text_that_was_trained_on(made):
     (made / "summary.json").write_text(json.dumps(summary))
     card = cards.render(made, settings)
     assert "Of the 10 test questions of mmlu 1 also stand among the training questions, 0 with the same" in card
-    assert "5 of them share a sequence of words with the text mine.\n" in card
+    assert "5 of the test questions share a sequence of words with the text mine.\n" in card
     assert "unused" not in card
 
 

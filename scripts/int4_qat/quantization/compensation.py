@@ -4,9 +4,9 @@ With H = E[x xᵀ] of the inputs of a linear, its weights W are to become int4 s
 Column j is rounded to its grid, and its error e moves the columns that are still open by -e U[j, j:] / U[j, j], where
 U is the upper Cholesky factor of (H + damping)⁻¹ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323). Beyond that:
 
-- The outputs should match those of the bf16 model. In it a linear gets other inputs, x', because the layers before it
-  are not quantized (Li et al. 2025, GPTAQ, https://arxiv.org/abs/2504.02692). On the calibration texts
-  W + W E[(x' - x) xᵀ] (H + damping)⁻¹ matches them best; going only part of the way is better on other texts.
+- A linear should give the outputs that it has in the bf16 model, where its inputs are x' instead of x, because the
+  layers before it are not quantized (Li et al. 2025, GPTAQ, https://arxiv.org/abs/2504.02692). On the calibration texts
+  W + W E[(x' - x) xᵀ] (H + damping)⁻¹ comes closest; going only part of the way is better on other texts.
 - Groups go in the order of their inputs' sizes, the largest first, and so do the columns of a group, so that what
   counts most is rounded while most columns can still make up for it. In the file they stay where they were.
 - A group's grid is found when its turn comes, of its weights as they are by then, its range shortened to where the

@@ -64,5 +64,8 @@ def read(folder: Path) -> dict[str, AnyGrid]:
         tensors = (stored[f"{name}.{prefix}{kind}"] for kind in Grid._fields)
         return Grid(*(tensor.read().view(tensor.shape) for tensor in tensors))
 
-    moved = {name: f"{name}.{START}scale" in stored for name in names}
-    return {name: MovedGrid(*grid(name), grid(name, START)) if moved[name] else grid(name) for name in names}
+    def any_grid(name: str) -> AnyGrid:
+        has_moved = f"{name}.{START}scale" in stored
+        return MovedGrid(*grid(name), grid(name, START)) if has_moved else grid(name)
+
+    return {name: any_grid(name) for name in names}

@@ -123,7 +123,7 @@ def grid_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of scale and zero point, fp32 (columns / group_size, rows).
 
-    `gradient` is that of the deployed weight (rows, columns), which is code * scale + zero_point.
+    `gradient` is the gradient of the deployed weight, code * scale + zero_point (rows, columns).
     """
     codes = quantize(weight, scheme, grid).codes.view(len(weight), len(grid.scale), -1)
     gradient = gradient.float().view(codes.shape)

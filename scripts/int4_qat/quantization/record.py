@@ -10,7 +10,7 @@ from pathlib import Path
 from int4_qat.system import files
 
 RECORD = "qat.json"
-# The grids that a training saw: the weights' own ones, those of the folder where it started, or those that it learned.
+# Which grids a training rounded to: each weight's own grid, the grids of the folder where it started, or learned ones.
 OWN, GIVEN, LEARNED = "own", "given", "learned"
 CALIBRATION = "calibration.json"  # beside given grids: scheme, ignore and method, among others
 
