@@ -6,7 +6,7 @@ over each held-out text. --settings takes some of those below, by name, or NAME=
 winner whole.
 
     python tests/bench/bench_training.py --model models/gemma-3-270m --start /tmp/base-gptq/calibrated \\
-        --questions /tmp/train.parquet --general /data/text/wikitext2_valid.txt \\
+        --questions /tmp/train.parquet --general /data/text/wikitext2_valid.txt /data/text/textbooks.txt \\
         --held-out /data/text/wikitext2_test.txt /data/text/gsm8k.txt --settings "as it is" 'r 128={"r": 128}'
 """
 
@@ -35,6 +35,7 @@ from int4_qat.training.backends import transformers
 from int4_qat.training.recipe import Options
 
 CONTEXT = 1024  # tokens of a window
+QUESTIONS, GENERAL = "questions", "general"  # in the settings GENERAL stands for each general text
 ALL_TOKENS = {"weight": 1.0, "tokens": "all", "temperature": 1.0}
 AS_IT_IS = {
     "backend": "transformers",
@@ -42,7 +43,7 @@ AS_IT_IS = {
     "ignore": [],
     "grid_learning_rate": 1e-3,
     "distillation": ALL_TOKENS,
-    "texts": {"questions": 1, "general": 1},
+    "texts": {QUESTIONS: 1, GENERAL: 1},
     "packing": True,
     "eval_steps": None,
     "allow_worse": True,
@@ -79,9 +80,9 @@ SETTINGS = {
     "r 128": {"r": 128, "lora_alpha": 128},
     "600 steps": {"max_steps": 600},
     "half the batch": {"per_device_train_batch_size": 8},
-    "questions alone": {"texts": {"questions": 1}},
-    "general text alone": {"texts": {"general": 1}},
-    "three quarters general text": {"texts": {"questions": 1, "general": 3}},
+    "questions alone": {"texts": {QUESTIONS: 1}},
+    "general text alone": {"texts": {GENERAL: 1}},
+    "thrice the general text": {"texts": {QUESTIONS: 1, GENERAL: 3}},
     "temperature 2": {"distillation": ALL_TOKENS | {"temperature": 2.0}},
     "half cross-entropy": {"distillation": ALL_TOKENS | {"weight": 0.5}},
     "from rounding": {"start": None},
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="folder in bf16")
     parser.add_argument("--start", required=True, type=Path, help="folder of calibrate.py, of this model")
     parser.add_argument("--questions", required=True, type=Path, help="parquet of format_mmlu")
-    parser.add_argument("--general", required=True, type=Path, help="text to train on")
+    parser.add_argument("--general", required=True, type=Path, nargs="+", help="texts to train on")
     parser.add_argument("--held-out", required=True, type=Path, nargs="+", help="texts to measure on")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
     parser.add_argument("--changes", type=json.loads, default={}, help="JSON over all settings")
@@ -146,6 +147,8 @@ class Bench:
         arguments, changes = self.arguments, dict(changes)
         start = changes.pop("start", arguments.start)
         settings = self.recipe | changes
+        texts = {QUESTIONS: arguments.questions} | {path.stem: path for path in arguments.general}
+        settings["texts"] = weights_of(settings["texts"], [path.stem for path in arguments.general])
         steps = settings["max_steps"]
         recipe = Recipe(**settings | {"max_steps": max(steps, settings["logging_steps"])})
         problems = list(limits.impossible(vars(recipe)))
@@ -157,7 +160,6 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
         with tempfile.TemporaryDirectory() as work:
-            texts = {"questions": arguments.questions, "general": arguments.general}
             places = {name: Path(work) / name for name in ("checkpoints", "adapter", "log_table")}
             options = Options(
                 model=start or arguments.model,
@@ -193,6 +195,11 @@ class Bench:
             tokens += len(window) - 1
         total = {key: sum(each[key] for each in divergence.on_host(sums)) for key in ("kl", "loss")}
         return f"{total['kl'] / tokens:.4f} | {total['loss'] / tokens:.4f}"
+
+
+def weights_of(weights: dict[str, float], general: list[str]) -> dict[str, float]:
+    """Return the weight of each text by its name, that of GENERAL for each general text."""
+    return {name: weight for word, weight in weights.items() for name in (general if word == GENERAL else [word])}
 
 
 if __name__ == "__main__":

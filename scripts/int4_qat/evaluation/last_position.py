@@ -82,13 +82,11 @@ class LastPosition(StockScores):
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
             logits = self.last_logits([prompt[len(prefix) :] for prompt in batch], cache)
-            log_probabilities = logits.log_softmax(-1, dtype=self.softmax_dtype)
             likeliest = logits.argmax(-1).tolist()
-            for row, prompt in enumerate(batch):
-                asked = sorted(set(choices[prompt]))
-                found = log_probabilities[row, asked].tolist()
-                answers = zip(asked, found, strict=True)
-                scores |= {(prompt, choice): (value, choice == likeliest[row]) for choice, value in answers}
+            asked = [(row, choice) for row, prompt in enumerate(batch) for choice in sorted(set(choices[prompt]))]
+            found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*torch.tensor(asked).T.to(logits.device)]
+            for (row, choice), value in zip(asked, found.tolist(), strict=True):  # one wait for the GPU for a batch
+                scores[batch[row], choice] = value, choice == likeliest[row]
         return [scores[tuple(prompt[-self.max_length :]), choice] for prompt, (choice,) in tokens]
 
     def read(self, prefix: tuple[int, ...]):
@@ -99,9 +97,8 @@ class LastPosition(StockScores):
     def last_logits(self, rows: list[tuple[int, ...]], cache) -> torch.Tensor:
         """Logits (rows, vocabulary) after each row's last token; pads stand to the right, where nobody looks."""
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device=self.device)
-        for index, row in enumerate(rows):
-            tokens[index, : len(row)] = torch.tensor(row)
+        longest = max(map(len, rows))
+        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)
         ends, place = torch.unique(lengths - 1, return_inverse=True)
         past = {}
         if cache is not None:
