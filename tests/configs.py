@@ -24,9 +24,22 @@ def demo_config() -> dict:
     return resolved(ROOT / "profiles" / "demo" / "demo.yaml")
 
 
-def changed(path, value):
-    """Return the default config with another value at a place."""
+def cards_arms() -> dict:
+    """Return the default config with the arms of the card and their texts alone, for a test to change."""
     config = copy.deepcopy(CARD)
+    del config["texts"]["textbooks"]
+    del config["finetune"]["arms"]["qad"], config["plots"]["colours"]["qad"]
+    config["variants"].remove("qad-w4a16")
+    config["publish"]["variant"] = "qat-int4"
+    return config
+
+
+CARDS_ARMS = cards_arms()
+
+
+def changed(path, value, default=CARD):
+    """Return a config, the default one if none is given, with another value at a place."""
+    config = copy.deepcopy(default)
     *parents, key = path
     place = config
     for parent in parents:

@@ -63,6 +63,7 @@ def small_config(standin: Path) -> dict:
     }
     config["finetune"]["arms"] = {"lora": {"quantization": None}, "qat": {"quantization": "int4"}}
     config["variants"] = [*VARIANTS]
+    del config["plots"]["colours"]["qad"]
     config["publish"]["variant"] = "qat-int4"
     config["texts"], config["calibration"]["texts"] = {}, ["questions"]
     text = {"source": str(standin / "text"), "files": "questions.txt"}

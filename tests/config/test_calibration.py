@@ -4,18 +4,24 @@ import copy
 
 import pytest
 
-from configs import CARD, SCHEMA, changed, demo_config
+import configs
+from configs import CARDS_ARMS, SCHEMA, demo_config
 from int4_qat.config import recipes, workflow_config
 
-TEXTS = CARD["texts"]
-TRAIN, TEST = TEXTS["wikitext_train"], CARD["evaluation"]["divergence"]["texts"]["wikitext"]
-GPTQ = CARD["quantizations"]["gptq"]
+TEXTS = CARDS_ARMS["texts"]
+TRAIN, TEST = TEXTS["wikitext_train"], CARDS_ARMS["evaluation"]["divergence"]["texts"]["wikitext"]
+GPTQ = CARDS_ARMS["quantizations"]["gptq"]
 BEGUN = {"quantization": "w4a16", "start": "gptq", "backend": "transformers"}
+
+
+def changed(path, value):
+    """Return the default config with the arms of the card alone and another value at a place."""
+    return configs.changed(path, value, CARDS_ARMS)
 
 
 def config_of(*changes):
     """The default config with other values at some places."""
-    config = copy.deepcopy(CARD)
+    config = copy.deepcopy(CARDS_ARMS)
     for path, value in changes:
         *parents, key = path.split(".")
         place = config
@@ -32,7 +38,7 @@ def named(**texts):
 
 def arm(**changes):
     """The default config with another arm, trained in w4a16 from the base as gptq leaves it but for some keys."""
-    names = [*CARD["variants"], "begun-w4a16"]
+    names = [*CARDS_ARMS["variants"], "begun-w4a16"]
     return config_of(("finetune.arms.begun", BEGUN | changes), ("variants", names))
 
 
@@ -73,7 +79,7 @@ def arm(**changes):
         ),
         (named(x=TRAIN | {"source": "standin"}), "texts.x.source: is 'standin', but the config has no section 'standi"),
         (
-            named(x=TRAIN | {"source": CARD["models"]["gemma-3-12b-it"]["source"]}),
+            named(x=TRAIN | {"source": CARDS_ARMS["models"]["gemma-3-12b-it"]["source"]}),
             "texts.x.source: expected hf://datasets/<owner>/<name>@<commit>, found",
         ),
         (
@@ -139,11 +145,11 @@ def test_other_exceptions_are_another_place_to_begin():
 def test_where_it_begins_is_no_setting_of_a_training():
     """Its rule has the folder as an input; the summary and the card tell of the name."""
     recipe = recipes.recipe_of(arm(), "begun")
-    assert (recipe["start"], recipes.recipe_of(CARD, "qat")["start"]) == ("gptq", None)
+    assert (recipe["start"], recipes.recipe_of(CARDS_ARMS, "qat")["start"]) == ("gptq", None)
     assert recipes.training_of(recipe).keys() == recipe.keys() - {"quantization", "start", "allow_worse"}
 
 
-@pytest.mark.parametrize("section", [None, {**CARD["calibration"], "texts": ["c4"]}])
+@pytest.mark.parametrize("section", [None, {**CARDS_ARMS["calibration"], "texts": ["c4"]}])
 def test_what_nothing_calibrates_on_may_be_anything(section):
     config = changed(["variants"], ["base-bf16", "base-int4", "qat-int4"])
     config["calibration"] = section
@@ -157,7 +163,7 @@ def test_a_text_that_nothing_uses_is_fine():
     config = config_of(("texts", TEXTS | {"c4": TRAIN | {"files": "c4/*.jsonl"}}))
     assert workflow_config.problems(config, SCHEMA) == []
     settings = recipes.settings_of(config, "gemma-3-12b-it")
-    assert (settings["texts"], settings["calibration"]) == (TEXTS, CARD["calibration"])
+    assert (settings["texts"], settings["calibration"]) == (TEXTS, CARDS_ARMS["calibration"])
 
 
 def test_a_local_text_is_held_out_by_whichever_path_leads_to_it(tmp_path):

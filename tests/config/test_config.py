@@ -47,6 +47,7 @@ def test_the_shipped_configs_are_right(config):
         (["finetune", "quantization"], "int4", "finetune: Unevaluated properties are not allowed ('quantization' was"),
         (["data", "source"], "hf://datasets/cais/mmlu@main", "data.source"),
         (["data", "source"], "resources/mine", "data.source: the workflow writes to 'resources'; keep"),
+        (["data", "source"], "/", "data.source: expected a folder that the run does not write to, found '/', which"),
         (["data", "source"], "/no/such/folder", "data.source: expected an existing folder, found none at"),
         (["models", "gemma-3-12b-it", "source"], "/no/model", "models.gemma-3-12b-it.source: expected an existing"),
         (["data", "source"], "standin", "data.source: is 'standin', but the config has no section 'standin'"),
@@ -154,9 +155,9 @@ def test_the_shipped_configs_are_right(config):
             "finetune.arms.qat.finetune_vision_layers: expected false",
         ),
         (
-            ["finetune", "lr_scheduler_type"],
+            ["finetune", "arms", "qat", "lr_scheduler_type"],
             "constant",
-            "finetune.warmup_steps: expected 0 with lr_scheduler_type constant, found 5",
+            "finetune.arms.qat.warmup_steps: expected 0 with lr_scheduler_type constant, found 5",
         ),
         (
             ["evaluation", "latency"],
@@ -243,4 +244,4 @@ def test_every_arm_and_model_stands_in_the_plan(tmp_path):
     plan = snakemake("--dry-run", "--configfile", path, "--directory", tmp_path / "run")
     assert plan.returncode == 0, plan.stderr
     counts = dict(line.split() for line in plan.stdout.splitlines() if len(line.split()) == 2)
-    assert (counts["finetune"], counts["evaluate_mmlu"], counts["summarize"]) == ("6", "16", "2")
+    assert (counts["finetune"], counts["evaluate_mmlu"], counts["summarize"]) == ("8", "18", "2")

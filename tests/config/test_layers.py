@@ -92,6 +92,7 @@ def test_config_on_the_command_line_knows_true_false_and_null():
 def test_the_colours_of_replaced_arms_go_with_them(tmp_path):
     arms = {"arms": {"sft": SFT, "qat": {"quantization": "int4"}}}
     mine = {"finetune": arms, "variants": ["base-bf16", "base-int4", "sft-int4", "qat-int4"]}
+    mine |= {"publish": {"variant": "qat-int4"}}
     found = run_of(tmp_path, mine)
     assert found["plots"]["colours"].keys() == {"base", "qat"}
     assert workflow_config.problems(found, SCHEMA) == []
@@ -104,7 +105,8 @@ def test_the_demo_is_the_default_but_for_what_it_names():
     assert list(demo["models"]) == ["demo"]
     assert {entry["group_size"] for entry in demo["quantizations"].values()} == {64}
     assert set(demo["variants"]) - set(CARD["variants"]) == {"qad-int4"}
-    assert demo["finetune"]["arms"].items() > CARD["finetune"]["arms"].items()
+    assert demo["finetune"]["arms"].items() > {arm: CARD["finetune"]["arms"][arm] for arm in ("lora", "qat")}.items()
+    assert demo["finetune"]["arms"].keys() == CARD["finetune"]["arms"].keys()
     assert demo["evaluation"]["tasks"] == []
     assert demo["evaluation"]["chartqa"] is demo["evaluation"]["serving"] is None
     assert demo["plots"] == CARD["plots"]

@@ -6,18 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from configs import CARD, SCHEMA, changed
+import configs
+from configs import CARDS_ARMS, SCHEMA
 from int4_qat.config import named_texts, recipes, workflow_config
 from workflows import snakemake, write_config
 
-TRAIN, TEST = CARD["texts"]["wikitext_train"], CARD["evaluation"]["divergence"]["texts"]["wikitext"]
+TRAIN, TEST = CARDS_ARMS["texts"]["wikitext_train"], CARDS_ARMS["evaluation"]["divergence"]["texts"]["wikitext"]
 CHATS = {"source": TRAIN["source"], "files": "chats/*.jsonl", "messages": "conversation"}
-TEXTS = CARD["texts"] | {"chats": CHATS, "test": TEST}
+TEXTS = CARDS_ARMS["texts"] | {"chats": CHATS, "test": TEST}
+
+
+def changed(path, value):
+    """Return the default config with the arms of the card alone and another value at a place."""
+    return configs.changed(path, value, CARDS_ARMS)
 
 
 def trained_on(weights=None, **arms):
     """The default config with texts of its own, some of them for all arms and others for single ones."""
-    config = copy.deepcopy(CARD)
+    config = copy.deepcopy(CARDS_ARMS)
     config["texts"] = TEXTS
     distillation = {"weight": 1, "tokens": "all", "temperature": 1}
     config["finetune"] |= {"backend": "transformers", "distillation": distillation, "packing": True}
@@ -118,12 +124,13 @@ def test_what_is_trained_or_calibrated_on_is_checked(tmp_path):
         targets = ["resources/text_contamination.json", "resources/contamination.json"]
         commands = planned_commands(config, tmp_path, *targets)
         (words,), (counted,) = commands["check_texts"], commands["check_contamination"]
-        assert words_of("--held-out", words) == ["wikitext=resources/texts/wikitext.txt"]
+        held_out = [f"{name}=resources/texts/{name}.txt" for name in ("gsm8k", "wikitext")]
+        assert words_of("--held-out", words) == held_out
         return [words_of("--training", words), words_of("--calibration", words), words_of("--texts", counted)]
 
     questions = "questions=resources/mmlu/auxiliary_train.parquet"
     general, chats = "wikitext_train=resources/texts/wikitext_train.txt", "chats=resources/texts/chats.jsonl"
-    assert checked(CARD) == [[questions], [questions, general], [general]]
+    assert checked(CARDS_ARMS) == [[questions], [questions, general], [general]]
     config = trained_on({"wikitext_train": 1}, qat={"chats": 1})
     config["calibration"]["texts"] = ["wikitext_train"]
     assert checked(config) == [[chats, general], [general], [chats, general]]

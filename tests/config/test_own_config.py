@@ -23,7 +23,7 @@ def test_ten_lines_are_a_config_for_another_model(tmp_path):
     options = ["--configfile", tmp_path / "mine.yaml", "--directory", tmp_path / "run", "--printshellcmds"]
     result = snakemake("--dry-run", *options, env=os.environ | {"HOME": str(tmp_path)})
     jobs = planned(result)
-    assert (jobs["download_model"], jobs["finetune"], jobs["evaluate_mmlu"]) == (1, 2, len(CARD["variants"]))
+    assert (jobs["download_model"], jobs["finetune"], jobs["evaluate_mmlu"]) == (1, 3, len(CARD["variants"]))
     assert "evaluate_chartqa" not in jobs
     assert f"--source={tmp_path}/models/my-model " in result.stdout.replace("'", "")
     mark = yaml.safe_load(shown)["finetune"]["response_part"]

@@ -5,18 +5,24 @@ import copy
 import pytest
 import yaml
 
-from configs import CARD, SCHEMA, changed
+import configs
+from configs import CARDS_ARMS, SCHEMA
 from int4_qat.config import quantizations, recipes, workflow_config
 from int4_qat.quantization import schemes
 from workflows import copy_workflow, snakemake
 
-INT4 = CARD["quantizations"]["int4"]
+INT4 = CARDS_ARMS["quantizations"]["int4"]
 SYMMETRIC = {key: value for key, value in INT4.items() if key != "zero_point"} | {"symmetric": True}
+
+
+def changed(path, value):
+    """Return the default config with the arms of the card alone and another value at a place."""
+    return configs.changed(path, value, CARDS_ARMS)
 
 
 def table(**entries):
     """The default config with more in its table."""
-    return changed(["quantizations"], CARD["quantizations"] | entries)
+    return changed(["quantizations"], CARDS_ARMS["quantizations"] | entries)
 
 
 def variants(*names):
@@ -111,7 +117,7 @@ def test_a_method_that_needs_more_than_it_is_given_is_refused(tmp_path):
     methods = workflow / "scripts" / "int4_qat" / "quantization" / "methods"
     (methods / "drawn.py").write_text('NEEDS = ("texts", "pictures")')
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({"quantizations": CARD["quantizations"] | {"x": INT4 | {"method": "drawn"}}}))
+    path.write_text(yaml.safe_dump({"quantizations": CARDS_ARMS["quantizations"] | {"x": INT4 | {"method": "drawn"}}}))
     result = snakemake("--dry-run", "--directory", tmp_path / "run", "--configfile", path, workflow=workflow)
     assert (
         "quantizations.x.method: expected one that needs texts or nothing, found one that needs texts, pictures"
@@ -124,7 +130,7 @@ def test_two_formats_of_one_folder_are_refused(tmp_path):
     formats = workflow / "scripts" / "int4_qat" / "quantization" / "formats"
     (formats / "other.py").write_text((formats / "torchao_plain.py").read_text())
     run = ["--dry-run", "--directory", tmp_path / "run", "--configfile", tmp_path / "mine.yaml"]
-    table = CARD["quantizations"] | {"x": INT4 | {"formats": ["torchao-plain", "other"]}}
+    table = CARDS_ARMS["quantizations"] | {"x": INT4 | {"formats": ["torchao-plain", "other"]}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"quantizations": table}))
     result = snakemake(*run, workflow=workflow)
     assert "quantizations.x.formats: expected formats with folders of their own, found" in result.stderr

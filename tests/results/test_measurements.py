@@ -40,7 +40,7 @@ def test_what_the_config_leaves_out_is_not_measured():
     config = copy.deepcopy(CARD)
     config["evaluation"] |= {"chartqa": None, "serving": None, "tasks": []}
     usual = ["divergence", "mmlu", "memory", "latency"]
-    compared = {variant: [*usual, "parity"] for variant in ("lora-int4", "qat-int4")}
+    compared = {variant: [*usual, "parity"] for variant in ("lora-int4", "qat-int4", "qad-w4a16")}
     assert names(config) == dict.fromkeys(CARD["variants"], usual) | compared
     config["evaluation"] |= {"divergence": None, "mmlu": None, "questions": [{"name": "own"}]}
     assert names(config)["base-bf16"] == ["own", "memory", "latency"]

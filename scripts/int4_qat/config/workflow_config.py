@@ -111,6 +111,8 @@ def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> lis
         if not (os.path.isfile(source) if is_table else os.path.isdir(source)):
             kind = "file" if is_table else "folder"
             return [f"{key}: expected an existing {kind}, found none at {source!r}"]
+        if Path.cwd().is_relative_to(Path(source).resolve()):
+            return [f"{key}: expected a folder that the run does not write to, found {source!r}, which holds the run"]
         return list(_wildcards(key, [source, *sources.local_files(source)]))
     kind = "" if key.startswith("models.") else "datasets/"
     expected = f"hf://{kind}<owner>/<name>@<commit>"

@@ -1,0 +1,30 @@
+"""The configs in examples/: each is whole, and its recipe is the default's but for what it says."""
+
+import pytest
+
+from configs import CARD, SCHEMA, resolved
+from int4_qat.config import recipes, workflow_config
+from programs import ROOT
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_a_config(path):
+    config = resolved(path)
+    assert workflow_config.problems(config, SCHEMA) == []
+    assert [*config["models"]] == [path.stem]
+    assert config["publish"]["variant"] == "qad-w4a16"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_seeds_of_an_example_are_trained_as_the_default_is(path):
+    config, free = resolved(path), {"seed", "gradient_checkpointing", "optim", "instruction_part", "response_part"}
+    free |= {"grid_learning_rate"}  # a small model takes a larger one
+    default = recipes.recipe_of(CARD, "qad")
+    for number, arm in enumerate(["qad", "qad_1", "qad_2"]):
+        recipe = recipes.recipe_of(config, arm)
+        assert recipe["seed"] == number
+        assert {key: recipe[key] for key in recipe.keys() - free} == {
+            key: default[key] for key in default.keys() - free
+        }
