@@ -37,8 +37,17 @@ def cards_arms() -> dict:
 CARDS_ARMS = cards_arms()
 
 
-def changed(path, value, default=CARD):
-    """Return a config, the default one if none is given, with another value at a place."""
+def changed(path, value):
+    """Return the default config with another value at a place."""
+    return _changed(CARD, path, value)
+
+
+def with_cards_arms(path, value):
+    """Return the default config with the arms of the card alone, and another value at a place."""
+    return _changed(CARDS_ARMS, path, value)
+
+
+def _changed(default, path, value):
     config = copy.deepcopy(default)
     *parents, key = path
     place = config

@@ -2,8 +2,8 @@
 
 A training is the workflow's own, in this process: the backend, texts and trainer of finetune.py, started at base-gptq
 or at the base itself. The KL is that of the model as it is deployed, on windows of 1,024 tokens that are spread evenly
-over each held-out text. --settings takes some of those below, by name, or NAME={...}; bench_recipes.py measures the
-winner whole.
+over each held-out text. --settings takes some of those below, by name, or NAME={...}; the configs in examples/
+measure the winner whole.
 
     python tests/bench/bench_training.py --model models/gemma-3-270m --start /tmp/base-gptq/calibrated \\
         --questions /tmp/train.parquet --general /data/text/wikitext2_valid.txt /data/text/textbooks.txt \\
@@ -104,6 +104,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64, help="of each held-out text")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
+    names = [QUESTIONS, *(path.stem for path in arguments.general)]
+    if len(set(names)) < len(names):
+        sys.exit(f"--general: expected files with a name each, other than {QUESTIONS}, found {', '.join(names[1:])}")
     bench = Bench(arguments)
     print("| setting | " + " | ".join(f"{path.stem}: KL | nats" for path in arguments.held_out), end="")
     print(" | loss, first and last | seconds | peak memory |")

@@ -4,19 +4,14 @@ import copy
 
 import pytest
 
-import configs
 from configs import CARDS_ARMS, SCHEMA, demo_config
+from configs import with_cards_arms as changed
 from int4_qat.config import recipes, workflow_config
 
 TEXTS = CARDS_ARMS["texts"]
 TRAIN, TEST = TEXTS["wikitext_train"], CARDS_ARMS["evaluation"]["divergence"]["texts"]["wikitext"]
 GPTQ = CARDS_ARMS["quantizations"]["gptq"]
 BEGUN = {"quantization": "w4a16", "start": "gptq", "backend": "transformers"}
-
-
-def changed(path, value):
-    """Return the default config with the arms of the card alone and another value at a place."""
-    return configs.changed(path, value, CARDS_ARMS)
 
 
 def config_of(*changes):

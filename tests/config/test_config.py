@@ -47,7 +47,11 @@ def test_the_shipped_configs_are_right(config):
         (["finetune", "quantization"], "int4", "finetune: Unevaluated properties are not allowed ('quantization' was"),
         (["data", "source"], "hf://datasets/cais/mmlu@main", "data.source"),
         (["data", "source"], "resources/mine", "data.source: the workflow writes to 'resources'; keep"),
-        (["data", "source"], "/", "data.source: expected a folder that the run does not write to, found '/', which"),
+        (
+            ["data", "source"],
+            "/",
+            "data.source: expected a folder that does not hold the run or its results, found '/'",
+        ),
         (["data", "source"], "/no/such/folder", "data.source: expected an existing folder, found none at"),
         (["models", "gemma-3-12b-it", "source"], "/no/model", "models.gemma-3-12b-it.source: expected an existing"),
         (["data", "source"], "standin", "data.source: is 'standin', but the config has no section 'standin'"),

@@ -19,8 +19,9 @@ def test_an_example_is_a_config(path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_seeds_of_an_example_are_trained_as_the_default_is(path):
+    """But for the model's own marks, for memory, and for the rate and the optimizer that were measured on it."""
     config, free = resolved(path), {"seed", "gradient_checkpointing", "optim", "instruction_part", "response_part"}
-    free |= {"grid_learning_rate"}  # a small model takes a larger one
+    free |= {"grid_learning_rate"}
     default = recipes.recipe_of(CARD, "qad")
     for number, arm in enumerate(["qad", "qad_1", "qad_2"]):
         recipe = recipes.recipe_of(config, arm)

@@ -6,19 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import configs
 from configs import CARDS_ARMS, SCHEMA
+from configs import with_cards_arms as changed
 from int4_qat.config import named_texts, recipes, workflow_config
 from workflows import snakemake, write_config
 
 TRAIN, TEST = CARDS_ARMS["texts"]["wikitext_train"], CARDS_ARMS["evaluation"]["divergence"]["texts"]["wikitext"]
 CHATS = {"source": TRAIN["source"], "files": "chats/*.jsonl", "messages": "conversation"}
 TEXTS = CARDS_ARMS["texts"] | {"chats": CHATS, "test": TEST}
-
-
-def changed(path, value):
-    """Return the default config with the arms of the card alone and another value at a place."""
-    return configs.changed(path, value, CARDS_ARMS)
 
 
 def trained_on(weights=None, **arms):

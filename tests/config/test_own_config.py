@@ -3,6 +3,7 @@
 import os
 import re
 
+import pytest
 import yaml
 
 from configs import CARD, SCHEMA, resolved
@@ -44,6 +45,19 @@ def test_a_symmetric_quantization_beside_the_cards(tmp_path):
     assert workflow_config.problems(config, SCHEMA) == []
     assert config["quantizations"]["int4"] == CARD["quantizations"]["int4"]
     assert {"base-sym4", "lora-sym4"} <= set(config["variants"])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/config.md"])
+def test_a_config_that_is_shown_with_variants_publishes_one_of_them(page):
+    """By the blocks of a page that replace the variants: none of them is refused for what the default publishes."""
+    blocks = re.split(r"\n(?:```\w*\n|\n(?! ))", (ROOT / page).read_text())
+    shown = [block for block in blocks if re.search(r"^ *variants: \[", block, re.MULTILINE)]
+    assert len(shown) >= 2
+    for block in shown:
+        published = yaml.safe_load(re.search(r"^ *publish: (.*)$", block, re.MULTILINE)[1].partition(" #")[0])[
+            "variant"
+        ]
+        assert published in re.search(r"^ *variants: \[(.*?)\]", block, re.MULTILINE)[1].split(", ")
 
 
 def resolved_with(folder, text):

@@ -5,19 +5,14 @@ import copy
 import pytest
 import yaml
 
-import configs
 from configs import CARDS_ARMS, SCHEMA
+from configs import with_cards_arms as changed
 from int4_qat.config import quantizations, recipes, workflow_config
 from int4_qat.quantization import schemes
 from workflows import copy_workflow, snakemake
 
 INT4 = CARDS_ARMS["quantizations"]["int4"]
 SYMMETRIC = {key: value for key, value in INT4.items() if key != "zero_point"} | {"symmetric": True}
-
-
-def changed(path, value):
-    """Return the default config with the arms of the card alone and another value at a place."""
-    return configs.changed(path, value, CARDS_ARMS)
 
 
 def table(**entries):

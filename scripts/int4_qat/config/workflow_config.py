@@ -104,20 +104,27 @@ def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> lis
     if source == STANDIN and has_standin:
         return [] if STANDIN in config else [f"{key}: is '{STANDIN}', but the config has no section '{STANDIN}'"]
     if not source.startswith("hf://"):
-        top = "".join(Path(source).parts[:1])
-        if top in sources.WRITTEN:
-            return [f"{key}: the workflow writes to '{top}'; keep '{source}' elsewhere"]
+        if lines := list(_written_by_the_run(key, source)):
+            return lines
         is_table = key.startswith("evaluation.questions") and source.endswith(".parquet")
         if not (os.path.isfile(source) if is_table else os.path.isdir(source)):
             kind = "file" if is_table else "folder"
             return [f"{key}: expected an existing {kind}, found none at {source!r}"]
-        if Path.cwd().is_relative_to(Path(source).resolve()):
-            return [f"{key}: expected a folder that the run does not write to, found {source!r}, which holds the run"]
         return list(_wildcards(key, [source, *sources.local_files(source)]))
     kind = "" if key.startswith("models.") else "datasets/"
     expected = f"hf://{kind}<owner>/<name>@<commit>"
     is_dataset = source.startswith("hf://datasets/")
     return [] if is_dataset == bool(kind) else [f"{key}: expected {expected}, found '{source}'"]
+
+
+def _written_by_the_run(key: str, source: str) -> Iterator[str]:
+    """Yield a line if a source lies in a folder that the workflow writes or holds one: its files keep changing."""
+    place, written = Path(source).resolve(), {name: Path(name).resolve() for name in sources.WRITTEN}
+    inside = next((name for name, folder in written.items() if place.is_relative_to(folder)), None)
+    if inside:
+        yield f"{key}: the workflow writes to '{inside}'; keep '{source}' elsewhere"
+    elif any(folder.is_relative_to(place) for folder in (Path.cwd(), *written.values())):
+        yield f"{key}: expected a folder that does not hold the run or its results, found '{source}'"
 
 
 def _wildcards(key: str, paths: Iterable[str]) -> Iterator[str]:

@@ -85,7 +85,7 @@ class LastPosition(StockScores):
             likeliest = logits.argmax(-1).tolist()
             asked = [(row, choice) for row, prompt in enumerate(batch) for choice in sorted(set(choices[prompt]))]
             found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*torch.tensor(asked).T.to(logits.device)]
-            for (row, choice), value in zip(asked, found.tolist(), strict=True):  # one wait for the GPU for a batch
+            for (row, choice), value in zip(asked, found.tolist(), strict=True):  # two waits for the GPU a batch
                 scores[batch[row], choice] = value, choice == likeliest[row]
         return [scores[tuple(prompt[-self.max_length :]), choice] for prompt, (choice,) in tokens]
 
