@@ -37,9 +37,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     head = head_of(arguments.vocabulary, arguments.width, arguments.device)
-    print(
-        f"| {arguments.tokens:,} tokens, {arguments.vocabulary:,} words, width {arguments.width:,} | GB more | seconds |"
-    )
+    print(f"| {arguments.tokens:,} tokens, {arguments.vocabulary:,} words, {arguments.width:,} wide | GB | seconds |")
     print("|---|---|---|")
     for name, (weights, temperature) in LOSSES.items():
         memory, seconds = measure(head, arguments, weights, temperature)
