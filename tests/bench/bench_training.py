@@ -104,9 +104,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64, help="of each held-out text")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
-    names = [QUESTIONS, *(path.stem for path in arguments.general)]
-    if len(set(names)) < len(names):
-        sys.exit(f"--general: expected files with a name each, other than {QUESTIONS}, found {', '.join(names[1:])}")
+    names = [path.stem for path in arguments.general]
+    if len({QUESTIONS, *names}) <= len(names):
+        sys.exit(f"--general: expected different names, none of them {QUESTIONS}, found {', '.join(names)}")
     bench = Bench(arguments)
     print("| setting | " + " | ".join(f"{path.stem}: KL | nats" for path in arguments.held_out), end="")
     print(" | loss, first and last | seconds | peak memory |")

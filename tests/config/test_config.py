@@ -249,3 +249,14 @@ def test_every_arm_and_model_stands_in_the_plan(tmp_path):
     assert plan.returncode == 0, plan.stderr
     counts = dict(line.split() for line in plan.stdout.splitlines() if len(line.split()) == 2)
     assert (counts["finetune"], counts["evaluate_mmlu"], counts["summarize"]) == ("8", "18", "2")
+
+
+def test_a_source_is_refused_by_whichever_path_leads_into_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resources" / "texts").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "resources")
+    for source in ("resources/texts", str(tmp_path / "resources" / "texts"), "link/texts"):
+        (line,) = workflow_config.problems(changed(["data", "source"], source), SCHEMA)
+        assert line == f"data.source: the workflow writes to 'resources'; keep '{source}' elsewhere"
+    (line,) = workflow_config.problems(changed(["data", "source"], "."), SCHEMA)
+    assert line == "data.source: expected a folder that does not hold the run or its results, found '.'"

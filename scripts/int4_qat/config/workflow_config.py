@@ -118,7 +118,7 @@ def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> lis
 
 
 def _written_by_the_run(key: str, source: str) -> Iterator[str]:
-    """Yield a line if a source lies in a folder that the workflow writes or holds one: its files keep changing."""
+    """Yield a line if a source is inside a folder to which the workflow writes, or contains one."""
     place, written = Path(source).resolve(), {name: Path(name).resolve() for name in sources.WRITTEN}
     inside = next((name for name, folder in written.items() if place.is_relative_to(folder)), None)
     if inside:
