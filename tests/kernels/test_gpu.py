@@ -20,7 +20,7 @@ from int4_qat.engines import inference
 from int4_qat.kernels import tiles
 from int4_qat.quantization import clipping, compensation, graphs, int4, schemes, torchao_tensor
 from int4_qat.system import files
-from int4_qat.training import merged_weight
+from int4_qat.training import learned_grid, merged_weight
 from programs import ROOT, quantize_options, run_script
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -59,6 +59,19 @@ def test_training_on_a_gpu_sees_what_the_export_on_a_cpu_writes(scaling, zero_po
     grid = grid and int4.Grid(*(part.cuda() for part in grid))
     with torch.autocast("cuda", torch.bfloat16):
         assert torch.equal(merged_weight.fake_quantize_merged(w, a, b, scaling, scheme, grid).cpu(), expected)
+
+
+@pytest.mark.parametrize("zero_point", ZERO_POINTS)
+def test_a_learned_grid_is_the_same_within_autocast_and_without(zero_point):
+    """And equal to the plain chain of operations, which rounds in the same places."""
+    grid = int4.quantize(normal(ROWS, COLUMNS), scheme := schemes.int4(128, zero_point)).grid
+    learned = learned_grid.LearnedGrid(grid, scheme).cuda()
+    torch.nn.init.normal_(learned.log_scale, std=0.1, generator=torch.Generator("cuda").manual_seed(0))
+    expected = learned_grid.seen(learned.log_scale, learned.shift, learned.scale, learned.offset, scheme)
+    with torch.autocast("cuda", torch.bfloat16):
+        within = learned()
+    for found in (within, learned()):
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,5 +1,6 @@
 """Grids that are trained: where they start, their gradients, what is stored and what is deployed of them."""
 
+import shutil
 import signal
 
 import pytest
@@ -12,7 +13,7 @@ from int4_qat.config.recipe import Recipe
 from int4_qat.engines import inference
 from int4_qat.quantization import grids, int4
 from int4_qat.system import files
-from int4_qat.training import callbacks, learned_grid, qat
+from int4_qat.training import callbacks, learned_grid, merged_weight, qat
 from int4_qat.training.backends import transformers
 from programs import INT4, RECIPE, SCHEMES, finetune_options, quantize_options, run_in_process, run_script, seen
 from weights import normal
@@ -116,6 +117,19 @@ def test_gradients_are_autograds(untrained, scheme):
     torch.testing.assert_close(layer(x), x @ deployed.T)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.skipif(" " in torch.__file__, reason="torch.compile links nothing on a CPU from a path with a space in it")
+@each_scheme
+def test_the_compiled_kernels_store_the_same_grid(scheme):
+    grid = learned_grid.LearnedGrid(calibrated.grid_near(normal(32, 256), scheme), scheme)
+    moves, upstream = ([normal(2, 32, seed=seed + two) for two in range(2)] for seed in (1, 3))
+    values = *moves, grid.scale, grid.offset
+    for function, arguments in ((learned_grid.seen, (*values, scheme)), (learned_grid.gradients, (*values, *upstream))):
+        for ours, eager in zip(merged_weight.compiled(function)(*arguments), function(*arguments), strict=True):
+            assert torch.equal(ours, eager)
 
 
 def test_ignored_linears_have_no_grid(untrained):

@@ -8,6 +8,7 @@ of rounding stays, and the gradient is that of code · scale + zero_point itself
 they are stored; the gradient passes straight through that rounding.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from int4_qat.checkpoint import blocks
 from int4_qat.quantization import int4, schemes
 from int4_qat.quantization.int4 import Grid, MovedGrid
 from int4_qat.quantization.schemes import Scheme
+from int4_qat.training import merged_weight
 
 SEPARATOR = "/"  # in place of the dot, which the name of a module cannot have
 FILE = "learned_grids.safetensors"  # in a checkpoint of the training
@@ -36,19 +38,55 @@ class LearnedGrid(torch.nn.Module):
 
     def forward(self) -> Grid:
         """Return the values as they are stored, in fp32 and with the gradients of the parameters."""
-        scale = self.scale * self.log_scale.exp()
-        offset = self.offset + int4.LEVELS * self.shift
-        stored = int4.nearest_grid(scale.detach(), offset.detach(), self.scheme)
-        return Grid(_straight_through(scale, stored.scale), _straight_through(offset * scale, stored.zero_point))
+        return Grid(*_Seen.apply(self.log_scale, self.shift, self.scale, self.offset, self.scheme))
 
     def stored(self) -> MovedGrid:
         """Return the grid in the dtype in which it is stored."""
         return MovedGrid(*(part.detach().to(blocks.STORAGE_DTYPE) for part in self()), self.start)
 
 
-def _straight_through(values: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-    """Return what is stored, with the gradient of what it was rounded from."""
-    return stored.float() + (values - values.detach())
+class _Seen(torch.autograd.Function):
+    """Scale and zero point as they are stored; the gradients are those of what they were rounded from.
+
+    On a GPU they are one kernel each way: as a chain of small ones, the grids of all linears take most of a step.
+    """
+
+    @staticmethod
+    def forward(ctx, log_scale, shift, scale, offset, scheme):
+        ctx.save_for_backward(log_scale, shift, scale, offset)
+        return _run(seen, log_scale.detach(), shift.detach(), scale, offset, scheme)
+
+    @staticmethod
+    def backward(ctx, of_scale, of_zero_point):
+        parameters = (parameter.detach() for parameter in ctx.saved_tensors)
+        return *_run(gradients, *parameters, of_scale, of_zero_point), None, None, None
+
+
+def seen(
+    log_scale: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, scheme: Scheme
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scale and zero point as they are stored, in fp32, of where they start and how far they moved."""
+    stored = int4.nearest_grid(scale * log_scale.exp(), offset + int4.LEVELS * shift, scheme)
+    return stored.scale.float(), stored.zero_point.float()
+
+
+def gradients(
+    log_scale: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    offset: torch.Tensor,
+    of_scale: torch.Tensor,
+    of_zero_point: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of log_scale and shift, given those of scale and zero point before they are rounded."""
+    moved, steps = scale * log_scale.exp(), offset + int4.LEVELS * shift
+    return moved * (of_scale + steps * of_zero_point), int4.LEVELS * moved * of_zero_point
+
+
+def _run(function: Callable, *arguments: torch.Tensor | Scheme) -> tuple[torch.Tensor, torch.Tensor]:
+    """Call a function, compiled on a GPU; without autocast, with and without which it would be compiled twice."""
+    with torch.autocast(arguments[0].device.type, enabled=False):
+        return (merged_weight.compiled(function) if arguments[0].is_cuda else function)(*arguments)
 
 
 def attach(model: torch.nn.Module, grids: dict[str, LearnedGrid]) -> None:
