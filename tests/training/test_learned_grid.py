@@ -125,11 +125,14 @@ def test_gradients_are_autograds(untrained, scheme):
 @each_scheme
 def test_the_compiled_kernels_store_the_same_grid(scheme):
     grid = learned_grid.LearnedGrid(calibrated.grid_near(normal(32, 256), scheme), scheme)
-    moves, upstream = ([normal(2, 32, seed=seed + two) for two in range(2)] for seed in (1, 3))
+    *moves, of_scale, of_zero_point = (normal(*grid.scale.shape, seed=seed) for seed in range(4))
     values = *moves, grid.scale, grid.offset
-    for function, arguments in ((learned_grid.seen, (*values, scheme)), (learned_grid.gradients, (*values, *upstream))):
-        for ours, eager in zip(merged_weight.compiled(function)(*arguments), function(*arguments), strict=True):
-            assert torch.equal(ours, eager)
+    found = merged_weight.compiled(learned_grid.seen)(*values, scheme)
+    assert all(torch.equal(*pair) for pair in zip(found, learned_grid.seen(*values, scheme), strict=True))
+    upstream = of_scale, of_zero_point
+    found = merged_weight.compiled(learned_grid.gradients)(*values, *upstream)
+    for ours, eager in zip(found, learned_grid.gradients(*values, *upstream), strict=True):
+        torch.testing.assert_close(ours, eager)
 
 
 def test_ignored_linears_have_no_grid(untrained):
