@@ -42,7 +42,12 @@ def main() -> None:
     mismatch.refuse_uncalibrated(arguments.checkpoint, calibrated_by, chosen, given)
     mismatch.refuse_mismatch(arguments.checkpoint, chosen, given)
     quantized = {f"{layer['name']}.weight" for layer in layers if layer["quantized"]}
-    plan, metadata = layout.lay_out(architecture.stored_as(sources), names, quantized, scheme)
+    unquantized = architecture.stored_as(sources)
+    plan, metadata = layout.lay_out(unquantized, names, quantized, scheme)
+
+    def stored_bytes(key: str) -> int:
+        parts, _ = layout.lay_out({key: unquantized[key]}, names, quantized, scheme)
+        return sum(part.nbytes for part in parts.values())
 
     def rounded(key: str) -> Iterator[exports.QuantizedBlock]:
         blocks, grid = exports.row_blocks(sources[key]), given.get(names[key].removesuffix(".weight"))
@@ -67,16 +72,20 @@ def main() -> None:
         layout.configure(model.config, layers, names, scheme)
         model.config.save_pretrained(folder)
         architecture.copy_companions(arguments.checkpoint, folder)
-        files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder, sum(differing.values())))
+        sizes = {names[key].removesuffix(".weight"): stored_bytes(key) for key in sources if names[key] in quantized}
+        counts = sizes, sum(differing.values())
+        files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder, *counts))
     print(f"{len(quantized)} of {len(layers)} linears in int4; read back and compared: 0 weights differ")
 
 
-def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path, differing: int) -> dict:
-    """Return what was quantized, what was not, and the sizes of the weight files before and after."""
+def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path, sizes: dict[str, int], differing: int) -> dict:
+    """Return what was quantized, what was not, and the sizes before and after; `sizes` has those of int4 linears."""
     in_int4 = sum(layer["bytes_before"] for layer in chosen["layers"] if layer["quantized"])
     before = weight_files.file_bytes(arguments.checkpoint)
+    layers = [layer | {"bytes_after": sizes.get(layer["name"], layer["bytes_before"])} for layer in chosen["layers"]]
     return {
         **chosen,
+        "layers": layers,
         "ignore": arguments.ignore,
         "method": arguments.method,
         "format": arguments.format,

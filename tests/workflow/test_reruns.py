@@ -115,16 +115,19 @@ MODULES = {
     "quantization/compensation.py": CALIBRATED,
     "quantization/exports.py": QUANTIZED,
     "quantization/folds.py": {},  # awq's: nothing in this run is calibrated by it
+    "quantization/formats/compressed_tensors.py": {},  # no variant of this run has that format
     "quantization/formats/torchao_plain.py": QUANTIZED,
     "quantization/graphs.py": CALIBRATED,
     "quantization/grids.py": TRAINED_AND_QUANTIZED,
     "quantization/int4.py": EVERY_WEIGHT,
     "quantization/layer_inputs.py": CALIBRATED,
+    "quantization/left_out.py": QUANTIZED,
     "quantization/linears.py": TRAINED_AND_QUANTIZED,
     "quantization/methods/awq.py": {},
     "quantization/methods/gptq.py": CALIBRATED,
     "quantization/methods/rtn.py": ROUNDED,
     "quantization/mismatch.py": {},
+    "quantization/packed_weight.py": {},  # compressed_tensors'
     "quantization/record.py": TRAINED_AND_QUANTIZED,
     "quantization/requirements.py": {},
     "quantization/schemes.py": EVERY_WEIGHT,

@@ -6,13 +6,13 @@ import torch
 from transformers import PreTrainedModel
 
 from int4_qat.checkpoint import blocks, module_names, text_model
-from int4_qat.quantization import int4, schemes
+from int4_qat.quantization import schemes
 from int4_qat.quantization.schemes import Scheme
 from int4_qat.system.errors import InputError
 
 
 def choose(model: PreTrainedModel, stored: set[str], scheme: Scheme, ignore: Sequence[str]) -> list[dict]:
-    """Return an entry for each linear: name, shape, quantized, reason, bytes before and after.
+    """Return an entry for each linear: name, shape, quantized, reason, bytes in bf16.
 
     stored holds the names of the parameters that the weight files have. Raise InputError if no linear can be quantized,
     or if an entry of ignore names nothing.
@@ -28,15 +28,13 @@ def choose(model: PreTrainedModel, stored: set[str], scheme: Scheme, ignore: Seq
             or (None if f"{name}.weight" in stored else "tied to another weight")
             or undivided(module, scheme.group_size)
         )
-        before = module.weight.numel() * blocks.STORAGE_DTYPE.itemsize
         layers.append(
             {
                 "name": name,
                 "shape": list(module.weight.shape),
                 "quantized": reason is None,
                 "reason": reason or f"linear, {module.in_features} inputs in groups of {scheme.group_size}",
-                "bytes_before": before,
-                "bytes_after": before if reason else int4.stored_bytes(int4.empty(module.weight, scheme)),
+                "bytes_before": module.weight.numel() * blocks.STORAGE_DTYPE.itemsize,
             }
         )
     if not any(layer["quantized"] for layer in layers):

@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from int4_qat.quantization import int4
 
 FOLDER = "checkpoint"  # of a variant
-# vLLM's names, by those in checkpoints (hf_to_vllm_mapper of its multimodal models).
-VLLM_PREFIXES = {
-    "model.language_model.": "language_model.model.",
-    "model.vision_tower.": "vision_tower.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-}
 
 
 def misfit(scheme: Scheme) -> str | None:
@@ -113,33 +107,16 @@ def not_in_int4(layers: list[dict], names: dict[str, str]) -> list[str]:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     from int4_qat.checkpoint import module_names
+    from int4_qat.quantization import left_out
 
-    in_int4 = [layer["name"] for layer in layers if layer["quantized"]]
-    kept = [layer["name"] for layer in layers if not layer["quantized"]]
-    roots = module_names.unreached_roots([*in_int4, *kept], set(in_int4))
-    clear = [root for root in roots if not any(name.startswith(root) for name in in_int4)]
+    in_int4, kept = left_out.split(layers)
+    clear = [root for root in left_out.roots(layers) if not any(name.startswith(root) for name in in_int4)]
     listed = [*clear, *(name for name in kept if not module_names.named_by(clear, name))]
-    as_stored = [stored_name(name, names) for name in listed]
     used = {part for name in in_int4 for part in name.split(".")}
     alone = {part for part in (name.rpartition(".")[2] for name in clear) if part not in used and not part.isdigit()}
-    patterns = sorted({*listed, *alone, *map(vllm_name, listed), *map(vllm_name, as_stored)})
+    as_vllm = [left_out.vllm_name(each) for name in listed for each in (name, left_out.stored_name(name, names))]
+    patterns = sorted({*listed, *alone, *as_vllm})
     for layer in layers:
         if should_convert_module(f"{layer['name']}.weight", patterns) != layer["quantized"]:
             raise InputError(f"quantizations: config.json cannot tell {layer['name']} from a linear of another kind")
     return patterns
-
-
-def stored_name(module: str, names: dict[str, str]) -> str:
-    """Return the name that a module has in the checkpoint."""
-    for key, name in names.items():
-        if name.startswith(f"{module}.") and key.endswith(end := name.removeprefix(module)):
-            return key.removesuffix(end)
-    return module
-
-
-def vllm_name(name: str) -> str:
-    """Return what vLLM calls a module of a multimodal model that has this name in the checkpoint."""
-    for prefix, theirs in VLLM_PREFIXES.items():
-        if name.startswith(prefix):
-            return theirs + name.removeprefix(prefix)
-    return name

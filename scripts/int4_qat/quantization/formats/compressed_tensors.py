@@ -1,0 +1,168 @@
+"""compressed-tensors' `pack-quantized` layout in safetensors: what vLLM computes with by its own int4 kernels.
+
+The check of the config asks `misfit` at each start of Snakemake, so torch is imported where it is used.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from int4_qat.quantization import schemes
+from int4_qat.quantization.schemes import Scheme
+from int4_qat.system.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+    from int4_qat.checkpoint.weight_files import StoredTensor
+    from int4_qat.quantization import int4
+
+FOLDER = "compressed-tensors"  # of a variant
+LAYOUT = "pack-quantized"
+
+
+def misfit(scheme: Scheme) -> str | None:
+    """Return what a scheme would have to be for this layout to hold it, or None if it does."""
+    if (scheme.type, scheme.num_bits, scheme.strategy) != ("int", 4, "group") or scheme.zero_point == schemes.FLOAT:
+        return f"int4 in groups with zero_point {schemes.INTEGER}, or symmetric"
+    return None
+
+
+def lay_out(
+    plan: dict[str, "torch.Tensor"], names: dict[str, str], quantized: set[str], scheme: Scheme
+) -> tuple[dict[str, "torch.Tensor"], Callable[[Iterable[str]], dict[str, str]]]:
+    """Return the stored tensors, without values, and what gives a file's metadata.
+
+    plan holds the tensors of the bf16 checkpoint on the meta device by their keys, names the parameters' names by these
+    keys, quantized the names of those that become int4.
+    """
+    from int4_qat.checkpoint import weight_writer
+
+    tensors = {}
+    for key, tensor in plan.items():
+        tensors |= _parts(key, tensor, scheme) if names[key] in quantized else {key: tensor}
+    return tensors, weight_writer.of_pytorch
+
+
+def _parts(key: str, weight: "torch.Tensor", scheme: Scheme) -> dict[str, "torch.Tensor"]:
+    import torch
+
+    from int4_qat.quantization import packed_weight
+    from int4_qat.quantization.packed_weight import PER_WORD
+
+    (rows, columns), groups = weight.shape, weight.shape[1] // scheme.group_size
+    shapes = {
+        packed_weight.PACKED: ((rows, -(-columns // PER_WORD)), torch.int32),
+        packed_weight.SCALE: ((rows, groups), torch.bfloat16),
+        packed_weight.ZERO_POINT: ((-(-rows // PER_WORD), groups), torch.int32),
+        packed_weight.SHAPE: ((2,), torch.int64),
+    }
+    if scheme.symmetric:
+        del shapes[packed_weight.ZERO_POINT]
+    return {
+        packed_weight.part_name(key, part): torch.empty(shape, dtype=dtype, device="meta")
+        for part, (shape, dtype) in shapes.items()
+    }
+
+
+def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: dict[str, "StoredTensor"]) -> None:
+    """Write the codes, scales, zero points and shape of a weight, the codes block by block."""
+    import torch
+
+    from int4_qat.quantization import packed_weight
+
+    target = {part: targets.get(packed_weight.part_name(key, part)) for part in packed_weight.PARTS}
+    of_rows, columns = [], 0
+    for rows, (codes, *grid) in blocks:
+        target[packed_weight.PACKED].write_rows(rows, packed_weight.pack(codes))
+        of_rows.append(grid)
+        columns = codes.shape[1]
+    scale, zero_point = (torch.cat(parts, dim=1) for parts in zip(*of_rows, strict=True))
+    target[packed_weight.SCALE].write(scale.t().contiguous())
+    if target[packed_weight.ZERO_POINT]:
+        target[packed_weight.ZERO_POINT].write(packed_weight.pack_zero_points(zero_point, scale))
+    target[packed_weight.SHAPE].write(torch.tensor([scale.shape[1], columns]))
+
+
+def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "int4.Int4Weight"]:
+    """Return what reads some rows of a stored weight; the scales and zero points of all are read once."""
+    import torch
+
+    from int4_qat.quantization import int4, packed_weight
+
+    packed, scales, zero_points, shape = (
+        stored.get(packed_weight.part_name(key, part)) for part in packed_weight.PARTS
+    )
+    columns = int(shape.read()[1])
+    scale = scales.read().view(scales.shape).t().contiguous()
+    if zero_points:
+        zero_point = packed_weight.unpack_zero_points(zero_points.read().view(zero_points.shape), scale)
+    else:
+        zero_point = torch.zeros_like(scale)
+
+    def read(rows: slice) -> int4.Int4Weight:
+        codes = packed_weight.unpack(packed.read_rows(rows), columns)
+        return int4.Int4Weight(codes, scale[:, rows], zero_point[:, rows])
+
+    return read
+
+
+def configure(config: "PretrainedConfig", layers: list[dict], names: dict[str, str], scheme: Scheme) -> None:
+    """Put into a model's config what vLLM, and transformers with compressed-tensors, must know of the layout."""
+    weights = {
+        "num_bits": scheme.num_bits,
+        "type": scheme.type,
+        "symmetric": scheme.symmetric,
+        "strategy": scheme.strategy,
+        "group_size": scheme.group_size,
+        "dynamic": False,
+        "observer": "minmax",
+        "observer_kwargs": {},
+        "actorder": None,
+        "block_structure": None,
+    }
+    group = {
+        "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+        "format": LAYOUT,
+    }
+    config.quantization_config = {
+        "quant_method": "compressed-tensors",
+        "format": LAYOUT,
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "kv_cache_scheme": None,
+        "ignore": ignored(layers, names),
+        "config_groups": {"group_0": group},
+    }
+
+
+def ignored(layers: list[dict], names: dict[str, str]) -> list[str]:
+    """Return what config.json says of the linears that are not in int4: expressions for their topmost modules.
+
+    Each is the end of a module's name, so that it holds whatever a loader calls the parts of the model. names are the
+    parameters' by those in the checkpoint. Raise InputError if no expressions tell the linears apart.
+    """
+    from int4_qat.quantization import left_out
+
+    names_of = {layer["name"]: left_out.names_of(layer["name"], names) for layer in layers}
+    in_int4 = [name for layer in layers if layer["quantized"] for name in names_of[layer["name"]]]
+    patterns = sorted({_ending(root, in_int4) for root in left_out.roots(layers)})
+    for layer in layers:
+        for name in names_of[layer["name"]]:
+            if any(re.match(pattern, name) for pattern in patterns) == layer["quantized"]:
+                raise InputError(f"quantizations: config.json cannot tell {name} from a linear of another kind")
+    return [f"re:{pattern}" for pattern in patterns]
+
+
+def _ending(module: str, others: list[str]) -> str:
+    """Return an expression for the shortest end of a module's name, at a dot, that is part of none of the others."""
+    parts = module.split(".")
+    for length in range(1, len(parts) + 1):
+        pattern = rf"(.*\.)?{re.escape('.'.join(parts[-length:]))}(\..*)?$"
+        if not any(re.match(pattern, name) for name in others):
+            break
+    return pattern

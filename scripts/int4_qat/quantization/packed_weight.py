@@ -1,0 +1,45 @@
+"""int4 weights as compressed-tensors' `pack-quantized` layout holds them: four bits in words of int32.
+
+    weight = (code - zero_point) * scale, code and zero_point whole numbers from -8 to 7
+
+A zero point of `int4`, k scales, is held as -k. Eight values are in a word, each raised by 8, the first in the lowest
+four bits: codes along the columns, zero points along the rows. The rest of a last word is 0.
+"""
+
+import torch
+
+from int4_qat.quantization import int4
+
+PER_WORD = 32 // int4.BITS
+PARTS = PACKED, SCALE, ZERO_POINT, SHAPE = "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"
+
+
+def part_name(key: str, part: str) -> str:
+    """Return the name of a stored part of a weight."""
+    return f"{key.removesuffix('.weight')}.{part}"
+
+
+def pack(values: torch.Tensor) -> torch.Tensor:
+    """Return int8 (rows, columns) from -8 to 7 in int32 (rows, columns / 8, rounded up)."""
+    raised = (values + int4.OFFSET).to(torch.uint8)
+    pairs = torch.nn.functional.pad(raised, (0, -values.shape[1] % PER_WORD)).unflatten(1, (-1, 2))
+    return (pairs[..., 0] | (pairs[..., 1] << int4.BITS)).contiguous().view(torch.int32)  # bytes are little-endian
+
+
+def unpack(words: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return the int8 (rows, columns) that `pack` packed."""
+    pairs = words.contiguous().view(torch.uint8)
+    raised = torch.stack([pairs & int4.LEVELS, pairs >> int4.BITS], dim=-1).flatten(1)
+    return raised[:, :columns].to(torch.int8) - int4.OFFSET
+
+
+def pack_zero_points(zero_point: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return int32 (rows / 8, rounded up, groups), of zero points (groups, rows) that are whole numbers of scales."""
+    steps = -(zero_point.float() / scale.float()).round()
+    return pack(steps.to(torch.int8)).t().contiguous()
+
+
+def unpack_zero_points(words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return bfloat16 (groups, rows), of packed zero points and the scale (groups, rows)."""
+    steps = unpack(words.t(), scale.shape[1])
+    return (-steps * scale.float()).to(scale.dtype)

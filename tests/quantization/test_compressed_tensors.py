@@ -1,0 +1,176 @@
+"""compressed-tensors' layout: what its own code reads of it, what survives packing, and who is left out."""
+
+import json
+import re
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import calibrated
+import quantize
+from int4_qat.checkpoint import architecture, weight_files, weight_writer
+from int4_qat.quantization import int4, left_out, packed_weight, schemes
+from int4_qat.quantization.formats import compressed_tensors, torchao_plain
+from int4_qat.quantization.int4 import Int4Weight
+from int4_qat.system.errors import InputError
+from programs import SCHEMES, environment, quantize_options, run_in_process
+from weights import normal
+
+HELD = {name: scheme for name, scheme in SCHEMES.items() if name != "float"}
+each_held = pytest.mark.parametrize("scheme", HELD.values(), ids=HELD)
+FORMATS = {"compressed-tensors": compressed_tensors, "torchao-plain": torchao_plain}
+
+
+def export(checkpoint, scheme, output, monkeypatch, word="compressed-tensors", ignore=()):
+    options = quantize_options(scheme, ignore)
+    options[options.index("--format") + 1] = word
+    run_in_process(quantize, monkeypatch, "--checkpoint", checkpoint, *options, "--output", output)
+    return output
+
+
+def nibbles(words):
+    """The values of packed words one by one, as the layout is described: element i of a row in bits 4 (i mod 8)."""
+    words = words.numpy().astype(np.uint32)
+    columns = [(words >> np.uint32(4 * place)) & np.uint32(15) for place in range(8)]
+    return torch.from_numpy(np.stack(columns, axis=-1).reshape(len(words), -1).astype(np.int64)) - 8
+
+
+@pytest.mark.parametrize("rows", [1, 8, 13])
+@pytest.mark.parametrize("columns", [8, 20, 64])
+def test_every_value_survives_packing(rows, columns):
+    values = (torch.arange(rows * columns) % 16 - 8).view(rows, columns).to(torch.int8)
+    words = packed_weight.pack(values)
+    assert words.dtype == torch.int32
+    assert words.shape == (rows, -(-columns // 8))
+    assert torch.equal(nibbles(words)[:, :columns], values.long())
+    assert (nibbles(words)[:, columns:] == -8).all()
+    assert torch.equal(packed_weight.unpack(words, columns), values)
+
+
+def test_every_zero_point_survives_packing():
+    steps = torch.arange(16)[:, None].expand(16, 5) - 7
+    scale = normal(16, 5).abs().to(torch.bfloat16)
+    scale = int4.nearest_grid(scale.float(), steps.float(), schemes.int4(32, schemes.INTEGER)).scale
+    zero_point = (steps * scale.float()).to(torch.bfloat16)
+    words = packed_weight.pack_zero_points(zero_point, scale)
+    assert words.shape == (1, 16)
+    assert torch.equal(nibbles(words.t()).t()[:5], -steps.t())
+    assert torch.equal(packed_weight.unpack_zero_points(words, scale), zero_point)
+
+
+@pytest.mark.parametrize("rows", [16, 13])
+@each_held
+def test_both_formats_hold_the_same_weight_and_give_it_back(scheme, rows, tmp_path):
+    """Of a weight, and of a grid that was learned; from one format to the other and back, byte by byte."""
+    weight = normal(rows, 256).to(torch.bfloat16)
+    start = calibrated.grid_near(weight, scheme)
+    moved = int4.nearest_grid(1.1 * start.scale.float(), start.zero_point.float() / start.scale.float(), scheme)
+    for given in (None, start, int4.MovedGrid(*moved, start)):
+        wanted, contents = int4.quantize(weight, scheme, given), {}
+        for turn, word in enumerate(["torchao-plain", "compressed-tensors", "torchao-plain", "compressed-tensors"]):
+            folder = tmp_path / f"{word}-{turn}"
+            wanted = through(FORMATS[word], wanted, scheme, folder)
+            contents.setdefault(word, []).append((folder / weight_files.WEIGHTS).read_bytes())
+            dequantized = int4.dequantize(wanted)
+            assert torch.equal(dequantized, int4.dequantize(int4.quantize(weight, scheme, given)))
+        assert all(first == second for first, second in contents.values())
+
+
+def through(layout, quantized: Int4Weight, scheme, folder) -> Int4Weight:
+    """Write a weight in a format, in two blocks, and return what is read of it."""
+    key, rows = "linear.weight", len(quantized.codes)
+    plan = {key: torch.empty(quantized.codes.shape, device="meta")}
+    tensors, metadata = layout.lay_out(plan, {key: key}, {key}, scheme)
+    targets = weight_writer.create(folder, tensors, metadata)
+    blocks = [slice(0, 5), slice(5, rows)]
+    grid = quantized.grid
+    layout.write(key, [(part, Int4Weight(quantized.codes[part], *grid.of_rows(part))) for part in blocks], targets)
+    return layout.reader(key, targets)(slice(0, rows))
+
+
+@each_held
+def test_an_export_holds_what_torchaos_folder_holds(untrained, scheme, tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_writer, "SHARD_SIZE", "300KB")
+    folders = {word: export(untrained / "model", scheme, tmp_path / word, monkeypatch, word) for word in FORMATS}
+    stored = {word: weight_files.stored_tensors(folder) for word, folder in folders.items()}
+    assert len({tensor.path for tensor in stored["compressed-tensors"].values()}) > 1
+    _, sources, names = architecture.open_checkpoint(untrained / "model")
+    manifest = json.loads((folders["compressed-tensors"] / "manifest.json").read_text())
+    in_int4 = {f"{layer['name']}.weight" for layer in manifest["layers"] if layer["quantized"]}
+    assert len(in_int4) == 3 * 7
+    for key, source in sources.items():
+        if names[key] in in_int4:
+            ours, theirs = (FORMATS[word].reader(key, stored[word])(slice(0, source.shape[0])) for word in FORMATS)
+            assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+            assert key not in stored["compressed-tensors"]
+        else:
+            assert torch.equal(stored["compressed-tensors"][key].read(), source.read().to(torch.bfloat16))
+
+
+def test_the_manifest_counts_the_bytes_of_its_own_format(untrained, tmp_path, monkeypatch):
+    folder = export(untrained / "model", HELD["integer"], tmp_path / "int4", monkeypatch)
+    layers = json.loads((folder / "manifest.json").read_text())["layers"]
+    stored = [tensor for name, tensor in weight_files.stored_tensors(folder).items() if ".weight_" in name]
+    assert sum(layer["bytes_after"] for layer in layers if layer["quantized"]) == sum(part.nbytes for part in stored)
+
+
+def test_a_float_zero_point_is_refused(untrained, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="holds int4 in groups with zero_point integer, or symmetric, found"):
+        export(untrained / "model", SCHEMES["float"], tmp_path / "int4", monkeypatch)
+
+
+@pytest.mark.parametrize("ignore", [[], ["down_proj"], ["layers.0.mlp.up_proj", "q_proj", "k_proj", "v_proj"]])
+def test_what_is_left_out_is_known_by_old_and_new_names(untrained, ignore, tmp_path, monkeypatch):
+    folder = export(untrained / "model", HELD["symmetric"], tmp_path / "int4", monkeypatch, ignore=ignore)
+    config = json.loads((folder / "config.json").read_text())
+    patterns = [entry.removeprefix("re:") for entry in config["quantization_config"]["ignore"]]
+    _, _, names = architecture.open_checkpoint(untrained / "model")
+    layers = json.loads((folder / "manifest.json").read_text())["layers"]
+    assert {True, False} == {layer["quantized"] for layer in layers}
+    for layer in layers:
+        for name in {*left_out.names_of(layer["name"], names), f"a.prefix.{layer['name']}"}:
+            assert any(re.match(pattern, name) for pattern in patterns) is not layer["quantized"], name
+    assert len(patterns) < 8
+    levels = [config, config["text_config"]]
+    assert len({level.get("tie_word_embeddings", True) for level in levels}) == 1
+
+
+# What compressed_tensors' own code makes of a folder, as bf16, for each linear.
+DEQUANTIZE = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.config import CompressionFormat
+from compressed_tensors.quantization import QuantizationConfig
+
+folder, output = map(Path, sys.argv[1:])
+words = json.loads((folder / "config.json").read_text())["quantization_config"]
+(scheme,) = QuantizationConfig.model_validate(words).config_groups.values()
+tensors, found = load_file(folder / "model.safetensors"), {}
+compressor = BaseCompressor.load_from_registry(words["format"])
+for name in [name for name in tensors if name.endswith(".weight_packed")]:
+    module = name.removesuffix(".weight_packed")
+    of_module = [part for part in tensors if part.startswith(f"{module}.weight_")]
+    parts = {part.removeprefix(f"{module}."): tensors[part] for part in of_module}
+    found[module] = compressor.decompress(parts, scheme)["weight"].contiguous()
+save_file(found, output)
+"""
+
+
+@pytest.mark.slow
+@each_held
+def test_compressed_tensors_own_code_reads_the_same_weights(untrained, scheme, tmp_path, monkeypatch):
+    variables = environment("vllm")
+    folder = export(untrained / "model", scheme, tmp_path / "int4", monkeypatch)
+    command = ["python", "-c", DEQUANTIZE, folder, tmp_path / "found.safetensors"]
+    result = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    source, found = load_file(untrained / "model" / "model.safetensors"), load_file(tmp_path / "found.safetensors")
+    assert len(found) == 3 * 7
+    for module, weight in found.items():
+        expected = int4.fake_quantize(source[f"{module}.weight"].to(torch.bfloat16), scheme)
+        assert torch.equal(weight, expected), module
