@@ -37,7 +37,11 @@ def variants(*names):
         (table(x=INT4 | {"method": "gpt"}), "quantizations.x.method: expected one of awq, gptq, rtn, found 'gpt'"),
         (
             table(x=INT4 | {"formats": ["gguf"]}),
-            "quantizations.x.formats[0]: expected one of torchao-plain, found 'gguf'",
+            "quantizations.x.formats[0]: expected one of compressed-tensors, torchao-plain, found 'gguf'",
+        ),
+        (
+            table(x=INT4 | {"formats": ["torchao-plain", "compressed-tensors"]}),
+            "quantizations.x.formats[1]: expected int4 in groups with zero_point integer, or symmetric, which compressed",
         ),
         (
             table(x=INT4 | {"symmetric": True}),

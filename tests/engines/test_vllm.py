@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import measure_latency
 from int4_qat.engines import inference, vllm_process
 from int4_qat.system.errors import InputError
-from programs import ROOT, environment, quantize_options, run_script
+from programs import ROOT, SCHEMES, environment, quantize_options, run_script
 from workflows import Run, copy_workflow, small_config, write_config
 
 pytestmark = pytest.mark.slow
@@ -126,6 +126,53 @@ def test_vllm_reads_every_weight_and_knows_what_is_not_in_int4(vllm, untrained, 
     weights, skipped = json.loads(shown.splitlines()[-1])
     assert sorted(weights) == sorted(load_file(untrained / "model" / "model.safetensors"))
     assert set(skipped) == {name for name, quantized in modules.items() if not quantized}
+
+
+# What vLLM finds likeliest after some prompts, with log-probabilities, by token.
+LIKELIEST = """
+import json, sys
+
+def main():
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    folder, prompts, output = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+    llm = LLM(folder, dtype="bfloat16", enforce_eager=True, max_model_len=64, model_impl="transformers")
+    answers = llm.generate(
+        [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], SamplingParams(max_tokens=1, logprobs=10)
+    )
+    found = [answer.outputs[0].logprobs[0] for answer in answers]
+    with open(output, "w") as stream:
+        json.dump([{str(token): entry.logprob for token, entry in each.items()} for each in found], stream)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_vllm_computes_in_int4_with_compressed_tensors(vllm, untrained, tmp_path):
+    """By its own kernel, and what it finds is what transformers finds of torchao's folder with the same weights."""
+    prompts = [[2, 5, 6, 9, 30, 41], [2, 77, 12, 13, 99, 100, 3, 4], [2, 200, 201, 55]]
+    for word in ("compressed-tensors", "torchao-plain"):
+        options = quantize_options(SCHEMES["integer"])
+        options[options.index("--format") + 1] = word
+        paths = ["--checkpoint", untrained / "model", "--output", tmp_path / word]
+        assert run_script("quantize", *paths, *options).returncode == 0
+    program = tmp_path / "likeliest.py"
+    program.write_text(LIKELIEST)
+    command = ["python", program, tmp_path / "compressed-tensors", json.dumps(prompts), tmp_path / "found.json"]
+    shown = subprocess.run(command, env=vllm, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    assert "Using CPUWNA16LinearKernel for CompressedTensorsWNA16" in shown.stdout + shown.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+
+    def differences(folder):
+        model = inference.load_model(folder, torch.bfloat16, "cpu")
+        for prompt, likeliest in zip(prompts, found, strict=True):
+            expected = model(input_ids=torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1)
+            yield max(abs(expected[int(token)].item() - value) for token, value in likeliest.items())
+
+    assert max(differences(tmp_path / "torchao-plain")) < min(differences(untrained / "model")) / 2
 
 
 # An mslk as 1.1.0 is: the operator, and no word on the shape of what it gives.
