@@ -41,7 +41,7 @@ def variants(*names):
         ),
         (
             table(x=INT4 | {"formats": ["torchao-plain", "compressed-tensors"]}),
-            "quantizations.x.formats[1]: expected int4 in groups with zero_point integer, or symmetric, which compressed",
+            "quantizations.x.formats[1]: expected int4 in groups with zero_point integer, or symmetric, which compr",
         ),
         (
             table(x=INT4 | {"symmetric": True}),
