@@ -11,6 +11,7 @@ back and compared, weight by weight, with what the method gave, before it counts
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,35 +45,21 @@ def main() -> None:
     quantized = {f"{layer['name']}.weight" for layer in layers if layer["quantized"]}
     unquantized = architecture.stored_as(sources)
     plan, metadata = layout.lay_out(unquantized, names, quantized, scheme)
-
-    def stored_bytes(key: str) -> int:
-        parts, _ = layout.lay_out({key: unquantized[key]}, names, quantized, scheme)
-        return sum(part.nbytes for part in parts.values())
+    kept = {key: source for key, source in sources.items() if names[key] not in quantized}
 
     def rounded(key: str) -> Iterator[exports.QuantizedBlock]:
         blocks, grid = exports.row_blocks(sources[key]), given.get(names[key].removesuffix(".weight"))
         return exports.quantize(blocks, scheme, grid, method)
 
-    def write(key: str) -> None:
-        if names[key] in quantized:
-            layout.write(key, rounded(key), targets)
-        else:
-            weight_writer.copy(sources[key], targets[key])
-
-    def compare(key: str) -> int:
-        if names[key] in quantized:
-            return exports.differing(rounded(key), layout.reader(key, targets))
-        return weight_files.differing(sources[key], targets[key])
-
     with files.whole(arguments.output) as folder:
         targets = weight_writer.create(folder, plan, metadata)
-        weight_files.in_parallel(write, sources, "quantize")
-        differing = weight_files.in_parallel(compare, sources, "compare")
+        in_int4 = {key: functools.partial(rounded, key) for key in sources if key not in kept}
+        differing = exports.fill(layout, targets, kept, in_int4)
         weight_writer.refuse_differences(folder, differing)
         layout.configure(model.config, layers, names, scheme)
         model.config.save_pretrained(folder)
         architecture.copy_companions(arguments.checkpoint, folder)
-        sizes = {names[key].removesuffix(".weight"): stored_bytes(key) for key in sources if names[key] in quantized}
+        sizes = exports.stored_bytes(layout, {key: unquantized[key] for key in in_int4}, names, scheme)
         counts = sizes, sum(differing.values())
         files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder, *counts))
     print(f"{len(quantized)} of {len(layers)} linears in int4; read back and compared: 0 weights differ")

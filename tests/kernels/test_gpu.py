@@ -63,14 +63,17 @@ def test_training_on_a_gpu_sees_what_the_export_on_a_cpu_writes(scaling, zero_po
 
 @pytest.mark.parametrize("zero_point", ZERO_POINTS)
 def test_a_learned_grid_is_the_same_within_autocast_and_without(zero_point):
-    """And equal to the plain chain of operations, which rounds in the same places."""
+    """And equal to the plain chain of operations, which rounds in the same places; compiled once for both."""
     grid = int4.quantize(normal(ROWS, COLUMNS), scheme := schemes.int4(128, zero_point)).grid
     learned = learned_grid.LearnedGrid(grid, scheme).cuda()
     torch.nn.init.normal_(learned.log_scale, std=0.1, generator=torch.Generator("cuda").manual_seed(0))
     expected = learned_grid.seen(learned.log_scale, learned.shift, learned.scale, learned.offset, scheme)
     with torch.autocast("cuda", torch.bfloat16):
         within = learned()
-    for found in (within, learned()):
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    without = learned()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    for found in (within, without):
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 import calibrated
+import convert
 import quantize
 from int4_qat.checkpoint import architecture, weight_files, weight_writer
+from int4_qat.engines import inference
 from int4_qat.quantization import int4, left_out, packed_weight, schemes
 from int4_qat.quantization.formats import compressed_tensors, torchao_plain
 from int4_qat.quantization.int4 import Int4Weight
@@ -55,10 +58,17 @@ def test_every_zero_point_survives_packing():
     scale = normal(16, 5).abs().to(torch.bfloat16)
     scale = int4.nearest_grid(scale.float(), steps.float(), schemes.int4(32, schemes.INTEGER)).scale
     zero_point = (steps * scale.float()).to(torch.bfloat16)
-    words = packed_weight.pack_zero_points(zero_point, scale)
+    words = packed_weight.pack_zero_points(int4.Grid(scale, zero_point))
     assert words.shape == (1, 16)
     assert torch.equal(nibbles(words.t()).t()[:5], -steps.t())
-    assert torch.equal(packed_weight.unpack_zero_points(words, scale), zero_point)
+    assert torch.equal(packed_weight.unpack_zero_points(words, scale).zero_point, zero_point)
+
+
+@pytest.mark.parametrize("steps", [-8.0, 0.5, 9.0])
+def test_a_zero_point_that_is_no_step_is_refused(steps):
+    scale = torch.ones(2, 3, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="-7 to 8 whole steps"):
+        packed_weight.pack_zero_points(int4.Grid(scale, steps * scale))
 
 
 @pytest.mark.parametrize("rows", [16, 13])
@@ -110,6 +120,37 @@ def test_an_export_holds_what_torchaos_folder_holds(untrained, scheme, tmp_path,
             assert torch.equal(stored["compressed-tensors"][key].read(), source.read().to(torch.bfloat16))
 
 
+@each_held
+def test_a_folder_goes_from_one_format_to_the_other_and_back(untrained, scheme, tmp_path, monkeypatch):
+    folders = {word: export(untrained / "model", scheme, tmp_path / word, monkeypatch, word) for word in FORMATS}
+    before = folders["torchao-plain"]
+    for word in ("compressed-tensors", "torchao-plain"):
+        run_in_process(
+            convert,
+            monkeypatch,
+            "--checkpoint",
+            before,
+            "--format",
+            word,
+            "--output",
+            before := tmp_path / f"to {word}",
+        )
+        files = [path.relative_to(before) for path in sorted(before.rglob("*")) if path.suffix]
+        assert {path.name for path in files} > {"model.safetensors", "config.json", "manifest.json"}
+        for file in files:
+            assert (before / file).read_bytes() == (folders[word] / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("quantizer", ["compressed-tensors", "awq"])
+def test_a_format_that_is_not_loaded_is_one_line(untrained, tmp_path, quantizer):
+    folder = shutil.copytree(untrained / "model", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": quantizer}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"quant_method: expected torchao, found '{quantizer}'; scripts/convert.py"):
+        inference.load_model(folder, torch.float32, "cpu")
+
+
 def test_the_manifest_counts_the_bytes_of_its_own_format(untrained, tmp_path, monkeypatch):
     folder = export(untrained / "model", HELD["integer"], tmp_path / "int4", monkeypatch)
     layers = json.loads((folder / "manifest.json").read_text())["layers"]
@@ -122,7 +163,9 @@ def test_a_float_zero_point_is_refused(untrained, tmp_path, monkeypatch):
         export(untrained / "model", SCHEMES["float"], tmp_path / "int4", monkeypatch)
 
 
-@pytest.mark.parametrize("ignore", [[], ["down_proj"], ["layers.0.mlp.up_proj", "q_proj", "k_proj", "v_proj"]])
+@pytest.mark.parametrize(
+    "ignore", [[], ["down_proj"], ["layers.0.mlp.gate_proj", "layers.0.mlp.up_proj", "q_proj", "k_proj", "v_proj"]]
+)
 def test_what_is_left_out_is_known_by_old_and_new_names(untrained, ignore, tmp_path, monkeypatch):
     folder = export(untrained / "model", HELD["symmetric"], tmp_path / "int4", monkeypatch, ignore=ignore)
     config = json.loads((folder / "config.json").read_text())
@@ -134,8 +177,6 @@ def test_what_is_left_out_is_known_by_old_and_new_names(untrained, ignore, tmp_p
         for name in {*left_out.names_of(layer["name"], names), f"a.prefix.{layer['name']}"}:
             assert any(re.match(pattern, name) for pattern in patterns) is not layer["quantized"], name
     assert len(patterns) < 8
-    levels = [config, config["text_config"]]
-    assert len({level.get("tie_word_embeddings", True) for level in levels}) == 1
 
 
 # What compressed_tensors' own code makes of a folder, as bf16, for each linear.
@@ -144,7 +185,6 @@ import json, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.config import CompressionFormat
 from compressed_tensors.quantization import QuantizationConfig
 
 folder, output = map(Path, sys.argv[1:])

@@ -12,11 +12,18 @@ from int4_qat.quantization import int4, torchao_tensor
 from int4_qat.system.errors import InputError
 
 DEQUANTIZED, TILE_PACKED = "dequantized", "tile_packed"
+TORCHAO = "torchao"  # as config.json calls who quantized
 
 
 def is_int4(folder: Path) -> bool:
-    """Return whether a checkpoint is quantized."""
-    return hasattr(architecture.read_config(folder), "quantization_config")
+    """Return whether a checkpoint is quantized; raise InputError if it is so in a format that is not loaded here."""
+    words = getattr(architecture.read_config(folder), "quantization_config", None)
+    if words is not None and (found := words.get("quant_method")) != TORCHAO:
+        key = f"{folder}/config.json: quantization_config.quant_method"
+        raise InputError(
+            f"{key}: expected {TORCHAO}, found {found!r}; scripts/convert.py writes other formats of ours so"
+        )
+    return words is not None
 
 
 def int4_path(folder: Path, device: str) -> str | None:
@@ -83,6 +90,7 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
 
     int4 weights take the path that `int4_path` names; on a CPU they stay torchao's tensors if `dequantize` is False.
     """
+    is_int4(folder)  # refuses what transformers would take for another's format
     model = loading.load(folder, dtype, device)
     path = int4_path(folder, device)
     if path == DEQUANTIZED and dequantize:

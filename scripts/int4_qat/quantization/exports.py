@@ -1,11 +1,11 @@
-"""The blocks that an export is made of, and the comparison of what was written with what was meant."""
+"""The blocks that an export is made of, how they are written, and the comparison with what was meant."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 
 import torch
 
-from int4_qat.checkpoint import blocks, weight_files
+from int4_qat.checkpoint import blocks, weight_files, weight_writer
 from int4_qat.checkpoint.weight_files import StoredTensor
 from int4_qat.quantization import int4
 from int4_qat.quantization.schemes import Scheme
@@ -40,3 +40,42 @@ def differing(expected: Iterable[QuantizedBlock], read: Callable[[slice], int4.I
             weights = [int4.dequantize(each).to(blocks.STORAGE_DTYPE) for each in (wanted, found)]
             count += weight_files.count_different(*weights)
     return count
+
+
+def fill(
+    layout: ModuleType,
+    targets: dict[str, StoredTensor],
+    kept: Mapping[str, StoredTensor],
+    in_int4: Mapping[str, Callable[[], Iterable[QuantizedBlock]]],
+) -> dict[str, int]:
+    """Write the tensors of an export and read them back; return how many weights of each are not what was meant.
+
+    kept holds the tensors that stay as they are, and in_int4 what yields the blocks of the others, by their keys.
+    """
+
+    def write(key: str) -> None:
+        if key in in_int4:
+            layout.write(key, in_int4[key](), targets)
+        else:
+            weight_writer.copy(kept[key], targets[key])
+
+    def compare(key: str) -> int:
+        if key in in_int4:
+            return differing(in_int4[key](), layout.reader(key, targets))
+        return weight_files.differing(kept[key], targets[key])
+
+    keys = [*kept, *in_int4]
+    weight_files.in_parallel(write, keys, "write")
+    return weight_files.in_parallel(compare, keys, "compare")
+
+
+def stored_bytes(layout: ModuleType, plan: Mapping[str, torch.Tensor], names: dict, scheme: Scheme) -> dict[str, int]:
+    """Return the bytes that each weight of a plan takes in a layout, by the names of linears.
+
+    plan holds the weights that become int4 on the meta device by their keys, names their names by these keys.
+    """
+    sizes = {}
+    for key, weight in plan.items():
+        parts, _ = layout.lay_out({key: weight}, names, {names[key]}, scheme)
+        sizes[names[key].removesuffix(".weight")] = sum(part.nbytes for part in parts.values())
+    return sizes

@@ -118,6 +118,23 @@ def nearest_grid(scale: torch.Tensor, offset: torch.Tensor, scheme: Scheme) -> G
     return Grid(scale.to(STORAGE_DTYPE), (offset * scale).to(STORAGE_DTYPE))
 
 
+def steps_of(grid: Grid) -> torch.Tensor:
+    """Return the zero points of a grid in steps of its scales, int8 (groups, rows), from -7 to 8.
+
+    Raise ValueError if one is no such whole number, as a float zero point may be.
+    """
+    steps = grid.zero_point.float() / grid.scale.float()
+    whole = steps.round()
+    if not (torch.equal(steps, whole) and whole.min() >= OFFSET - LEVELS and whole.max() <= OFFSET):
+        raise ValueError(f"expected zero points of {OFFSET - LEVELS} to {OFFSET} whole steps of the scale")
+    return whole.to(torch.int8)
+
+
+def of_steps(steps: torch.Tensor, scale: torch.Tensor) -> Grid:
+    """Return the grid whose zero points are so many steps of its scales."""
+    return Grid(scale, (steps * scale.float()).to(scale.dtype))
+
+
 def grid_gradient(
     weight: torch.Tensor, scheme: Scheme, grid: AnyGrid, gradient: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

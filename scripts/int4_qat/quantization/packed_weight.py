@@ -9,6 +9,7 @@ four bits: codes along the columns, zero points along the rows. The rest of a la
 import torch
 
 from int4_qat.quantization import int4
+from int4_qat.quantization.int4 import Grid
 
 PER_WORD = 32 // int4.BITS
 PARTS = PACKED, SCALE, ZERO_POINT, SHAPE = "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"
@@ -17,6 +18,12 @@ PARTS = PACKED, SCALE, ZERO_POINT, SHAPE = "weight_packed", "weight_scale", "wei
 def part_name(key: str, part: str) -> str:
     """Return the name of a stored part of a weight."""
     return f"{key.removesuffix('.weight')}.{part}"
+
+
+def weight_of(key: str) -> str:
+    """Return the name of the weight that a stored tensor is, or is a part of."""
+    module, _, part = key.rpartition(".")
+    return f"{module}.weight" if part in PARTS else key
 
 
 def pack(values: torch.Tensor) -> torch.Tensor:
@@ -33,13 +40,11 @@ def unpack(words: torch.Tensor, columns: int) -> torch.Tensor:
     return raised[:, :columns].to(torch.int8) - int4.OFFSET
 
 
-def pack_zero_points(zero_point: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return int32 (rows / 8, rounded up, groups), of zero points (groups, rows) that are whole numbers of scales."""
-    steps = -(zero_point.float() / scale.float()).round()
-    return pack(steps.to(torch.int8)).t().contiguous()
+def pack_zero_points(grid: Grid) -> torch.Tensor:
+    """Return the zero points of a grid in int32 (rows / 8, rounded up, groups); raise ValueError as `steps_of` does."""
+    return pack(-int4.steps_of(grid)).t().contiguous()
 
 
-def unpack_zero_points(words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return bfloat16 (groups, rows), of packed zero points and the scale (groups, rows)."""
-    steps = unpack(words.t(), scale.shape[1])
-    return (-steps * scale.float()).to(scale.dtype)
+def unpack_zero_points(words: torch.Tensor, scale: torch.Tensor) -> Grid:
+    """Return the grid with packed zero points and with the scale (groups, rows)."""
+    return int4.of_steps(-unpack(words.t(), scale.shape[1]), scale)

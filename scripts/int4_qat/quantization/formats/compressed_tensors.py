@@ -66,11 +66,18 @@ def _parts(key: str, weight: "torch.Tensor", scheme: Scheme) -> dict[str, "torch
     }
 
 
+def weight_of(key: str) -> str:
+    """Return the name of the weight that a stored tensor is, or is a part of."""
+    from int4_qat.quantization import packed_weight
+
+    return packed_weight.weight_of(key)
+
+
 def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: dict[str, "StoredTensor"]) -> None:
     """Write the codes, scales, zero points and shape of a weight, the codes block by block."""
     import torch
 
-    from int4_qat.quantization import packed_weight
+    from int4_qat.quantization import int4, packed_weight
 
     target = {part: targets.get(packed_weight.part_name(key, part)) for part in packed_weight.PARTS}
     of_rows, columns = [], 0
@@ -78,11 +85,11 @@ def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: 
         target[packed_weight.PACKED].write_rows(rows, packed_weight.pack(codes))
         of_rows.append(grid)
         columns = codes.shape[1]
-    scale, zero_point = (torch.cat(parts, dim=1) for parts in zip(*of_rows, strict=True))
-    target[packed_weight.SCALE].write(scale.t().contiguous())
+    grid = int4.Grid(*(torch.cat(parts, dim=1) for parts in zip(*of_rows, strict=True)))
+    target[packed_weight.SCALE].write(grid.scale.t().contiguous())
     if target[packed_weight.ZERO_POINT]:
-        target[packed_weight.ZERO_POINT].write(packed_weight.pack_zero_points(zero_point, scale))
-    target[packed_weight.SHAPE].write(torch.tensor([scale.shape[1], columns]))
+        target[packed_weight.ZERO_POINT].write(packed_weight.pack_zero_points(grid))
+    target[packed_weight.SHAPE].write(torch.tensor([grid.scale.shape[1], columns]))
 
 
 def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "int4.Int4Weight"]:
@@ -96,14 +103,13 @@ def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "in
     )
     columns = int(shape.read()[1])
     scale = scales.read().view(scales.shape).t().contiguous()
+    grid = int4.Grid(scale, torch.zeros_like(scale))
     if zero_points:
-        zero_point = packed_weight.unpack_zero_points(zero_points.read().view(zero_points.shape), scale)
-    else:
-        zero_point = torch.zeros_like(scale)
+        grid = packed_weight.unpack_zero_points(zero_points.read().view(zero_points.shape), scale)
 
     def read(rows: slice) -> int4.Int4Weight:
         codes = packed_weight.unpack(packed.read_rows(rows), columns)
-        return int4.Int4Weight(codes, scale[:, rows], zero_point[:, rows])
+        return int4.Int4Weight(codes, *grid.of_rows(rows))
 
     return read
 

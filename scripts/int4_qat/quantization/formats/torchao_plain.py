@@ -57,6 +57,13 @@ def lay_out(
     return {part: flat[key][0][part] for part, key in by_part.items()}, metadata
 
 
+def weight_of(key: str) -> str:
+    """Return the name of the weight that a stored tensor is, or is a part of."""
+    from int4_qat.quantization import torchao_tensor
+
+    return torchao_tensor.weight_of(key)
+
+
 def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: dict[str, "StoredTensor"]) -> None:
     """Write the codes, scales and zero points of a weight, block by block."""
     import torch
