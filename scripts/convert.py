@@ -19,8 +19,6 @@ from int4_qat.quantization import exports, schemes
 from int4_qat.system import errors, files, rooms
 from int4_qat.system.errors import InputError
 
-MANIFEST = "manifest.json"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,7 +26,7 @@ def main() -> None:
     parser.add_argument("--format", required=True, choices=rooms.words(rooms.FORMATS), help="how it is to be stored")
     parser.add_argument("--output", required=True, type=Path, help="folder for the same model in that format")
     arguments = parser.parse_args()
-    manifest = files.read_json(arguments.checkpoint / MANIFEST)
+    manifest = files.read_json(arguments.checkpoint / "manifest.json")
     scheme = schemes.of_words(manifest["scheme"])
     source, target = (rooms.load(rooms.FORMATS, word) for word in (manifest["format"], arguments.format))
     if needed := target.misfit(scheme):
@@ -55,12 +53,9 @@ def main() -> None:
         target.configure(model.config, manifest["layers"], names, scheme)
         model.config.save_pretrained(folder)
         architecture.copy_companions(arguments.checkpoint, folder)
-        sizes = exports.stored_bytes(target, weights, names, scheme)
-        layers = [
-            layer | {"bytes_after": sizes.get(layer["name"], layer["bytes_before"])} for layer in manifest["layers"]
-        ]
+        layers = exports.with_bytes_after(manifest["layers"], target, weights, names, scheme)
         changes = {"layers": layers, "format": arguments.format, "bytes_after": weight_files.file_bytes(folder)}
-        files.write_json(folder / MANIFEST, manifest | changes)
+        files.write_json(folder / "manifest.json", manifest | changes)
     print(f"{len(in_int4)} linears in {arguments.format}; read back and compared: 0 weights differ")
 
 

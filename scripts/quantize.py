@@ -59,20 +59,18 @@ def main() -> None:
         layout.configure(model.config, layers, names, scheme)
         model.config.save_pretrained(folder)
         architecture.copy_companions(arguments.checkpoint, folder)
-        sizes = exports.stored_bytes(layout, {key: unquantized[key] for key in in_int4}, names, scheme)
-        counts = sizes, sum(differing.values())
-        files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder, *counts))
+        weights = {key: unquantized[key] for key in in_int4}
+        chosen["layers"] = exports.with_bytes_after(layers, layout, weights, names, scheme)
+        files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder, sum(differing.values())))
     print(f"{len(quantized)} of {len(layers)} linears in int4; read back and compared: 0 weights differ")
 
 
-def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path, sizes: dict[str, int], differing: int) -> dict:
-    """Return what was quantized, what was not, and the sizes before and after; `sizes` has those of int4 linears."""
+def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path, differing: int) -> dict:
+    """Return what was quantized, what was not, and the sizes of the weight files before and after."""
     in_int4 = sum(layer["bytes_before"] for layer in chosen["layers"] if layer["quantized"])
     before = weight_files.file_bytes(arguments.checkpoint)
-    layers = [layer | {"bytes_after": sizes.get(layer["name"], layer["bytes_before"])} for layer in chosen["layers"]]
     return {
         **chosen,
-        "layers": layers,
         "ignore": arguments.ignore,
         "method": arguments.method,
         "format": arguments.format,

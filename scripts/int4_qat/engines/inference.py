@@ -16,14 +16,16 @@ TORCHAO = "torchao"  # as config.json calls who quantized
 
 
 def is_int4(folder: Path) -> bool:
-    """Return whether a checkpoint is quantized; raise InputError if it is so in a format that is not loaded here."""
-    words = getattr(architecture.read_config(folder), "quantization_config", None)
-    if words is not None and (found := words.get("quant_method")) != TORCHAO:
+    """Return whether a checkpoint is quantized."""
+    return hasattr(architecture.read_config(folder), "quantization_config")
+
+
+def refuse_foreign(folder: Path | str) -> None:
+    """Raise InputError if a checkpoint is quantized in another format than the one that is loaded here."""
+    words = getattr(architecture.read_config(folder), "quantization_config", {"quant_method": TORCHAO})
+    if (found := words.get("quant_method")) != TORCHAO:
         key = f"{folder}/config.json: quantization_config.quant_method"
-        raise InputError(
-            f"{key}: expected {TORCHAO}, found {found!r}; scripts/convert.py writes other formats of ours so"
-        )
-    return words is not None
+        raise InputError(f"{key}: expected {TORCHAO}, found {found!r}; scripts/convert.py converts our own formats")
 
 
 def int4_path(folder: Path, device: str) -> str | None:
@@ -90,7 +92,7 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
 
     int4 weights take the path that `int4_path` names; on a CPU they stay torchao's tensors if `dequantize` is False.
     """
-    is_int4(folder)  # refuses what transformers would take for another's format
+    refuse_foreign(folder)
     model = loading.load(folder, dtype, device)
     path = int4_path(folder, device)
     if path == DEQUANTIZED and dequantize:

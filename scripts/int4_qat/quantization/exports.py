@@ -69,8 +69,10 @@ def fill(
     return weight_files.in_parallel(compare, keys, "compare")
 
 
-def stored_bytes(layout: ModuleType, plan: Mapping[str, torch.Tensor], names: dict, scheme: Scheme) -> dict[str, int]:
-    """Return the bytes that each weight of a plan takes in a layout, by the names of linears.
+def with_bytes_after(
+    layers: list[dict], layout: ModuleType, plan: Mapping[str, torch.Tensor], names: dict[str, str], scheme: Scheme
+) -> list[dict]:
+    """Return the entries of a manifest's linears, each with the bytes that its weight takes in a layout.
 
     plan holds the weights that become int4 on the meta device by their keys, names their names by these keys.
     """
@@ -78,4 +80,4 @@ def stored_bytes(layout: ModuleType, plan: Mapping[str, torch.Tensor], names: di
     for key, weight in plan.items():
         parts, _ = layout.lay_out({key: weight}, names, {names[key]}, scheme)
         sizes[names[key].removesuffix(".weight")] = sum(part.nbytes for part in parts.values())
-    return sizes
+    return [layer | {"bytes_after": sizes.get(layer["name"], layer["bytes_before"])} for layer in layers]
