@@ -1,12 +1,13 @@
 # vLLM's server on a quantized checkpoint: does it answer, and how fast.
-#   in:  results/<model>/<variant>/checkpoint/
-#   out: results/<model>/<variant>/serving.json; the server's log in vllm/
+#   in:  results/<model>/<variant>/compressed-tensors/; checkpoint/ for transformers, to compare with
+#   out: results/<model>/<variant>/serving.json; vLLM's JSON and logs in vllm/
 
 
 rule check_serving:
     input:
         code=code_of("check_serving"),
         checkpoint="results/{model}/{variant}/checkpoint",
+        served=served(quantizations.VLLM),
     output:
         "results/{model}/{variant}/serving.json",
     log:
@@ -19,7 +20,8 @@ rule check_serving:
         gpu=1,
     params:
         settings=lambda wildcards: evaluation("serving"),
-        vllm_log="results/{model}/{variant}/vllm/serve.log",
+        # Not an output, since Snakemake deletes the outputs of a job that fails.
+        vllm_runs="results/{model}/{variant}/vllm",
         vllm_arguments=lambda wildcards: config["evaluation"]["serving"]["vllm_arguments"],
         device=config["device"],
     message:
@@ -27,12 +29,13 @@ rule check_serving:
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
+        " --served {input.served:q}"
         " --dtype {params.settings[dtype]:q}"
         " --concurrency {params.settings[concurrency]:q}"
         " --max-tokens {params.settings[max_tokens]:q}"
         " --time-limit {params.settings[time_limit]:q}"
         " --device {params.device:q}"
-        " --vllm-log {params.vllm_log:q}"
+        " --vllm-runs {params.vllm_runs:q}"
         " --output {output:q}"
         " -- {params.vllm_arguments:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

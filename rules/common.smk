@@ -147,6 +147,21 @@ def compared_base(wildcards):
     return f"resources/models/{wildcards.model}" if needed else []
 
 
+def served(engine):
+    """The folder of a variant that an engine serves."""
+
+    def folder(wildcards):
+        name = wildcards.variant
+        place = (
+            quantizations.served_folder(quantization(wildcards), engine)
+            if variants.is_quantized(name)
+            else "checkpoint"
+        )
+        return f"results/{wildcards.model}/{name}/{place}"
+
+    return folder
+
+
 def weights_of(wildcards):
     """The base or the arm of a variant."""
     return variants.split(wildcards.variant)[0]

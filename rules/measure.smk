@@ -1,5 +1,5 @@
 # What a variant needs: memory and time.
-#   in:  results/<model>/<variant>/checkpoint/
+#   in:  results/<model>/<variant>/checkpoint/; for latency in vLLM the variant's compressed-tensors/
 #   out: results/<model>/<variant>/memory.json, latency.json; of vLLM also its JSON and logs, in vllm/
 
 
@@ -32,18 +32,10 @@ rule measure_memory:
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
 
-# What vLLM loads beside our program: the plugin, and by what vLLM finds it.
-VLLM_PLUGIN = [
-    f"{workflow.basedir}/scripts/vllm_plugin/{name}"
-    for name in ("mslk_shapes.py", "mslk_shapes-1.dist-info/entry_points.txt")
-]
-
-
 rule measure_latency:
     input:
         code=code_of("measure_latency"),
-        plugin=VLLM_PLUGIN,
-        checkpoint="results/{model}/{variant}/checkpoint",
+        checkpoint=served(config["evaluation"]["latency"]["engine"]),
     output:
         "results/{model}/{variant}/latency.json",
     log:

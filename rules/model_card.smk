@@ -13,7 +13,10 @@ rule model_card:
         template=f"{workflow.basedir}/scripts/templates/model_card.md.jinja",
         summary=rules.summarize.output.json,
         costs=rules.report_costs.output.json,
-        checkpoint=f"results/{{model}}/{config['publish']['variant']}/checkpoint",
+        folders=[
+            f"results/{{model}}/{config['publish']['variant']}/{name}"
+            for name in formats[config["publish"]["variant"]]
+        ],
         results=result_files(summarized | {config["publish"]["variant"]: measured[config["publish"]["variant"]]}),
     output:
         "results/{model}/model_card.md",

@@ -31,6 +31,7 @@ rule summarize:
         arms=json.dumps({arm: recipes.recipe_of(config, arm) for arm in arms}, sort_keys=True),
         references=lambda wildcards: json.dumps(quantizations.references(recipes.settings_of(config, wildcards.model))),
         calibrated=json.dumps(calibrated_bases.bases(config)),
+        not_served=json.dumps(measurements.not_served(config)),
         results=lambda wildcards, output: os.path.dirname(output.json),
     message:
         "summarize: {wildcards.model}"
@@ -44,6 +45,7 @@ rule summarize:
         " --arms {params.arms:q}"
         " --references {params.references:q}"
         " --calibrated {params.calibrated:q}"
+        " --not-served {params.not_served:q}"
         " --results {params.results:q}"
         " --data-report {input.data:q}"
         " --contamination {input.contamination:q}"

@@ -1,6 +1,7 @@
 """Ask a multimodal checkpoint about charts: lmms-eval's chartqa, through `accelerate launch` as on the card, offline.
 
-An answer is right within 5% of a number, or letter by letter. lmms-eval's log, its own JSON and its answers stay in
+An answer is right within 5% of a number, or letter by letter. Of a quantized folder lmms-eval gets a copy in bfloat16
+with the same weights, for which TMPDIR must have room. lmms-eval's log, its own JSON and its answers stay in
 --lmms-runs. It ends with exit code 0 whatever happens, so that what counts is its JSON. Writes its figures, and a table
 with a row for each question, from which they must follow.
 
@@ -13,12 +14,15 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from int4_qat.checkpoint import architecture
 from int4_qat.engines import inference, processes
 from int4_qat.results import chartqa_figures
 from int4_qat.results.schema.chartqa import ChartQA, Figures
@@ -67,7 +71,7 @@ def run_lmms_eval(arguments: argparse.Namespace) -> dict:
     for kept in KEPT.values():
         (arguments.lmms_runs / kept).unlink(missing_ok=True)
     with (
-        processes.readable(arguments.checkpoint, torch.bfloat16, arguments.device) as checkpoint,
+        with_floats(arguments.checkpoint) as checkpoint,
         scratch.folder() as folder,
     ):
         files.link(arguments.dataset, folder / DATASET)
@@ -88,6 +92,21 @@ def run_lmms_eval(arguments: argparse.Namespace) -> dict:
                 raise InputError(f"lmms-eval wrote no {kept}; {processes.last_lines(log)}")
             shutil.copyfile(written[-1], arguments.lmms_runs / kept)
     return files.read_json(arguments.lmms_runs / RESULTS)
+
+
+@contextmanager
+def with_floats(checkpoint: Path) -> Iterator[Path]:
+    """A folder that lmms-eval can load: of a quantized one a copy with the same weights in bfloat16."""
+    if not inference.is_int4(checkpoint):
+        with scratch.plain(checkpoint) as path:
+            yield path
+        return
+    with scratch.folder() as folder:
+        model = inference.load_model(checkpoint, torch.bfloat16, "cpu")
+        # By the names of the modules: the way back to the file's names leads through torchao.
+        model.save_pretrained(folder, save_original_format=False)
+        architecture.copy_companions(checkpoint, folder)
+        yield folder
 
 
 def command_words(arguments: argparse.Namespace, checkpoint: Path, output: Path) -> list:
@@ -111,7 +130,7 @@ def make_report(arguments: argparse.Namespace, results: dict) -> ChartQA:
         **{name: value for name, (value, _) in found.items()},
         stderr=Figures(**{name: stderr for name, (_, stderr) in found.items()}),
         questions=results["n-samples"]["chartqa"]["effective"],
-        dequantized=inference.is_dequantized(arguments.checkpoint, arguments.device),
+        dequantized=inference.is_int4(arguments.checkpoint),
         settings={
             "task": "chartqa",
             "model": arguments.model,

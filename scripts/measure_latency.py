@@ -1,7 +1,8 @@
 """Measure how long a batch of requests takes: generate a fixed number of tokens, many times over.
 
 Engine `vllm` runs `vllm bench latency`, as the card does, and keeps its JSON and its log of every run in --vllm-runs;
-what stands after `--` goes to it. Engine `transformers` does the same with model.generate; on a GPU with a static
+what follows `--` goes to it. A folder in compressed-tensors is computed by one of its int4 kernels, which the report
+names. Engine `transformers` does the same with model.generate; on a GPU with a static
 cache, for which transformers compiles the decoding step into CUDA graphs. Where the GPU's memory bandwidth is known,
 `bandwidth_limit_percent` is the least time in which the weights can be read once for each generated token, as a share
 of the time that it took.
@@ -24,9 +25,9 @@ from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
 from int4_qat.checkpoint import architecture, text_model, weight_files
 from int4_qat.engines import inference, processes, vllm_process
-from int4_qat.quantization import torchao_tensor
+from int4_qat.quantization import packed_weight, torchao_tensor
 from int4_qat.results.schema.latency import Batch, Latency
-from int4_qat.system import devices, errors, files
+from int4_qat.system import devices, errors, files, scratch
 from int4_qat.system.errors import InputError
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
@@ -69,7 +70,8 @@ def main() -> None:
             iterations=arguments.iterations,
             repeats=arguments.repeats,
             dtype=arguments.dtype,
-            dequantized=inference.is_dequantized(arguments.checkpoint, arguments.device),
+            dequantized=arguments.engine == "transformers"
+            and inference.is_dequantized(arguments.checkpoint, arguments.device),
             int4_path=int4_path(arguments),
             device=devices.name(arguments.device),
         ),
@@ -77,10 +79,14 @@ def main() -> None:
 
 
 def int4_path(arguments: argparse.Namespace) -> str | None:
-    """How int4 weights were computed with; on a GPU vLLM has its own way."""
-    if arguments.engine == "vllm" and arguments.device == "cuda":
-        return "vllm" if inference.is_int4(arguments.checkpoint) else None
-    return inference.int4_path(arguments.checkpoint, arguments.device)
+    """Return how int4 weights were computed with: in vLLM by the kernel that its log names."""
+    if arguments.engine == "transformers" or not inference.is_int4(arguments.checkpoint):
+        return inference.int4_path(arguments.checkpoint, arguments.device)
+    logs = [log_of(size, repeat, arguments) for size in arguments.batch_sizes for repeat in range(arguments.repeats)]
+    kernels = sorted({vllm_process.kernel_of(arguments.checkpoint, log) or inference.TORCHAO for log in logs})
+    if len(kernels) > 1:
+        raise InputError(f"{arguments.vllm_runs}: expected one int4 kernel in all runs, found {', '.join(kernels)}")
+    return kernels[0]
 
 
 def batch_report(size: int, repeats: list[list[float]], weights: int, arguments: argparse.Namespace) -> Batch:
@@ -106,8 +112,9 @@ def text_bytes(folder: Path) -> int:
     """Return the bytes of the stored weights that every generated token needs: those that its text passes through."""
     model, stored = architecture.without_weights(folder), weight_files.stored_tensors(folder)
     reached = text_model.reached_parameters(model)
-    names = architecture.renamed(model, {torchao_tensor.weight_of(key) for key in stored})
-    return sum(tensor.nbytes for key, tensor in stored.items() if names[torchao_tensor.weight_of(key)] in reached)
+    weights = {key: packed_weight.weight_of(torchao_tensor.weight_of(key)) for key in stored}
+    names = architecture.renamed(model, set(weights.values()))
+    return sum(tensor.nbytes for key, tensor in stored.items() if names[weights[key]] in reached)
 
 
 def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: str) -> float | None:
@@ -118,17 +125,22 @@ def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: s
 
 def with_vllm(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
     """Seconds of each iteration of each repeat, by batch size."""
-    with processes.readable(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device) as folder:
+    with scratch.plain(arguments.checkpoint) as folder:
         return {
             size: [bench_latency(folder, size, repeat, arguments) for repeat in range(arguments.repeats)]
             for size in arguments.batch_sizes
         }
 
 
+def log_of(size: int, repeat: int, arguments: argparse.Namespace) -> Path:
+    """Return the file of vLLM's log of one run."""
+    return arguments.vllm_runs / f"latency_batch{size}_repeat{repeat}.log"
+
+
 def bench_latency(folder: Path, size: int, repeat: int, arguments: argparse.Namespace) -> list[float]:
     """One run of `vllm bench latency`."""
-    report = arguments.vllm_runs / f"latency_batch{size}_repeat{repeat}.json"
-    log = report.with_suffix(".log")
+    log = log_of(size, repeat, arguments)
+    report = log.with_suffix(".json")
     report.unlink(missing_ok=True)
     options = {
         "--model": folder,

@@ -256,9 +256,9 @@ def parts_of(memory: dict) -> list[float]:
 
 def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:
     """Draw the seconds of one request, a panel a batch size, with the 10th to the 90th percentile."""
-    latencies = {row["name"]: row["latency"] for row in rows}
+    latencies = {row["name"]: row["latency"] for row in rows if row["latency"]}
     batch_sizes = [batch["batch_size"] for batch in latencies[variants.BASELINE]["batches"]]
-    figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)))
+    figure = Figure(figsize=(8, 1.6 + 0.4 * len(latencies)))
     output_len = latencies[variants.BASELINE]["output_len"]
     figure.suptitle(f"latency of {output_len} tokens" + note_dequantized(list(latencies.values())))
     panels = figure.subplots(1, len(batch_sizes), sharey=True, squeeze=False)[0]

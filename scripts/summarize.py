@@ -30,6 +30,9 @@ def main() -> None:
         "--references", required=True, type=json.loads, help="JSON: the quantized base of each variant's recovery"
     )
     parser.add_argument("--calibrated", required=True, type=json.loads, help="JSON: the method of each calibrated base")
+    parser.add_argument(
+        "--not-served", default={}, type=json.loads, help="JSON: of variants, why a measurement is missing"
+    )
     parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant")
     parser.add_argument("--data-report", required=True, type=Path, help="report.json of download_mmlu")
     parser.add_argument("--contamination", required=True, type=Path, help="JSON of check_contamination")
@@ -50,6 +53,7 @@ def main() -> None:
             arguments.references,
             arguments.calibrated,
             arguments.headline,
+            arguments.not_served,
         ),
         "costs": files.read_json(arguments.costs),
         "source": {key: str(getattr(arguments, key)) for key in ("data_report", "contamination", "costs")},

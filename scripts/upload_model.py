@@ -1,9 +1,12 @@
-"""Upload a quantized checkpoint and its model card to the Hub, if the results say that it may be published.
+"""Upload a quantized variant and its model card to the Hub, if the results say that it may be published.
+
+Each format goes into a repository of its own, since transformers and vLLM both load the root of one: -INT4 is added to
+the name for torchao-plain, -W4A16 for compressed-tensors.
 
 What must hold: the export is what training saw, no evaluation is missing, the thresholds lie outside the 95% intervals,
 and every hash and number of the results is verified, the card's included. If one does not, one line says which, and
-nothing is sent. All goes up in one commit; after a failure the next call sends what is missing. The token comes from
-HF_TOKEN in the environment and from nowhere else. --dry-run asks nobody: it shows what would be uploaded.
+nothing is sent. A folder goes up in one commit; after a failure the next call sends what is missing. The token comes
+from HF_TOKEN in the environment and from nowhere else. --dry-run asks nobody: it shows what would be uploaded.
 
     python scripts/upload_model.py --results results/demo --variant qat-int4 --repository owner/name \\
         --recovered-at-least 0.0 --lost-at-most 0.15 --dry-run
@@ -16,9 +19,9 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import disable_progress_bars
 
-from int4_qat.config import variants
+from int4_qat.config import quantizations, variants
 from int4_qat.data import hub
-from int4_qat.results import measured_files, measurements, verification
+from int4_qat.results import calibrated_bases, measured_files, measurements, verification
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 
@@ -30,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", required=True, type=Path, help="folder of a model")
     parser.add_argument("--variant", required=True, help="the quantized variant to publish")
-    parser.add_argument("--repository", help="<owner>/<name> on the Hub; without one nothing is published")
+    parser.add_argument("--repository", help="<owner>/<name> on the Hub, to which the format's suffix is added")
     parser.add_argument("--recovered-at-least", required=True, type=float, help="for the low end of its interval")
     parser.add_argument("--lost-at-most", required=True, type=float, help="of the headline, for the high end")
     parser.add_argument("--public", action="store_true", help="a new repository is private without this")
@@ -43,18 +46,34 @@ def main() -> None:
     found = obstacles(arguments)
     if found:
         raise InputError(f"{arguments.variant} is not published: {'; '.join(found)}")
-    contents = contents_of(arguments.results, arguments.variant)
-    sizes = {name: path.stat().st_size for name, path in contents.items()}
-    visibility = "public" if arguments.public else "private"
+    settings = files.read_json(arguments.results / "provenance.json")["settings"]
+    entry = calibrated_bases.entry_of(arguments.variant, settings)
+    by_repository = {
+        repository: contents_of(arguments.results, arguments.results / arguments.variant / folder)
+        for folder, repository in quantizations.repositories(entry, arguments.repository).items()
+    }
     if arguments.dry_run:
-        print("\n".join(f"{name}: {size} bytes" for name, size in sizes.items()))
-        print(f"would go to {arguments.repository} ({visibility}): {len(sizes)} files, {sum(sizes.values())} bytes")
+        for repository, contents in by_repository.items():
+            print("\n".join(f"{name}: {path.stat().st_size} bytes" for name, path in contents.items()))
+            visibility = "public" if arguments.public else "private"
+            print(f"would go to {repository} ({visibility}): {amount(contents)}")
         return
-    link, private = upload(contents, arguments, token)
-    print(f"{link} ({'private' if private else 'public'}): {len(sizes)} files, {sum(sizes.values())} bytes")
+    links = {}
+    for repository, contents in by_repository.items():
+        links[repository], private = upload(contents, repository, arguments, token)
+        print(f"{links[repository]} ({'private' if private else 'public'}): {amount(contents)}")
     if arguments.output:
-        hashes = {name: files.sha256(path.resolve()) for name, path in contents.items()}
-        files.write_json(arguments.output, {"commit": link, "repository": arguments.repository, "files": hashes})
+        hashes = {
+            repository: {name: files.sha256(path.resolve()) for name, path in contents.items()}
+            for repository, contents in by_repository.items()
+        }
+        published = {name: {"commit": links[name], "files": hashes[name]} for name in by_repository}
+        files.write_json(arguments.output, {"repositories": published})
+
+
+def amount(contents: dict[str, Path]) -> str:
+    """Return how much goes up."""
+    return f"{len(contents)} files, {sum(path.stat().st_size for path in contents.values())} bytes"
 
 
 def obstacles(arguments: argparse.Namespace) -> list[str]:
@@ -66,14 +85,16 @@ def obstacles(arguments: argparse.Namespace) -> list[str]:
 
 def missing_results(results: Path, variant: str) -> list[str]:
     """Return evaluations that were not made, and an export that is not what training saw."""
-    asked = measurements.asked(files.read_json(results / "provenance.json")["settings"])
-    manifest = f"{variant}/checkpoint/manifest.json"
+    settings = files.read_json(results / "provenance.json")["settings"]
+    folders = quantizations.folders(calibrated_bases.entry_of(variant, settings))
+    manifests = [f"{variant}/{folder}/manifest.json" for folder in folders]
+    asked = measurements.asked(settings)
     needed = measurements.to_publish(asked, variant)
-    names = [*measured_files.paths(needed), "summary.json", "model_card.md", manifest]
+    names = [*measured_files.paths(needed), "summary.json", "model_card.md", *manifests]
     absent = [f"{name} is missing" for name in names if not (results / name).exists()]
     if absent:
         return absent
-    counted = [manifest, *(f"{variant}/{one.file}" for one in asked[variant] if "weights_that_differ" in one.kept)]
+    counted = [*manifests, *(f"{variant}/{one.file}" for one in asked[variant] if "weights_that_differ" in one.kept)]
     differing = sum(files.read_json(results / name)["weights_that_differ"] for name in counted)
     return [f"{differing} exported weights differ from what training saw"] if differing else []
 
@@ -99,9 +120,8 @@ def below_thresholds(arguments: argparse.Namespace) -> list[str]:
     return found
 
 
-def contents_of(results: Path, variant: str) -> dict[str, Path]:
-    """Return what goes up, by its name there: the checkpoint's files, and the card in place of the base model's."""
-    folder = results / variant / "checkpoint"
+def contents_of(results: Path, folder: Path) -> dict[str, Path]:
+    """Return what goes up, by its name there: a folder's files, and the card in place of the base model's."""
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path for name, path in found.items() if not name.startswith(".")} | {
         CARD_NAME: results / "model_card.md"
@@ -116,12 +136,12 @@ def read_token() -> str:
     return token
 
 
-def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str) -> tuple[str, bool]:
+def upload(contents: dict[str, Path], repository: str, arguments: argparse.Namespace, token: str) -> tuple[str, bool]:
     """Return the link of the one commit, and whether the repository, whose only weights are now these, is private.
 
     InputError if the Hub refuses. A repository that is there stays as private or public as it is.
     """
-    repository, private = arguments.repository, not arguments.public
+    private = not arguments.public
     disable_progress_bars()
     api = HfApi(token=token)
     try:
@@ -134,7 +154,7 @@ def upload(contents: dict[str, Path], arguments: argparse.Namespace, token: str)
         commit = api.create_commit(
             repository,
             [*additions, *map(CommitOperationDelete, sorted(stale))],
-            commit_message=f"{arguments.variant}: checkpoint and model card",
+            commit_message=f"{arguments.variant}: weights and model card",
         )
         return commit.commit_url, is_private
     except hub.FAILURES as error:

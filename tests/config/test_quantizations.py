@@ -44,6 +44,13 @@ def variants(*names):
             "quantizations.x.formats[1]: expected int4 in groups with zero_point integer, or symmetric, which compr",
         ),
         (
+            table(
+                x=INT4
+                | {"zero_point": "integer", "group_size": 256, "formats": ["torchao-plain", "compressed-tensors"]}
+            ),
+            "quantizations.x.formats[1]: expected groups of 32, 64 or 128, which compressed-tensors holds, found",
+        ),
+        (
             table(x=INT4 | {"symmetric": True}),
             "quantizations.x.zero_point: expected none, since symmetric is true, found",
         ),

@@ -1,4 +1,4 @@
-"""vLLM's CPU build on the stand-in, bf16 and int4: latency, serving, and what a vLLM that fails says."""
+"""vLLM's CPU build on the stand-in, bf16 and int4, by its own int4 kernel: latency, serving, and what goes wrong."""
 
 import contextlib
 import json
@@ -54,6 +54,8 @@ def served(vllm, talkative, tmp_path_factory):
     """A run of the rules that use vLLM, in its environment: the folder with the results."""
     folder = tmp_path_factory.mktemp("vllm run")
     config = small_config(talkative)
+    for entry in config["quantizations"].values():
+        entry |= {"zero_point": "integer", "formats": ["torchao-plain", "compressed-tensors"]}
     config["evaluation"]["latency"] |= {"engine": "vllm", "dtype": "bfloat16", "vllm_arguments": CPU, "repeats": 1}
     config["evaluation"]["serving"] = {
         "dtype": "bfloat16",
@@ -81,7 +83,8 @@ def test_latency_has_the_fields_of_the_transformers_engine(served, untrained, tm
     assert report.keys() == other.keys()
     assert [batch.keys() for batch in other["batches"]] == [report["batches"][0].keys()] * 2
     assert (report["engine"], report["engine_version"]) == ("vllm", "0.32.0+cpu")
-    assert report["dequantized"] is (variant == "base-int4")
+    assert report["dequantized"] is False
+    assert report["int4_path"] == (None if variant == "base-bf16" else "CPUWNA16LinearKernel")
     assert other["batches"][1]["std_s"] > 0
     own = json.loads((served / variant / "vllm" / "latency_batch1_repeat0.json").read_text())
     assert report["latencies_s"] == own["latencies"]
@@ -175,38 +178,34 @@ def test_vllm_computes_in_int4_with_compressed_tensors(vllm, untrained, tmp_path
     assert max(differences(tmp_path / "torchao-plain")) < min(differences(untrained / "model")) / 2
 
 
-# An mslk as 1.1.0 is: the operator, and no word on the shape of what it gives.
-MSLK = """
-import torch
-library = torch.library.Library("mslk", "DEF")
-library.define("bf16i4bf16_shuffled(Tensor X, Tensor W, Tensor w_scale_group, Tensor w_zero_group) -> Tensor")
-"""
-SHAPE = """
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-import mslk
-from vllm.plugins import load_general_plugins
-load_general_plugins()
-with FakeTensorMode():
-    x, w, scale = (torch.empty(shape, dtype=torch.bfloat16) for shape in ((5, 128), (32, 64), (1, 32)))
-    y = torch.ops.mslk.bf16i4bf16_shuffled(x, w.to(torch.int8), scale, scale)
-print(tuple(y.shape), y.dtype)
-"""
+CHOSEN = "INFO [compressed_tensors_wNa16.py:138] Using MacheteLinearKernel for CompressedTensorsWNA16\n"
+FELL_BACK = (
+    "WARNING --linear-backend=marlin was requested, but no marlin kernel exists for mixed-precision layers; "
+    "falling back to normal kernel selection for this layer.\n"
+)
 
 
-@pytest.mark.parametrize(("plugins", "expected"), [("mslk_shapes", "(5, 32) torch.bfloat16"), ("none", None)])
-def test_vllm_loads_the_plugin_that_gives_the_shape_of_an_int4_product(vllm, tmp_path, plugins, expected):
-    (tmp_path / "mslk.py").write_text(MSLK)
-    path = {"PYTHONPATH": f"{vllm_process.PLUGIN}{os.pathsep}{tmp_path}", "VLLM_PLUGINS": plugins}
-    result = subprocess.run(["python", "-c", SHAPE], env=vllm | path, capture_output=True, text=True)
-    if expected:
-        assert result.stdout.splitlines()[-1] == expected, result.stderr[-3000:]
-    else:
-        assert "UnsupportedOperatorException" in result.stderr
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "expected one int4 kernel, found none"),
+        (FELL_BACK + CHOSEN, "expected the kernel that --linear-backend names, found '--linear-backend=marlin was req"),
+        (CHOSEN + CHOSEN.replace("Machete", "Marlin"), "expected one int4 kernel, found Machete.*, MarlinLinearKernel"),
+    ],
+)
+def test_a_kernel_that_is_not_known_or_a_fall_back_is_an_error(served, tmp_path, text, expected):
+    folder, log = served / "base-int4" / "compressed-tensors", tmp_path / "serve.log"
+    log.write_text(CHOSEN)
+    assert vllm_process.kernel_of(folder, log) == "MacheteLinearKernel"
+    log.write_text(text)
+    with pytest.raises(InputError, match=expected):
+        vllm_process.kernel_of(folder, log)
+    assert vllm_process.kernel_of(served / "base-int4" / "checkpoint", log) is None
 
 
-def test_a_served_model_answers(served):
+def test_a_served_model_answers_in_int4(served):
     report = json.loads((served / "base-int4" / "serving.json").read_text())
+    assert report["kernel"] == "CPUWNA16LinearKernel"
     assert report["likeliest_token"] in report["likeliest_tokens_in_transformers"]
     assert report["answer"]["content"]
     assert [load["requests"] for load in report["load"]] == [1, 8]
@@ -222,7 +221,7 @@ def script(name, checkpoint, folder, *words):
         options += ["--engine", "vllm", "--input-len", 8, "--output-len", 4, "--batch-sizes", 1]
         options += ["--warmup", 0, "--iterations", 2, "--vllm-runs", folder]
     else:
-        options += ["--concurrency", 1, "--max-tokens", 400, "--vllm-log", folder / "serve.log"]
+        options += ["--served", checkpoint, "--concurrency", 1, "--max-tokens", 400, "--vllm-runs", folder]
     python = ENVIRONMENT / "bin" / "python"
     return [str(word) for word in [python, ROOT / "scripts" / f"{name}.py", *options, *words]]
 
@@ -259,7 +258,7 @@ def test_a_vllm_that_fails_or_hangs_is_one_line_with_its_last_words(vllm, untrai
 
 
 def test_the_last_words_name_the_cause(vllm, served, tmp_path):
-    """vLLM has no CPU kernel for torchao's int4: what it says when it gets the folder as it is, not dequantized."""
+    """vLLM has no CPU kernel for torchao's int4."""
     log = tmp_path / "bench.log"
     program = (
         "import sys; from pathlib import Path; from int4_qat.engines import vllm_process; "

@@ -8,7 +8,6 @@ import json
 
 import pytest
 import torch
-import yaml
 from torchao.quantization import Int4Tensor, Int4WeightOnlyConfig
 
 import calibrated
@@ -21,7 +20,7 @@ from int4_qat.kernels import tiles
 from int4_qat.quantization import clipping, compensation, graphs, int4, schemes, torchao_tensor
 from int4_qat.system import files
 from int4_qat.training import learned_grid, merged_weight
-from programs import ROOT, quantize_options, run_script
+from programs import SCHEMES, quantize_options, run_script
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -146,15 +145,18 @@ def test_the_exported_folder_says_on_a_gpu_what_it_says_on_a_cpu(exported):
     assert relative_difference(found.cpu(), expected) < 0.05
 
 
-def test_vllm_serves_what_transformers_computes(exported, tmp_path):
-    pytest.importorskip("vllm")
-    pytest.importorskip("mslk")
-    serving = yaml.safe_load((ROOT / "config.yaml").read_text())["evaluation"]["serving"]
-    options = ["--checkpoint", exported, "--dtype", "bfloat16", "--concurrency", 1, "--max-tokens", 16]
-    options += ["--device", "cuda", "--vllm-log", tmp_path / "vllm.log", "--output", tmp_path / "serving.json"]
-    result = run_script("check_serving", *options, "--", *serving["vllm_arguments"])
-    assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "serving.json").read_text())["dequantized"] is False
+def test_the_loader_packs_the_same_tiles_of_both_formats(untrained, tmp_path):
+    """On a GPU the weights stay packed, whichever folder they come from."""
+    states = []
+    for word in ("torchao-plain", "compressed-tensors"):
+        options = quantize_options(SCHEMES["integer"])
+        options[options.index("--format") + 1] = word
+        paths = ["--checkpoint", untrained / "model", "--output", tmp_path / word]
+        assert run_script("quantize", *paths, *options).returncode == 0
+        states.append(inference.load_model(tmp_path / word, torch.bfloat16, "cuda").state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert any(name.endswith(".tiles") for name in states[0])
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_generate_runs_on_a_gpu(exported):

@@ -141,14 +141,49 @@ def test_a_folder_goes_from_one_format_to_the_other_and_back(untrained, scheme, 
             assert (before / file).read_bytes() == (folders[word] / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("quantizer", ["compressed-tensors", "awq"])
-def test_a_format_that_is_not_loaded_is_one_line(untrained, tmp_path, quantizer):
+EIGHT_BITS = {"type": "int", "num_bits": 8, "strategy": "group"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"quant_method": "awq"}, "quant_method: expected torchao or compressed-tensors, found 'awq'"),
+        (
+            {"quant_method": "compressed-tensors", "format": "int-quantized"},
+            "format: expected pack-quantized, found 'int-quantized'",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "config_groups": {"group_0": {"weights": EIGHT_BITS}},
+            },
+            r"config_groups.group_0.weights: expected .*4, .*, found .*8, ",
+        ),
+    ],
+)
+def test_a_format_that_is_not_loaded_is_one_line(untrained, tmp_path, words, expected):
     folder = shutil.copytree(untrained / "model", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": quantizer}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=f"quant_method: expected torchao, found '{quantizer}'; scripts/convert.py"):
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": words}))
+    with pytest.raises(InputError, match=expected):
         inference.load_model(folder, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("scheme", HELD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loader_makes_the_same_model_of_both_folders(untrained, tmp_path, monkeypatch, scheme, dtype):
+    def loaded(word):
+        folder = export(untrained / "model", HELD[scheme], tmp_path / word, monkeypatch, word)
+        return inference.load_model(folder, dtype, "cpu")
+
+    ours, theirs = loaded("compressed-tensors"), loaded("torchao-plain")
+    states = ours.state_dict(), theirs.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert tensor.dtype == states[1][name].dtype, name
+        assert torch.equal(tensor, states[1][name]), name
+    assert not hasattr(ours.config, "quantization_config") or ours.config.quantization_config is None
 
 
 def test_the_manifest_counts_the_bytes_of_its_own_format(untrained, tmp_path, monkeypatch):

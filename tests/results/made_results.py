@@ -129,8 +129,8 @@ def latency(in_bf16: bool) -> Latency:
     return Latency(
         **batch,
         batches=[batch, batch | {"batch_size": 256, "mean_s": 16.0, "std_s": None}],
-        engine="vllm",
-        engine_version="0.20.0",
+        engine="transformers",
+        engine_version="5.17.0",
         vllm_arguments=[],
         input_len=256,
         output_len=256,
@@ -202,10 +202,10 @@ def serving() -> Serving:
         load=[load],
         startup_s=40.0,
         engine="vllm",
-        engine_version="0.25.1",
+        engine_version="0.32.0",
         vllm_arguments=["--compilation-config", "{}"],
         max_tokens=64,
         dtype="bfloat16",
-        dequantized=False,
+        kernel="MacheteLinearKernel",
         device="NVIDIA H100 80GB HBM3",
     )

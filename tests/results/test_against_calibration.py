@@ -57,7 +57,7 @@ def settings_of(published="qat-int4"):
     settings["quantizations"] |= {method: entry | {"method": method} for method in ("gptq", "awq")}
     settings["variants"] = list(RIGHT)
     settings["evaluation"] |= {key: None for key in ("memory", "latency")}
-    settings["evaluation"] |= {"memory": {"dtype": "bfloat16"}, "latency": {"dtype": "bfloat16"}}
+    settings["evaluation"] |= {"memory": {"dtype": "bfloat16"}, "latency": {"engine": "transformers"}}
     settings["evaluation"]["mmlu"] = {"num_fewshot": 0, "dtype": "bfloat16"}
     settings["evaluation"]["divergence"] = {"texts": {"wikitext": {}}, "context": 101, "dtype": "bfloat16"}
     settings["texts"] = {"wikitext_train": {"source": WIKITEXT, "files": "train-*.parquet", "column": "text"}}
@@ -70,7 +70,7 @@ def derive(results, calibrated=CALIBRATED, headline="mmlu"):
     settings = settings_of()
     measured = measurements.summarized(measurements.asked(settings))
     references = dict.fromkeys(RIGHT, "base-int4")
-    return summary.derive(results, measured, settings["arms"], references, calibrated, headline)
+    return summary.derive(results, measured, settings["arms"], references, calibrated, headline, {})
 
 
 def correct(results, name):
@@ -408,7 +408,7 @@ def test_seeds_are_held_against_it_together(made):
         write(made, f"{arm}-int4", RIGHT["qat-int4"] - seed / 100, KL["qat-int4"])
     names = ["base-bf16", "base-int4", "base-gptq", *(f"{arm}-int4" for arm in arms)]
     measured = {name: [measurements.DIVERGENCE, measurements.MMLU] for name in names}
-    found = summary.derive(made, measured, arms, dict.fromkeys(names, "base-int4"), CALIBRATED, "mmlu")
+    found = summary.derive(made, measured, arms, dict.fromkeys(names, "base-int4"), CALIBRATED, "mmlu", {})
     (group,) = found["seeds"]["headline"]
     assert group["recovered_of_calibrated"] == pytest.approx((0.87 - 0.84) / (0.9 - 0.84))
     low, high = group["recovered_of_calibrated_ci95"]

@@ -33,13 +33,26 @@ def test_the_config_says_what_is_measured():
     assert with_all["base-bf16"] == ["divergence", "mmlu", "arc_challenge", "chartqa", "memory", "latency"]
     assert with_all["lora-bf16"] == ["divergence", "mmlu", "arc_challenge", "memory", "latency"]
     everything = ["divergence", "mmlu", "arc_challenge", "chartqa", "memory", "latency", "parity", "serving"]
-    assert with_all["qat-int4"] == everything
+    assert with_all["qad-w4a16"] == everything
+    assert with_all["qat-int4"] == [name for name in everything if name not in ("latency", "serving")]
+
+
+def test_what_vllm_does_not_serve_says_why():
+    reason = "vllm computes with int4 in compressed-tensors, which is not among its formats"
+    both, unserved = {"latency": reason, "serving": reason}, ("base-int4", "lora-int4", "qat-int4")
+    assert measurements.not_served(CARD) == dict.fromkeys(unserved, both)
+    config = copy.deepcopy(CARD)
+    config["evaluation"]["latency"]["engine"] = "transformers"
+    assert measurements.not_served(config) == {name: {"serving": reason} for name in unserved}
+    assert names(config)["qat-int4"][-2:] == ["latency", "parity"]
+    assert measurements.not_served(demo_config()) == {}
 
 
 def test_what_the_config_leaves_out_is_not_measured():
     config = copy.deepcopy(CARD)
     config["evaluation"] |= {"chartqa": None, "serving": None, "tasks": []}
     usual = ["divergence", "mmlu", "memory", "latency"]
+    config["evaluation"]["latency"]["engine"] = "transformers"
     compared = {variant: [*usual, "parity"] for variant in ("lora-int4", "qat-int4", "qad-w4a16")}
     assert names(config) == dict.fromkeys(CARD["variants"], usual) | compared
     config["evaluation"] |= {"divergence": None, "mmlu": None, "questions": [{"name": "own"}]}
@@ -51,9 +64,9 @@ def test_no_task_may_have_the_name_of_a_measurement():
 
 
 def test_of_other_variants_publishing_needs_less():
-    needed = measurements.to_publish(measurements.asked(CARD), "qat-int4")
-    assert needed["qat-int4"] == measurements.asked(CARD)["qat-int4"]
-    assert [one.name for one in needed["lora-int4"]] == [
+    needed = measurements.to_publish(measurements.asked(CARD), "qad-w4a16")
+    assert needed["qad-w4a16"] == measurements.asked(CARD)["qad-w4a16"]
+    assert [one.name for one in needed["base-w4a16"]] == [
         "divergence",
         "mmlu",
         "arc_challenge",
@@ -65,18 +78,18 @@ def test_of_other_variants_publishing_needs_less():
 
 def test_serving_is_no_part_of_the_summary():
     shown = measurements.summarized(measurements.asked(CARD))
-    assert measured_files.paths({"qat-int4": shown["qat-int4"]}) == [
-        "qat-int4/divergence.json",
-        "qat-int4/divergence_samples.parquet",
-        "qat-int4/mmlu.json",
-        "qat-int4/mmlu_samples.parquet",
-        "qat-int4/tasks/arc_challenge.json",
-        "qat-int4/tasks/arc_challenge_samples.parquet",
-        "qat-int4/chartqa.json",
-        "qat-int4/chartqa_samples.parquet",
-        "qat-int4/memory.json",
-        "qat-int4/latency.json",
-        "qat-int4/parity.json",
+    assert measured_files.paths({"qad-w4a16": shown["qad-w4a16"]}) == [
+        "qad-w4a16/divergence.json",
+        "qad-w4a16/divergence_samples.parquet",
+        "qad-w4a16/mmlu.json",
+        "qad-w4a16/mmlu_samples.parquet",
+        "qad-w4a16/tasks/arc_challenge.json",
+        "qad-w4a16/tasks/arc_challenge_samples.parquet",
+        "qad-w4a16/chartqa.json",
+        "qad-w4a16/chartqa_samples.parquet",
+        "qad-w4a16/memory.json",
+        "qad-w4a16/latency.json",
+        "qad-w4a16/parity.json",
     ]
 
 

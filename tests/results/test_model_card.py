@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from huggingface_hub import ModelCard
 
 import made_results
 from int4_qat.results import card as cards
+from int4_qat.results import measurements
 from int4_qat.system.errors import InputError
 from programs import run_script
 from workflows import planned
@@ -64,7 +66,9 @@ def test_sources_on_the_hub_are_named_with_their_revisions(finished):
     assert (data.eval_results[0].dataset_revision, data.model_name) == ("b" * 40, "int4")
     assert f"revision `{'a' * 40}`" in card
     assert "vllm serve" in card
-    assert "export MODEL=me/int4" in card
+    assert 'model_name = "me/int4-INT4"' in card
+    assert "export MODEL=me/int4-INT4" in card
+    assert "vLLM has no int4 kernels of its own for `torchao-plain`" in card
     assert card.count("https://ai.google.dev/gemma/terms") >= 3
     assert body(card).startswith("# QAT INT4 google/gemma-3-12b-it")
 
@@ -74,8 +78,30 @@ def test_the_published_variant_alone_must_have_been_served(finished):
     settings, served = settings_of(finished), made_results.serving()
     keys = ("dtype", "max_tokens", "vllm_arguments")
     settings["evaluation"]["serving"] = {key: served[key] for key in keys} | {"concurrency": [1], "time_limit": 60}
+    settings["quantizations"]["int4"]["formats"] = ["torchao-plain", "compressed-tensors"]
+    folder = shutil.copytree(finished / "qat-int4" / "checkpoint", finished / "qat-int4" / "compressed-tensors")
+    change(folder / "config.json", "quantization_config", "quant_method", value="compressed-tensors")
     (finished / "qat-int4" / "serving.json").write_text(json.dumps(served))
-    assert "with vLLM 0.25.1 on NVIDIA H100 80GB HBM3" in cards.render(finished, settings)
+    card = cards.render(finished, settings)
+    assert "with vLLM 0.32.0 on NVIDIA H100 80GB HBM3, its kernel `MacheteLinearKernel`" in card
+    assert "export MODEL=results/demo/qat-int4/compressed-tensors" in card
+    assert 'model_name = "results/demo/qat-int4/checkpoint"' in card
+    assert {"torchao", "compressed-tensors"} <= set(ModelCard(card).data.tags)
+
+
+def test_a_variant_that_no_engine_serves_has_no_latency_and_says_why(finished):
+    settings = settings_of(finished)
+    settings["evaluation"]["latency"]["engine"] = "vllm"
+    summary = json.loads((finished / "summary.json").read_text())
+    not_served = measurements.not_served(settings)
+    for row in summary["variants"]:
+        row["not_served"] = not_served.get(row["name"], {})
+        row["latency"] = None if row["not_served"] else row["latency"] | {"engine": "vllm"}
+    for name in ("base-bf16", "lora-bf16"):
+        change(finished / name / "latency.json", "engine", value="vllm")
+    (finished / "summary.json").write_text(json.dumps(summary))
+    card = cards.render(finished, settings)
+    assert "Not measured: vllm computes with int4 in compressed-tensors, which is not among its formats." in card
 
 
 @pytest.mark.parametrize("key", ["source", "data"])

@@ -19,7 +19,8 @@ from test_model_card import change
 from workflows import demo, snakemake, write_config
 
 TOKEN = "hf_secretSecretSecretSecretSecret"
-REPOSITORY = "me/demo-int4"
+PUBLISHED = "me/demo"
+REPOSITORY = f"{PUBLISHED}-INT4"  # of the folder in torchao's format
 
 
 class Hub:
@@ -128,7 +129,7 @@ def environment(hub: Hub, token: str | None = TOKEN) -> dict[str, str]:
 
 def upload(results, *more, variant="qat-int4", recovered=-1.0, lost=1.0, **options):
     thresholds = ["--recovered-at-least", recovered, "--lost-at-most", lost]
-    arguments = ["--results", results, "--variant", variant, "--repository", REPOSITORY, *thresholds]
+    arguments = ["--results", results, "--variant", variant, "--repository", PUBLISHED, *thresholds]
     return run_script("upload_model", *arguments, *more, **options)
 
 
@@ -169,7 +170,7 @@ def test_the_gate_says_what_stands_against_it(finished, path, keys, value, expec
         Namespace(
             results=finished,
             variant="qat-int4",
-            repository=REPOSITORY,
+            repository=PUBLISHED,
             recovered_at_least=-1.0,
             lost_at_most=1.0,
         )
@@ -199,7 +200,7 @@ def test_a_missing_evaluation_or_card_is_named(finished, writable_hub, name):
 def test_snakemake_publishes_and_the_token_stays_in_the_environment(trained, demo_run, writable_hub, tmp_path):
     """Through the rule: private, one commit with every file of the checkpoint and the card, and a token nowhere."""
     config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
-    config["publish"]["repository"] = "me/{model}-int4"
+    config["publish"]["repository"] = "me/{model}"
     path = write_config(config, tmp_path / "config.yaml")
     shutil.copytree(demo_run / ".snakemake", tmp_path / "run" / ".snakemake", dirs_exist_ok=True)
     options = ["--configfile", path, "--printshellcmds", "--verbose", "publish"]
@@ -211,7 +212,8 @@ def test_snakemake_publishes_and_the_token_stays_in_the_environment(trained, dem
     sent["README.md"] = (trained / "model_card.md").read_bytes()
     assert writable_hub.files == sent
     published = json.loads((trained / "published.json").read_text())
-    assert published["files"]["model.safetensors"] == hashlib.sha256(sent["model.safetensors"]).hexdigest()
+    (found,) = published["repositories"].values()
+    assert found["files"]["model.safetensors"] == hashlib.sha256(sent["model.safetensors"]).hexdigest()
     shown = {path.partition("?")[0]: authorization for _, path, authorization in writable_hub.requests}
     assert {authorization for path, authorization in shown.items() if REPOSITORY in path} == {f"Bearer {TOKEN}"}
     assert {authorization for path, authorization in shown.items() if path.startswith("/lfs/")} == {None}
@@ -285,7 +287,7 @@ def test_a_token_that_the_hub_refuses_is_called_so(trained, writable_hub):
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, f"HF_HUB_OFFLINE=1: the environment forbids asking the Hub for {REPOSITORY}; unset"),
+        ({"HF_HUB_OFFLINE": "1"}, f"HF_HUB_OFFLINE=1: the environment forbids asking the Hub for {PUBLISHED}; unset"),
         ({"HF_TOKEN": f"{TOKEN} {TOKEN}"}, "HF_TOKEN: expected a token of the Hub, found blanks or characters beyond"),
     ],
 )

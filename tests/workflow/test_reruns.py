@@ -95,6 +95,7 @@ MODULES = {
     "data/texts.py": FROM_TEXT,
     "engines/processes.py": TIMED,
     "engines/inference.py": INFERRED,
+    "engines/packed_loading.py": INFERRED,
     "engines/vllm_process.py": TIMED,
     "evaluation/answers.py": SCORED,
     "evaluation/comparison.py": DIVERGED,
@@ -127,7 +128,7 @@ MODULES = {
     "quantization/methods/gptq.py": CALIBRATED,
     "quantization/methods/rtn.py": ROUNDED,
     "quantization/mismatch.py": {},
-    "quantization/packed_weight.py": {},  # compressed_tensors'
+    "quantization/packed_weight.py": INFERRED,
     "quantization/record.py": TRAINED_AND_QUANTIZED,
     "quantization/requirements.py": {},
     "quantization/schemes.py": EVERY_WEIGHT,
@@ -276,7 +277,6 @@ def test_edited_modules_that_nothing_depends_on(small_run, edit):
         ("scripts/templates/run.html.jinja", {"render_pages": 1}),
         ("scripts/upload_model.py", {}),
         ("scripts/verify.py", {}),
-        ("scripts/vllm_plugin/mslk_shapes.py", TIMED),
         ("envs/finetune.yaml", {}),  # with --sdm conda: test_environments.py
         ("Snakefile", {}),
         ("rules/finetune.smk", {}),

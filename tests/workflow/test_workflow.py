@@ -26,7 +26,7 @@ NOTHING = "Nothing to be done"
 def test_the_default_config_plans_the_12b_chain_on_any_machine(tmp_path):
     result = snakemake("--dry-run", "--directory", tmp_path)
     plan = planned(result)
-    assert (plan["finetune"], plan["merge"], plan["quantize"], plan["evaluate_mmlu"]) == (3, 3, 6, 8)
+    assert (plan["finetune"], plan["merge"], plan["quantize"], plan["evaluate_mmlu"]) == (3, 3, 9, 8)
     assert (plan["download_text"], plan["check_texts"], plan["calibrate"]) == (4, 1, 1)
     assert list(tmp_path.glob("res*")) == []
 
@@ -50,10 +50,10 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
     path = write_config(config, tmp_path / "config.yaml")
     expected = {"download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
     expected |= {"download_text": 3, "record_hidden_states": 26, "evaluate_divergence": 30}
-    expected |= {"finetune": 24, "merge": 24, "calibrate": 2, "quantize": 30, "check_parity": 24}
-    expected |= {"evaluate_mmlu": 56, "gather_mmlu": 56, "measure_memory": 56, "measure_latency": 56}
+    expected |= {"finetune": 24, "merge": 24, "calibrate": 2, "quantize": 34, "check_parity": 24}
+    expected |= {"evaluate_mmlu": 56, "gather_mmlu": 56, "measure_memory": 56, "measure_latency": 30}
     expected |= {
-        "check_serving": 30,
+        "check_serving": 4,
         "check_contamination": 1,
         "check_texts": 1,
         "report_costs": 2,
@@ -172,7 +172,7 @@ def test_only_the_downloads_switch_the_hub_on(tmp_path):
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
     online = [line for line in commands if "online python" in line]
-    assert len(commands) == 99
+    assert len(commands) == 96
     programs = (line.split("/scripts/")[1].split(".py")[0] for line in online)
     downloads = {"download_dataset": 2, "download_mmlu": 1, "download_model": 1, "download_text": 4}
     assert Counter(programs) == downloads
@@ -221,10 +221,21 @@ def test_the_rules_with_a_gpu_go_where_one_is():
     assert with_gpu == placed
 
 
-def test_the_demo_on_a_gpu_plans_with_vllm(tmp_path):
+def test_the_demo_on_a_gpu_plans(tmp_path):
     files = ["--configfile", "profiles/demo/demo.yaml", "profiles/gpu/demo.yaml"]
     plan = planned(snakemake("--profile", "profiles/gpu", *files, "--directory", tmp_path, "--dry-run"))
-    assert (plan["make_standin"], plan["finetune"], plan["check_serving"]) == (1, 3, 5)
+    assert (plan["make_standin"], plan["finetune"], plan["measure_latency"]) == (1, 3, 7)
+
+
+def test_vllm_serves_and_times_the_variants_that_have_its_format(tmp_path):
+    plan = snakemake("--profile", "profiles/gpu", "--directory", tmp_path, "--dry-run").stdout
+    assert planned_of(plan, "check_serving") == {"base-w4a16", "base-gptq", "qad-w4a16"}
+    assert planned_of(plan, "measure_latency") == {"base-bf16", "lora-bf16", "base-w4a16", "base-gptq", "qad-w4a16"}
+
+
+def planned_of(plan: str, rule: str) -> set[str]:
+    """Return the variants for which a plan has a rule, by its message."""
+    return set(re.findall(rf"^Job \d+: {rule}: \S+ (\S+)$", plan, re.MULTILINE))
 
 
 def test_a_standin_that_learns_nothing_is_begun_anew_and_given_up(monkeypatch, capsys):

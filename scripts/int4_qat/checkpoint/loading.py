@@ -11,8 +11,10 @@ from int4_qat.system import devices
 from int4_qat.system.errors import InputError
 
 
-def load(folder: Path | str, dtype: torch.dtype, device: str) -> PreTrainedModel:
+def load(folder: Path | str, dtype: torch.dtype, device: str, **options) -> PreTrainedModel:
     """Return the model of a local folder in evaluation mode, its weights as they are stored.
+
+    options go to transformers' from_pretrained.
 
     Raise InputError on a missing, unexpected or mismatched key, or if it does not fit the GPU.
     """
@@ -29,6 +31,7 @@ def load(folder: Path | str, dtype: torch.dtype, device: str) -> PreTrainedModel
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **options,
         )
     except (SafetensorError, OSError) as error:
         raise InputError(f"{folder}: the weights cannot be read ({str(error).splitlines()[0]})") from None

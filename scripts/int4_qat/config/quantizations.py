@@ -8,6 +8,8 @@ from int4_qat.system import rooms
 
 ROUNDED = "rtn"  # the method against which the others are measured
 LOADED = "torchao-plain"  # the format that everything here loads
+VLLM = "vllm"
+SERVED = {"transformers": LOADED, VLLM: "compressed-tensors"}  # in which an engine computes with int4
 TEXTS = "texts"  # all that a method can need: it is calibrated on them
 
 
@@ -28,6 +30,17 @@ def _needs(entry: dict) -> tuple[str, ...]:
 def folders(entry: dict) -> dict[str, str]:
     """Return the formats of an entry by the folder of a variant that each fills."""
     return {rooms.load(rooms.FORMATS, word).FOLDER: word for word in entry["formats"]}
+
+
+def served_folder(entry: dict, engine: str) -> str | None:
+    """Return the folder of a variant that an engine serves, by the variant's entry; None if there is none for it."""
+    by_format = {word: folder for folder, word in folders(entry).items()}
+    return by_format.get(SERVED[engine])
+
+
+def repositories(entry: dict, repository: str) -> dict[str, str]:
+    """Return the repository on the Hub of each folder of a variant: both loaders read the root of one."""
+    return {folder: f"{repository}-{rooms.load(rooms.FORMATS, word).SUFFIX}" for folder, word in folders(entry).items()}
 
 
 def rounded(table: dict[str, dict], name: str, names: Iterable[str]) -> str | None:

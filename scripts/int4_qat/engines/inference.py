@@ -7,12 +7,14 @@ from torchao.quantization import Int4Tensor
 from transformers import PreTrainedModel
 
 from int4_qat.checkpoint import architecture, loading
+from int4_qat.engines import packed_loading
 from int4_qat.kernels.tiles import TilePackedLinear
 from int4_qat.quantization import int4, torchao_tensor
 from int4_qat.system.errors import InputError
 
 DEQUANTIZED, TILE_PACKED = "dequantized", "tile_packed"
-TORCHAO = "torchao"  # as config.json calls who quantized
+TORCHAO = "torchao"  # as config.json calls it
+LOADED = (TORCHAO, packed_loading.METHOD)
 
 
 def is_int4(folder: Path) -> bool:
@@ -20,12 +22,15 @@ def is_int4(folder: Path) -> bool:
     return hasattr(architecture.read_config(folder), "quantization_config")
 
 
-def refuse_foreign(folder: Path | str) -> None:
-    """Raise InputError if a checkpoint is quantized in another format than the one that is loaded here."""
-    words = getattr(architecture.read_config(folder), "quantization_config", {"quant_method": TORCHAO})
-    if (found := words.get("quant_method")) != TORCHAO:
+def quantizer(folder: Path | str) -> str | None:
+    """Return what config.json says quantized a checkpoint, None of one in bf16; raise InputError if it is unknown."""
+    words = getattr(architecture.read_config(folder), "quantization_config", None)
+    if words is None:
+        return None
+    if (found := words.get("quant_method")) not in LOADED:
         key = f"{folder}/config.json: quantization_config.quant_method"
-        raise InputError(f"{key}: expected {TORCHAO}, found {found!r}; scripts/convert.py converts our own formats")
+        raise InputError(f"{key}: expected {' or '.join(LOADED)}, found {found!r}")
+    return found
 
 
 def int4_path(folder: Path, device: str) -> str | None:
@@ -92,8 +97,8 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
 
     int4 weights take the path that `int4_path` names; on a CPU they stay torchao's tensors if `dequantize` is False.
     """
-    refuse_foreign(folder)
-    model = loading.load(folder, dtype, device)
+    load = packed_loading.load if quantizer(folder) == packed_loading.METHOD else loading.load
+    model = load(Path(folder), dtype, device)
     path = int4_path(folder, device)
     if path == DEQUANTIZED and dequantize:
         dequantize_weights(model, dtype)

@@ -10,31 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-
-from int4_qat.checkpoint import architecture
-from int4_qat.engines import inference
-from int4_qat.system import scratch
 from int4_qat.system.errors import InputError
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 GRACE_SECONDS = 30
 LIBC = ctypes.CDLL(None)
 SIGNAL_AT_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
-
-
-@contextmanager
-def readable(checkpoint: Path, dtype: torch.dtype, device: str) -> Iterator[Path]:
-    """A folder that an engine can run: on a CPU, which has no int4 kernels, a copy with dequantized weights."""
-    if not inference.is_dequantized(checkpoint, device):
-        with scratch.plain(checkpoint) as path:
-            yield path
-        return
-    with scratch.folder() as folder:
-        # The names of the modules: the way back to the file's names leads through torchao.
-        inference.load_model(checkpoint, dtype, device).save_pretrained(folder, save_original_format=False)
-        architecture.copy_companions(checkpoint, folder)
-        yield folder
 
 
 def run(name: str, module: str, words: list, log: Path, time_limit: float, **options) -> None:

@@ -1,27 +1,42 @@
 """vLLM's commands as child processes."""
 
 import os
+import re
 import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from int4_qat.engines import processes
-from int4_qat.system import scratch
+from int4_qat.engines import inference, packed_loading, processes
+from int4_qat.system.errors import InputError
 
 MODULE = "vllm.entrypoints.cli.main"
-PLUGIN = Path(__file__).parents[2] / "vllm_plugin"
 # The card's setting, and no word to the network.
 SETTINGS = {"VLLM_DISABLE_COMPILE_CACHE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+KERNEL = re.compile(r"Using (\w+) for CompressedTensorsWNA16")
+FALL_BACK = re.compile(r"--linear-backend=.* falling back to .*")
 
 
 def run(words: list, log: Path, time_limit: float) -> None:
-    """Run a vllm command, with our plugin, to its end; InputError with its last lines if it fails or takes too long."""
-    with scratch.plain(PLUGIN) as plugin:
-        path = os.pathsep.join(filter(None, [str(plugin), os.environ.get("PYTHONPATH")]))
-        environment = os.environ | SETTINGS | {"PYTHONPATH": path}
-        processes.run(f"vllm {words[0]}", MODULE, words, log, time_limit, environment=environment)
+    """Run a vllm command to its end; raise InputError with its last lines if it fails or takes too long."""
+    processes.run(f"vllm {words[0]}", MODULE, words, log, time_limit, environment=os.environ | SETTINGS)
 
 
 def started(words: list, log: Path) -> AbstractContextManager[subprocess.Popen]:
-    """A running vllm command, without our plugin, as others serve; it is gone after the block."""
+    """Return a running vllm command; it is gone after the block."""
     return processes.started(MODULE, words, log, os.environ | SETTINGS)
+
+
+def kernel_of(folder: Path, log: Path) -> str | None:
+    """Return the kernel with which vLLM computed a folder in compressed-tensors, by its log; None of other folders.
+
+    Raise InputError unless the log names one kernel, or if vLLM fell back on another than was asked for.
+    """
+    if inference.quantizer(folder) != packed_loading.METHOD:
+        return None
+    text = log.read_text(errors="replace")
+    if fall_back := FALL_BACK.search(text):
+        raise InputError(f"{log}: expected the kernel that --linear-backend names, found '{fall_back[0].strip()}'")
+    found = sorted(set(KERNEL.findall(text)))
+    if len(found) != 1:
+        raise InputError(f"{log}: expected one int4 kernel, found {', '.join(found) or 'none'}")
+    return found[0]

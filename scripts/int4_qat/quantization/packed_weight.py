@@ -8,8 +8,9 @@ four bits: codes along the columns, zero points along the rows. The rest of a la
 
 import torch
 
+from int4_qat.checkpoint.blocks import STORAGE_DTYPE
 from int4_qat.quantization import int4
-from int4_qat.quantization.int4 import Grid
+from int4_qat.quantization.int4 import Grid, Int4Weight
 
 PER_WORD = 32 // int4.BITS
 PARTS = PACKED, SCALE, ZERO_POINT, SHAPE = "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"
@@ -48,3 +49,18 @@ def pack_zero_points(grid: Grid) -> torch.Tensor:
 def unpack_zero_points(words: torch.Tensor, scale: torch.Tensor) -> Grid:
     """Return the grid with packed zero points and with the scale (groups, rows)."""
     return int4.of_steps(-unpack(words.t(), scale.shape[1]), scale)
+
+
+def grid_of(scale: torch.Tensor, zero_points: torch.Tensor | None) -> Grid:
+    """Return the grid of stored scales (rows, groups) and packed zero points, None of a symmetric one."""
+    by_group = scale.t().contiguous()
+    if zero_points is None:
+        return Grid(by_group, torch.zeros_like(by_group))
+    return unpack_zero_points(zero_points, by_group)
+
+
+def of_parts(
+    packed: torch.Tensor, scale: torch.Tensor, zero_points: torch.Tensor | None, shape: torch.Tensor
+) -> Int4Weight:
+    """Return the weight of its stored parts, in the order of PARTS; scales in another dtype came from bfloat16."""
+    return Int4Weight(unpack(packed, int(shape[1])), *grid_of(scale.to(STORAGE_DTYPE), zero_points))

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import ModelCard
 
-from int4_qat.config import variants
+from int4_qat.config import quantizations, variants
 from int4_qat.config.calibration import QUESTIONS
 from int4_qat.config.recipes import STANDIN
 from int4_qat.results import (
@@ -68,7 +68,8 @@ def gather(results: Path, settings: dict) -> dict:
     card_checks.check_settings(folder, settings)
     calibrated = calibrated_bases.behind(name, settings)
     card_checks.check_calibration(folder, calibrated)
-    measured = measurements.asked(settings)[name]
+    measured, places = measurements.asked(settings)[name], places_of(settings)
+    folders = quantizations.folders(calibrated_bases.entry_of(name, settings))
     runs = {one.name: measured_files.read(folder, one) for one in measured}
     return {
         **dict.fromkeys(one.name for one in measurements.table((), {})),
@@ -101,7 +102,10 @@ def gather(results: Path, settings: dict) -> dict:
         "manifest": manifest,
         "number": "{type}{num_bits}".format_map(manifest["scheme"]),
         "model_type": config["model_type"],
-        "quantizer": config["quantization_config"]["quant_method"],
+        "places": places,
+        "quantizers": [quantizer(results / name / folder) for folder in folders],
+        "for_transformers": places[quantizations.LOADED],
+        "for_vllm": places.get(quantizations.SERVED[quantizations.VLLM]),
         "auto_class": "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM",
         "profile": profile(settings),
         "pairs": [pair for pair in summary["comparisons"] if pair["variant"] == name],
@@ -115,6 +119,20 @@ def gather(results: Path, settings: dict) -> dict:
         "charts": {variant: row["chartqa"] for variant, row in rows.items() if row["chartqa"]},
         "kept": Counter(layer["reason"] for layer in manifest["layers"] if not layer["quantized"]),
     }
+
+
+def quantizer(folder: Path) -> str:
+    """Return what config.json says quantized a folder."""
+    return files.read_json(folder / "config.json")["quantization_config"]["quant_method"]
+
+
+def places_of(settings: dict) -> dict[str, str]:
+    """Return where the published variant is, by format: in repositories on the Hub, or else in local folders."""
+    name, repository = settings["card"]["variant"], settings["card"]["repository"]
+    entry = calibrated_bases.entry_of(name, settings)
+    local = {folder: f"results/{settings['model']}/{name}/{folder}" for folder in quantizations.folders(entry)}
+    found = quantizations.repositories(entry, repository) if repository else local
+    return {word: found[folder] for folder, word in quantizations.folders(entry).items()}
 
 
 def training_texts(settings: dict, recipe: dict) -> dict[str, dict]:

@@ -24,7 +24,7 @@ def make(figures: dict) -> ModelCardData:
         datasets=datasets(figures) or None,
         metrics=["accuracy"] if figures["asked"] else None,
         tags=[
-            figures["quantizer"],
+            *figures["quantizers"],
             figures["number"],
             *(["qat"] if recipe and recipe["quantization"] else []),
             figures["model_type"],

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from int4_qat.config import metric_names, variants
+from int4_qat.config import metric_names, quantizations, variants
 from int4_qat.results import against_baseline, calibrated_bases, metrics
 from int4_qat.results.metrics import Metric
 from int4_qat.results.schema.chartqa import ChartQA
@@ -47,6 +47,7 @@ class Measurement(NamedTuple):
     setting: str | None = None  # key of `evaluation` in the config; null leaves the measurement out
     of: Callable[[str], bool] = lambda variant: True  # whether a variant has it
     of_calibrated: bool = True  # whether one that a method calibrated on texts may have it
+    engine: Callable[[dict], str] | None = None  # that serves a variant for it, by the settings of evaluation
     conditions: tuple[str, ...] = ()  # keys that must hold the same in two variants that are compared
     kept: tuple[str, ...] = ()  # keys that the summary repeats; without any, and without samples, it shows nothing
     derived: Callable[[dict, dict], dict] | None = None  # what follows from a variant's file and base-bf16's
@@ -172,6 +173,7 @@ OTHERS = (
         schema=Latency,
         rule="measure_latency",
         setting="latency",
+        engine=lambda evaluation: evaluation["latency"]["engine"],
         conditions=("device", "engine", "engine_version", "vllm_arguments", "dtype", "input_len", "output_len"),
         kept=("engine", "output_len", "dequantized", *against_baseline.TIMES),
         derived=against_baseline.speedups,
@@ -202,6 +204,7 @@ OTHERS = (
         rule="check_serving",
         setting="serving",
         of=variants.is_quantized,
+        engine=lambda evaluation: quantizations.VLLM,
         published_alone=True,
     ),
 )
@@ -264,9 +267,35 @@ def asked(settings: dict) -> dict[str, list[Measurement]]:
         variant: [
             one
             for one in wanted
-            if one.of(variant) and (one.of_calibrated or not calibrated_bases.is_calibrated(variant, settings))
+            if one.of(variant)
+            and (one.of_calibrated or not calibrated_bases.is_calibrated(variant, settings))
+            and why_not_served(one, variant, settings) is None
         ]
         for variant in settings["variants"]
+    }
+
+
+def why_not_served(measurement: Measurement, variant: str, settings: dict) -> str | None:
+    """Return why no engine serves a variant for a measurement, or None if one does or none is needed."""
+    if measurement.engine is None or not variants.is_quantized(variant):
+        return None
+    engine, entry = measurement.engine(settings["evaluation"]), calibrated_bases.entry_of(variant, settings)
+    if quantizations.served_folder(entry, engine):
+        return None
+    return f"{engine} computes with int4 in {quantizations.SERVED[engine]}, which is not among its formats"
+
+
+def not_served(settings: dict) -> dict[str, dict[str, str]]:
+    """Return why measurements are missing, by variant and name, for want of a format that an engine serves."""
+    served = [one for one in OTHERS if one.engine and settings["evaluation"][one.setting]]
+    reasons = {
+        variant: {one.name: why_not_served(one, variant, settings) for one in served if one.of(variant)}
+        for variant in settings["variants"]
+    }
+    return {
+        variant: found
+        for variant, each in reasons.items()
+        if (found := {name: reason for name, reason in each.items() if reason})
     }
 
 

@@ -27,11 +27,12 @@ def derive(
     references: dict[str, str],
     calibrated: dict[str, str],
     headline: str,
+    not_served: dict[str, dict[str, str]],
 ) -> dict:
     """Return what follows from the files of the variants, and from nothing else.
 
     references are the quantized bases that the variants are measured against; calibrated the methods of the calibrated
-    bases; headline is the metric of which the rows tell first.
+    bases; headline the metric of which the rows tell first; not_served says of variants why a measurement is missing.
     """
     found = {name: {one.name: measured_files.read(results / name, one) for one in measured[name]} for name in measured}
     check_comparable(results, measured, found)
@@ -41,6 +42,7 @@ def derive(
     groups = score_groups(asked[headline], found[variants.BASELINE])
     rows = [
         {"name": name, "quantized_baseline": references[name], "source": sources(name, measured[name])}
+        | {"not_served": not_served.get(name, {})}
         | parts(name, measured[name], found, asked, references[name])
         | of_headline(name, references[name], asked[headline], groups)
         for name in measured

@@ -23,8 +23,14 @@ def flat_row(row: dict, measured: list[Measurement]) -> dict:
         "normalized_degradation": row["normalized_degradation"],
         **recoveries("recovered", row),
         **{column: value for one in measured for column, value in columns(row, one).items()},
-        **{f"speedup_batch_{batch['batch_size']}": batch["speedup"] for batch in row["latency"]["batches"][1:]},
+        **speedups(row["latency"]),
     }
+
+
+def speedups(latency: dict | None) -> dict[str, float | None]:
+    """Return the speedup of each further batch size."""
+    further = latency["batches"][1:] if latency else []
+    return {f"speedup_batch_{batch['batch_size']}": batch["speedup"] for batch in further}
 
 
 def columns(row: dict, measurement: Measurement) -> dict:

@@ -87,7 +87,9 @@ def wrong_numbers(results: Path, settings: dict) -> Iterator[str]:
     measured = measurements.summarized(measurements.asked(settings))
     headline, arms = metric_names.headline(settings["evaluation"]), settings["arms"]
     references, calibrated = quantizations.references(settings), calibrated_bases.bases(settings)
-    derived = summary.derive(results, measured, arms, references, calibrated, headline)
+    derived = summary.derive(
+        results, measured, arms, references, calibrated, headline, measurements.not_served(settings)
+    )
     for key, value in derived.items():
         for where, found, expected in differences(written[key], value, key):
             yield f"summary.json: {where} is {found}, the files give {expected}"

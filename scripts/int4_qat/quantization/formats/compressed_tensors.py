@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from int4_qat.quantization import int4
 
 FOLDER = "compressed-tensors"  # of a variant
+SUFFIX = "W4A16"  # of a repository
+GROUP_SIZES = (32, 64, 128)  # those of vLLM's kernels for GPUs and CPUs
 LAYOUT = "pack-quantized"
 
 
@@ -26,6 +28,8 @@ def misfit(scheme: Scheme) -> str | None:
     """Return what a scheme would have to be for this layout to hold it, or None if it does."""
     if (scheme.type, scheme.num_bits, scheme.strategy) != ("int", 4, "group") or scheme.zero_point == schemes.FLOAT:
         return f"int4 in groups with zero_point {schemes.INTEGER}, or symmetric"
+    if scheme.group_size not in GROUP_SIZES:
+        return f"groups of {', '.join(map(str, GROUP_SIZES[:-1]))} or {GROUP_SIZES[-1]}"
     return None
 
 
@@ -94,7 +98,6 @@ def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: 
 
 def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "int4.Int4Weight"]:
     """Return what reads some rows of a stored weight; the scales and zero points of all are read once."""
-    import torch
 
     from int4_qat.quantization import int4, packed_weight
 
@@ -102,10 +105,8 @@ def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "in
         stored.get(packed_weight.part_name(key, part)) for part in packed_weight.PARTS
     )
     columns = int(shape.read()[1])
-    scale = scales.read().view(scales.shape).t().contiguous()
-    grid = int4.Grid(scale, torch.zeros_like(scale))
-    if zero_points:
-        grid = packed_weight.unpack_zero_points(zero_points.read().view(zero_points.shape), scale)
+    stored_zero_points = zero_points and zero_points.read().view(zero_points.shape)
+    grid = packed_weight.grid_of(scales.read().view(scales.shape), stored_zero_points)
 
     def read(rows: slice) -> int4.Int4Weight:
         codes = packed_weight.unpack(packed.read_rows(rows), columns)

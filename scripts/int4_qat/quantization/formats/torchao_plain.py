@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from int4_qat.quantization import int4
 
 FOLDER = "checkpoint"  # of a variant
+SUFFIX = "INT4"  # of a repository
 
 
 def misfit(scheme: Scheme) -> str | None:

@@ -42,5 +42,5 @@ class Serving(TypedDict):
     vllm_arguments: list[str]
     max_tokens: int
     dtype: str
-    dequantized: bool  # the weights in memory were not those on the disk
+    kernel: str | None  # vLLM's, for compressed-tensors
     device: str
