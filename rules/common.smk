@@ -10,6 +10,7 @@ from int4_qat.config.recipe import compares_with_base
 from int4_qat.data import mmlu
 from int4_qat.results import calibrated_bases, measured_files, measurements
 from int4_qat.system import rooms, sources
+from int4_qat.system.errors import InputError
 
 config = workflow_config.of_run(workflow.basedir, config, workflow.config_settings.config, workflow.configfiles)
 
@@ -148,15 +149,14 @@ def compared_base(wildcards):
 
 
 def served(engine):
-    """The folder of a variant that an engine serves."""
+    """The folder of a variant that an engine serves; asking for one that it does not serve ends with the reason."""
 
     def folder(wildcards):
-        name = wildcards.variant
-        place = (
-            quantizations.served_folder(quantization(wildcards), engine)
-            if variants.is_quantized(name)
-            else "checkpoint"
-        )
+        name, place = wildcards.variant, "checkpoint"
+        if variants.is_quantized(name):
+            if reason := quantizations.why_not_served(quantization(wildcards), engine):
+                raise InputError(f"{name}: {reason}")
+            place = quantizations.served_folder(quantization(wildcards), engine)
         return f"results/{wildcards.model}/{name}/{place}"
 
     return folder

@@ -1,6 +1,6 @@
 # The published checkpoint and its card on the Hub: `snakemake publish`, never part of the default target.
 #   in:  results/<model>/provenance.json and all that it lists
-#   out: the repository that the config names; results/<model>/published.json
+#   out: a repository for each format, by the config's name; results/<model>/published.json
 
 
 localrules:

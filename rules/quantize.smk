@@ -1,6 +1,6 @@
 # Quantized checkpoints, each with a manifest of every layer; a folder for each format.
 #   in:  results/<model>/<weights>-bf16/checkpoint/, or results/<model>/<weights>-<quantization>/calibrated/
-#   out: results/<model>/<weights>-<quantization>/checkpoint/
+#   out: results/<model>/<weights>-<quantization>/checkpoint/, compressed-tensors/
 
 
 rule quantize:

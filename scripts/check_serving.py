@@ -30,6 +30,7 @@ import torch
 
 from int4_qat.checkpoint import architecture
 from int4_qat.engines import inference, processes, vllm_process
+from int4_qat.engines.vllm_process import HOST
 from int4_qat.results.schema.serving import Answer, FirstToken, Load, Serving
 from int4_qat.system import devices, errors, files, scratch
 from int4_qat.system.errors import InputError
@@ -38,7 +39,6 @@ from int4_qat.tokenizer import tokenization
 MESSAGES = [{"role": "user", "content": "Give me a short introduction to large language models."}]
 SAMPLING = {"temperature": 0.6, "top_p": 0.95}
 TOP_K = 20
-HOST = "127.0.0.1"
 CANDIDATES = 5  # next tokens of transformers; rounding can change the order of the first
 
 
@@ -62,6 +62,7 @@ def main() -> None:
     with ProcessPoolExecutor(1, spawn, initializer=end) as pool:
         question, expected = pool.submit(likeliest_tokens, arguments.checkpoint, dtype, arguments.device).result()
     with served(arguments) as (client, startup_seconds):
+        kernel = vllm_process.kernel_of(arguments.served, log_of(arguments))
         likeliest = check_likeliest(client, question, arguments, expected)
         answer = check_answer(client, arguments)
         load = [measure(client, requests, arguments) for requests in arguments.concurrency]
@@ -78,7 +79,7 @@ def main() -> None:
             vllm_arguments=arguments.vllm_arguments,
             max_tokens=arguments.max_tokens,
             dtype=arguments.dtype,
-            kernel=vllm_process.kernel_of(arguments.served, log_of(arguments)),
+            kernel=kernel,
             device=devices.name(arguments.device),
         ),
     )
@@ -202,15 +203,16 @@ def measure(client: openai.OpenAI, requests: int, arguments: argparse.Namespace)
             "--result-dir": folder,
             "--result-filename": f"{name}.json",
         }
-        words = ["bench", "serve", *(word for pair in options.items() for word in pair)]
+        words = ["bench", "serve", *(word for pair in options.items() for word in pair), "--skip-chat-template"]
         print(f"vllm bench serve, {requests} at once: {log}", flush=True)
         vllm_process.run([*words, "--ignore-eos", "--save-result", "--save-detailed"], log, arguments.time_limit)
         report = files.read_json(folder / f"{name}.json")
     files.write_json(arguments.vllm_runs / f"{name}.json", report)
     tokens = report["output_lens"]
     if report["completed"] != requests or set(tokens) != {arguments.max_tokens}:
-        found = f"expected {requests} answers of {arguments.max_tokens} tokens, found {tokens}"
-        raise InputError(f"{found}; {processes.last_lines(log)}")
+        whole = tokens.count(arguments.max_tokens)
+        found = f"expected {requests} answers of {arguments.max_tokens} tokens, found {whole}"
+        raise InputError(f"{found}; {processes.last_lines(log_of(arguments))}")
     return Load(
         requests=requests,
         seconds=report["duration"],

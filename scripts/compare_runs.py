@@ -158,10 +158,13 @@ def printed_variant(found: dict, headline: dict) -> dict:
         "recovered": " -> ".join(
             tables.between(found["recovered"][side], None, "{:.0%}") for side in ("reference", "here")
         ),
-        "peak_gb": f"{found['peak_gb']['difference']:+.4f}",
-        "checkpoint_gb": f"{found['checkpoint_gb']['difference']:+.4f}",
-        "latency_s": f"{found['latency_s']['difference']:+.4f}",
+        **{name: shown_difference(found[name]["difference"]) for name in ("peak_gb", "checkpoint_gb", "latency_s")},
     }
+
+
+def shown_difference(difference: float | None) -> str:
+    """Return a difference as the table shows it; empty where one of the runs has not measured it."""
+    return "" if difference is None else f"{difference:+.4f}"
 
 
 if __name__ == "__main__":

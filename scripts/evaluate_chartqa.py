@@ -102,9 +102,9 @@ def with_floats(checkpoint: Path) -> Iterator[Path]:
             yield path
         return
     with scratch.folder() as folder:
-        model = inference.load_model(checkpoint, torch.bfloat16, "cpu")
-        # By the names of the modules: the way back to the file's names leads through torchao.
-        model.save_pretrained(folder, save_original_format=False)
+        # By the names of the modules: the way back to the file's names leads through torchao. The model is let go at
+        # once, since lmms-eval needs the memory.
+        inference.load_model(checkpoint, torch.bfloat16, "cpu").save_pretrained(folder, save_original_format=False)
         architecture.copy_companions(checkpoint, folder)
         yield folder
 

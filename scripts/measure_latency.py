@@ -155,6 +155,7 @@ def bench_latency(folder: Path, size: int, repeat: int, arguments: argparse.Name
     words = ["bench", "latency", *(word for pair in options.items() for word in pair), *arguments.vllm_arguments]
     print(f"vllm bench latency, batch size {size}, repeat {repeat + 1} of {arguments.repeats}: {log}", flush=True)
     vllm_process.run(words, log, arguments.vllm_time_limit)
+    vllm_process.kernel_of(arguments.checkpoint, log)  # a fall-back ends the job here, not after all runs
     return read_latencies(report, log, arguments.iterations)
 
 

@@ -58,10 +58,12 @@ def main() -> None:
             visibility = "public" if arguments.public else "private"
             print(f"would go to {repository} ({visibility}): {amount(contents)}")
         return
-    links = {}
+    api, links = HfApi(token=token), {}
+    disable_progress_bars()
+    private = {repository: create(api, repository, arguments) for repository in by_repository}
     for repository, contents in by_repository.items():
-        links[repository], private = upload(contents, repository, arguments, token)
-        print(f"{links[repository]} ({'private' if private else 'public'}): {amount(contents)}")
+        links[repository] = upload(api, repository, contents, arguments)
+        print(f"{links[repository]} ({'private' if private[repository] else 'public'}): {amount(contents)}", flush=True)
     if arguments.output:
         hashes = {
             repository: {name: files.sha256(path.resolve()) for name, path in contents.items()}
@@ -86,6 +88,8 @@ def obstacles(arguments: argparse.Namespace) -> list[str]:
 def missing_results(results: Path, variant: str) -> list[str]:
     """Return evaluations that were not made, and an export that is not what training saw."""
     settings = files.read_json(results / "provenance.json")["settings"]
+    if variant not in filter(variants.is_quantized, settings["variants"]):
+        return [f"--variant: expected a quantized variant of {', '.join(settings['variants'])}, found {variant}"]
     folders = quantizations.folders(calibrated_bases.entry_of(variant, settings))
     manifests = [f"{variant}/{folder}/manifest.json" for folder in folders]
     asked = measurements.asked(settings)
@@ -136,29 +140,38 @@ def read_token() -> str:
     return token
 
 
-def upload(contents: dict[str, Path], repository: str, arguments: argparse.Namespace, token: str) -> tuple[str, bool]:
-    """Return the link of the one commit, and whether the repository, whose only weights are now these, is private.
+def create(api: HfApi, repository: str, arguments: argparse.Namespace) -> bool:
+    """Create a repository unless it is there, and return whether it is private.
 
-    InputError if the Hub refuses. A repository that is there stays as private or public as it is.
+    Raise InputError if the Hub refuses, or if one that is there is public and may not be.
     """
-    private = not arguments.public
-    disable_progress_bars()
-    api = HfApi(token=token)
     try:
-        api.create_repo(repository, private=private, exist_ok=True)
+        api.create_repo(repository, private=not arguments.public, exist_ok=True)
         is_private = api.repo_info(repository).private
-        if private and not is_private:
-            raise InputError(f"{repository} is there and public; --public, publish.private in the config, allows that")
+    except hub.FAILURES as error:
+        raise refused(repository, error, arguments) from None
+    if not is_private and not arguments.public:
+        raise InputError(f"{repository} is there and public; --public, publish.private in the config, allows that")
+    return is_private
+
+
+def upload(api: HfApi, repository: str, contents: dict[str, Path], arguments: argparse.Namespace) -> str:
+    """Return the link of the one commit, after which the only weights there are these; raise InputError as `create`."""
+    try:
         stale = {name for name in api.list_repo_files(repository) if name.endswith(WEIGHTS)} - contents.keys()
         additions = [CommitOperationAdd(name, str(path)) for name, path in contents.items()]
-        commit = api.create_commit(
+        return api.create_commit(
             repository,
             [*additions, *map(CommitOperationDelete, sorted(stale))],
             commit_message=f"{arguments.variant}: weights and model card",
-        )
-        return commit.commit_url, is_private
+        ).commit_url
     except hub.FAILURES as error:
-        raise InputError(f"{repository}: the upload failed: {hub.explain(error, arguments.results)}") from None
+        raise refused(repository, error, arguments) from None
+
+
+def refused(repository: str, error: Exception, arguments: argparse.Namespace) -> InputError:
+    """Return what the Hub refused, as a line."""
+    return InputError(f"{repository}: the upload failed: {hub.explain(error, arguments.results)}")
 
 
 if __name__ == "__main__":

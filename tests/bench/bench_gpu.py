@@ -169,7 +169,7 @@ def steps(arguments: argparse.Namespace, config: dict):
     entry = config["quantizations"]["w4a16"]
     words = quantizations.training_words(entry)
     scheme = ["--scheme", json.dumps(words["scheme"]), "--ignore", *words["ignore"], "--method", entry["method"]]
-    source = folder / "merged" if (folder / "merged").exists() else folder / "model"
+    source = folder / ("merged" if arguments.only is None or "merge" in arguments.only else "model")
     served = quantizations.SERVED[quantizations.VLLM]
     for name, word in {"int4": quantizations.LOADED, served: served}.items():
         options = ["--checkpoint", source, *scheme, "--format", word, "--output", folder / name]

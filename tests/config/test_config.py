@@ -169,6 +169,11 @@ def test_the_shipped_configs_are_right(config):
             "evaluation.latency.vllm_arguments: expected none with engine transformers",
         ),
         (
+            ["evaluation", "serving", "dtype"],
+            "float32",
+            "evaluation.serving.dtype: expected bfloat16, in which vLLM computes with int4, found float32",
+        ),
+        (
             ["publish", "thresholds", "lost_at_most"],
             1,
             "publish.thresholds.lost_at_most: expected less than 1 of mmlu, which is a share, found 1",

@@ -160,6 +160,10 @@ EIGHT_BITS = {"type": "int", "num_bits": 8, "strategy": "group"}
             },
             r"config_groups.group_0.weights: expected .*4, .*, found .*8, ",
         ),
+        (
+            {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+            "config_groups: expected one group, found none",
+        ),
     ],
 )
 def test_a_format_that_is_not_loaded_is_one_line(untrained, tmp_path, words, expected):
@@ -170,9 +174,28 @@ def test_a_format_that_is_not_loaded_is_one_line(untrained, tmp_path, words, exp
         inference.load_model(folder, torch.float32, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"symmetric": True}, "expected the parts .*, found .*weight_zero_point"),
+        ({"group_size": 32}, r"expected the parts .*'weight_scale': .*, found .*'weight_scale'"),
+    ],
+)
+def test_parts_that_are_not_those_of_the_config_are_refused(untrained, tmp_path, monkeypatch, change, expected):
+    folder = export(untrained / "model", HELD["integer"], tmp_path / "int4", monkeypatch)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=expected):
+        inference.load_model(folder, torch.float32, "cpu")
+
+
 @pytest.mark.parametrize("scheme", HELD)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loader_makes_the_same_model_of_both_folders(untrained, tmp_path, monkeypatch, scheme, dtype):
+@pytest.mark.parametrize("shard_size", ["300KB", "5GB"])
+def test_the_loader_makes_the_same_model_of_both_folders(untrained, tmp_path, monkeypatch, scheme, dtype, shard_size):
+    monkeypatch.setattr(weight_writer, "SHARD_SIZE", shard_size)
+
     def loaded(word):
         folder = export(untrained / "model", HELD[scheme], tmp_path / word, monkeypatch, word)
         return inference.load_model(folder, dtype, "cpu")
@@ -253,3 +276,36 @@ def test_compressed_tensors_own_code_reads_the_same_weights(untrained, scheme, t
     for module, weight in found.items():
         expected = int4.fake_quantize(source[f"{module}.weight"].to(torch.bfloat16), scheme)
         assert torch.equal(weight, expected), module
+
+
+# Which modules vLLM itself leaves out, by the names of its own model classes, in which some linears are one.
+LEFT_OUT = """
+import json, sys
+from vllm.model_executor.layers.quantization.compressed_tensors.utils import should_ignore_layer
+
+ignore, names = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+fused = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+print(json.dumps({name: should_ignore_layer(name, ignore, fused) for name in names}))
+"""
+FUSED = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ignore", [[], ["down_proj"], ["layers.0.self_attn", "layers.1.mlp"]])
+def test_vllm_leaves_out_the_same_linears_where_it_makes_one_of_several(untrained, ignore, tmp_path, monkeypatch):
+    variables = environment("vllm")
+    folder = export(untrained / "model", HELD["symmetric"], tmp_path / "int4", monkeypatch, ignore=ignore)
+    words = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
+    kept = {}
+    for layer in json.loads((folder / "manifest.json").read_text())["layers"]:
+        parent, _, own = layer["name"].rpartition(".")
+        if own in {"k_proj", "v_proj", "up_proj"}:
+            continue
+        name = f"{parent}.{FUSED.get(own, own)}"
+        name = name.replace("model.vision_tower.", "vision_tower.vision_model.")
+        kept[name.replace("model.language_model.", "language_model.model.")] = not layer["quantized"]
+    command = ["python", "-c", LEFT_OUT, json.dumps(words), json.dumps(list(kept))]
+    result = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads(result.stdout.splitlines()[-1]) == kept
+    assert {True, False} == set(kept.values())

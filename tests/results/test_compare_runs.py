@@ -35,6 +35,15 @@ def compare(*arguments):
     return result.stdout
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_a_variant_without_latency_has_no_difference(finished, other, both):
+    for folder in [finished, other] if both else [other]:
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["variants"][1]["latency"] = None
+        (folder / "summary.json").write_text(json.dumps(summary))
+    assert "base-int4" in compare(finished, other)
+
+
 def test_differences_are_paired_on_the_same_questions(finished, other, tmp_path):
     printed = compare(finished, other, "--json", tmp_path / "comparison.json")
     (run,) = json.loads((tmp_path / "comparison.json").read_text())["runs"]

@@ -10,17 +10,21 @@ from argparse import Namespace
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import huggingface_hub
 import pytest
 import yaml
 
 import upload_model
-from programs import ROOT, run_script
+from int4_qat.quantization import schemes
+from int4_qat.system.errors import InputError
+from programs import ROOT, entry_of, run_in_process, run_script
 from test_model_card import change
 from workflows import demo, snakemake, write_config
 
 TOKEN = "hf_secretSecretSecretSecretSecret"
 PUBLISHED = "me/demo"
 REPOSITORY = f"{PUBLISHED}-INT4"  # of the folder in torchao's format
+FOR_VLLM = f"{PUBLISHED}-W4A16"
 
 
 class Hub:
@@ -30,30 +34,43 @@ class Hub:
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, authorization
         self.created: dict | None = None
         self.is_private: bool | None = None
+        self.public: set[str] = set()  # repositories that were there
         self.objects: dict[str, bytes] = {}
         self.uploads = 0
-        self.files: dict[str, bytes] = {}
-        self.refuses_commits = False
+        self.repositories: dict[str, dict[str, bytes]] = {REPOSITORY: {}, FOR_VLLM: {}}
+        self.refuses_commits: bool | str = False
         self.refuses_tokens = False
         self.address = ""
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return self.repositories[REPOSITORY]
+
+    @files.setter
+    def files(self, files: dict[str, bytes]) -> None:
+        self.repositories[REPOSITORY] = files
 
     def answer(self, method: str, path: str, content: bytes) -> tuple[int, dict | list]:
         if self.refuses_tokens:
             return 401, {"error": f"Invalid credentials in Authorization header: {TOKEN}"}
         if path == "/api/repos/create":
             self.created = json.loads(content)
+            repository = f"{self.created['organization']}/{self.created['name']}"
             if self.is_private is None:
                 self.is_private = self.created.get("visibility") == "private"
-            return 200, {"url": f"{self.address}/{REPOSITORY}", "id": REPOSITORY, "name": REPOSITORY}
-        if path == f"/api/models/{REPOSITORY}":
-            return 200, {"id": REPOSITORY, "private": self.is_private, "siblings": [], "tags": [], "sha": "0" * 40}
-        if path.startswith(f"/api/models/{REPOSITORY}/tree/"):
-            return 200, [{"type": "file", "path": name, "oid": "0" * 40, "size": 0} for name in self.files]
+            return 200, {"url": f"{self.address}/{repository}", "id": repository, "name": repository}
+        repository = next((name for name in self.repositories if f"/{name}" in path), None)
+        if path == f"/api/models/{repository}":
+            private = self.is_private and repository not in self.public
+            return 200, {"id": repository, "private": private, "siblings": [], "tags": [], "sha": "0" * 40}
+        if path.startswith(f"/api/models/{repository}/tree/"):
+            files = self.repositories[repository]
+            return 200, [{"type": "file", "path": name, "oid": "0" * 40, "size": 0} for name in files]
         if path == "/api/validate-yaml":
             card = json.loads(content)["content"]
             wrong = [] if "\nlicense: " in card else [{"message": "license is missing"}]
             return (400 if wrong else 200), {"errors": wrong, "warnings": []}
-        if path.startswith(f"/api/models/{REPOSITORY}/preupload/"):
+        if path.startswith(f"/api/models/{repository}/preupload/"):
             modes = {"path": None, "shouldIgnore": False}
             wanted = [file["path"] for file in json.loads(content)["files"]]
             return 200, {
@@ -62,14 +79,14 @@ class Hub:
                     for name in wanted
                 ]
             }
-        if path == f"/{REPOSITORY}.git/info/lfs/objects/batch":
+        if path == f"/{repository}.git/info/lfs/objects/batch":
             return 200, {"transfer": "basic", "objects": [self.action(one) for one in json.loads(content)["objects"]]}
         if path.startswith("/lfs/"):
             self.objects[path.removeprefix("/lfs/")] = content
             self.uploads += 1
             return 200, {}
-        if path.startswith(f"/api/models/{REPOSITORY}/commit/"):
-            return self.commit(content)
+        if path.startswith(f"/api/models/{repository}/commit/"):
+            return self.commit(repository, content)
         return 404, {"error": f"{method} {path}"}
 
     def action(self, wanted: dict) -> dict:
@@ -77,17 +94,18 @@ class Hub:
             return wanted
         return wanted | {"actions": {"upload": {"href": f"{self.address}/lfs/{wanted['oid']}", "header": {}}}}
 
-    def commit(self, content: bytes) -> tuple[int, dict]:
-        if self.refuses_commits:
+    def commit(self, repository: str, content: bytes) -> tuple[int, dict]:
+        if self.refuses_commits in (True, repository):
             return 403, {"error": "You may not write here"}
+        files = self.repositories[repository]
         for line in map(json.loads, content.splitlines()):
             if line["key"] == "file":
-                self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             elif line["key"] == "lfsFile":
-                self.files[line["value"]["path"]] = self.objects[line["value"]["oid"]]
+                files[line["value"]["path"]] = self.objects[line["value"]["oid"]]
             elif line["key"] == "deletedFile":
-                del self.files[line["value"]["path"]]
-        link = f"{self.address}/{REPOSITORY}/commit/{'c' * 40}"
+                del files[line["value"]["path"]]
+        link = f"{self.address}/{repository}/commit/{'c' * 40}"
         return 200, {"success": True, "commitOid": "c" * 40, "commitUrl": link}
 
 
@@ -310,6 +328,67 @@ def test_a_private_repository_stays_private_and_is_called_so(trained, writable_h
     result = upload_of_demo(trained, "--public", env=environment(writable_hub))
     assert result.returncode == 0, result.stderr
     assert " (private): " in result.stdout
+
+
+@pytest.fixture
+def in_two_formats(tmp_path, writable_hub, monkeypatch):
+    """Results of a variant in two formats that nothing stands against, and what uploads them: its output."""
+    results = tmp_path / "results"
+    entry = entry_of(schemes.int4(64, schemes.INTEGER)) | {"formats": ["torchao-plain", "compressed-tensors"]}
+    settings = {"variants": ["base-bf16", "qad-w4"], "quantizations": {"w4": entry}}
+    for folder in ("checkpoint", "compressed-tensors"):
+        (results / "qad-w4" / folder).mkdir(parents=True)
+        (results / "qad-w4" / folder / "model.safetensors").write_bytes(folder.encode())
+    (results / "provenance.json").write_text(json.dumps({"settings": settings}))
+    (results / "model_card.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr(upload_model, "obstacles", lambda _: [])
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", writable_hub.address)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    def upload(*more):
+        options = ["--results", results, "--variant", "qad-w4", "--repository", PUBLISHED]
+        options += ["--recovered-at-least", 0, "--lost-at-most", 1, "--output", tmp_path / "published.json"]
+        run_in_process(upload_model, monkeypatch, *options, *more)
+        return json.loads((tmp_path / "published.json").read_text())["repositories"]
+
+    return upload
+
+
+def test_each_format_goes_into_a_repository_of_its_own(in_two_formats, writable_hub):
+    published = in_two_formats()
+    assert published.keys() == {REPOSITORY, FOR_VLLM}
+    found = {name: files["model.safetensors"] for name, files in writable_hub.repositories.items()}
+    assert found == {REPOSITORY: b"checkpoint", FOR_VLLM: b"compressed-tensors"}
+    assert all("README.md" in files for files in writable_hub.repositories.values())
+    assert {name: each["commit"] for name, each in published.items()} == {
+        name: f"{writable_hub.address}/{name}/commit/{'c' * 40}" for name in published
+    }
+
+
+def test_a_second_repository_that_refuses_is_named_and_filled_by_the_next_call(in_two_formats, writable_hub):
+    writable_hub.refuses_commits = FOR_VLLM
+    with pytest.raises(InputError, match=f"^{FOR_VLLM}: the upload failed: the Hub forbids it"):
+        in_two_formats()
+    assert "model.safetensors" in writable_hub.files
+    assert writable_hub.repositories[FOR_VLLM] == {}
+    writable_hub.refuses_commits = False
+    in_two_formats()
+    assert writable_hub.repositories[FOR_VLLM]["model.safetensors"] == b"compressed-tensors"
+
+
+def test_nothing_is_sent_if_one_of_two_repositories_is_public(in_two_formats, writable_hub):
+    writable_hub.public = {FOR_VLLM}
+    with pytest.raises(InputError, match=f"^{FOR_VLLM} is there and public"):
+        in_two_formats()
+    assert writable_hub.repositories == {REPOSITORY: {}, FOR_VLLM: {}}
+
+
+def test_a_variant_that_is_none_is_one_line(finished):
+    found = upload_model.missing_results(finished, "base-bf16")
+    assert found[0].startswith("--variant: expected a quantized variant of base-bf16, ")
 
 
 def test_publishing_is_never_part_of_the_default(tmp_path):

@@ -233,6 +233,16 @@ def test_vllm_serves_and_times_the_variants_that_have_its_format(tmp_path):
     assert planned_of(plan, "measure_latency") == {"base-bf16", "lora-bf16", "base-w4a16", "base-gptq", "qad-w4a16"}
 
 
+def test_what_vllm_does_not_serve_cannot_be_asked_for(tmp_path):
+    target = "results/gemma-3-12b-it/qat-int4/latency.json"
+    result = snakemake("--profile", "profiles/gpu", "--directory", tmp_path, "--dry-run", target)
+    assert result.returncode == 1
+    assert (
+        "qat-int4: vllm computes with int4 in compressed-tensors, which is not among its f"
+        in result.stdout + result.stderr
+    )
+
+
 def planned_of(plan: str, rule: str) -> set[str]:
     """Return the variants for which a plan has a rule, by its message."""
     return set(re.findall(rf"^Job \d+: {rule}: \S+ (\S+)$", plan, re.MULTILINE))

@@ -7,7 +7,7 @@ from int4_qat.quantization import schemes
 from int4_qat.system import rooms
 
 ROUNDED = "rtn"  # the method against which the others are measured
-LOADED = "torchao-plain"  # the format that everything here loads
+LOADED = "torchao-plain"  # the format in which quality and memory are measured
 VLLM = "vllm"
 SERVED = {"transformers": LOADED, VLLM: "compressed-tensors"}  # in which an engine computes with int4
 TEXTS = "texts"  # all that a method can need: it is calibrated on them
@@ -36,6 +36,13 @@ def served_folder(entry: dict, engine: str) -> str | None:
     """Return the folder of a variant that an engine serves, by the variant's entry; None if there is none for it."""
     by_format = {word: folder for folder, word in folders(entry).items()}
     return by_format.get(SERVED[engine])
+
+
+def why_not_served(entry: dict, engine: str) -> str | None:
+    """Return why an engine serves no variant of an entry, or None if it does."""
+    if served_folder(entry, engine):
+        return None
+    return f"{engine} computes with int4 in {SERVED[engine]}, which is not among its formats"
 
 
 def repositories(entry: dict, repository: str) -> dict[str, str]:
@@ -118,4 +125,4 @@ def _unknown_words(key: str, entry: dict) -> Iterator[str]:
         if len(folders(entry)) < len(entry["formats"]):
             yield f"{key}.formats: expected formats with folders of their own, found {entry['formats']}"
         if LOADED not in entry["formats"]:
-            yield f"{key}.formats: expected {LOADED} among them, which all measurements load, found {entry['formats']}"
+            yield f"{key}.formats: expected {LOADED} among them, which measurements load, found {entry['formats']}"

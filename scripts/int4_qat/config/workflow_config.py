@@ -76,6 +76,7 @@ def problems(config: dict, rules: dict) -> list[str]:
         *_missing_references(config),
         *_misfits(config),
         *_idle_words(config),
+        *_served_in_float32(config),
         *_split_layers(config),
         *_too_few_examples(config),
         *_misfits_of_models(config),
@@ -217,6 +218,14 @@ def _idle_words(config: dict) -> Iterator[str]:
     latency = config["evaluation"]["latency"]
     if latency["engine"] != "vllm" and latency["vllm_arguments"]:
         yield f"evaluation.latency.vllm_arguments: expected none with engine {latency['engine']}"
+
+
+def _served_in_float32(config: dict) -> Iterator[str]:
+    """vLLM's int4 kernels compute in half precision."""
+    for name in ("latency", "serving"):
+        settings = config["evaluation"][name]
+        if settings and settings.get("engine", "vllm") == "vllm" and settings["dtype"] == "float32":
+            yield f"evaluation.{name}.dtype: expected bfloat16, in which vLLM computes with int4, found float32"
 
 
 def _split_layers(config: dict) -> list[str]:

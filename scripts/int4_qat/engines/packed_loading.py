@@ -18,6 +18,7 @@ from int4_qat.system.errors import InputError
 
 METHOD = "compressed-tensors"  # as config.json calls it
 LAYOUT = "pack-quantized"
+EXPECTED = {"type": "int", "num_bits": 4, "strategy": "group"}  # of the weights
 OURS = "int4_qat_packed"  # the name under which transformers finds the classes below
 
 
@@ -44,11 +45,12 @@ class PackedLinear(torch.nn.Module):
 
 @register_quantization_config(OURS)
 class PackedConfig(QuantizationConfigMixin):
-    """The stored parts of each linear, by the linear's name."""
+    """The stored parts of each linear, by the linear's name, and what config.json says of their weights."""
 
-    def __init__(self, linears: dict[str, dict[str, weight_files.StoredTensor]] | None = None) -> None:
+    def __init__(self, linears: dict[str, dict[str, weight_files.StoredTensor]], weights: dict) -> None:
         self.quant_method = OURS
-        self.linears = linears or {}
+        self.linears = linears
+        self.weights = weights
 
 
 @register_quantizer(OURS)
@@ -60,15 +62,21 @@ class PackedQuantizer(HfQuantizer):
             linear = model.get_submodule(name)
             if not isinstance(linear, torch.nn.Linear):
                 raise InputError(f"{name}: expected a Linear with an int4 weight, found a {type(linear).__name__}")
+            refuse_misfits(name, linear, parts, self.quantization_config.weights)
             model.set_submodule(name, PackedLinear(linear, parts))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> PreTrainedModel:
         for name in self.quantization_config.linears:
             model.set_submodule(name, model.get_submodule(name).to_linear())
+        self.quantization_config.linears = {}  # a config is printed as JSON, which holds no paths
         return model
 
     def is_serializable(self) -> bool:
         return False
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
 
     @property
     def is_trainable(self) -> bool:
@@ -81,20 +89,42 @@ def load(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
     Raise InputError as `loading.load` does, or if the folder is in another layout of compressed-tensors.
     """
     config = architecture.read_config(folder)
-    refuse_other_layouts(folder, config.quantization_config)
+    weights = words_of_weights(folder, config.quantization_config)
     del config.quantization_config  # transformers would ask for its own way to load it
-    return loading.load(folder, dtype, device, config=config, quantization_config=PackedConfig(stored_linears(folder)))
+    packed = PackedConfig(stored_linears(folder), weights)
+    return loading.load(folder, dtype, device, config=config, quantization_config=packed)
 
 
-def refuse_other_layouts(folder: Path, words: dict) -> None:
-    """Raise InputError unless config.json's words tell of int4 in groups, packed."""
+def words_of_weights(folder: Path, words: dict) -> dict:
+    """Return what config.json says of all quantized weights; raise InputError unless it is int4 in groups, packed."""
+    key = f"{folder}/config.json: quantization_config"
     if (found := words.get("format")) != LAYOUT:
-        raise InputError(f"{folder}/config.json: quantization_config.format: expected {LAYOUT}, found {found!r}")
-    expected = {"type": "int", "num_bits": 4, "strategy": "group"}
-    for name, group in words["config_groups"].items():
-        if (weights := {key: group["weights"].get(key) for key in expected}) != expected:
-            key = f"quantization_config.config_groups.{name}.weights"
-            raise InputError(f"{folder}/config.json: {key}: expected {expected}, found {weights}")
+        raise InputError(f"{key}.format: expected {LAYOUT}, found {found!r}")
+    groups = words.get("config_groups") or {}
+    if len(groups) != 1:
+        raise InputError(f"{key}.config_groups: expected one group, found {', '.join(groups) or 'none'}")
+    ((name, group),) = groups.items()
+    weights = group.get("weights") or {}
+    if (found := {word: weights.get(word) for word in EXPECTED}) != EXPECTED:
+        raise InputError(f"{key}.config_groups.{name}.weights: expected {EXPECTED}, found {found}")
+    if group.get("input_activations"):
+        raise InputError(f"{key}.config_groups.{name}.input_activations: expected none, found some")
+    return weights
+
+
+def refuse_misfits(
+    name: str, linear: torch.nn.Linear, parts: dict[str, weight_files.StoredTensor], weights: dict
+) -> None:
+    """Raise InputError unless the stored parts are those of a linear, by its shape and the words of config.json."""
+    rows, columns = linear.weight.shape
+    groups, words = columns // weights["group_size"], -(-columns // packed_weight.PER_WORD)
+    expected = {packed_weight.PACKED: ("I32", (rows, words)), packed_weight.SCALE: ("BF16", (rows, groups))}
+    if not weights["symmetric"]:
+        expected[packed_weight.ZERO_POINT] = ("I32", (-(-rows // packed_weight.PER_WORD), groups))
+    expected[packed_weight.SHAPE] = ("I64", (2,))
+    found = {part: (stored.dtype, tuple(stored.shape)) for part, stored in parts.items()}
+    if found != expected:
+        raise InputError(f"{name}: expected the parts {expected}, found {found}")
 
 
 def stored_linears(folder: Path) -> dict[str, dict[str, weight_files.StoredTensor]]:

@@ -57,15 +57,16 @@ def started(
         )
 
     def interrupted(number: int, _) -> None:
-        process.terminate()  # threads that wait for an answer must not hold up the end
+        process.terminate()  # it ends while what waits for it is unwound
         sys.exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupted)
+    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield process
     finally:
         stop(process)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -10,10 +10,13 @@ from int4_qat.engines import inference, packed_loading, processes
 from int4_qat.system.errors import InputError
 
 MODULE = "vllm.entrypoints.cli.main"
-# The card's setting, and no word to the network.
+HOST = "127.0.0.1"
+# The card's setting, and no word to the network; a server on this machine is not asked through a proxy.
 SETTINGS = {"VLLM_DISABLE_COMPILE_CACHE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+SETTINGS |= {"NO_PROXY": HOST, "no_proxy": HOST}
+SETTINGS |= {"VLLM_CONFIGURE_LOGGING": "1", "VLLM_LOGGING_LEVEL": "INFO"}  # the log names the kernels
 KERNEL = re.compile(r"Using (\w+) for CompressedTensorsWNA16")
-FALL_BACK = re.compile(r"--linear-backend=.* falling back to .*")
+FALL_BACK = re.compile(r"--linear-backend=.*(?:using automatic selection|falling back to).*")
 
 
 def run(words: list, log: Path, time_limit: float) -> None:
@@ -27,9 +30,10 @@ def started(words: list, log: Path) -> AbstractContextManager[subprocess.Popen]:
 
 
 def kernel_of(folder: Path, log: Path) -> str | None:
-    """Return the kernel with which vLLM computed a folder in compressed-tensors, by its log; None of other folders.
+    """Return the kernels with which vLLM computed a folder in compressed-tensors, by its log; None of other folders.
 
-    Raise InputError unless the log names one kernel, or if vLLM fell back on another than was asked for.
+    vLLM chooses one for each linear; they are usually the same. Raise InputError if the log names none, or says that
+    vLLM took another kernel than was asked for.
     """
     if inference.quantizer(folder) != packed_loading.METHOD:
         return None
@@ -37,6 +41,6 @@ def kernel_of(folder: Path, log: Path) -> str | None:
     if fall_back := FALL_BACK.search(text):
         raise InputError(f"{log}: expected the kernel that --linear-backend names, found '{fall_back[0].strip()}'")
     found = sorted(set(KERNEL.findall(text)))
-    if len(found) != 1:
-        raise InputError(f"{log}: expected one int4 kernel, found {', '.join(found) or 'none'}")
-    return found[0]
+    if not found:
+        raise InputError(f"{log}: expected the name of an int4 kernel, found none")
+    return ", ".join(found)

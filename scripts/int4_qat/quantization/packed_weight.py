@@ -8,7 +8,6 @@ four bits: codes along the columns, zero points along the rows. The rest of a la
 
 import torch
 
-from int4_qat.checkpoint.blocks import STORAGE_DTYPE
 from int4_qat.quantization import int4
 from int4_qat.quantization.int4 import Grid, Int4Weight
 
@@ -62,5 +61,5 @@ def grid_of(scale: torch.Tensor, zero_points: torch.Tensor | None) -> Grid:
 def of_parts(
     packed: torch.Tensor, scale: torch.Tensor, zero_points: torch.Tensor | None, shape: torch.Tensor
 ) -> Int4Weight:
-    """Return the weight of its stored parts, in the order of PARTS; scales in another dtype came from bfloat16."""
-    return Int4Weight(unpack(packed, int(shape[1])), *grid_of(scale.to(STORAGE_DTYPE), zero_points))
+    """Return the weight of its stored parts, in the order of PARTS."""
+    return Int4Weight(unpack(packed, int(shape[1])), *grid_of(scale, zero_points))

@@ -64,7 +64,7 @@ def gather(results: Path, settings: dict) -> dict:
     weights, _ = variants.split(name)
     config = files.read_json(folder / "checkpoint" / "config.json")
     manifest = files.read_json(folder / "checkpoint" / "manifest.json")
-    card_checks.check_quantization(folder, manifest, settings)
+    card_checks.check_quantization(folder, settings)
     card_checks.check_settings(folder, settings)
     calibrated = calibrated_bases.behind(name, settings)
     card_checks.check_calibration(folder, calibrated)
@@ -103,6 +103,7 @@ def gather(results: Path, settings: dict) -> dict:
         "number": "{type}{num_bits}".format_map(manifest["scheme"]),
         "model_type": config["model_type"],
         "places": places,
+        "folders": list(folders),
         "quantizers": [quantizer(results / name / folder) for folder in folders],
         "for_transformers": places[quantizations.LOADED],
         "for_vllm": places.get(quantizations.SERVED[quantizations.VLLM]),

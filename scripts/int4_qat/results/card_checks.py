@@ -6,7 +6,7 @@ Each check raises InputError that names the file and the first key which differ.
 import math
 from pathlib import Path
 
-from int4_qat.config import metric_names, variants
+from int4_qat.config import metric_names, quantizations, variants
 from int4_qat.quantization import record
 from int4_qat.results import measured_files, measurements, units
 from int4_qat.results.measurements import DIVERGENCE
@@ -51,11 +51,16 @@ def settings_of(content: dict) -> list[dict]:
     return list(content["protocol"].values()) if "protocol" in content else [content.get("settings", content)]
 
 
-def check_quantization(folder: Path, manifest: dict, settings: dict) -> None:
-    """Raise InputError if the published variant was quantized otherwise than the card says."""
+def check_quantization(folder: Path, settings: dict) -> None:
+    """Raise InputError if the published variant was quantized otherwise than the card says, in any of its formats."""
     wanted = settings["quantizations"][variants.split(folder.name)[1]]
-    path = folder / "checkpoint" / "manifest.json"
-    compare("the config", {"ignore": []} | wanted, path, manifest["scheme"] | manifest)
+    manifests = [folder / name / "manifest.json" for name in quantizations.folders(wanted)]
+    for path in manifests:
+        manifest = files.read_json(path)
+        compare("the config", {"ignore": []} | wanted, path, manifest["scheme"] | manifest)
+    if len(manifests) > 1:
+        for path in manifests:
+            compare("a card of two formats", {"weights_that_differ": 0}, path, files.read_json(path))
 
 
 def check_calibration(folder: Path, calibrated: dict | None) -> None:

@@ -24,7 +24,7 @@ def make(figures: dict) -> ModelCardData:
         datasets=datasets(figures) or None,
         metrics=["accuracy"] if figures["asked"] else None,
         tags=[
-            *figures["quantizers"],
+            *(figures["quantizers"] if len(figures["quantizers"]) == 1 else []),  # else the card is that of two
             figures["number"],
             *(["qat"] if recipe and recipe["quantization"] else []),
             figures["model_type"],

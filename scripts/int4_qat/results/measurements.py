@@ -279,10 +279,8 @@ def why_not_served(measurement: Measurement, variant: str, settings: dict) -> st
     """Return why no engine serves a variant for a measurement, or None if one does or none is needed."""
     if measurement.engine is None or not variants.is_quantized(variant):
         return None
-    engine, entry = measurement.engine(settings["evaluation"]), calibrated_bases.entry_of(variant, settings)
-    if quantizations.served_folder(entry, engine):
-        return None
-    return f"{engine} computes with int4 in {quantizations.SERVED[engine]}, which is not among its formats"
+    engine = measurement.engine(settings["evaluation"])
+    return quantizations.why_not_served(calibrated_bases.entry_of(variant, settings), engine)
 
 
 def not_served(settings: dict) -> dict[str, dict[str, str]]:
