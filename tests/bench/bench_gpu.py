@@ -35,8 +35,8 @@ from int4_qat.system import devices, files
 ROOT = Path(__file__).parents[2]
 ARMS = {
     "lora": {"backend": "transformers", "quantization": None},
-    "base": {"backend": "transformers", "quantization": "int4", "qat_target": "base"},
-    "merged": {"backend": "transformers", "quantization": "int4", "qat_target": "merged"},
+    "base": {"backend": "transformers", "quantization": "w4a16", "qat_target": "base"},
+    "merged": {"backend": "transformers", "quantization": "w4a16", "qat_target": "merged"},
     "unsloth_lora": {"backend": "unsloth", "quantization": None},
     "unsloth_qat": {"backend": "unsloth", "quantization": "int4", "qat_target": "base+lora_a"},
 }

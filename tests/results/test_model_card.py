@@ -206,7 +206,8 @@ def test_the_scheme_is_told_in_words(finished, scheme, expected, scales):
     change(path, "scheme", value=words)
     settings["quantizations"]["int4"] = words | {"method": "rtn", "formats": ["torchao-plain"]}
     card = cards.render(finished, settings)
-    assert f"QAT int4, weight only, {expected}, groups of 64, by `rtn`, stored as `torchao-plain`" in card
+    assert f"QAT int4, weight only, {expected}, groups of 64, by `rtn`\n" in card
+    assert "- **Stored as:** `torchao-plain`: `results/demo/qat-int4/checkpoint`\n" in card
     assert f"linear layers are in int4 ({scales}" in card
 
 
