@@ -86,7 +86,7 @@ def test_the_published_variant_alone_must_have_been_served(finished):
     assert "with vLLM 0.32.0 on NVIDIA H100 80GB HBM3, its kernel `MacheteLinearKernel`" in card
     assert "export MODEL=results/demo/qat-int4/compressed-tensors" in card
     assert 'model_name = "results/demo/qat-int4/checkpoint"' in card
-    assert {"torchao", "compressed-tensors"} <= set(ModelCard(card).data.tags)
+    assert not {"torchao", "compressed-tensors"} & set(ModelCard(card).data.tags)  # it is the card of both
 
 
 def test_a_variant_that_no_engine_serves_has_no_latency_and_says_why(finished):
