@@ -308,8 +308,8 @@ def test_a_partial_json_is_one_line_with_the_last_words(tmp_path, content, expec
         (signal.SIGTERM, "POST /v1/chat/completions"),  # the last before vllm bench serve, or of it
     ],
 )
-def test_nothing_is_left_of_a_server_whose_check_is_interrupted(vllm, untrained, tmp_path, number, state):
-    process = subprocess.Popen(script("check_serving", untrained / "model", tmp_path, "--", *CPU), env=vllm)
+def test_nothing_is_left_of_a_server_whose_check_is_interrupted(vllm, talkative, tmp_path, number, state):
+    process = subprocess.Popen(script("check_serving", talkative / "model", tmp_path, "--", *CPU), env=vllm)
     log = tmp_path / "serve.log"
     wait_for(lambda: log.exists() and state in log.read_text())
     assert len(left_over(tmp_path)) >= 3
