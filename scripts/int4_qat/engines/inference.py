@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 from int4_qat.checkpoint import architecture, loading
 from int4_qat.engines import packed_loading
 from int4_qat.kernels.tiles import TilePackedLinear
-from int4_qat.quantization import int4, torchao_tensor
+from int4_qat.quantization import int4, packed_weight, torchao_tensor
 from int4_qat.system.errors import InputError
 
 DEQUANTIZED, TILE_PACKED = "dequantized", "tile_packed"
 TORCHAO = "torchao"  # as config.json calls it
-LOADED = (TORCHAO, packed_loading.METHOD)
+LOADED = (TORCHAO, packed_weight.METHOD)
 
 
 def is_int4(folder: Path) -> bool:
@@ -97,7 +97,7 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str, dequantize: 
 
     int4 weights take the path that `int4_path` names; on a CPU they stay torchao's tensors if `dequantize` is False.
     """
-    load = packed_loading.load if quantizer(folder) == packed_loading.METHOD else loading.load
+    load = packed_loading.load if quantizer(folder) == packed_weight.METHOD else loading.load
     model = load(Path(folder), dtype, device)
     path = int4_path(folder, device)
     if path == DEQUANTIZED and dequantize:

@@ -16,8 +16,6 @@ from int4_qat.checkpoint import architecture, loading, weight_files
 from int4_qat.quantization import packed_weight, torchao_tensor
 from int4_qat.system.errors import InputError
 
-METHOD = "compressed-tensors"  # as config.json calls it
-LAYOUT = "pack-quantized"
 EXPECTED = {"type": "int", "num_bits": 4, "strategy": "group"}  # of the weights
 OURS = "int4_qat_packed"  # the name under which transformers finds the classes below
 
@@ -98,8 +96,8 @@ def load(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
 def words_of_weights(folder: Path, words: dict) -> dict:
     """Return what config.json says of all quantized weights; raise InputError unless it is int4 in groups, packed."""
     key = f"{folder}/config.json: quantization_config"
-    if (found := words.get("format")) != LAYOUT:
-        raise InputError(f"{key}.format: expected {LAYOUT}, found {found!r}")
+    if (found := words.get("format")) != packed_weight.LAYOUT:
+        raise InputError(f"{key}.format: expected {packed_weight.LAYOUT}, found {found!r}")
     groups = words.get("config_groups") or {}
     if len(groups) != 1:
         raise InputError(f"{key}.config_groups: expected one group, found {', '.join(groups) or 'none'}")
@@ -116,13 +114,8 @@ def refuse_misfits(
     name: str, linear: torch.nn.Linear, parts: dict[str, weight_files.StoredTensor], weights: dict
 ) -> None:
     """Raise InputError unless the stored parts are those of a linear, by its shape and the words of config.json."""
-    rows, columns = linear.weight.shape
-    groups, words = columns // weights["group_size"], -(-columns // packed_weight.PER_WORD)
-    expected = {packed_weight.PACKED: ("I32", (rows, words)), packed_weight.SCALE: ("BF16", (rows, groups))}
-    if not weights["symmetric"]:
-        expected[packed_weight.ZERO_POINT] = ("I32", (-(-rows // packed_weight.PER_WORD), groups))
-    expected[packed_weight.SHAPE] = ("I64", (2,))
-    found = {part: (stored.dtype, tuple(stored.shape)) for part, stored in parts.items()}
+    expected = packed_weight.layout(*linear.weight.shape, weights["group_size"], weights["symmetric"])
+    found = {part: (tuple(stored.shape), weight_files.DTYPES[stored.dtype]) for part, stored in parts.items()}
     if found != expected:
         raise InputError(f"{name}: expected the parts {expected}, found {found}")
 

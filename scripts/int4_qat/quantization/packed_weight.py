@@ -8,9 +8,11 @@ four bits: codes along the columns, zero points along the rows. The rest of a la
 
 import torch
 
+from int4_qat.checkpoint.blocks import STORAGE_DTYPE
 from int4_qat.quantization import int4
 from int4_qat.quantization.int4 import Grid, Int4Weight
 
+METHOD, LAYOUT = "compressed-tensors", "pack-quantized"  # as config.json calls them
 PER_WORD = 32 // int4.BITS
 PARTS = PACKED, SCALE, ZERO_POINT, SHAPE = "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"
 
@@ -24,6 +26,18 @@ def weight_of(key: str) -> str:
     """Return the name of the weight that a stored tensor is, or is a part of."""
     module, _, part = key.rpartition(".")
     return f"{module}.weight" if part in PARTS else key
+
+
+def layout(rows: int, columns: int, group_size: int, symmetric: bool) -> dict[str, tuple[tuple, torch.dtype]]:
+    """Return shape and dtype of each stored part of a weight; a symmetric one has no zero points."""
+    groups = columns // group_size
+    parts = {
+        PACKED: ((rows, -(-columns // PER_WORD)), torch.int32),
+        SCALE: ((rows, groups), STORAGE_DTYPE),
+        ZERO_POINT: ((-(-rows // PER_WORD), groups), torch.int32),
+        SHAPE: ((2,), torch.int64),
+    }
+    return {part: stored for part, stored in parts.items() if not (symmetric and part == ZERO_POINT)}
 
 
 def pack(values: torch.Tensor) -> torch.Tensor:

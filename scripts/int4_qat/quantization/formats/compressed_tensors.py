@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 FOLDER = "compressed-tensors"  # of a variant
 SUFFIX = "W4A16"  # of a repository
 GROUP_SIZES = (32, 64, 128)  # those of vLLM's kernels for GPUs and CPUs
-LAYOUT = "pack-quantized"
 
 
 def misfit(scheme: Scheme) -> str | None:
@@ -53,20 +52,11 @@ def _parts(key: str, weight: "torch.Tensor", scheme: Scheme) -> dict[str, "torch
     import torch
 
     from int4_qat.quantization import packed_weight
-    from int4_qat.quantization.packed_weight import PER_WORD
 
-    (rows, columns), groups = weight.shape, weight.shape[1] // scheme.group_size
-    shapes = {
-        packed_weight.PACKED: ((rows, -(-columns // PER_WORD)), torch.int32),
-        packed_weight.SCALE: ((rows, groups), torch.bfloat16),
-        packed_weight.ZERO_POINT: ((-(-rows // PER_WORD), groups), torch.int32),
-        packed_weight.SHAPE: ((2,), torch.int64),
-    }
-    if scheme.symmetric:
-        del shapes[packed_weight.ZERO_POINT]
+    parts = packed_weight.layout(*weight.shape, scheme.group_size, scheme.symmetric)
     return {
         packed_weight.part_name(key, part): torch.empty(shape, dtype=dtype, device="meta")
-        for part, (shape, dtype) in shapes.items()
+        for part, (shape, dtype) in parts.items()
     }
 
 
@@ -98,7 +88,6 @@ def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: 
 
 def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "int4.Int4Weight"]:
     """Return what reads some rows of a stored weight; the scales and zero points of all are read once."""
-
     from int4_qat.quantization import int4, packed_weight
 
     packed, scales, zero_points, shape = (
@@ -117,6 +106,8 @@ def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "in
 
 def configure(config: "PretrainedConfig", layers: list[dict], names: dict[str, str], scheme: Scheme) -> None:
     """Put into a model's config what vLLM, and transformers with compressed-tensors, must know of the layout."""
+    from int4_qat.quantization.packed_weight import LAYOUT, METHOD
+
     weights = {
         "num_bits": scheme.num_bits,
         "type": scheme.type,
@@ -137,7 +128,7 @@ def configure(config: "PretrainedConfig", layers: list[dict], names: dict[str, s
         "format": LAYOUT,
     }
     config.quantization_config = {
-        "quant_method": "compressed-tensors",
+        "quant_method": METHOD,
         "format": LAYOUT,
         "quantization_status": "compressed",
         "global_compression_ratio": None,
