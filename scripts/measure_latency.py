@@ -25,7 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
 from int4_qat.checkpoint import architecture, text_model, weight_files
 from int4_qat.engines import inference, processes, vllm_process
-from int4_qat.quantization import packed_weight, torchao_tensor
+from int4_qat.quantization import packed_weight, plain_weight
 from int4_qat.results.schema.latency import Batch, Latency
 from int4_qat.system import devices, errors, files, scratch
 from int4_qat.system.errors import InputError
@@ -83,7 +83,7 @@ def int4_path(arguments: argparse.Namespace) -> str | None:
     if arguments.engine == "transformers" or not inference.is_int4(arguments.checkpoint):
         return inference.int4_path(arguments.checkpoint, arguments.device)
     logs = [log_of(size, repeat, arguments) for size in arguments.batch_sizes for repeat in range(arguments.repeats)]
-    kernels = sorted({vllm_process.kernel_of(arguments.checkpoint, log) or inference.TORCHAO for log in logs})
+    kernels = sorted({vllm_process.kernel_of(arguments.checkpoint, log) or plain_weight.METHOD for log in logs})
     if len(kernels) > 1:
         raise InputError(f"{arguments.vllm_runs}: expected one int4 kernel in all runs, found {', '.join(kernels)}")
     return kernels[0]
@@ -112,7 +112,7 @@ def text_bytes(folder: Path) -> int:
     """Return the bytes of the stored weights that every generated token needs: those that its text passes through."""
     model, stored = architecture.without_weights(folder), weight_files.stored_tensors(folder)
     reached = text_model.reached_parameters(model)
-    weights = {key: packed_weight.weight_of(torchao_tensor.weight_of(key)) for key in stored}
+    weights = {key: packed_weight.weight_of(plain_weight.weight_of(key)) for key in stored}
     names = architecture.renamed(model, set(weights.values()))
     return sum(tensor.nbytes for key, tensor in stored.items() if names[weights[key]] in reached)
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torchao.quantization import Int4WeightOnlyConfig
+from torchao.quantization import Int4Tensor, Int4WeightOnlyConfig
 from transformers import AutoModelForImageTextToText, TorchAoConfig
 from transformers.quantizers import AutoHfQuantizer
 
-from int4_qat.quantization import int4, torchao_tensor
+from int4_qat.quantization import int4, plain_weight, torchao_tensor
 from int4_qat.quantization.schemes import Scheme
 
 
@@ -31,3 +31,8 @@ def quantize(checkpoint: Path, scheme: Scheme, ignore: list[str], output: Path, 
     model.config.quantization_config = config
     model.hf_quantizer = AutoHfQuantizer.from_config(config)
     model.save_pretrained(output, **options)
+
+
+def to_weight(tensor: Int4Tensor) -> int4.Int4Weight:
+    """Return the codes, scale and zero point of torchao's tensor."""
+    return int4.Int4Weight(plain_weight.unpack(tensor.qdata), tensor.scale, tensor.zero_point)

@@ -68,28 +68,28 @@ def on_cpu(quantized: int4.Int4Weight) -> dict[str, Step]:
 
 def on_gpu(quantized: int4.Int4Weight) -> dict[str, Step]:
     """The bf16 product, the loader's linears, their kernel for few tokens, and torchao's own if its kernel is there."""
-    half, packed = int4.dequantize(quantized).to(torch.bfloat16), plain_linears(quantized)
-    inference.tile_pack_weights(packed)
+    half, copies = int4.dequantize(quantized).to(torch.bfloat16), on_gpu_copies(quantized)
+    packed = [tiles.TilePackedLinear(linear_with(None), copy) for copy in copies]
     forms = {
         "bf16": [linear_with(half.cuda()) for _ in range(COPIES)],
         inference.TILE_PACKED: packed,
         "tinygemm": [linear.tinygemm for linear in packed],
     }
     if hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
-        forms["mslk"] = plain_linears(quantized)
+        forms["mslk"] = [linear_with(torchao_tensor.of_weight(copy)) for copy in copies]
     return {name: in_turn(steps) for name, steps in forms.items()}
 
 
-def plain_linears(quantized: int4.Int4Weight) -> torch.nn.Sequential:
-    """Copies on the GPU, with torchao's tensor."""
-    copies = [int4.Int4Weight(*(part.cuda() for part in quantized)) for _ in range(COPIES)]
-    return torch.nn.Sequential(*(linear_with(torchao_tensor.of_weight(copy)) for copy in copies))
+def on_gpu_copies(quantized: int4.Int4Weight) -> list[int4.Int4Weight]:
+    """Return copies of a weight on the GPU."""
+    return [int4.Int4Weight(*(part.cuda() for part in quantized)) for _ in range(COPIES)]
 
 
-def linear_with(weight: torch.Tensor) -> torch.nn.Linear:
-    """A linear that has this weight, and nothing more."""
+def linear_with(weight: torch.Tensor | None) -> torch.nn.Linear:
+    """Return a linear that has this weight, if one is given, and nothing more."""
     linear = torch.nn.Linear(COLUMNS, ROWS, bias=False, device="meta")
-    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    if weight is not None:
+        linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     return linear
 
 

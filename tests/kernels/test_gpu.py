@@ -11,13 +11,14 @@ import torch
 from torchao.quantization import Int4Tensor, Int4WeightOnlyConfig
 
 import calibrated
+import in_memory
 import measure_latency
 import weights
 from by_gptq import compensate
 from int4_qat.checkpoint import blocks
 from int4_qat.engines import inference
 from int4_qat.kernels import tiles
-from int4_qat.quantization import clipping, compensation, graphs, int4, schemes, torchao_tensor
+from int4_qat.quantization import clipping, compensation, graphs, int4, plain_weight, schemes, torchao_tensor
 from int4_qat.system import files
 from int4_qat.training import learned_grid, merged_weight
 from programs import SCHEMES, quantize_options, run_script
@@ -34,11 +35,9 @@ def normal(*shape, seed=0, device="cuda"):
 
 
 def linear_of(quantized):
-    """A linear that holds torchao's plain tensor."""
-    rows, columns = quantized.codes.shape
-    linear = torch.nn.Linear(columns, rows, bias=False, device="cuda", dtype=torch.bfloat16)
-    linear.weight = torch.nn.Parameter(torchao_tensor.of_weight(quantized), requires_grad=False)
-    return linear
+    """A linear without weight, and an int4 weight on the GPU: what the loader packs."""
+    weight = int4.Int4Weight(*(part.cuda() for part in quantized))
+    return torch.nn.Linear(*reversed(weight.codes.shape), bias=False, device="meta"), weight
 
 
 def relative_difference(found, expected):
@@ -102,7 +101,7 @@ def test_mslk_computes_with_the_dequantized_weight(tokens, zero_point):
 )
 def test_tiles_are_unpacked_to_the_exported_weight(rows, columns, group_size):
     quantized = int4.quantize(normal(rows, columns, device="cpu"), schemes.int4(group_size))
-    packed = tiles.TilePackedLinear(linear_of(int4.Int4Weight(*(part.cuda() for part in quantized))))
+    packed = tiles.TilePackedLinear(*linear_of(quantized))
     assert torch.equal(tiles.unpack_tiles(packed.tiles)[:rows, :columns].cpu(), quantized.codes)
     for dtype in (torch.float32, torch.bfloat16):
         weight = tiles.dequantize_tiles(packed.tiles, packed.scale_and_zero, dtype)[:rows, :columns]
@@ -113,15 +112,14 @@ def test_tiles_are_unpacked_to_the_exported_weight(rows, columns, group_size):
 @pytest.mark.parametrize(("rows", "columns", "group_size"), [(ROWS, COLUMNS, 128), (45, 320, 64)])
 def test_a_tile_packed_linear_computes_with_the_dequantized_weight(rows, columns, group_size, tokens):
     quantized = int4.quantize(normal(rows, columns), schemes.int4(group_size))
-    model, x = torch.nn.Sequential(linear_of(quantized)), normal(tokens, columns, seed=3)
-    inference.tile_pack_weights(model)
+    model, x = tiles.TilePackedLinear(*linear_of(quantized)), normal(tokens, columns, seed=3)
     assert relative_difference(model(x), x.float() @ int4.dequantize(quantized).T) < 0.01
 
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])
 def test_a_tile_packed_linear_compiles(tokens):
-    model, x = torch.nn.Sequential(linear_of(int4.quantize(normal(ROWS, COLUMNS), INT4))), normal(tokens, COLUMNS)
-    inference.tile_pack_weights(model)
+    model = tiles.TilePackedLinear(*linear_of(int4.quantize(normal(ROWS, COLUMNS), INT4)))
+    x = normal(tokens, COLUMNS)
     assert relative_difference(torch.compile(model, fullgraph=True)(x), model(x).float()) < 0.01
 
 
@@ -207,10 +205,10 @@ def test_gptq_is_torchaos_on_its_grid(monkeypatch):
     api = pytest.importorskip("torchao.prototype.gptq.api")
     weight, moments = normal(384, 512).float(), loud_to_quiet(512)
     monkeypatch.setattr(api, "int4_row_quantize_zp", lambda group, _: (None, *int4.quantize(group, INT4).grid))
-    monkeypatch.setattr(api, "pack_int4", torchao_tensor.pack)
+    monkeypatch.setattr(api, "pack_int4", plain_weight.pack)
     monkeypatch.setattr(clipping, "SHARES", (1.0,))
     config = api.GPTQConfig("convert", Int4WeightOnlyConfig(group_size=128), compensation.DAMPING)
-    theirs = torchao_tensor.to_weight(api.gptq_quantize(moments.clone(), weight.clone(), config))
+    theirs = in_memory.to_weight(api.gptq_quantize(moments.clone(), weight.clone(), config))
     compensated, grid = compensate(weight, moments, INT4)
     ours = int4.quantize(compensated, INT4, grid)
     # Ours stores in bfloat16 what it rounds; where that decides between two values, later columns follow.

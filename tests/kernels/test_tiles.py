@@ -1,8 +1,6 @@
 """int4 weights in the tiles of PyTorch's kernel, and the linear that computes on them; for real in test_gpu.py."""
 
-import gc
 import itertools
-import weakref
 
 import pytest
 import torch
@@ -15,8 +13,7 @@ from torchao.quantization.utils import pack_tinygemm_scales_and_zeros
 
 from int4_qat.engines import inference
 from int4_qat.kernels import tiles
-from int4_qat.quantization import int4, schemes, torchao_tensor
-from int4_qat.system.errors import InputError
+from int4_qat.quantization import int4, schemes
 from programs import INT4, SCHEMES
 from weights import normal
 
@@ -103,23 +100,13 @@ def played_kernel():
     library._destroy()
 
 
-def exported(linear, scheme):
-    """The same linear with torchao's int4 tensor for its weight."""
-    tensor = torchao_tensor.of_weight(int4.quantize(linear.weight.detach(), scheme))
-    linear.weight = torch.nn.Parameter(tensor, requires_grad=False)
-    return linear
-
-
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.usefixtures("played_kernel")
 def test_a_tile_packed_linear_computes_with_the_exported_weight(dtype, bias):
     linear = torch.nn.Linear(320, 45, bias=bias, dtype=dtype)
-    weight = int4.dequantize(int4.quantize(linear.weight.detach(), INT4)).to(dtype)
-    model = torch.nn.ModuleDict({"deep": torch.nn.Sequential(exported(linear, INT4), torch.nn.Linear(45, 8))})
-    inference.tile_pack_weights(model)
-    packed = model["deep"][0]
-    assert [type(module) for module in model["deep"]] == [tiles.TilePackedLinear, torch.nn.Linear]
+    quantized = int4.quantize(linear.weight.detach(), INT4)
+    weight, packed = int4.dequantize(quantized).to(dtype), tiles.TilePackedLinear(linear, quantized)
     assert inference.weight_bytes(packed) == 48 * 384 // 2 + 6 * 48 * 4 + 45 * dtype.itemsize * bias
     few, many = ((5,), (2, 3), (packed.FEW_TOKENS,)), ((0,), (packed.FEW_TOKENS + 1,), (3, packed.FEW_TOKENS))
     for shape in (*few, *many):
@@ -127,25 +114,3 @@ def test_a_tile_packed_linear_computes_with_the_exported_weight(dtype, bias):
         found, expected = packed(x), torch.nn.functional.linear(x, weight, linear.bias)
         torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
         assert torch.equal(found, expected) or (dtype == torch.bfloat16 and shape in few)
-
-
-@pytest.mark.usefixtures("played_kernel")
-def test_packing_lets_the_old_weight_go():
-    """At once: on a GPU both would count. transformers gives each linear a method bound to it, a cycle."""
-    linear = exported(torch.nn.Linear(256, 64, bias=False), INT4)
-    linear.extra_repr = linear.extra_repr
-    codes = weakref.ref(linear.weight.qdata)
-    model = torch.nn.Sequential(linear)
-    del linear
-    gc.disable()
-    try:
-        inference.tile_pack_weights(model)
-        assert codes() is None
-    finally:
-        gc.enable()
-
-
-def test_a_module_that_is_more_than_a_linear_is_an_error():
-    more = exported(torch.nn.modules.linear.NonDynamicallyQuantizableLinear(256, 64), INT4)
-    with pytest.raises(InputError, match=r"deep\.0: expected a Linear .* NonDynamicallyQuantizableLinear"):
-        inference.tile_pack_weights(torch.nn.ModuleDict({"deep": torch.nn.Sequential(more)}))

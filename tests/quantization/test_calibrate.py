@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import calibrate
+import in_memory
 import quantize
 from calibrated import nearest, weights_of
 from families import FAMILIES
@@ -20,7 +21,6 @@ from int4_qat.quantization import (
     layer_inputs,
     record,
     schemes,
-    torchao_tensor,
 )
 from int4_qat.quantization.methods import gptq
 from int4_qat.system import files, rooms
@@ -85,7 +85,7 @@ def test_the_export_is_the_nearest_on_the_grids(method, folders, tmp_path, monke
     exported = loading.load(tmp_path / "int4", torch.bfloat16, "cpu")
     given = grids.read(folders[method])
     for name, weight in weights_of(folders[method], SCHEME).items():
-        codes = torchao_tensor.to_weight(exported.get_submodule(name).weight)
+        codes = in_memory.to_weight(exported.get_submodule(name).weight)
         expected = nearest(weight, given[name])
         assert torch.equal(int4.dequantize(codes).double(), expected.float().double())
     assert not (tmp_path / "int4" / grids.FILE).exists()

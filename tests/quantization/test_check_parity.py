@@ -14,7 +14,7 @@ import quantize
 from int4_qat.checkpoint import weight_files
 from int4_qat.config.recipe import Recipe
 from int4_qat.engines import inference
-from int4_qat.quantization import grids, int4, record, schemes, torchao_tensor
+from int4_qat.quantization import grids, int4, plain_weight, record, schemes
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
 from int4_qat.training import qat
@@ -134,7 +134,7 @@ def test_an_export_of_other_weights_is_refused(untrained, texts, tmp_path, monke
     arm.quantize()
     whole = shutil.copytree(tmp_path / "int4", tmp_path / "whole")
     key = "language_model.model.layers.0.mlp.down_proj.weight"
-    qdata = weight_files.stored_tensors(tmp_path / "int4")[torchao_tensor.part_names(key)[0]]
+    qdata = weight_files.stored_tensors(tmp_path / "int4")[plain_weight.part_name(key, plain_weight.CODES)]
     qdata.write(qdata.read(0, 1) ^ 1)
     with pytest.raises(InputError, match=f"1 weights differ from what training saw, the first in {key}"):
         arm.check(texts)

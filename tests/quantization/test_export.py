@@ -15,9 +15,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import in_memory
 import merge
 import quantize as quantize_program
-from int4_qat.checkpoint import architecture, weight_files, weight_writer
+from int4_qat.checkpoint import architecture, loading, weight_files, weight_writer
 from int4_qat.engines import inference
-from int4_qat.quantization import exports, int4, schemes, torchao_tensor
+from int4_qat.quantization import exports, int4, plain_weight, schemes
 from int4_qat.quantization.formats import torchao_plain
 from int4_qat.quantization.methods import rtn
 from int4_qat.system.errors import InputError
@@ -157,11 +157,11 @@ def test_a_loader_that_goes_by_the_names_in_the_files_finds_every_weight(merged,
     for name, tensor in found.items():
         if name in in_int4:
             assert torch.equal(
-                int4.dequantize(torchao_tensor.to_weight(tensor)), int4.fake_quantize(source[name].float(), INT4)
+                int4.dequantize(in_memory.to_weight(tensor)), int4.fake_quantize(source[name].float(), INT4)
             )
         else:
             assert torch.equal(tensor, source[name])
-    loaded = inference.load_model(tmp_path / "int4", torch.bfloat16, "cpu", dequantize=False)
+    loaded = loading.load(tmp_path / "int4", torch.bfloat16, "cpu")
     weights = [module.weight for module in loaded.modules() if isinstance(getattr(module, "weight", None), Int4Tensor)]
     assert len(weights) == LINEARS_IN_INT4
 
@@ -234,7 +234,7 @@ def test_a_wrong_export_is_counted(merged, quantized, scheme, tmp_path):
         return exports.differing(expected, torchao_plain.reader(key, targets))
 
     assert differing() == 0
-    qdata = targets[torchao_tensor.part_names(key)[0]]
+    qdata = targets[plain_weight.part_name(key, plain_weight.CODES)]
     qdata.write(qdata.read(5, 6) ^ 0x11, 5)  # both of its nibbles
     assert differing() == 2
     with pytest.raises(InputError, match=f"2 weights differ from what training saw, the first in {key}"):
@@ -256,7 +256,7 @@ def test_transformers_reads_the_very_codes(merged, quantized, scheme):
     assert len(tensors) == 3 * 7
     for name, tensor in tensors.items():
         expected = int4.quantize(source[name], scheme)
-        assert torch.equal(tensor.qdata, torchao_tensor.pack(expected.codes)), name
+        assert torch.equal(tensor.qdata, plain_weight.pack(expected.codes)), name
         assert torch.equal(tensor.scale, expected.scale)
         assert torch.equal(tensor.zero_point, expected.zero_point)
 

@@ -5,7 +5,7 @@ import torch
 from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
 from torchao.quantization.qat.fake_quantizer import Int4WeightFakeQuantizer
 
-from int4_qat.quantization import int4, schemes, torchao_tensor
+from int4_qat.quantization import int4, plain_weight, schemes, torchao_tensor
 from weights import normal
 
 
@@ -44,9 +44,9 @@ def test_constant_groups_survive():
 
 def test_pack_puts_even_columns_into_the_low_nibble():
     codes = torch.tensor([[1, -2, 7, -8]], dtype=torch.int8)
-    assert torchao_tensor.pack(codes).view(torch.uint8).tolist() == [[0xE1, 0x87]]
+    assert plain_weight.pack(codes).view(torch.uint8).tolist() == [[0xE1, 0x87]]
     every_code = torch.arange(-8, 8, dtype=torch.int8).repeat(3, 4)
-    assert torch.equal(torchao_tensor.unpack(torchao_tensor.pack(every_code)), every_code)
+    assert torch.equal(plain_weight.unpack(plain_weight.pack(every_code)), every_code)
 
 
 def test_bytes_of_a_weight_at_group_128():

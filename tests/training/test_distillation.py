@@ -55,7 +55,7 @@ def whole_logits(untrained, trainer, batch):
 def by_definition(untrained, trainer, batch):
     """KL(base || model) and cross-entropy of each state, by whole logits, and which predict a token or a label."""
     p, q = (logits.softmax(-1) for logits in whole_logits(untrained, trainer, batch))
-    following, mask = batch["labels"][:, 1:], batch["attention_mask"][:, 1:].bool()
+    following, mask = batch["labels"][:, 1:], batch["position_ids"][:, 1:] > 0
     kl, labelled = (p * (p / q).log()).sum(-1), following != -100
     cross_entropy = -q.log().gather(-1, following.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return kl, cross_entropy, mask, labelled
@@ -100,7 +100,7 @@ def test_a_temperature_scales_gradients_back(untrained, texts, tmp_path):
     trainer = made_trainer(untrained, texts, tmp_path, distillation=ALL | {"temperature": 8.0})
     batch, loss = first_loss(trainer)
     base, own = whole_logits(untrained, trainer, batch)
-    differences = (base - own)[batch["attention_mask"][:, 1:].bool()]
+    differences = (base - own)[batch["position_ids"][:, 1:] > 0]
     assert loss.item() == pytest.approx(differences.var(-1).mean().item() / 2, rel=0.03)
 
 

@@ -8,9 +8,8 @@ import torch
 
 import calibrated
 import finetune
-from int4_qat.checkpoint import blocks, weight_files
+from int4_qat.checkpoint import blocks, loading, weight_files
 from int4_qat.config.recipe import Recipe
-from int4_qat.engines import inference
 from int4_qat.quantization import grids, int4
 from int4_qat.system import files
 from int4_qat.training import callbacks, learned_grid, merged_weight, qat
@@ -174,7 +173,7 @@ def test_what_training_saw_is_what_is_deployed(untrained, texts, tmp_path, schem
     assert report["relative_logit_difference"] == 0
     assert seeing(exported) == seeing(base) != {}
     learned, started = grids.read(adapter), model_of(folder, scheme)
-    deployed = inference.load_model(exported, torch.float32, "cpu", dequantize=False)
+    deployed = loading.load(exported, torch.float32, "cpu")
     for name, layer in qat.lora_linears(started).items():
         weight = deployed.get_submodule(name).weight
         assert torch.equal(weight.scale, learned[name].scale)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import calibrated
 import quantize
-from int4_qat.checkpoint import blocks
+from int4_qat.checkpoint import blocks, loading
 from int4_qat.config import limits
 from int4_qat.config.recipe import Recipe, Target
 from int4_qat.engines import inference
@@ -135,7 +135,7 @@ def test_what_it_trains_is_what_is_exported(folders, texts, tmp_path, target):
     report = files.read_json(parity)
     assert report["weights_that_differ"] == 0
     assert (report["relative_logit_difference"] == 0) == (target == "merged")
-    stored, model = grids.read(folders[scheme]), inference.load_model(exported, torch.float32, "cpu", dequantize=False)
+    stored, model = grids.read(folders[scheme]), loading.load(exported, torch.float32, "cpu")
     for name, grid in stored.items():
         weight = model.get_submodule(name).weight
         assert torch.equal(weight.scale, grid.scale)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from int4_qat.checkpoint import weight_files
-from int4_qat.quantization import torchao_tensor
+from int4_qat.quantization import plain_weight
 from workflows import planned, write_config
 
 pytestmark = pytest.mark.slow
@@ -73,4 +73,4 @@ def test_an_unknown_method_is_a_line(small_run, lower):
 def codes_of(folder):
     stored = weight_files.stored_tensors(folder)
     packed = {key: tensor for key, tensor in stored.items() if key.endswith("_weight_qdata")}
-    return {key: torchao_tensor.unpack(tensor.read().view(tensor.shape)) for key, tensor in packed.items()}
+    return {key: plain_weight.unpack(tensor.read().view(tensor.shape)) for key, tensor in packed.items()}

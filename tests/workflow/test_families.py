@@ -21,7 +21,7 @@ import measure_memory
 import merge
 import quantize
 from families import FAMILIES, marks, write
-from int4_qat.engines import inference
+from int4_qat.checkpoint import loading
 from int4_qat.quantization import grids, schemes
 from programs import RECIPE, VARIANTS, entry_of, quantize_options, run_in_process, seen
 
@@ -92,7 +92,7 @@ def assert_config_says_what_the_export_holds(folder):
     patterns = json.loads((folder / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
     manifest = json.loads((folder / "manifest.json").read_text())
     in_int4 = {layer["name"] for layer in manifest["layers"] if layer["quantized"]}
-    loaded = inference.load_model(folder, torch.bfloat16, "cpu", dequantize=False)
+    loaded = loading.load(folder, torch.bfloat16, "cpu")
     linears = {name: module for name, module in loaded.named_modules() if isinstance(module, torch.nn.Linear)}
     assert {name for name in linears if should_convert_module(f"{name}.weight", patterns)} == in_int4
     assert {name for name, module in linears.items() if isinstance(module.weight, Int4Tensor)} == in_int4

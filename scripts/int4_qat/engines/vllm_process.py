@@ -6,7 +6,7 @@ import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from int4_qat.engines import inference, processes
+from int4_qat.engines import processes, stored_words
 from int4_qat.quantization import packed_weight
 from int4_qat.system.errors import InputError
 
@@ -36,7 +36,7 @@ def kernel_of(folder: Path, log: Path) -> str | None:
     vLLM chooses one for each linear; they are usually the same. Raise InputError if the log names none, or says that
     vLLM took another kernel than was asked for.
     """
-    if inference.quantizer(folder) != packed_weight.METHOD:
+    if stored_words.method_of(folder) != packed_weight.METHOD:
         return None
     text = log.read_text(errors="replace")
     if fall_back := FALL_BACK.search(text):

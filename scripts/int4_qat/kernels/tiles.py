@@ -5,7 +5,7 @@ The tiles hold the codes of the exported weight, so that a GPU computes with wha
 
 import torch
 
-from int4_qat.quantization import int4, torchao_tensor
+from int4_qat.quantization import int4
 from int4_qat.quantization.int4 import Int4Weight
 
 # PyTorch's tinygemm kernel reads 8 rows and 16 columns in one tile, and of each row the most at once if 8 tiles stand
@@ -54,7 +54,7 @@ def dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor, dtype: t
 
 
 class TilePackedLinear(torch.nn.Module):
-    """A linear on the int4 weight of torchao's plain tensor, on a GPU.
+    """A linear on an int4 weight, on a GPU.
 
     Few tokens are multiplied by PyTorch's tinygemm kernel, in bfloat16. For more, or in another dtype, the weight is
     dequantized at each call, bit for bit as the CPU's loader does it, and multiplied as any other. The buffers are
@@ -63,11 +63,11 @@ class TilePackedLinear(torch.nn.Module):
 
     FEW_TOKENS = 24  # tinygemm's time grows with each; here both ways take as long (docs/gpu.md)
 
-    def __init__(self, linear: torch.nn.Linear) -> None:
+    def __init__(self, linear: torch.nn.Linear, weight: Int4Weight) -> None:
         super().__init__()
-        self.outputs, self.inputs = linear.weight.shape
-        self.group_size = linear.weight.block_size[-1]
-        pairs, scale_and_zero = pack_for_tinygemm(torchao_tensor.to_weight(linear.weight))
+        self.outputs, self.inputs = weight.codes.shape
+        self.group_size = self.inputs // len(weight.scale)
+        pairs, scale_and_zero = pack_for_tinygemm(weight)
         self.register_buffer("tiles", torch.ops.aten._convert_weight_to_int4pack(pairs, INNER_TILES))
         self.register_buffer("scale_and_zero", scale_and_zero)
         self.bias = linear.bias

@@ -35,9 +35,9 @@ def last_hidden_states(model: torch.nn.Module, inner: PreTrainedModel, batch: di
     return found[-1]
 
 
-def compared(labels: torch.Tensor, attention_mask: torch.Tensor, tokens: str) -> torch.Tensor:
+def compared(labels: torch.Tensor, position_ids: torch.Tensor, tokens: str) -> torch.Tensor:
     """Return which of the states (batch, length - 1) predict a token on which the models are compared."""
-    return labels[:, 1:] != IGNORED if tokens == "response" else attention_mask[:, 1:].bool()
+    return labels[:, 1:] != IGNORED if tokens == "response" else position_ids[:, 1:] > 0
 
 
 def kl(student: Reading, base: Reading, temperature: float = 1.0) -> torch.Tensor:

@@ -65,7 +65,7 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         for start in range(0, len(self.held_out), self.args.per_device_train_batch_size):
             rows = range(start, min(start + self.args.per_device_train_batch_size, len(self.held_out)))
             batch = self._prepare_inputs(self.data_collator([self.held_out[row] for row in rows]))
-            every = distillation.compared(batch["labels"], batch["attention_mask"], "all")
+            every = distillation.compared(batch["labels"], batch["position_ids"], "all")
             with self.compute_loss_context_manager():
                 total += distillation.kl(*self.readings(self.model, batch, every)).item()
             tokens += int(every.sum())
@@ -74,7 +74,7 @@ class AnyDeviceSFTTrainer(SFTTrainer):
 
     def compared(self, inputs: dict) -> torch.Tensor:
         """Return which states of a batch (batch, length - 1) predict a token on which the models are compared."""
-        return distillation.compared(inputs["labels"], inputs["attention_mask"], self.distillation["tokens"])
+        return distillation.compared(inputs["labels"], inputs["position_ids"], self.distillation["tokens"])
 
     def readings(self, model: PeftModel, inputs: dict, at: torch.Tensor) -> list[Reading]:
         """Return what the model and the base make of a batch, at some of its states (batch, length - 1)."""

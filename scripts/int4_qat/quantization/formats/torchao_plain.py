@@ -60,21 +60,21 @@ def lay_out(
 
 def weight_of(key: str) -> str:
     """Return the name of the weight that a stored tensor is, or is a part of."""
-    from int4_qat.quantization import torchao_tensor
+    from int4_qat.quantization import plain_weight
 
-    return torchao_tensor.weight_of(key)
+    return plain_weight.weight_of(key)
 
 
 def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: dict[str, "StoredTensor"]) -> None:
     """Write the codes, scales and zero points of a weight, block by block."""
     import torch
 
-    from int4_qat.quantization import torchao_tensor
+    from int4_qat.quantization import plain_weight
 
-    qdata, *of_groups = (targets[name] for name in torchao_tensor.part_names(key))
+    qdata, *of_groups = (targets[plain_weight.part_name(key, part)] for part in plain_weight.PARTS)
     whole = [torch.empty(target.shape, dtype=torch.bfloat16) for target in of_groups]
     for rows, (codes, *found) in blocks:
-        qdata.write_rows(rows, torchao_tensor.pack(codes))
+        qdata.write_rows(rows, plain_weight.pack(codes))
         for tensor, part in zip(whole, found, strict=True):
             tensor[:, rows] = part
     for target, tensor in zip(of_groups, whole, strict=True):
@@ -83,13 +83,13 @@ def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: 
 
 def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "int4.Int4Weight"]:
     """Return what reads some rows of a stored weight; the scales and zero points of all are read once."""
-    from int4_qat.quantization import int4, torchao_tensor
+    from int4_qat.quantization import int4, plain_weight
 
-    qdata, *of_groups = (stored[name] for name in torchao_tensor.part_names(key))
+    qdata, *of_groups = (stored[plain_weight.part_name(key, part)] for part in plain_weight.PARTS)
     scale, zero_point = (tensor.read().view(tensor.shape) for tensor in of_groups)
 
     def read(rows: slice) -> int4.Int4Weight:
-        return int4.Int4Weight(torchao_tensor.unpack(qdata.read_rows(rows)), scale[:, rows], zero_point[:, rows])
+        return int4.Int4Weight(plain_weight.unpack(qdata.read_rows(rows)), scale[:, rows], zero_point[:, rows])
 
     return read
 

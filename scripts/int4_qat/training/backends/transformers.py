@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from int4_qat.checkpoint import architecture, loading, text_model
 from int4_qat.config.recipe import compares_with_base
 from int4_qat.quantization import schemes
-from int4_qat.training import callbacks, qat, start, teachers
+from int4_qat.training import callbacks, collation, qat, start, teachers
 from int4_qat.training.data import Rows
 from int4_qat.training.recipe import Options, Recipe, training_settings
 from int4_qat.training.trainer import AnyDeviceSFTTrainer
@@ -60,7 +60,13 @@ def make_trainer(
 ) -> SFTTrainer:
     """Return trl's trainer with the recipe's values, on rows that are tokens and labels already."""
     config = SFTConfig(**training_settings(recipe, options), dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = AnyDeviceSFTTrainer(model=model, args=config, train_dataset=rows.train, processing_class=tokenizer)
+    side_by_side = collation.keeps_apart(model)
+    if not side_by_side:
+        print("batches are padded text by text: in this model a text is changed by the one before it in a row")
+    collator = collation.Rows(tokenizer.pad_token_id, side_by_side)
+    trainer = AnyDeviceSFTTrainer(
+        model=model, args=config, train_dataset=rows.train, processing_class=tokenizer, data_collator=collator
+    )
     trainer.distillation, trainer.grid_learning_rate = recipe.distillation, recipe.grid_learning_rate
     if compares_with_base(vars(recipe)):
         trainer.teacher, trainer.held_out = teachers.make(model, recipe, options), rows.held_out

@@ -1,0 +1,158 @@
+"""Time training steps at the shapes of Gemma 3 12B, and say which kernels a step's time goes to.
+
+A training is the workflow's own, in this process: the backend, rows and trainer of finetune.py, on random weights and
+texts of --tokens invented words each. --arms takes arms of bench_gpu.py, or NAME={...} with other settings over theirs.
+
+    python tests/bench/bench_step.py --folder /dev/shm/step --layers 12 --output step.json
+    python tests/bench/bench_step.py --folder /tmp/tiny --shapes tiny --device cpu --tokens 64 --output tiny.json
+"""
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from torch.profiler import ProfilerActivity, profile
+from transformers import TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import bench_gpu
+from int4_qat.config import recipes
+from int4_qat.system import devices, files
+from int4_qat.tokenizer import tokenization
+from int4_qat.training import data
+from int4_qat.training.backends import transformers
+from int4_qat.training.recipe import Options, Recipe
+
+STEPS, WARM_UP = 8, 3
+KINDS = {  # of a kernel, by parts of its name; the first that fits
+    "attention": ("flash", "fmha", "attention", "softmax"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "sm90_xmma", "cublas"),
+    "compiled": ("triton",),
+    "casts and copies": ("copy", "memcpy", "memset", "cat"),
+    "element by element": ("elementwise", "reduce", "vectorized"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True, type=Path, help="place for the model")
+    parser.add_argument("--output", required=True, type=Path, help="JSON of all figures")
+    parser.add_argument("--shapes", default="12b", choices=list(bench_gpu.SHAPES))
+    parser.add_argument("--layers", type=int, help="of the text's decoder, where all would take too long")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--tokens", default=512, type=int, help="tokens of a training row")
+    parser.add_argument("--arms", nargs="+", default=["lora", "base", "merged"])
+    arguments = parser.parse_args()
+    shapes = bench_gpu.SHAPES[arguments.shapes]()
+    if arguments.layers:
+        shapes.text_config.num_hidden_layers = arguments.layers
+        shapes.text_config.layer_types = shapes.text_config.layer_types[: arguments.layers]
+    if not (arguments.folder / "model").exists():
+        bench_gpu.make_model(shapes, arguments.device, arguments.tokens, arguments.folder)
+    record = {"device": devices.name(arguments.device), "versions": bench_gpu.versions(), "arms": {}}
+    for word in arguments.arms:
+        name, _, changes = word.partition("={")
+        recipe = recipe_of(arguments, name, json.loads("{" + changes) if changes else {})
+        try:
+            record["arms"][name] = measure(arguments, recipe)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            record["arms"][name] = {"error": str(error)[:2_000]}
+        files.write_json(arguments.output, record)
+        print(name, json.dumps(record["arms"][name], indent=1), flush=True)
+
+
+def recipe_of(arguments: argparse.Namespace, name: str, changes: dict) -> Recipe:
+    """Return the recipe of an arm with some settings changed."""
+    config = yaml.safe_load((bench_gpu.ROOT / "config.yaml").read_text())
+    config["finetune"]["arms"] = bench_gpu.ARMS | config["finetune"]["arms"]
+    arm = changes.pop("arm", name)
+    settings = recipes.training_of(recipes.recipe_of(config, arm)) | {"max_steps": STEPS, "save_steps": 10_000}
+    if arguments.device == "cpu":
+        settings |= {"dtype": "float32", "optim": "adamw_torch", "gradient_checkpointing": False}
+    return Recipe(**settings | {"texts": {"questions": 1}, "logging_steps": 1, "allow_worse": True} | changes)
+
+
+class Timer(TrainerCallback):
+    """The seconds of each step, and the profile of the last one."""
+
+    def __init__(self, on_gpu: bool):
+        self.on_gpu, self.seconds, self.begun, self.profile = on_gpu, [], 0.0, None
+
+    def now(self) -> float:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begun = self.now()
+        if state.global_step == STEPS - 1:
+            self.profile = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+            self.profile.__enter__()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = self.now()
+        if self.profile:
+            self.profile.__exit__(None, None, None)
+        else:
+            self.seconds.append(now - self.begun)
+
+
+def measure(arguments: argparse.Namespace, recipe: Recipe) -> dict:
+    """Train a few steps; return tokens per second, peak memory, and milliseconds of a step by kind and by kernel."""
+    gc.collect()
+    torch._dynamo.reset()
+    on_gpu = arguments.device == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as work:
+        places = {name: Path(work) / name for name in ("checkpoints", "adapter", "log_table")}
+        texts = {"questions": arguments.folder / "texts.parquet"}
+        model = arguments.folder / "model"
+        options = Options(model=model, texts=texts, device=arguments.device, base=model, **places)
+        tokenizer = tokenization.load_tokenizer(model)
+        trained = transformers.add_adapters(model, recipe, arguments.device)
+        rows = data.tokenize(texts, tokenizer, recipe, Path(work))
+        trainer = transformers.make_trainer(trained, tokenizer, rows, recipe, options)
+        timer = Timer(on_gpu)
+        trainer.add_callback(timer)
+        trainer.train()
+    seconds = pd.Series(timer.seconds[WARM_UP:]).median()
+    tokens = trainer.state.num_input_tokens_seen / STEPS
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    figures = {"tokens_per_s": tokens / seconds, "s_per_step": seconds, "first_step_s": timer.seconds[0]}
+    figures["losses"] = losses
+    if on_gpu:
+        figures["peak_gb"] = torch.cuda.max_memory_reserved() / 1e9
+        figures["allocated_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return figures | by_kernel(timer.profile, on_gpu)
+
+
+def by_kernel(found: profile, on_gpu: bool) -> dict:
+    """Return milliseconds by kind of kernel, and of the 25 kernels that take most."""
+    kinds, kernels = Counter(), {}
+    for event in found.key_averages():
+        if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
+            continue
+        milliseconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
+        name = event.key.lower()
+        kinds[next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")] += (
+            milliseconds
+        )
+        kernels[event.key[:110]] = (milliseconds, event.count)
+    largest = sorted(kernels.items(), key=lambda pair: -pair[1][0])[:25]
+    return {"ms_by_kind": dict(kinds), "ms_by_kernel": dict(largest)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Texts side by side in rows: what is left out, and that no text sees another, in any family."""
+
+import random
+
+import pytest
+import torch
+import transformers
+
+from families import FAMILIES, SIZES
+from int4_qat.training import collation, distillation
+
+VOCABULARY = 1024
+
+
+def model_of(config_class, values):
+    torch.manual_seed(0)
+    config = getattr(transformers, config_class)(**values)
+    auto = "AutoModelForImageTextToText" if hasattr(config, "vision_config") else "AutoModelForCausalLM"
+    return getattr(transformers, auto).from_config(config, dtype=torch.float32)
+
+
+def texts_of(lengths, seed=0):
+    """Examples of random tokens, of which the last three are labels."""
+    draw = random.Random(seed)
+    ids = [[draw.randrange(10, VOCABULARY) for _ in range(length)] for length in lengths]
+    return [{"input_ids": row, "labels": [-100] * (len(row) - 3) + row[-3:]} for row in ids]
+
+
+def test_rows_are_filled():
+    lengths = random.Random(0).choices(range(10, 200), k=32)
+    rows = collation.best_fit(lengths, max(lengths))
+    assert sorted(number for row in rows for number in row) == list(range(32))
+    filled = [sum(lengths[number] for number in row) for row in rows]
+    assert max(filled) == max(lengths)
+    assert len(rows) <= 11 / 9 * -(-sum(lengths) // max(lengths)) + 1  # Johnson et al. 1974
+
+
+def test_texts_of_one_length_keep_their_rows_and_their_order():
+    batch = collation.Rows(pad_token=0, side_by_side=True)(texts_of([8, 8, 8]))
+    assert batch["input_ids"].tolist() == [text["input_ids"] for text in texts_of([8, 8, 8])]
+    assert batch["position_ids"].tolist() == [[*range(8)]] * 3
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_padding_and_beginnings_count_nowhere(side_by_side):
+    texts = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
+    texts += [{"input_ids": [10, 11, 12, 13, 14, 15], "labels": [10, 11, 12, 13, 14, 15]}]
+    batch = collation.Rows(pad_token=0, side_by_side=side_by_side)(texts)
+    assert batch["input_ids"].shape == (2 if side_by_side else 3, 6)
+    following = sorted([6, 7, 9, 11, 12, 13, 14, 15])
+    for tokens in ("all", "response"):
+        at = distillation.compared(batch["labels"], batch["position_ids"], tokens)
+        assert sorted(batch["input_ids"][:, 1:][at].tolist()) == following
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_side_by_side_each_text_has_the_states_that_it_has_alone(family):
+    model, texts = model_of(*FAMILIES[family][:2]).eval(), texts_of([100, 20, 31, 49, 77, 12])
+    assert collation.keeps_apart(model)
+    batch = collation.Rows(pad_token=0, side_by_side=True)(texts)
+    assert len(batch["input_ids"]) == 3
+    tokens = {key: value for key, value in batch.items() if key != "labels"}
+    found = distillation.last_hidden_states(model, model, tokens)
+    begins = [(row, begin) for row, begin in (batch["position_ids"] == 0).nonzero().tolist()]
+    for text in texts:
+        ids = torch.tensor([text["input_ids"]])
+        with torch.no_grad():
+            alone = distillation.last_hidden_states(model, model, {"input_ids": ids})[0]
+        ((row, begin),) = [
+            (row, begin)
+            for row, begin in begins
+            if batch["input_ids"][row, begin : begin + ids.shape[1]].tolist() == text["input_ids"]
+        ]
+        torch.testing.assert_close(found[row, begin : begin + ids.shape[1]], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values"), [("MambaConfig", {}), ("Lfm2Config", {"layer_types": ["conv", "full_attention"]})]
+)
+def test_a_model_that_carries_a_state_from_text_to_text_is_found_out(config_class, values):
+    assert not collation.keeps_apart(model_of(config_class, SIZES | values))
