@@ -22,7 +22,7 @@ from int4_qat.checkpoint import architecture, loading, weight_files, weight_writ
 from int4_qat.checkpoint.blocks import STORAGE_DTYPE
 from int4_qat.quantization import calibration, calibration_texts, grids, linears, record, schemes
 from int4_qat.quantization.int4 import Grid
-from int4_qat.system import devices, errors, files, rooms
+from int4_qat.system import devices, errors, files, parallel, rooms
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
 
@@ -95,7 +95,7 @@ def write(
 
     with files.whole(arguments.output) as folder:
         targets = weight_writer.create(folder, architecture.stored_as(sources))
-        weight_files.in_parallel(put, sources, "write")
+        parallel.in_threads(put, sources, "write")
         model.config.save_pretrained(folder)
         architecture.copy_companions(arguments.checkpoint, folder)
         grids.write(folder, found)

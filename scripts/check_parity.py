@@ -24,7 +24,7 @@ from int4_qat.engines import inference
 from int4_qat.quantization import exports, grids, mismatch, record, schemes
 from int4_qat.quantization.int4 import AnyGrid
 from int4_qat.results.schema.parity import Parity
-from int4_qat.system import devices, errors, files, rooms
+from int4_qat.system import devices, errors, files, parallel, rooms
 from int4_qat.tokenizer import tokenization
 from int4_qat.training import qat, start
 
@@ -91,7 +91,7 @@ def differing_weights(
             return adapters.differing(source, pairs[name], targets[key])
         return weight_files.differing(source, targets[key])
 
-    return weight_files.in_parallel(compare, sources, "compare")
+    return parallel.in_processes(compare, sources, "compare")
 
 
 def training_model(model: Path, adapter: Path, training: dict, device: str) -> PreTrainedModel:

@@ -32,7 +32,7 @@ from int4_qat.checkpoint import architecture
 from int4_qat.engines import inference, processes, vllm_process
 from int4_qat.engines.vllm_process import HOST
 from int4_qat.results.schema.serving import Answer, FirstToken, Load, Serving
-from int4_qat.system import devices, errors, files, scratch
+from int4_qat.system import devices, errors, files, parallel, scratch
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
 
@@ -58,7 +58,7 @@ def main() -> None:
     devices.claim(arguments.device)
     dtype = architecture.DTYPES[arguments.dtype]
     # In a process of its own, which leaves the GPU's memory to vLLM.
-    spawn, end = multiprocessing.get_context("spawn"), processes.end_with_parent
+    spawn, end = multiprocessing.get_context("spawn"), parallel.end_with_parent
     with ProcessPoolExecutor(1, spawn, initializer=end) as pool:
         question, expected = pool.submit(likeliest_tokens, arguments.checkpoint, dtype, arguments.device).result()
     with served(arguments) as (client, startup_seconds):

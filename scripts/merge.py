@@ -14,7 +14,7 @@ from pathlib import Path
 
 from int4_qat.checkpoint import adapters, architecture, weight_files, weight_writer
 from int4_qat.quantization import grids, record
-from int4_qat.system import errors, files
+from int4_qat.system import errors, files, parallel
 from int4_qat.system.errors import InputError
 
 
@@ -45,8 +45,8 @@ def main() -> None:
 
     with files.whole(arguments.output) as folder:
         targets = weight_writer.create(folder, architecture.stored_as(sources))
-        weight_files.in_parallel(write, sources, "merge")
-        weight_writer.refuse_differences(folder, weight_files.in_parallel(compare, sources, "compare"))
+        parallel.in_processes(write, sources, "merge")
+        weight_writer.refuse_differences(folder, parallel.in_processes(compare, sources, "compare"))
         config.save_pretrained(folder)
         record.copy_record(arguments.adapter, folder)
         grids.copy(grids.of_training(arguments.adapter, arguments.model), folder)

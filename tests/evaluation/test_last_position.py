@@ -180,5 +180,5 @@ def test_a_model_that_does_not_belong_on_the_list_ends_the_run(tokenizer):
     """phi3's longrope reads a short and a long text differently: the run's own comparison finds that."""
     model = make_model("phi3", GROUPED | LENGTH_DEPENDENT)
     ours = engine(last_position.LastPosition, model, tokenizer)
-    with pytest.raises(InputError, match=r"^mmlu_anatomy, question 1: last_position's log-likelihoods differ from lm-"):
+    with pytest.raises(InputError, match=r"^mmlu_anatomy, question 0: last_position's log-likelihoods differ from lm-"):
         ours.loglikelihood(ask(PREFIX), disable_tqdm=True)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -267,6 +268,17 @@ def test_choices_without_a_token_of_their_own_are_one_line(llama, mmlu_folder, t
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"^mmlu_\w+, question 0: ' A' and ' B' are the same tokens$"):
         evaluate(monkeypatch, llama, mmlu_folder, tmp_path, engine)
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_tokens_that_are_made_at_once_are_lm_evals(llama, added):
+    post_process(llama, template("<bos> $A") if added else None)
+    ours, asked = stock(llama), requests(["Which one?", "Which one? ", " ", "<bos>Which one?"])
+    ours.encode_at_once(asked)
+    kept, ours.encoded = [ours.tokens(request) for request in asked], {}
+    theirs = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer)
+    assert kept == [theirs._encode_pair(*request.args) for request in asked]
+    assert kept == [ours.tokens(request) for request in asked]
 
 
 def stock(folder):

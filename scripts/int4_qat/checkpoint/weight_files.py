@@ -5,14 +5,12 @@ Files are read and written, not mapped, so that no page of them counts as memory
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
@@ -150,15 +148,3 @@ def differing(source: StoredTensor, target: StoredTensor) -> int:
 def count_different(expected: torch.Tensor, found: torch.Tensor) -> int:
     """Elements that differ; NaN differs from NaN."""
     return 0 if torch.equal(expected, found) else int((expected != found).sum())
-
-
-def in_parallel(work: Callable[[str], int | None], names: Iterable[str], title: str) -> dict[str, int | None]:
-    """What `work` returns of each tensor; a thread a core, each with blocks of its own."""
-    names, threads = list(names), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            results = tqdm(pool.map(work, names), desc=title, unit=" tensors", total=len(names), mininterval=1)
-            return dict(zip(names, results, strict=True))
-    finally:
-        torch.set_num_threads(threads)

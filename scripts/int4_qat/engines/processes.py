@@ -1,6 +1,5 @@
 """Engines of other environments as child processes: log, time limit; nothing of one outlives the block."""
 
-import ctypes
 import os
 import re
 import signal
@@ -10,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from int4_qat.system import parallel
 from int4_qat.system.errors import InputError
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 GRACE_SECONDS = 30
-LIBC = ctypes.CDLL(None)
-SIGNAL_AT_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def run(name: str, module: str, words: list, log: Path, time_limit: float, **options) -> None:
@@ -27,11 +25,6 @@ def run(name: str, module: str, words: list, log: Path, time_limit: float, **opt
             raise InputError(f"{name} took more than {time_limit:g} s; {last_lines(log)}") from None
     if code:
         raise InputError(f"{name} ended with exit code {code}; {last_lines(log)}")
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to end this process when its parent dies: a job that is killed cannot clean up itself."""
-    LIBC.prctl(SIGNAL_AT_DEATH_OF_PARENT, signal.SIGTERM)
 
 
 @contextmanager
@@ -53,7 +46,7 @@ def started(
             env=environment,
             cwd=folder,
             start_new_session=True,
-            preexec_fn=end_with_parent,
+            preexec_fn=parallel.end_with_parent,
         )
 
     def interrupted(number: int, _) -> None:

@@ -2,7 +2,8 @@
 
 lm-eval's HFLM computes logits for every position and reads only the last ones. For 8 questions of 500 tokens and a
 vocabulary of 262,208, Gemma's, that takes 4 GB in fp32. It also runs the few-shot examples of a subject through the
-model again for every question. `LastPosition` does neither; its order and its log-softmax are those of HFLM.
+model again for every question, and short questions leave most of a GPU idle. `LastPosition` does none of it: it reads
+as many tokens at once as `batch_size` questions of QUESTION tokens have. Its log-softmax is that of HFLM.
 
 That is right where a token's state depends on nothing but the tokens before it, and where a cache can be copied for
 several continuations. `objection` lets through what the tests prove, by the config alone, and every run compares its
@@ -11,15 +12,18 @@ first questions with lm-eval's own code.
 
 import copy
 import itertools
+from collections.abc import Iterator
 
 import torch
 from lm_eval.api.instance import Instance
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from int4_qat.checkpoint.heads import Head
 from int4_qat.data import mmlu
 from int4_qat.evaluation.stock_scores import PROBE, Scores, StockScores, Tokens, question
 from int4_qat.system.errors import InputError
 
+QUESTION = 1024  # tokens
 SHORTEST_PREFIX = 64  # tokens; below that, copying the cache costs more than it saves
 # What tests/evaluation/test_last_position.py proves. In place of anything else lm-eval's own code scores.
 MODEL_TYPES = (
@@ -77,16 +81,17 @@ class LastPosition(StockScores):
             choices.setdefault(tuple(prompt[-self.max_length :]), []).append(choice)
         prompts = sorted(choices, key=lambda prompt: (-len(prompt), prompt))
         prefix = common_prefix(prompts)
-        cache = self.read(prefix) if prefix else None
-        scores = {}
-        for start in range(0, len(prompts), self.batch_size):
-            batch = prompts[start : start + self.batch_size]
+        cache, begun = self.read(prefix) if prefix else None, []
+        for batch in batches(prompts, self.batch_size * QUESTION):
             logits = self.last_logits([prompt[len(prefix) :] for prompt in batch], cache)
-            likeliest = logits.argmax(-1).tolist()
             asked = [(row, choice) for row, prompt in enumerate(batch) for choice in sorted(set(choices[prompt]))]
             found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*torch.tensor(asked).T.to(logits.device)]
-            for (row, choice), value in zip(asked, found.tolist(), strict=True):  # two waits for the GPU a batch
-                scores[batch[row], choice] = value, choice == likeliest[row]
+            begun.append((batch, asked, found, logits.argmax(-1)))
+        scores = {}
+        for batch, asked, found, likeliest in begun:  # the first wait for the GPU, which has all batches by now
+            best = likeliest.tolist()
+            for (row, choice), value in zip(asked, found.tolist(), strict=True):
+                scores[batch[row], choice] = value, choice == best[row]
         return [scores[tuple(prompt[-self.max_length :]), choice] for prompt, (choice,) in tokens]
 
     def read(self, prefix: tuple[int, ...]):
@@ -96,16 +101,23 @@ class LastPosition(StockScores):
 
     def last_logits(self, rows: list[tuple[int, ...]], cache) -> torch.Tensor:
         """Logits (rows, vocabulary) after each row's last token; pads stand to the right, where nobody looks."""
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
         longest = max(map(len, rows))
         tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)
-        ends, place = torch.unique(lengths - 1, return_inverse=True)
-        past = {}
+        past = {"use_cache": False}
         if cache is not None:
             past = {"past_key_values": copy.deepcopy(cache), "use_cache": True}
             past["past_key_values"].batch_repeat_interleave(len(rows))
-        logits = self.model(tokens, logits_to_keep=ends, **past).logits
-        return logits[torch.arange(len(rows), device=self.device), place]
+        states = self.model.base_model(input_ids=tokens, **past).last_hidden_state
+        ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        return Head(self.model).logits(states[torch.arange(len(rows), device=self.device), ends])
+
+
+def batches(prompts: list[tuple[int, ...]], tokens: int) -> Iterator[list[tuple[int, ...]]]:
+    """Yield prompts, which come from the longest on, in batches of at most so many tokens, padding included."""
+    while prompts:
+        size = max(1, tokens // len(prompts[0]))
+        yield prompts[:size]
+        prompts = prompts[size:]
 
 
 def common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:

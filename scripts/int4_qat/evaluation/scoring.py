@@ -1,13 +1,16 @@
 """Score a checkpoint with lm-eval: by its own code, or by ours where that is proven to give the same."""
 
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import lm_eval
 import torch
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import env
 
 from int4_qat.checkpoint import architecture
 from int4_qat.data import mmlu
@@ -66,17 +69,18 @@ def evaluate(
         batch_size=options.batch_size,
         softmax_dtype=torch.float32,
     )
-    results = lm_eval.simple_evaluate(
-        language_model,
-        tasks=tasks,
-        num_fewshot=options.num_fewshot,
-        limit=options.limit,
-        task_manager=task_manager,
-        random_seed=SEED,
-        numpy_random_seed=SEED,
-        torch_random_seed=SEED,
-        fewshot_random_seed=SEED,
-    )
+    with templates_compiled_once():
+        results = lm_eval.simple_evaluate(
+            language_model,
+            tasks=tasks,
+            num_fewshot=options.num_fewshot,
+            limit=options.limit,
+            task_manager=task_manager,
+            random_seed=SEED,
+            numpy_random_seed=SEED,
+            torch_random_seed=SEED,
+            fewshot_random_seed=SEED,
+        )
     settings = {
         "engine": engine,
         "engine_used": used,
@@ -93,3 +97,14 @@ def evaluate(
         "bos_added_by_tokenizer": tokenization.adds_bos(tokenization.load_as_is(options.checkpoint)),
     }
     return Evaluation(results, settings, language_model.prompts_over_max_length, language_model.stock_check)
+
+
+@contextmanager
+def templates_compiled_once() -> Iterator[None]:
+    """Let lm-eval compile each of its templates once; it compiles one anew for every question."""
+    compile_template = env.from_string
+    env.from_string = functools.cache(compile_template)
+    try:
+        yield
+    finally:
+        env.from_string = compile_template

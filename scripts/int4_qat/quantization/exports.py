@@ -9,6 +9,7 @@ from int4_qat.checkpoint import blocks, weight_files, weight_writer
 from int4_qat.checkpoint.weight_files import StoredTensor
 from int4_qat.quantization import int4
 from int4_qat.quantization.schemes import Scheme
+from int4_qat.system import parallel
 
 Block = tuple[slice, torch.Tensor]  # some rows of a weight, and their values in bf16
 QuantizedBlock = tuple[slice, int4.Int4Weight]
@@ -65,8 +66,8 @@ def fill(
         return weight_files.differing(kept[key], targets[key])
 
     keys = [*kept, *in_int4]
-    weight_files.in_parallel(write, keys, "write")
-    return weight_files.in_parallel(compare, keys, "compare")
+    parallel.in_processes(write, keys, "write")
+    return parallel.in_processes(compare, keys, "compare")
 
 
 def with_bytes_after(

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from int4_qat.checkpoint import architecture, blocks, module_names, text_model, weight_files
 from int4_qat.checkpoint.weight_files import StoredTensor
 from int4_qat.quantization import int4, linears, schemes
+from int4_qat.system import parallel
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, turns
 
@@ -23,9 +24,7 @@ def refuse_unsupported(folder: Path) -> architecture.Checkpoint:
     checkpoint = architecture.open_checkpoint(folder)
     refuse_types(folder, checkpoint.tensors)
     refuse_contradicted_ties(folder, checkpoint)
-    counts = weight_files.in_parallel(
-        lambda key: count_not_finite(checkpoint.tensors[key]), checkpoint.tensors, "check"
-    )
+    counts = parallel.in_threads(lambda key: count_not_finite(checkpoint.tensors[key]), checkpoint.tensors, "check")
     for key, count in counts.items():
         if count:
             path = checkpoint.tensors[key].path
