@@ -14,8 +14,9 @@ import torch
 from transformers import PreTrainedModel
 
 from int4_qat.checkpoint import heads
-from int4_qat.checkpoint.heads import Head, Reading
+from int4_qat.checkpoint.heads import Reading
 from int4_qat.tokenizer.turns import IGNORED
+from int4_qat.training import compilation
 
 BlockLoss = Callable[[torch.Tensor, slice], torch.Tensor]  # the sum over a block, of its states (tokens, width)
 Teacher = Callable[[dict], Reading]  # what the base makes of a batch: states (batch, length, width)
@@ -44,9 +45,7 @@ def kl(student: Reading, base: Reading, temperature: float = 1.0) -> torch.Tenso
     """Return the sum over tokens of KL(base || student), in nats, the logits of both divided by a temperature."""
 
     def of_block(hidden: torch.Tensor, block: slice) -> torch.Tensor:
-        with torch.no_grad():
-            expected = log_probabilities(base.head, base.hidden[block], temperature)
-        return divergence(expected, log_probabilities(student.head, hidden, temperature))
+        return sums(student.head.logits(hidden), base_logits(base, block), None, temperature)[0]
 
     return by_blocks(student, of_block)
 
@@ -60,31 +59,43 @@ def loss(
     """
 
     def of_block(hidden: torch.Tensor, block: slice) -> torch.Tensor:
-        logits = student.head.logits(hidden).float()
-        with torch.no_grad():
-            expected = log_probabilities(base.head, base.hidden[block], temperature)
-        total = weights[1] * divergence(expected, softened(logits, temperature))
-        if weights[0]:
-            sums = torch.nn.functional.cross_entropy(logits, following[block], ignore_index=IGNORED, reduction="sum")
-            total = total + weights[0] * sums
-        return total
+        labels = following[block] if weights[0] else None
+        divergence, cross_entropy = sums(student.head.logits(hidden), base_logits(base, block), labels, temperature)
+        return weights[1] * divergence + (weights[0] * cross_entropy if weights[0] else 0)
 
     return by_blocks(student, of_block)
 
 
-def log_probabilities(head: Head, hidden: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return (tokens, vocabulary) in fp32 of hidden states (tokens, width)."""
-    return softened(head.logits(hidden).float(), temperature)
+@torch.no_grad()
+def base_logits(base: Reading, block: slice) -> torch.Tensor:
+    """Return the logits (tokens, vocabulary) of a block of the base's states."""
+    return base.head.logits(base.hidden[block])
+
+
+def sums(
+    logits: torch.Tensor, expected: torch.Tensor, following: torch.Tensor | None, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the sums over tokens of KL(expected || logits) and of the cross-entropy, of logits (tokens, vocabulary).
+
+    Both are fp32 scalars, in few kernels on a GPU; without ids that follow there is no cross-entropy.
+    """
+    return (compilation.compiled(_sums) if logits.is_cuda else _sums)(logits, expected, following, temperature)
+
+
+def _sums(
+    logits: torch.Tensor, expected: torch.Tensor, following: torch.Tensor | None, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    found, wanted = (softened(each.float(), temperature) for each in (logits, expected))
+    divergence = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
+    if following is None:
+        return divergence, None
+    given = torch.nn.functional.cross_entropy(logits.float(), following, ignore_index=IGNORED, reduction="sum")
+    return divergence, given
 
 
 def softened(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return the log-probabilities of logits at a temperature."""
     return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
-
-
-def divergence(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """Return the sum over rows of KL(expected || found), of log-probabilities (tokens, vocabulary)."""
-    return torch.nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
 
 
 def by_blocks(student: Reading, of_block: BlockLoss) -> torch.Tensor:

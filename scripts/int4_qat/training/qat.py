@@ -119,6 +119,7 @@ class Int4Linear(torch.nn.Linear):
         self.__dict__.update(layer.__dict__)
         self.scheme = scheme
 
+    @torch.compiler.disable  # a compiled layer would not round as this does
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight.detach()
         straight_through = int4.fake_quantize(weight, self.scheme) + (self.weight - weight)
@@ -138,6 +139,7 @@ class MergedInt4Linear(lora.Linear):
         # No part of this module, since peft takes all parts of a layer of its own for the adapter's.
         self.__dict__["grid"] = grid
 
+    @torch.compiler.disable  # a compiled layer would not round as the export does
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.disable_adapters:
             return self.base_layer(x)

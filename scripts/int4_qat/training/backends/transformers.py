@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from int4_qat.checkpoint import architecture, loading, text_model
 from int4_qat.config.recipe import compares_with_base
 from int4_qat.quantization import schemes
-from int4_qat.training import callbacks, collation, qat, start, teachers
+from int4_qat.training import callbacks, collation, compilation, qat, start, teachers
 from int4_qat.training.data import Rows
 from int4_qat.training.recipe import Options, Recipe, training_settings
 from int4_qat.training.trainer import AnyDeviceSFTTrainer
@@ -64,6 +64,8 @@ def make_trainer(
     if not side_by_side:
         print("batches are padded text by text: in this model a text is changed by the one before it in a row")
     collator = collation.Rows(tokenizer.pad_token_id, side_by_side)
+    if options.device == "cuda":
+        print(f"{len(compilation.compile_layers(model))} layers will be compiled")
     trainer = AnyDeviceSFTTrainer(
         model=model, args=config, train_dataset=rows.train, processing_class=tokenizer, data_collator=collator
     )

@@ -1,0 +1,43 @@
+"""What torch.compile makes of a training on a GPU: a few kernels where a decoder layer or a loss is a chain of passes.
+
+What decides the weight that is exported is left out: `merged_weight` compiles it by itself, so that it rounds exactly.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+# Kinds of attention, training or reading, with the adapter or without, lengths of rows: each pair is compiled anew.
+# Beyond PyTorch's own limit of 8 it would go on uncompiled.
+RECOMPILATIONS = 64
+
+
+def compile_layers(model: PeftModel, **options) -> list[str]:
+    """Let every decoder layer that holds an adapter be compiled when it is first called; return the layers' names.
+
+    options go to torch.compile. From then on a forward pass needs autocast where weights and adapters differ in dtype.
+    """
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    layers = [(name, module) for name, module in model.named_modules() if is_layer(module)]
+    for _, layer in layers:
+        layer.compile(**options)  # inside gradient checkpointing, if the layer does that
+        for module in layer.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False  # autocast rounds fp32 to the same bfloat16 again
+    return [name for name, _ in layers]
+
+
+def is_layer(module: torch.nn.Module) -> bool:
+    """Return whether a module is a decoder layer with an adapter in it."""
+    holds = any(isinstance(part, BaseTunerLayer) for part in module.modules())
+    return holds and isinstance(module, GradientCheckpointingLayer)
+
+
+@functools.cache
+def compiled(function: Callable) -> Callable:
+    """Return a function as few kernels, for any number of rows."""
+    return torch.compile(function)
