@@ -73,8 +73,8 @@ def test_no_module_imports_itself_by_way_of_others():
     TopologicalSorter(edges()).prepare()  # CycleError names a circle
 
 
-def test_every_folder_is_a_package_and_says_nothing():
-    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+def test_every_room_is_a_package_and_says_nothing():
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
     assert {folder: (folder / "__init__.py").read_text() for folder in folders} == dict.fromkeys(folders, "")
 
 
