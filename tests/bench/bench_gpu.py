@@ -1,17 +1,25 @@
-"""Measure the recipe at the shapes of Gemma 3 12B, with random weights: training, export, memory and latency.
+"""Measure the recipe at the shapes of Gemma 3 12B, with random weights: training, export, memory, latency, MMLU.
 
 Every step is a program of scripts/, as a rule runs it, with the values of config.yaml. The JSON is written after each
 step and keeps what was measured if a later one fails; a step that failed makes the exit code 1.
 
     python tests/bench/bench_gpu.py --folder /dev/shm/gemma --output gpu.json
     python tests/bench/bench_gpu.py --folder /tmp/tiny --output tiny.json --shapes tiny --device cpu --tokens 64
+
+With Gemma's own tokenizer and MMLU (download_mmlu's folder) it also trains on the questions, whose lengths differ, and
+scores MMLU; the answers of random weights are chance:
+
+    python tests/bench/bench_gpu.py --folder /dev/shm/gemma --output gpu.json --tokenizer models/gemma-3-270m \\
+        --mmlu resources/mmlu --only quantize "finetune questions" mmlu
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +31,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
+from transformers import (
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    SiglipVisionConfig,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -37,11 +51,26 @@ ARMS = {
     "lora": {"backend": "transformers", "quantization": None},
     "base": {"backend": "transformers", "quantization": "w4a16", "qat_target": "base"},
     "merged": {"backend": "transformers", "quantization": "w4a16", "qat_target": "merged"},
+    "qad": {
+        "backend": "transformers",
+        "quantization": "w4a16",
+        "qat_target": "merged",
+        "grid_learning_rate": 1e-3,
+        "distillation": {"weight": 1, "tokens": "all", "temperature": 1},
+    },
     "unsloth_lora": {"backend": "unsloth", "quantization": None},
     "unsloth_qat": {"backend": "unsloth", "quantization": "int4", "qat_target": "base+lora_a"},
 }
+MMLU = {
+    "all": ["--engine", "last_position", "--num-fewshot", 0],
+    "few-shot 5": ["--engine", "last_position", "--num-fewshot", 5],
+    "5 a subject": ["--engine", "last_position", "--num-fewshot", 0, "--limit", 5],
+    "5 a subject stock": ["--engine", "stock", "--num-fewshot", 0, "--limit", 5],
+}
 PACKAGES = ("torch", "torchao", "transformers", "peft", "trl", "unsloth", "mslk-cuda", "vllm")
-TRAINING_STEPS, WARM_UP_STEPS = 6, 2
+TRAINING_STEPS, WARM_UP_STEPS = 8, 3
+VOCABULARY = 262_208
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 ROWS = 256
 WINDOWS = 120  # for calibration: what ROWS texts of 512 tokens give
 # torch.compile stops at mslk 1.1.0's kernel, which vLLM takes for torchao's layout.
@@ -57,6 +86,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the text's decoder, where all would take too long")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--tokens", default=512, type=int, help="tokens of a training row")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder of a Gemma 3, whose tokenizer takes an invented one's place"
+    )
+    parser.add_argument("--mmlu", type=Path, help="folder of download_mmlu; wants --tokenizer")
     parser.add_argument("--engines", nargs="*", default=["transformers"], choices=["transformers", "vllm"])
     parser.add_argument("--batch-sizes", nargs="+", default=[1], type=int, help="requests at once")
     parser.add_argument("--only", nargs="*", help="beginnings of the names of the steps to take; all if left out")
@@ -69,7 +102,7 @@ def main() -> None:
         if arguments.layers:
             shapes.text_config.num_hidden_layers = arguments.layers
             shapes.text_config.layer_types = shapes.text_config.layer_types[: arguments.layers]
-        make_model(shapes, arguments.device, arguments.tokens, arguments.folder)
+        make_model(shapes, arguments)
     for name, command, output in steps(arguments, config):
         if arguments.only is None or name.startswith(tuple(arguments.only)):
             record["steps"][name] = take(name, command, output)
@@ -82,7 +115,7 @@ def main() -> None:
 def gemma(text: dict, vision: dict, image_tokens: int) -> Gemma3Config:
     """The config of google/gemma-3-12b-it, but for some of its shapes."""
     shapes = dict(
-        vocab_size=262_208,
+        vocab_size=VOCABULARY,
         hidden_size=3_840,
         intermediate_size=15_360,
         num_hidden_layers=48,
@@ -119,23 +152,33 @@ SHAPES = {
 }
 
 
-def make_model(config: Gemma3Config, device: str, tokens: int, folder: Path) -> None:
-    """Write a model of random weights with a tokenizer, and texts of `tokens` invented words in the recipe's turns."""
+def make_model(config: Gemma3Config, arguments: argparse.Namespace) -> None:
+    """Write a model of random weights with a tokenizer, and texts of --tokens invented words in the recipe's turns."""
+    folder, tokens = arguments.folder, arguments.tokens
     generator = random.Random(0)
     words = ["".join(generator.choices(standin.SYLLABLES, k=3)) for _ in range(5_000)]
     turns = "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\nAnswer: A<end_of_turn>\n"
     texts = [turns.format(" ".join(generator.choices(words, k=tokens - 16))) for _ in range(ROWS)]
     tokenizer = standin.build_tokenizer([" ".join(["x", *words]), *texts])
-    ids = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    config.update({"pad_token_id": ids["<pad>"], "bos_token_id": ids["<bos>"], "eos_token_id": ids["<eos>"]})
-    config.boi_token_index, config.eoi_token_index = ids["<start_of_image>"], ids["<end_of_image>"]
-    config.image_token_id = ids["<image_soft_token>"]
+    if arguments.tokenizer:
+        config.text_config.vocab_size = VOCABULARY
+        own = AutoTokenizer.from_pretrained(arguments.tokenizer)
+        cut = [own.decode(own(text, add_special_tokens=False)["input_ids"][: tokens - 16]) for text in texts]
+        texts = [turns.format(text.removeprefix(turns.partition("{}")[0])) for text in cut]
+    else:
+        ids = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        config.update({"pad_token_id": ids["<pad>"], "bos_token_id": ids["<bos>"], "eos_token_id": ids["<eos>"]})
+        config.boi_token_index, config.eoi_token_index = ids["<start_of_image>"], ids["<end_of_image>"]
+        config.image_token_id = ids["<image_soft_token>"]
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
+    with torch.device(arguments.device):
         model = Gemma3ForConditionalGeneration(config)
     with files.whole(folder / "model") as unfinished:
         gemma_folder.write_model(model.cpu(), tokenizer, unfinished)
+        if arguments.tokenizer:
+            for name in TOKENIZER_FILES:
+                shutil.copy(arguments.tokenizer / name, unfinished)
     torch.cuda.empty_cache()  # the steps, other processes, want all of the GPU
     pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
 
@@ -145,17 +188,22 @@ def steps(arguments: argparse.Namespace, config: dict):
     folder, on = arguments.folder, ["--device", arguments.device]
     small = arguments.shapes == "tiny"
     config["finetune"]["arms"] = ARMS
-    for arm in ARMS:
+    texts = {"": folder / "texts.parquet"}
+    if arguments.mmlu:
+        texts["questions "] = questions = folder / "questions.parquet"
+        source = ["--mmlu", arguments.mmlu / "auxiliary_train.parquet", "--tokenizer", folder / "model"]
+        yield "format questions", ["format_mmlu", *source, "--output", questions], questions
+    for kind, arm in itertools.product(texts, ARMS):
         if recipes.recipe_of(config, arm)["backend"] == "unsloth" and arguments.device == "cpu":
             continue
         recipe = recipes.training_of(recipes.recipe_of(config, arm))
         recipe |= {"max_steps": TRAINING_STEPS, "save_steps": TRAINING_STEPS}
         if arguments.device == "cpu":
             recipe |= {"dtype": "float32", "optim": "adamw_torch", "gradient_checkpointing": False}
-        texts = ["--texts", f"questions={folder / 'texts.parquet'}"]
-        options = ["--model", folder / "model", *texts, "--recipe", json.dumps(recipe)]
-        options += ["--checkpoints", folder / arm / "checkpoints", "--adapter", folder / arm / "adapter"]
-        yield f"finetune {arm}", ["finetune", *options, "--log-table", folder / arm / "steps.csv", *on], folder / arm
+        output = folder / f"{kind}{arm}".replace(" ", "_")
+        options = ["--model", folder / "model", "--texts", f"questions={texts[kind]}", "--recipe", json.dumps(recipe)]
+        options += ["--checkpoints", output / "checkpoints", "--adapter", output / "adapter"]
+        yield f"finetune {kind}{arm}", ["finetune", *options, "--log-table", output / "steps.csv", *on], output
     adapter = ["--model", folder / "model", "--adapter", folder / "base" / "adapter"]
     yield "merge", ["merge", *adapter, "--output", folder / "merged"], folder / "merged"
     chosen = config["calibration"]
@@ -179,6 +227,17 @@ def steps(arguments: argparse.Namespace, config: dict):
         output = folder / f"memory_{name}.json"
         options = ["--checkpoint", checkpoint, "--dtype", "bfloat16", "--max-new-tokens", 8 if small else 128]
         yield f"memory {name}", ["measure_memory", *options, *on, "--output", output], output
+    for name, checkpoint in precisions.items() if arguments.mmlu else ():
+        mmlu = config["evaluation"]["mmlu"]
+        options = ["--checkpoint", checkpoint, "--mmlu", arguments.mmlu, "--batch-size", mmlu["batch_size"]]
+        options += ["--dtype", "bfloat16", *on]
+        for kind, changes in MMLU.items():
+            output = folder / f"mmlu_{kind}_{name}.json".replace(" ", "_")
+            yield (
+                f"mmlu {kind} {name}",
+                ["evaluate_mmlu", *options, *changes, "--output", output, "--samples", output.with_suffix(".parquet")],
+                output,
+            )
     for engine in arguments.engines:
         latency = config["evaluation"]["latency"]
         timed = precisions | ({served: folder / served} if engine == "vllm" else {})
@@ -224,6 +283,10 @@ def figures_of(name: str, output: Path) -> dict:
         wanted = ("peak_gb", "weights_gb", "checkpoint_gb", "bandwidth_limit_percent", "int4_path")
         figures = {key: report[key] for key in wanted if key in report}
         return figures | {f"batch_{batch['batch_size']}_s": batch["mean_s"] for batch in report.get("batches", [])}
+    if kind == "mmlu":
+        return {"questions": sum(subject["questions"] for subject in files.read_json(output)["by_subject"].values())}
+    if kind == "format":
+        return {"rows": pq.read_metadata(output).num_rows}
     figures = {"gb": weight_files.file_bytes(output) / 1e9}
     if kind == "calibrate" and (peak := PEAK.search(Path(f"{output}.log").read_text())):
         figures["peak_gb"] = float(peak[1])

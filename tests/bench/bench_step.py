@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the text's decoder, where all would take too long")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--tokens", default=512, type=int, help="tokens of a training row")
+    parser.add_argument("--tokenizer", type=Path, help="as of bench_gpu.py")
     parser.add_argument("--arms", nargs="+", default=["lora", "base", "merged"])
     arguments = parser.parse_args()
     shapes = bench_gpu.SHAPES[arguments.shapes]()
@@ -58,7 +59,7 @@ def main() -> None:
         shapes.text_config.num_hidden_layers = arguments.layers
         shapes.text_config.layer_types = shapes.text_config.layer_types[: arguments.layers]
     if not (arguments.folder / "model").exists():
-        bench_gpu.make_model(shapes, arguments.device, arguments.tokens, arguments.folder)
+        bench_gpu.make_model(shapes, arguments)
     record = {"device": devices.name(arguments.device), "versions": bench_gpu.versions(), "arms": {}}
     for word in arguments.arms:
         name, _, changes = word.partition("={")
