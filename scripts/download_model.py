@@ -17,10 +17,8 @@ from pathlib import Path
 from int4_qat.checkpoint import model_folder
 from int4_qat.config import model_facts
 from int4_qat.data import hub
-from int4_qat.quantization import requirements
 from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
-from int4_qat.tokenizer import tokenizer_check
 
 
 def main() -> None:
@@ -55,6 +53,10 @@ def link(source: Path, folder: Path) -> None:
 
 def check(folder: Path, arguments: argparse.Namespace) -> dict:
     """Return what is known of the model; raise InputError, with its source, if a later stage could not use it."""
+    # They import for seconds, in which what the Hub refuses is said already.
+    from int4_qat.quantization import requirements
+    from int4_qat.tokenizer import tokenizer_check
+
     try:
         model_folder.taken(folder)
         checkpoint = requirements.refuse_unsupported(folder)

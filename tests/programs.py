@@ -1,5 +1,6 @@
 """Run the programs of scripts/, as rules do, and what the tests tell them."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -82,6 +83,12 @@ def run_in_process(program: ModuleType, monkeypatch: pytest.MonkeyPatch, *argume
     """A program of scripts/ without the seconds that its imports take; an InputError comes as it is."""
     monkeypatch.setattr("sys.argv", [program.__name__, *map(str, arguments)])
     program.main()
+
+
+def run_in_turn(monkeypatch: pytest.MonkeyPatch, *steps: tuple) -> None:
+    """Run programs of scripts/ one after the other in this process: a name and its arguments each."""
+    for name, *arguments in steps:
+        run_in_process(importlib.import_module(name), monkeypatch, *arguments)
 
 
 def training_options(untrained: Path, texts: Path, folder: Path) -> Options:

@@ -8,13 +8,25 @@ import torch
 
 import calibrated
 import finetune
+import merge
 from int4_qat.checkpoint import blocks, loading, weight_files
 from int4_qat.config.recipe import Recipe
 from int4_qat.quantization import grids, int4
 from int4_qat.system import files
+from int4_qat.system.errors import InputError
 from int4_qat.training import callbacks, learned_grid, merged_weight, qat
 from int4_qat.training.backends import transformers
-from programs import INT4, RECIPE, SCHEMES, finetune_options, quantize_options, run_in_process, run_script, seen
+from programs import (
+    INT4,
+    RECIPE,
+    SCHEMES,
+    finetune_options,
+    quantize_options,
+    run_in_process,
+    run_in_turn,
+    run_script,
+    seen,
+)
 from weights import normal
 
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
@@ -152,7 +164,7 @@ def test_blocks_of_rows_have_the_gradients_of_the_whole(untrained, monkeypatch):
 
 @pytest.mark.parametrize("start", ["rounded", "calibrated"])
 @each_scheme
-def test_what_training_saw_is_what_is_deployed(untrained, texts, tmp_path, scheme, start):
+def test_what_training_saw_is_what_is_deployed(untrained, texts, tmp_path, monkeypatch, scheme, start):
     base, adapter = untrained / "model", tmp_path / "adapter"
     folder = calibrated.write(base, tmp_path / "model", scheme) if start == "calibrated" else base
     changes = seen(scheme) | LEARNED | {"max_steps": 3}
@@ -160,14 +172,13 @@ def test_what_training_saw_is_what_is_deployed(untrained, texts, tmp_path, schem
     options[options.index("--model") + 1] = folder
     merged, exported, parity = tmp_path / "bf16", tmp_path / "int4", tmp_path / "parity.json"
     model = ["--model", folder, "--adapter", adapter]
-    for name, *arguments in (
+    run_in_turn(
+        monkeypatch,
         ("finetune", *options),
         ("merge", *model, "--output", merged),
         ("quantize", "--checkpoint", merged, "--output", exported, *quantize_options(scheme)),
         ("check_parity", *model, "--checkpoint", exported, "--texts", texts, "--output", parity),
-    ):
-        result = run_script(name, *arguments)
-        assert result.returncode == 0, result.stderr[-3000:]
+    )
     report = files.read_json(parity)
     assert report["weights_that_differ"] == 0
     assert report["relative_logit_difference"] == 0
@@ -203,16 +214,16 @@ def test_stopped_and_resumed_gives_the_same_grids(untrained, texts, tmp_path, mo
 
 
 @pytest.mark.parametrize("start", ["rounded", "calibrated"])
-def test_an_adapter_whose_grids_are_lost_is_not_merged(untrained, texts, tmp_path, start):
+def test_an_adapter_whose_grids_are_lost_is_not_merged(untrained, texts, tmp_path, monkeypatch, start):
     """Those of a calibrated start would be taken for them."""
     folder = untrained / "model"
     if start == "calibrated":
         folder = calibrated.write(folder, tmp_path / "model", INT4)
     options = finetune_options(untrained, texts, tmp_path, **seen() | LEARNED)
     options[options.index("--model") + 1] = folder
-    assert run_script("finetune", *options).returncode == 0
+    run_in_process(finetune, monkeypatch, *options)
     (tmp_path / "adapter" / grids.FILE).unlink()
-    result = run_script("merge", "--model", folder, "--adapter", tmp_path / "adapter", "--output", tmp_path / "bf16")
-    assert result.returncode == 1
-    assert "expected the grids that the training learned, found none" in result.stderr.splitlines()[-1]
+    paths = ["--model", folder, "--adapter", tmp_path / "adapter", "--output", tmp_path / "bf16"]
+    with pytest.raises(InputError, match="expected the grids that the training learned, found none"):
+        run_in_process(merge, monkeypatch, *paths)
     assert not (tmp_path / "bf16").exists()

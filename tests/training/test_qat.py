@@ -16,7 +16,7 @@ from int4_qat.quantization import int4, schemes
 from int4_qat.system.errors import InputError
 from int4_qat.training import merged_weight, qat
 from int4_qat.training.backends import transformers
-from programs import INT4, RECIPE, SCHEMES, quantize_options, run_script, seen
+from programs import INT4, RECIPE, SCHEMES, quantize_options, run_in_turn, seen
 
 TARGETS = get_args(Target)
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
@@ -54,13 +54,12 @@ def test_base_sees_the_frozen_weight_as_torchaos_fake_quantizer_does(untrained):
 
 
 @each_scheme
-def test_merged_computes_with_what_is_deployed(untrained, tmp_path, scheme):
+def test_merged_computes_with_what_is_deployed(untrained, tmp_path, monkeypatch, scheme):
     model = adapted_model(untrained, **seen(scheme), qat_target="merged")
     model.save_pretrained(tmp_path / "adapter")
     paths = ["--model", untrained / "model", "--adapter", tmp_path / "adapter", "--output", tmp_path / "bf16"]
-    assert run_script("merge", *paths).returncode == 0
-    paths = ["--checkpoint", tmp_path / "bf16", "--output", tmp_path / "int4"]
-    assert run_script("quantize", *paths, *quantize_options(scheme)).returncode == 0
+    exported = ["--checkpoint", tmp_path / "bf16", "--output", tmp_path / "int4", *quantize_options(scheme)]
+    run_in_turn(monkeypatch, ("merge", *paths), ("quantize", *exported))
     deployed = inference.load_model(tmp_path / "int4", torch.float32, "cpu")
     tokens = torch.randint(10, 200, (3, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

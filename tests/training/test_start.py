@@ -27,7 +27,7 @@ from programs import (
     SCHEMES,
     quantize_options,
     run_in_process,
-    run_script,
+    run_in_turn,
     seen,
     training_options,
 )
@@ -115,7 +115,7 @@ def test_lora_a_stays_on_its_own_grid(folders, untrained, scheme):
 
 
 @pytest.mark.parametrize("target", [pytest.param("base", marks=pytest.mark.slow), "merged"])
-def test_what_it_trains_is_what_is_exported(folders, texts, tmp_path, target):
+def test_what_it_trains_is_what_is_exported(folders, texts, tmp_path, monkeypatch, target):
     """The whole chain, and the export's own scales and zero points are those of calibration."""
     scheme = SCHEMES["integer"]
     recipe = RECIPE | seen(scheme) | {"qat_target": target, "max_steps": 4}
@@ -123,14 +123,13 @@ def test_what_it_trains_is_what_is_exported(folders, texts, tmp_path, target):
     folder, merged, exported = ["--model", folders[scheme]], tmp_path / "bf16", tmp_path / "int4"
     training = [word for name, place in outputs.items() for word in (f"--{name}", place)]
     adapter, parity = ["--adapter", outputs["adapter"]], tmp_path / "parity.json"
-    for name, *arguments in (
+    run_in_turn(
+        monkeypatch,
         ("finetune", *folder, "--texts", f"questions={texts}", "--recipe", json.dumps(recipe), *training),
         ("merge", *folder, *adapter, "--output", merged),
         ("quantize", "--checkpoint", merged, "--output", exported, *quantize_options(scheme)),
         ("check_parity", *folder, *adapter, "--checkpoint", exported, "--texts", texts, "--output", parity),
-    ):
-        result = run_script(name, *arguments)
-        assert result.returncode == 0, result.stderr[-3000:]
+    )
     assert files.read_json(outputs["adapter"] / record.RECORD)["grids"] == "given"
     report = files.read_json(parity)
     assert report["weights_that_differ"] == 0
