@@ -53,7 +53,7 @@ def link(source: Path, folder: Path) -> None:
 
 def check(folder: Path, arguments: argparse.Namespace) -> dict:
     """Return what is known of the model; raise InputError, with its source, if a later stage could not use it."""
-    # They import for seconds, in which what the Hub refuses is said already.
+    # These imports take seconds; what the Hub refuses is said before them.
     from int4_qat.quantization import requirements
     from int4_qat.tokenizer import tokenizer_check
 

@@ -7,16 +7,21 @@ import torch
 import transformers
 
 from families import FAMILIES, SIZES
-from int4_qat.training import collation, distillation
+from int4_qat.config.recipe import Recipe
+from int4_qat.tokenizer import tokenization
+from int4_qat.training import collation, data, distillation
+from int4_qat.training.backends import transformers as backend
+from programs import RECIPE, training_options
 
 VOCABULARY = 1024
+DTYPES = [torch.float32, torch.bfloat16]
 
 
-def model_of(config_class, values):
+def model_of(config_class, values, dtype=torch.float32):
     torch.manual_seed(0)
     config = getattr(transformers, config_class)(**values)
     auto = "AutoModelForImageTextToText" if hasattr(config, "vision_config") else "AutoModelForCausalLM"
-    return getattr(transformers, auto).from_config(config, dtype=torch.float32)
+    return getattr(transformers, auto).from_config(config, dtype=dtype)
 
 
 def texts_of(lengths, seed=0):
@@ -36,7 +41,7 @@ def test_rows_are_filled():
 
 
 def test_texts_of_one_length_keep_their_rows_and_their_order():
-    batch = collation.Rows(pad_token=0, side_by_side=True)(texts_of([8, 8, 8]))
+    batch = collation.Collator(pad_token=0, side_by_side=True)(texts_of([8, 8, 8]))
     assert batch["input_ids"].tolist() == [text["input_ids"] for text in texts_of([8, 8, 8])]
     assert batch["position_ids"].tolist() == [[*range(8)]] * 3
 
@@ -45,8 +50,8 @@ def test_texts_of_one_length_keep_their_rows_and_their_order():
 def test_padding_and_beginnings_count_nowhere(side_by_side):
     texts = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
     texts += [{"input_ids": [10, 11, 12, 13, 14, 15], "labels": [10, 11, 12, 13, 14, 15]}]
-    batch = collation.Rows(pad_token=0, side_by_side=side_by_side)(texts)
-    assert batch["input_ids"].shape == (2 if side_by_side else 3, 6)
+    batch = collation.Collator(pad_token=0, side_by_side=side_by_side)(texts)
+    assert batch["input_ids"].shape == (1 if side_by_side else 3, 16)
     following = sorted([6, 7, 9, 11, 12, 13, 14, 15])
     for tokens in ("all", "response"):
         at = distillation.compared(batch["labels"], batch["position_ids"], tokens)
@@ -56,9 +61,10 @@ def test_padding_and_beginnings_count_nowhere(side_by_side):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_side_by_side_each_text_has_the_states_that_it_has_alone(family):
     model, texts = model_of(*FAMILIES[family][:2]).eval(), texts_of([100, 20, 31, 49, 77, 12])
-    assert collation.keeps_apart(model)
-    batch = collation.Rows(pad_token=0, side_by_side=True)(texts)
-    assert len(batch["input_ids"]) == 3
+    for dtype in DTYPES:
+        assert collation.keeps_apart(model_of(*FAMILIES[family][:2], dtype))
+    batch = collation.Collator(pad_token=0, side_by_side=True)(texts)
+    assert len(batch["input_ids"]) < len(texts)
     tokens = {key: value for key, value in batch.items() if key != "labels"}
     found = distillation.last_hidden_states(model, model, tokens)
     begins = [(row, begin) for row, begin in (batch["position_ids"] == 0).nonzero().tolist()]
@@ -77,5 +83,39 @@ def test_side_by_side_each_text_has_the_states_that_it_has_alone(family):
 @pytest.mark.parametrize(
     ("config_class", "values"), [("MambaConfig", {}), ("Lfm2Config", {"layer_types": ["conv", "full_attention"]})]
 )
-def test_a_model_that_carries_a_state_from_text_to_text_is_found_out(config_class, values):
-    assert not collation.keeps_apart(model_of(config_class, SIZES | values))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_model_that_carries_a_state_from_text_to_text_is_found_out(config_class, values, dtype):
+    assert not collation.keeps_apart(model_of(config_class, SIZES | values, dtype))
+
+
+def test_a_training_on_a_cpu_asks_for_no_cache(untrained, texts, tmp_path):
+    """With one, transformers takes the texts of a row for one in models whose text has settings of its own."""
+    trainer, asked = trainer_of(untrained, texts, tmp_path), []
+    forward = trainer.model.get_base_model().forward
+    trainer.model.get_base_model().forward = lambda **given: asked.append(given) or forward(**given)
+    trainer.train()
+    assert asked[-1]["use_cache"] is False
+    assert "position_ids" in asked[-1]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_tokenizer_without_padding_trains_the_same(untrained, texts, tmp_path, ends):
+    expected = losses(trainer_of(untrained, texts, tmp_path / "padded"))
+    tokenizer = tokenization.load_tokenizer(untrained / "model")
+    tokenizer.pad_token = None
+    if not ends:
+        tokenizer.eos_token = None
+    assert losses(trainer_of(untrained, texts, tmp_path / "not", tokenizer)) == pytest.approx(expected)
+
+
+def trainer_of(untrained, texts, folder, tokenizer=None):
+    """One of three steps, on questions."""
+    recipe, options = Recipe(**RECIPE | {"max_steps": 3}), training_options(untrained, texts, folder)
+    model = backend.add_adapters(options.model, recipe, "cpu")
+    rows = data.tokenize(options.texts, tokenization.load_tokenizer(options.model), recipe, folder)
+    return backend.make_trainer(model, tokenizer or tokenization.load_tokenizer(options.model), rows, recipe, options)
+
+
+def losses(trainer):
+    trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]

@@ -37,6 +37,7 @@ def losses(untrained, texts, folder, changes, compiled):
 def test_a_compiled_training_has_the_same_losses(untrained, texts, tmp_path, monkeypatch, training):
     torch._dynamo.reset()
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)  # restored
     expected, _ = losses(untrained, texts, tmp_path / "plain", TRAININGS[training], compiled=False)
     torch._dynamo.utils.counters.clear()
     found, layers = losses(untrained, texts, tmp_path / "compiled", TRAININGS[training], compiled=True)

@@ -33,6 +33,8 @@ def int4_path(folder: Path, device: str) -> str | None:
         return None
     if device == "cpu":
         return DEQUANTIZED
+    if not torch.cuda.is_available():
+        raise InputError("device: expected a GPU for 'cuda', found none")
     if torch.cuda.get_device_capability() < (8, 0):
         raise InputError(f"device: int4 needs compute capability 8.0, {torch.cuda.get_device_name()} has less")
     return TILE_PACKED

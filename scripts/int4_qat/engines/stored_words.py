@@ -42,8 +42,9 @@ def _plain(key: str, words: dict) -> dict:
     quantized = (words.get("quant_type") or {}).get("default") or {}
     data = quantized.get("_data") or {}
     _expect(f"{key}.quant_type.default._type", "Int4WeightOnlyConfig", quantized.get("_type"))
-    _expect(f"{key}.quant_type.default._data.int4_packing_format", PLAIN, data.get("int4_packing_format"))
-    return {"group_size": data.get("group_size")}
+    data_key = f"{key}.quant_type.default._data"
+    _expect(f"{data_key}.int4_packing_format", PLAIN, data.get("int4_packing_format"))
+    return {"group_size": _size(f"{data_key}.group_size", data.get("group_size"))}
 
 
 def _packed(key: str, words: dict) -> dict:
@@ -56,12 +57,21 @@ def _packed(key: str, words: dict) -> dict:
     _expect(f"{key}.config_groups.{name}.weights", IN_GROUPS, {word: weights.get(word) for word in IN_GROUPS})
     if group.get("input_activations"):
         raise InputError(f"{key}.config_groups.{name}.input_activations: expected none, found some")
-    return {word: weights.get(word) for word in ("group_size", "symmetric")}
+    weights_key, symmetric = f"{key}.config_groups.{name}.weights", weights.get("symmetric")
+    if not isinstance(symmetric, bool):
+        raise InputError(f"{weights_key}.symmetric: expected true or false, found {symmetric!r}")
+    return {"group_size": _size(f"{weights_key}.group_size", weights.get("group_size")), "symmetric": symmetric}
 
 
 def _expect(key: str, expected: Any, found: Any) -> None:
     if found != expected:
         raise InputError(f"{key}: expected {expected}, found {found!r}")
+
+
+def _size(key: str, found: Any) -> int:
+    if type(found) is not int or found < 1:
+        raise InputError(f"{key}: expected a number of 1 or more, found {found!r}")
+    return found
 
 
 def _key(folder: Path | str) -> str:

@@ -85,7 +85,7 @@ class LastPosition(StockScores):
         for batch in batches(prompts, self.batch_size * QUESTION):
             logits = self.last_logits([prompt[len(prefix) :] for prompt in batch], cache)
             asked = [(row, choice) for row, prompt in enumerate(batch) for choice in sorted(set(choices[prompt]))]
-            found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*torch.tensor(asked).T.to(logits.device)]
+            found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*self.moved(asked).T]
             begun.append((batch, asked, found, logits.argmax(-1)))
         scores = {}
         for batch, asked, found, likeliest in begun:  # the first wait for the GPU, which has all batches by now
@@ -99,16 +99,21 @@ class LastPosition(StockScores):
         tokens = torch.tensor([prefix], device=self.device)
         return self.model(tokens, use_cache=True, logits_to_keep=1).past_key_values
 
+    def moved(self, values: list) -> torch.Tensor:
+        """Return numbers on the model's device, without waiting for what a GPU still computes."""
+        made = torch.tensor(values)
+        return made.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else made
+
     def last_logits(self, rows: list[tuple[int, ...]], cache) -> torch.Tensor:
         """Logits (rows, vocabulary) after each row's last token; pads stand to the right, where nobody looks."""
         longest = max(map(len, rows))
-        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)
+        tokens = self.moved([[*row, *[0] * (longest - len(row))] for row in rows])
         past = {"use_cache": False}
         if cache is not None:
             past = {"past_key_values": copy.deepcopy(cache), "use_cache": True}
             past["past_key_values"].batch_repeat_interleave(len(rows))
         states = self.model.base_model(input_ids=tokens, **past).last_hidden_state
-        ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        ends = self.moved([len(row) - 1 for row in rows])
         return Head(self.model).logits(states[torch.arange(len(rows), device=self.device), ends])
 
 

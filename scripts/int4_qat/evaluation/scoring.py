@@ -101,10 +101,9 @@ def evaluate(
 
 @contextmanager
 def templates_compiled_once() -> Iterator[None]:
-    """Let lm-eval compile each of its templates once; it compiles one anew for every question."""
-    compile_template = env.from_string
-    env.from_string = functools.cache(compile_template)
+    """Let lm-eval compile each of its templates once; by itself it compiles one for every question."""
+    env.from_string = functools.cache(env.from_string)
     try:
         yield
     finally:
-        env.from_string = compile_template
+        del env.from_string  # the class has it again

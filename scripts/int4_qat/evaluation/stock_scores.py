@@ -12,6 +12,7 @@ from tqdm import tqdm
 from int4_qat.system.errors import InputError
 
 PROBE = "Answer:"
+STRINGS = 1_000  # that are tokenized at once
 SAME = 1e-6  # nats; likelihoods that differ by less are equal
 Scores = list[tuple[float, bool]]  # log-likelihood of a choice, and whether it is the likeliest token
 Tokens = tuple[list[int], list[int]]  # of a prompt, and of the choice that follows it
@@ -42,6 +43,7 @@ class StockScores(HFLM):
                 self.check_subject(subject, tokens, found)
                 scores += found
                 progress.update(len(subject))
+        self.encoded = {}  # of a text alone other tokens are asked
         refuse_equal(requests, scores)
         self.say_long(requests)
         return scores
@@ -63,8 +65,11 @@ class StockScores(HFLM):
         plain = sorted(string for string in strings if not string.startswith(bos))
         # What HFLM.tok_encode asks of the tokenizer for a string that does not begin with bos already.
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
-        tokens = self.tokenizer(plain, **special)["input_ids"] if plain else []
-        self.encoded = dict(zip(plain, tokens, strict=True))
+        self.encoded = {}
+        for start in range(0, len(plain), STRINGS):
+            strings = plain[start : start + STRINGS]
+            tokens = self.tokenizer(strings, return_attention_mask=False, **special)["input_ids"]
+            self.encoded |= dict(zip(strings, tokens, strict=True))
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *options, **more) -> list[int]:
         """Return lm-eval's tokens of a string, from `encoded` if they are there."""

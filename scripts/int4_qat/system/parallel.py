@@ -6,10 +6,13 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import torch
 from tqdm import tqdm
+
+from int4_qat.system.errors import InputError
 
 LIBC = ctypes.CDLL(None)
 SIGNAL_AT_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
@@ -30,16 +33,24 @@ def in_threads(work: Callable[[str], Result], names: Iterable[str], title: str) 
 def in_processes(work: Callable[[str], Result], names: Iterable[str], title: str) -> dict[str, Result]:
     """Call `work` on every name, one forked process per core; return the results by name, which must be picklable.
 
-    Nothing that `work` changes in memory is seen by this process, and no CUDA may be used in it.
+    Nothing that `work` changes in memory is seen by this process, and no CUDA may be used in it. Raise InputError if a
+    process is killed.
     """
     _inherited.append(work)
     try:
         pool = functools.partial(
-            ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"), initializer=end_with_parent
+            ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"), initializer=_begin
         )
         return _spread(pool, _work_as_inherited, names, title)
+    except BrokenProcessPool:
+        raise InputError(f"{title}: a process was killed, as one is when memory runs out") from None
     finally:
         _inherited.pop()
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # this process may have had a handler that goes on
+    end_with_parent()
 
 
 def _work_as_inherited(name: str) -> Result:
@@ -48,7 +59,7 @@ def _work_as_inherited(name: str) -> Result:
 
 def _spread(pool: Callable[[int], Executor], work: Callable, names: Iterable[str], title: str) -> dict:
     names, workers = list(names), torch.get_num_threads()
-    torch.set_num_threads(1)  # of each worker; more would also outlive no fork
+    torch.set_num_threads(1)  # of each worker; the threads of a larger pool would not survive the fork
     try:
         with pool(min(workers, max(1, len(names)))) as executor:
             results = tqdm(executor.map(work, names), desc=title, unit=" tensors", total=len(names), mininterval=1)

@@ -1,6 +1,7 @@
 """Batches of texts that stand one behind the other in rows, so that little is computed on padding.
 
-A row is as long as the longest text of the batch. The position of every token counts from the beginning of its own
+A row is as long as the longest text of the batch, and a little longer where texts differ in length, so that a GPU's
+kernels find an even number and few different ones. The position of every token counts from the beginning of its own
 text, by which transformers keeps the texts of a row apart; each token of padding is a text of its own.
 """
 
@@ -9,8 +10,11 @@ from transformers import PreTrainedModel
 
 from int4_qat.tokenizer.turns import IGNORED
 
+MULTIPLE = 16  # tokens
+PROBE = 12  # tokens
 
-class Rows:
+
+class Collator:
     """Make the batch of some examples with input_ids and labels: (rows, length) each, and position_ids."""
 
     def __init__(self, pad_token: int, side_by_side: bool) -> None:
@@ -18,8 +22,9 @@ class Rows:
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         lengths = [len(example["input_ids"]) for example in examples]
-        rows = best_fit(lengths, max(lengths)) if self.side_by_side else [[number] for number in range(len(lengths))]
-        shape = len(rows), max(lengths)
+        room = max(lengths) if len(set(lengths)) == 1 else -(-max(lengths) // MULTIPLE) * MULTIPLE
+        rows = best_fit(lengths, room) if self.side_by_side else [[number] for number in range(len(lengths))]
+        shape = len(rows), room
         batch = {
             "input_ids": torch.full(shape, self.pad_token),
             "labels": torch.full(shape, IGNORED),
@@ -57,23 +62,25 @@ def best_fit(lengths: list[int], room: int) -> list[list[int]]:
 def keeps_apart(model: PreTrainedModel) -> bool:
     """Return whether a text is the same to a model beside another one in a row, as it is where attention is all.
 
-    The logits of each token may differ by rounding alone: by the root of the dtype's precision, relative to their size.
+    Another text before it must change no bit of its logits; that it stands in a row at all may change them by rounding:
+    for each token by the root of the dtype's precision, relative to their size.
     """
-    first, second = [range(start, start + 12) for start in (0, 12)]
+    first, other, second = (torch.arange(begin, begin + PROBE) for begin in range(0, 3 * PROBE, PROBE))
     training = model.training
     model.eval()
     try:
-        alone, beside = (
-            model(
-                input_ids=torch.tensor([[*tokens]], device=model.device) % model.config.get_text_config().vocab_size,
-                position_ids=torch.tensor([[*range(12)] * (len(tokens) // 12)], device=model.device),
-                use_cache=False,
-            )
-            .logits[0, -12:]
-            .float()
-            for tokens in (second, [*first, *second])
-        )
+        alone, beside, changed = (last_logits(model, texts) for texts in ([second], [first, second], [other, second]))
     finally:
         model.train(training)
-    size = torch.linalg.vector_norm(alone, dim=-1)
-    return bool((torch.linalg.vector_norm(beside - alone, dim=-1) < torch.finfo(model.dtype).eps ** 0.5 * size).all())
+    far = torch.linalg.vector_norm(beside - alone, dim=-1) > torch.finfo(model.dtype).eps ** 0.5 * (
+        torch.linalg.vector_norm(alone, dim=-1)
+    )
+    return torch.equal(beside, changed) and not far.any()
+
+
+def last_logits(model: PreTrainedModel, texts: list[torch.Tensor]) -> torch.Tensor:
+    """Return the logits of the last of some texts that stand in one row, fp32 (tokens, vocabulary)."""
+    ids = torch.cat(texts) % model.config.get_text_config().vocab_size
+    positions = torch.cat([torch.arange(len(text)) for text in texts])
+    row, positions = (numbers[None].to(model.device) for numbers in (ids, positions))
+    return model(input_ids=row, position_ids=positions, use_cache=False).logits[0, -len(texts[-1]) :].float()

@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-# Kinds of attention, training or reading, with the adapter or without, lengths of rows: each pair is compiled anew.
+# Kinds of attention, training or reading, with the adapter or without, lengths: each combination is compiled by itself.
 # Beyond PyTorch's own limit of 8 it would go on uncompiled.
 RECOMPILATIONS = 64
 
@@ -39,5 +39,5 @@ def is_layer(module: torch.nn.Module) -> bool:
 
 @functools.cache
 def compiled(function: Callable) -> Callable:
-    """Return a function as few kernels, for any number of rows."""
+    """Return a function compiled into few kernels, for any number of rows."""
     return torch.compile(function)

@@ -61,7 +61,8 @@ def grid_gradient(
 def compiled(function):
     """Return fewer kernels in place of a chain of passes over the weight, that round where the chain does.
 
-    It holds eight shapes of weights, then runs uncompiled, and says so; a decoder has about five.
+    It holds as many shapes of weights as `compilation` allows, 64, then runs uncompiled, and says so; a decoder has
+    about five.
     merge and fake_quantize one by one: compiled together on a GPU, the rounding to bfloat16 between them is left out,
     in spite of EXACT.
     """

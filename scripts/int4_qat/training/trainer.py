@@ -45,6 +45,7 @@ class AnyDeviceSFTTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.distillation:
             return self.distillation_loss(model, inputs, num_items_in_batch)
+        inputs = inputs | {"use_cache": False}  # with a cache transformers takes the texts of a row for one
         trainer_class = super() if inputs["input_ids"].is_cuda else super(SFTTrainer, self)
         return trainer_class.compute_loss(model, inputs, return_outputs, num_items_in_batch)
 

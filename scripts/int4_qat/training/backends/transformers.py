@@ -51,6 +51,11 @@ def unreached_pattern(folder: Path) -> str | None:
     return "|".join(rf"{re.escape(root)}(\..*)?" for root in roots) or None
 
 
+def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return an id to pad with, which no label and no state counts: of pad, else of eos, else the first."""
+    return next(id_ for id_ in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if id_ is not None)
+
+
 def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -63,7 +68,7 @@ def make_trainer(
     side_by_side = collation.keeps_apart(model)
     if not side_by_side:
         print("batches are padded text by text: in this model a text is changed by the one before it in a row")
-    collator = collation.Rows(tokenizer.pad_token_id, side_by_side)
+    collator = collation.Collator(padding_token(tokenizer), side_by_side)
     if options.device == "cuda":
         print(f"{len(compilation.compile_layers(model))} layers will be compiled")
     trainer = AnyDeviceSFTTrainer(
