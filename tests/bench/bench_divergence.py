@@ -79,7 +79,8 @@ def make_model(arguments: argparse.Namespace) -> Path:
     if not (arguments.folder / "model").exists():
         import bench_gpu  # which lies beside this file
 
-        bench_gpu.make_model(bench_gpu.SHAPES[arguments.shapes](), arguments.device, 64, arguments.folder)
+        given = argparse.Namespace(device=arguments.device, folder=arguments.folder, tokens=64, tokenizer=None)
+    bench_gpu.make_model(bench_gpu.SHAPES[arguments.shapes](), given)
     return arguments.folder / "model"
 
 
