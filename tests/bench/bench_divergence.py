@@ -80,7 +80,7 @@ def make_model(arguments: argparse.Namespace) -> Path:
         import bench_gpu  # which lies beside this file
 
         given = argparse.Namespace(device=arguments.device, folder=arguments.folder, tokens=64, tokenizer=None)
-    bench_gpu.make_model(bench_gpu.SHAPES[arguments.shapes](), given)
+        bench_gpu.make_model(bench_gpu.SHAPES[arguments.shapes](), given)
     return arguments.folder / "model"
 
 
