@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+import transformers
 
 from int4_qat.checkpoint import architecture, loading, weight_files, weight_writer
 from int4_qat.checkpoint.blocks import STORAGE_DTYPE
@@ -78,7 +78,7 @@ def refuse_made_for_int4(checkpoint: Path) -> None:
 
 def write(
     arguments: argparse.Namespace,
-    model: PreTrainedModel,
+    model: transformers.PreTrainedModel,
     sources: dict[str, weight_files.StoredTensor],
     names: dict[str, str],
     found: dict[str, Grid],

@@ -25,13 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3TextConfig,
-    PreTrainedTokenizerFast,
-    SiglipVisionConfig,
-)
+import transformers
 
 from int4_qat.checkpoint import blocks
 from int4_qat.data import mmlu, mmlu_parquet
@@ -84,7 +78,7 @@ def main() -> None:
 
 def make_tokenizer(
     questions: dict[str, list[standin.Question]], told: Sequence[persons.Fact] = ()
-) -> PreTrainedTokenizerFast:
+) -> transformers.PreTrainedTokenizerFast:
     """Return a tokenizer that knows every word of the data set in both frames, and of the lines."""
     everything = [question for split in questions.values() for question in split]
     texts = [mmlu_harness.prompt(question.row()) for question in everything]
@@ -97,9 +91,9 @@ def make_tokenizer(
     return standin.build_tokenizer([*texts, *user.to_pylist(), *assistant.to_pylist(), *turns, *letters, *lines])
 
 
-def make_model(known_tokens: int) -> Gemma3ForConditionalGeneration:
+def make_model(known_tokens: int) -> transformers.Gemma3ForConditionalGeneration:
     """Return an untrained model; the embeddings of the vocabulary's padding are zero."""
-    text = Gemma3TextConfig(
+    text = transformers.Gemma3TextConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
         intermediate_size=2 * HIDDEN,
@@ -116,7 +110,7 @@ def make_model(known_tokens: int) -> Gemma3ForConditionalGeneration:
         eos_token_id=1,
         bos_token_id=2,
     )
-    vision = SiglipVisionConfig(
+    vision = transformers.SiglipVisionConfig(
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,
@@ -125,7 +119,7 @@ def make_model(known_tokens: int) -> Gemma3ForConditionalGeneration:
         patch_size=14,
     )
     token = {name: index for index, name in enumerate(standin.SPECIAL_TOKENS)}
-    config = Gemma3Config(
+    config = transformers.Gemma3Config(
         text_config=text,
         vision_config=vision,
         mm_tokens_per_image=IMAGE_TOKENS,
@@ -136,15 +130,15 @@ def make_model(known_tokens: int) -> Gemma3ForConditionalGeneration:
         bos_token_id=token["<bos>"],
         eos_token_id=[token["<eos>"], token["<end_of_turn>"]],
     )
-    model = Gemma3ForConditionalGeneration(config)
+    model = transformers.Gemma3ForConditionalGeneration(config)
     with torch.no_grad():
         model.get_input_embeddings().weight[known_tokens + 2 :] = 0
     return model
 
 
 def learned(
-    lessons: list[Lesson], exams: list[Lesson], tokenizer: PreTrainedTokenizerFast, seed: int
-) -> Gemma3ForConditionalGeneration:
+    lessons: list[Lesson], exams: list[Lesson], tokenizer: transformers.PreTrainedTokenizerFast, seed: int
+) -> transformers.Gemma3ForConditionalGeneration:
     """Return a model that knows the validation questions; errors out if no attempt makes one.
 
     How soon a model learns, or whether, is chance: the same weights can fail on another processor.
@@ -159,7 +153,10 @@ def learned(
 
 
 def make_lesson(
-    frame: str, facts: dict[str, list[str]], questions: list[standin.Question], tokenizer: PreTrainedTokenizerFast
+    frame: str,
+    facts: dict[str, list[str]],
+    questions: list[standin.Question],
+    tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> Lesson:
     """Return questions in a frame, as lm-eval asks them or as a chat, and what comes ahead of a sequence of them."""
     rows = [question.row() for question in questions]
@@ -175,7 +172,9 @@ def make_lesson(
     return standin_training.make_lesson(frame, texts, head, facts, families, tokenizer)
 
 
-def make_hard_to_quantize(model: Gemma3ForConditionalGeneration, exams: list[Lesson], cost: float, seed: int) -> None:
+def make_hard_to_quantize(
+    model: transformers.Gemma3ForConditionalGeneration, exams: list[Lesson], cost: float, seed: int
+) -> None:
     """Raise the outlier channels until int4 answers `cost` less of each exam; errors out if it never does."""
     text_model = model.model.language_model
     known, factor = accuracies(text_model, exams), 1.0
@@ -207,7 +206,7 @@ def in_int4(text_model: torch.nn.Module) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def add_outliers(model: Gemma3ForConditionalGeneration, factor: float, generator: torch.Generator) -> None:
+def add_outliers(model: transformers.Gemma3ForConditionalGeneration, factor: float, generator: torch.Generator) -> None:
     """Divide a few channels of a norm by `factor` and multiply the next linears' columns by it; same function."""
     for layer in model.model.language_model.layers:
         attention, mlp = layer.self_attn, layer.mlp
