@@ -98,11 +98,7 @@ def main() -> None:
     record = {"device": devices.name(arguments.device), "shapes": arguments.shapes, "versions": versions(), "steps": {}}
     model = arguments.folder / "model"
     if not model.exists():
-        shapes = SHAPES[arguments.shapes]()
-        if arguments.layers:
-            shapes.text_config.num_hidden_layers = arguments.layers
-            shapes.text_config.layer_types = shapes.text_config.layer_types[: arguments.layers]
-        make_model(shapes, arguments)
+        make_model(shapes_of(arguments), arguments)
     for name, command, output in steps(arguments, config):
         if arguments.only is None or name.startswith(tuple(arguments.only)):
             record["steps"][name] = take(name, command, output)
@@ -150,6 +146,15 @@ SHAPES = {
         4,
     ),
 }
+
+
+def shapes_of(arguments: argparse.Namespace) -> Gemma3Config:
+    """Return the shapes that --shapes names, with as many decoder layers as --layers says."""
+    shapes = SHAPES[arguments.shapes]()
+    if arguments.layers:
+        shapes.text_config.num_hidden_layers = arguments.layers
+        shapes.text_config.layer_types = shapes.text_config.layer_types[: arguments.layers]
+    return shapes
 
 
 def make_model(config: Gemma3Config, arguments: argparse.Namespace) -> None:

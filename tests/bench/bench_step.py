@@ -54,12 +54,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="as of bench_gpu.py")
     parser.add_argument("--arms", nargs="+", default=["lora", "base", "merged"])
     arguments = parser.parse_args()
-    shapes = bench_gpu.SHAPES[arguments.shapes]()
-    if arguments.layers:
-        shapes.text_config.num_hidden_layers = arguments.layers
-        shapes.text_config.layer_types = shapes.text_config.layer_types[: arguments.layers]
     if not (arguments.folder / "model").exists():
-        bench_gpu.make_model(shapes, arguments)
+        bench_gpu.make_model(bench_gpu.shapes_of(arguments), arguments)
     record = {"device": devices.name(arguments.device), "versions": bench_gpu.versions(), "arms": {}}
     for word in arguments.arms:
         name, _, changes = word.partition("={")

@@ -60,10 +60,10 @@ def best_fit(lengths: list[int], room: int) -> list[list[int]]:
 
 @torch.no_grad()
 def keeps_apart(model: PreTrainedModel) -> bool:
-    """Return whether a text is the same to a model beside another one in a row, as it is where attention is all.
+    """Return whether a model reads a text in a row as it reads the text alone.
 
-    Another text before it must change no bit of its logits; that it stands in a row at all may change them by rounding:
-    for each token by the root of the dtype's precision, relative to their size.
+    Replacing the text before it must not change a bit of its logits. Compared with the logits of the text alone, each
+    token's may differ by rounding only: relative to their size, by the square root of the dtype's precision.
     """
     first, other, second = (torch.arange(begin, begin + PROBE) for begin in range(0, 3 * PROBE, PROBE))
     training = model.training
