@@ -2,10 +2,9 @@
 
 Engine `vllm` runs `vllm bench latency`, as the card does, and keeps its JSON and its log of every run in --vllm-runs;
 what follows `--` goes to it. A folder in compressed-tensors is computed by one of its int4 kernels, which the report
-names. Engine `transformers` does the same with model.generate; on a GPU with a static
-cache, for which transformers compiles the decoding step into CUDA graphs. Where the GPU's memory bandwidth is known,
-`bandwidth_limit_percent` is the least time in which the weights can be read once for each generated token, as a share
-of the time that it took.
+names. Engine `transformers` decodes greedily with a static cache; on a GPU the decoding step is compiled and recorded
+as a CUDA graph. Where the GPU's memory bandwidth is known, `bandwidth_limit_percent` is the least time in which the
+weights can be read once for each generated token, as a share of the time that it took.
 
     python scripts/measure_latency.py --checkpoint results/demo/qat-int4/checkpoint --dtype float32 \\
         --engine transformers --input-len 256 --output-len 256 --batch-sizes 1 8 --warmup 10 --iterations 30 \\
@@ -13,7 +12,6 @@ of the time that it took.
 """
 
 import argparse
-import copy
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +19,10 @@ from statistics import fmean, stdev
 
 import torch
 from tqdm import tqdm
-from transformers import PretrainedConfig, PreTrainedModel, StaticCache
+from transformers import PreTrainedModel
 
 from int4_qat.checkpoint import architecture, text_model, weight_files
-from int4_qat.engines import inference, processes, vllm_process
+from int4_qat.engines import decoding, inference, processes, vllm_process
 from int4_qat.quantization import packed_weight, plain_weight
 from int4_qat.results.schema.latency import Batch, Latency
 from int4_qat.system import devices, errors, files, scratch
@@ -178,50 +176,25 @@ def with_transformers(arguments: argparse.Namespace) -> dict[int, list[list[floa
 
 
 def time_batch(model: PreTrainedModel, size: int, arguments: argparse.Namespace) -> list[list[float]]:
-    """Seconds of each iteration of each repeat, of one batch size."""
-    torch.compiler.reset()  # a second size would make the first one's graphs those of any size
-    length = arguments.input_len + arguments.output_len
-    cache = static_cache(model.config, length) if arguments.device == "cuda" else None
-    return [generate(model, cache, size, arguments) for _ in range(arguments.repeats)]
-
-
-def static_cache(config: PretrainedConfig, length: int) -> StaticCache:
-    """A cache for `length` tokens at fixed addresses, as torch.compile and CUDA graphs need it.
-
-    transformers counts the tokens of a sliding window as a Python number, and for each number CUDA graphs are recorded
-    anew: minutes. A window that `length` does not fill holds what full attention holds, which counts on the GPU; a
-    longer `length` keeps the windows, and takes those minutes.
-    """
-    text = copy.deepcopy(config.get_text_config(decoder=True))
-    if length <= (getattr(text, "sliding_window", None) or 0):
-        kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
-        text.layer_types = ["full_attention" if kind == "sliding_attention" else kind for kind in kinds]
-    return StaticCache(text, max_cache_len=length)
-
-
-def generate(
-    model: PreTrainedModel, cache: StaticCache | None, size: int, arguments: argparse.Namespace
-) -> list[float]:
-    """Seconds of each iteration, on random tokens."""
+    """Seconds of each iteration of each repeat, of one batch size, on random tokens."""
+    torch.compiler.reset()  # a second size would make the first one's step that of any size
     generator = torch.Generator().manual_seed(SEED)
     highest = min(TOKENS, model.config.get_text_config().vocab_size)
-    tokens = torch.randint(SMALLEST_TOKEN, highest, (size, arguments.input_len), generator=generator)
-    tokens = tokens.to(arguments.device)
-    options = dict(max_new_tokens=arguments.output_len, min_new_tokens=arguments.output_len, do_sample=False)
+    prompts = torch.randint(SMALLEST_TOKEN, highest, (size, arguments.input_len), generator=generator)
+    decoder = decoding.GreedyDecoder(model, arguments.input_len + arguments.output_len)
+    return [time_decoder(decoder, prompts.to(arguments.device), arguments) for _ in range(arguments.repeats)]
+
+
+def time_decoder(decoder: decoding.GreedyDecoder, prompts: torch.Tensor, arguments: argparse.Namespace) -> list[float]:
+    """Seconds of each iteration."""
     latencies = []
     for iteration in tqdm(range(arguments.warmup + arguments.iterations), desc="latency", mininterval=1):
-        if cache is not None:
-            cache.reset()
         synchronize(arguments.device)
         start = time.perf_counter()
-        output = model.generate(
-            input_ids=tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache, **options
-        )
+        decoder(prompts, arguments.output_len)
         synchronize(arguments.device)
         if iteration >= arguments.warmup:
             latencies.append(time.perf_counter() - start)
-        if output.shape[1] != arguments.input_len + arguments.output_len:
-            raise RuntimeError(f"{output.shape[1] - arguments.input_len} tokens came, not {arguments.output_len}")
     return latencies
 
 

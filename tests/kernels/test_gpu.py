@@ -3,7 +3,6 @@
 python -m pytest tests/kernels/test_gpu.py
 """
 
-import argparse
 import json
 
 import pytest
@@ -12,14 +11,13 @@ from torchao.quantization import Int4Tensor, Int4WeightOnlyConfig
 
 import calibrated
 import in_memory
-import measure_latency
 import weights
 from by_gptq import compensate
 from int4_qat.checkpoint import blocks
-from int4_qat.engines import inference
+from int4_qat.engines import decoding, inference
 from int4_qat.kernels import tiles
-from int4_qat.quantization import clipping, compensation, graphs, int4, plain_weight, schemes, torchao_tensor
-from int4_qat.system import files
+from int4_qat.quantization import clipping, compensation, int4, plain_weight, schemes, torchao_tensor
+from int4_qat.system import cuda_graphs, files
 from int4_qat.training import learned_grid, merged_weight
 from programs import SCHEMES, quantize_options, run_script
 
@@ -172,13 +170,16 @@ def test_latency_is_measured_on_a_gpu(exported, tmp_path):
     assert [len(batch["latencies_s"]) for batch in report["batches"]] == [3, 3]
 
 
-def test_the_decoding_step_is_one_cuda_graph(exported):
-    model, counters = inference.load_model(exported, torch.bfloat16, "cuda"), torch._dynamo.utils.counters
+def test_the_decoding_step_is_compiled_once_and_continues_as_it_does_uncompiled(exported, monkeypatch):
+    model, counters = inference.load_model(exported, torch.float32, "cuda"), torch._dynamo.utils.counters
+    prompts = [torch.randint(10, 500, (2, 8), generator=torch.Generator().manual_seed(i)).cuda() for i in range(2)]
     counters.clear()
-    options = argparse.Namespace(device="cuda", input_len=8, output_len=6, warmup=2, iterations=1, repeats=2)
-    measure_latency.time_batch(model, 2, options)
+    decoder = decoding.GreedyDecoder(model, 14)
+    found = [decoder(prompt, 6) for prompt in prompts]
     assert counters["stats"]["unique_graphs"] == 1
-    assert counters["inductor"]["cudagraph_skips"] == 0
+    monkeypatch.setattr(decoding.GreedyDecoder, "recorded", lambda decoder: decoder.next_token)
+    plain = decoding.GreedyDecoder(model, 14)
+    assert all(torch.equal(plain(*pair), tokens) for *pair, tokens in zip(prompts, (6, 6), found, strict=True))
 
 
 def loud_to_quiet(columns, tokens=4096):
@@ -194,7 +195,7 @@ def loud_to_quiet(columns, tokens=4096):
 def test_a_replayed_graph_rounds_as_the_steps_do_one_by_one(zero_point, monkeypatch):
     weight, moments, scheme = normal(384, 512).float(), loud_to_quiet(512), schemes.int4(128, zero_point)
     replayed = [compensate(weight, moments, scheme) for _ in range(2)]
-    monkeypatch.setattr(graphs, "replayed", lambda function, *tensors: function(*tensors))
+    monkeypatch.setattr(cuda_graphs, "replayed", lambda function, *tensors: function(*tensors))
     expected, grid = compensate(weight, moments, scheme)
     for found, found_grid in replayed:
         assert torch.equal(found, expected)

@@ -94,6 +94,7 @@ MODULES = {
     "data/text_files.py": FROM_DATA | FROM_TEXT,
     "data/texts.py": FROM_TEXT,
     "engines/processes.py": TIMED,
+    "engines/decoding.py": TIMED,
     "engines/inference.py": INFERRED,
     "engines/int4_loading.py": INFERRED,
     "engines/stored_words.py": INFERRED,
@@ -119,7 +120,6 @@ MODULES = {
     "quantization/folds.py": {},  # awq's: nothing in this run is calibrated by it
     "quantization/formats/compressed_tensors.py": {},  # no variant of this run has that format
     "quantization/formats/torchao_plain.py": QUANTIZED,
-    "quantization/graphs.py": CALIBRATED,
     "quantization/grids.py": TRAINED_AND_QUANTIZED,
     "quantization/int4.py": EVERY_WEIGHT,
     "quantization/layer_inputs.py": CALIBRATED,
@@ -168,6 +168,7 @@ MODULES = {
     "standin/persons.py": {},
     "standin/standin.py": {},
     "standin/standin_training.py": {},
+    "system/cuda_graphs.py": CALIBRATED | TIMED,
     "system/devices.py": TRAINED_AND_CALIBRATED | MEASURED,
     "system/errors.py": EVERYTHING,
     "system/files.py": EVERYTHING,

@@ -18,10 +18,11 @@ docs/recipes.md has what each of these is worth on real models.
 import torch
 
 from int4_qat.checkpoint import blocks
-from int4_qat.quantization import clipping, graphs, int4
+from int4_qat.quantization import clipping, int4
 from int4_qat.quantization.int4 import Grid
 from int4_qat.quantization.layer_inputs import Inputs
 from int4_qat.quantization.schemes import Scheme
+from int4_qat.system import cuda_graphs
 
 DAMPING = 0.05  # of the mean square of an input: what every direction of the inputs counts for at least
 FOLLOWED = 0.5  # how much of the way to the bf16 model's outputs is gone
@@ -69,7 +70,7 @@ def compensate(
         group, of_group = waiting[:, start:stop], factor[start:stop, start:stop]
         grid = clipping.best_grid(group, scheme, of_group.diagonal() ** -2)
         grids[int(order[start]) // size] = grid
-        compensated[:, order[start:stop]], errors = graphs.replayed(round_group, group, of_group, *grid)
+        compensated[:, order[start:stop]], errors = cuda_graphs.replayed(round_group, group, of_group, *grid)
         waiting[:, stop:] -= errors @ factor[start:stop, stop:]
     scales, zero_points = zip(*(grids[number] for number in range(len(grids))), strict=True)
     return compensated, Grid(torch.cat(scales), torch.cat(zero_points))

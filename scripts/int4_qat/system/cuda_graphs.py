@@ -1,10 +1,11 @@
-"""Many small steps on a GPU, launched as one: a CUDA graph of them is recorded once for each shape, then replayed."""
+"""Many small steps on a GPU, launched as one: a CUDA graph of them is recorded once, then replayed."""
 
 from collections.abc import Callable
 
 import torch
 
-Recorded = tuple[torch.cuda.CUDAGraph, list[torch.Tensor], tuple[torch.Tensor, ...]]
+Made = tuple[torch.Tensor, ...] | None
+Recorded = tuple[torch.cuda.CUDAGraph, list[torch.Tensor], Made]
 _recorded: dict[tuple, Recorded] = {}
 
 
@@ -17,7 +18,10 @@ def replayed(function: Callable[..., tuple[torch.Tensor, ...]], *tensors: torch.
         return function(*tensors)
     key = (function, *((tensor.shape, tensor.dtype) for tensor in tensors))
     if key not in _recorded:
-        _recorded[key] = _record(function, tensors)
+        given = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
+        copies = [tensor.clone() for tensor in given]
+        graph, made = record(lambda: function(*given), lambda: function(*copies))
+        _recorded[key] = graph, given, made
     graph, given, made = _recorded[key]
     for own, tensor in zip(given, tensors, strict=True):
         own.copy_(tensor)
@@ -25,15 +29,17 @@ def replayed(function: Callable[..., tuple[torch.Tensor, ...]], *tensors: torch.
     return tuple(tensor.clone() for tensor in made)
 
 
-def _record(function: Callable, tensors: tuple[torch.Tensor, ...]) -> Recorded:
-    """Return a graph, the tensors that it reads and those that it makes."""
-    given = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
+def record(steps: Callable[[], Made], warm_up: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, Made]:
+    """Return a graph of some steps, whose tensors stay where they are, and what the steps return.
+
+    warm_up runs before, so that what compilers and libraries set up at a first call is no part of the graph.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what libraries set up at their first call is no part of a graph
-        function(*(tensor.clone() for tensor in given))
+    with torch.cuda.stream(stream):
+        warm_up()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        made = function(*given)
-    return graph, given, made
+        made = steps()
+    return graph, made

@@ -1,0 +1,65 @@
+"""The recorded decoding of a GPU, step by step on a CPU, against model.generate."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from int4_qat.engines.decoding import GreedyDecoder
+
+PROMPT, NEW = 12, 10
+SMALL = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=16,
+    eos_token_id=None,
+    pad_token_id=0,
+    tie_word_embeddings=False,
+    initializer_range=0.3,
+)
+KINDS = ["sliding_attention", "full_attention"]
+MODELS = {
+    "gemma3_text, window shorter than the prompt": ("gemma3_text", dict(sliding_window=8, layer_types=KINDS)),
+    "gemma3_text, window that the continuation leaves": ("gemma3_text", dict(sliding_window=16, layer_types=KINDS)),
+    "gemma3_text, window longer than all": ("gemma3_text", dict(sliding_window=64, layer_types=KINDS)),
+    "gemma2": ("gemma2", dict(sliding_window=8)),
+    "mistral": ("mistral", dict(sliding_window=8)),
+    "llama": ("llama", {}),
+    "qwen2": ("qwen2", {}),
+}
+
+
+def random_model(kind, **shapes):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SMALL | shapes)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("texts", [1, 3])
+def test_it_continues_as_generate_does(name, texts):
+    kind, shapes = MODELS[name]
+    model = random_model(kind, **shapes)
+    kinds = getattr(model.config, "layer_types", None)
+    decoder = GreedyDecoder(model, PROMPT + NEW)
+    for seed in range(2):  # what the cache held before does not matter
+        prompts = torch.randint(64, (texts, PROMPT), generator=torch.Generator().manual_seed(seed))
+        expected = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=NEW, do_sample=False)
+        found = decoder(prompts, NEW)
+        assert torch.equal(found, expected[:, PROMPT:])
+        assert len(set(found.flatten().tolist())) > 2
+    assert getattr(model.config, "layer_types", None) == kinds
+
+
+def test_the_step_is_one_graph_for_the_compiler():
+    """Dynamo's part of it; what a GPU's compiler and a CUDA graph make of it is in tests/kernels/test_gpu.py."""
+    model = random_model("llama")
+    prompts = torch.randint(64, (2, PROMPT), generator=torch.Generator().manual_seed(0))
+    expected = GreedyDecoder(model, PROMPT + NEW)(prompts, NEW)
+    decoder = GreedyDecoder(model, PROMPT + NEW)
+    decoder.start(prompts)
+    decoder.step = torch.compile(decoder.next_token, dynamic=False, backend="eager", fullgraph=True)
+    assert torch.equal(decoder(prompts, NEW), expected)
