@@ -18,7 +18,6 @@ from int4_qat.checkpoint.heads import Reading
 from int4_qat.tokenizer.turns import IGNORED
 from int4_qat.training import compilation
 
-BlockLoss = Callable[[torch.Tensor, slice], torch.Tensor]  # the sum over a block, of its states (tokens, width)
 Teacher = Callable[[dict], Reading]  # what the base makes of a batch: states (batch, length, width)
 
 
@@ -43,11 +42,12 @@ def compared(labels: torch.Tensor, position_ids: torch.Tensor, tokens: str) -> t
 
 def kl(student: Reading, base: Reading, temperature: float = 1.0) -> torch.Tensor:
     """Return the sum over tokens of KL(base || student), in nats, the logits of both divided by a temperature."""
-
-    def of_block(hidden: torch.Tensor, block: slice) -> torch.Tensor:
-        return sums(student.head.logits(hidden), base_logits(base, block), None, temperature)[0]
-
-    return by_blocks(student, of_block)
+    total = student.hidden.new_zeros((), dtype=torch.float32)
+    weights = torch.tensor([0.0, 1.0], device=total.device)
+    for block in heads.blocks(len(student.hidden), student.head.vocabulary):
+        logits, expected = (reading.head.logits(reading.hidden[block]) for reading in (student, base))
+        total += fused(block_loss, logits, expected, None, weights, temperature)
+    return total
 
 
 def loss(
@@ -55,72 +55,84 @@ def loss(
 ) -> torch.Tensor:
     """Return weights[0] · the sum of cross-entropies + weights[1] · that of KL(base || student).
 
-    following (tokens) has the ids that come next, IGNORED where no cross-entropy counts.
+    following (tokens) has the ids that come next, IGNORED where no cross-entropy counts. The loss is differentiable
+    with respect to the student's states.
     """
-
-    def of_block(hidden: torch.Tensor, block: slice) -> torch.Tensor:
-        labels = following[block] if weights[0] else None
-        divergence, cross_entropy = sums(student.head.logits(hidden), base_logits(base, block), labels, temperature)
-        return weights[1] * divergence + (weights[0] * cross_entropy if weights[0] else 0)
-
-    return by_blocks(student, of_block)
+    return _Loss.apply(student.hidden, student.head, base, following, weights, temperature)
 
 
-@torch.no_grad()
-def base_logits(base: Reading, block: slice) -> torch.Tensor:
-    """Return the logits (tokens, vocabulary) of a block of the base's states."""
-    return base.head.logits(base.hidden[block])
-
-
-def sums(
-    logits: torch.Tensor, expected: torch.Tensor, following: torch.Tensor | None, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the sums over tokens of KL(expected || logits) and of the cross-entropy, of logits (tokens, vocabulary).
-
-    Both are fp32 scalars, in few kernels on a GPU; without ids that follow there is no cross-entropy.
-    """
-    return (compilation.compiled(_sums) if logits.is_cuda else _sums)(logits, expected, following, temperature)
-
-
-def _sums(
-    logits: torch.Tensor, expected: torch.Tensor, following: torch.Tensor | None, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    found, wanted = (softened(each.float(), temperature) for each in (logits, expected))
-    divergence = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
-    if following is None:
-        return divergence, None
-    given = torch.nn.functional.cross_entropy(logits.float(), following, ignore_index=IGNORED, reduction="sum")
-    return divergence, given
-
-
-def softened(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the log-probabilities of logits at a temperature."""
-    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
-
-
-def by_blocks(student: Reading, of_block: BlockLoss) -> torch.Tensor:
-    """Return the sum of a loss over all blocks of a reading, differentiable with respect to its states."""
-    blocks = heads.blocks(len(student.hidden), student.head.vocabulary)
-    return _SumOfBlocks.apply(student.hidden, of_block, blocks)
-
-
-class _SumOfBlocks(torch.autograd.Function):
-    """The sum of a loss over blocks of states; each block's gradient is made before the next block's logits."""
+class _Loss(torch.autograd.Function):
+    """The loss block by block; each block's gradient is made before the next block's logits."""
 
     @staticmethod
-    def forward(ctx, hidden, of_block, blocks):
-        total, gradient = hidden.new_zeros((), dtype=torch.float32), torch.zeros_like(hidden)
-        for block in blocks:
-            part = hidden[block].detach().requires_grad_(ctx.needs_input_grad[0])
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                part_loss = of_block(part, block)
-            if ctx.needs_input_grad[0]:
-                (gradient[block],) = torch.autograd.grad(part_loss, part)
-            total += part_loss.detach()
+    def forward(ctx, hidden, head, base, following, weights, temperature):
+        total, gradient = hidden.new_zeros((), dtype=torch.float32), torch.empty_like(hidden)
+        scales = torch.tensor(weights, device=hidden.device)  # as numbers they would be compiled anew when they change
+        for block in heads.blocks(len(hidden), head.vocabulary):
+            states, labels = hidden[block].detach().requires_grad_(), following[block] if weights[0] else None
+            with torch.enable_grad():
+                logits = head.logits(states)
+            expected = base.head.logits(base.hidden[block])
+            found, of_logits = fused(loss_and_gradient, logits.detach(), expected, labels, scales, temperature)
+            (gradient[block],) = torch.autograd.grad(logits, states, of_logits)
+            total += found
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
     def backward(ctx, of_total):
         (gradient,) = ctx.saved_tensors
-        return gradient * of_total, None, None
+        return gradient * of_total, None, None, None, None, None
+
+
+def fused(function: Callable, logits: torch.Tensor, *given):
+    """Return what a function makes of logits and more, in few kernels on a GPU."""
+    return (compilation.compiled(function) if logits.is_cuda else function)(logits, *given)
+
+
+def loss_and_gradient(logits: torch.Tensor, *given) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of a block and its gradient with respect to the logits, given what `block_loss` is."""
+    return block_loss(logits, *given), block_gradient(logits, *given)
+
+
+def block_loss(
+    logits: torch.Tensor,
+    expected: torch.Tensor,
+    following: torch.Tensor | None,
+    weights: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """Return the loss, an fp32 scalar, of logits (tokens, vocabulary); no cross-entropy without ids that follow."""
+    found, wanted = (softened(each, temperature) for each in (logits, expected))
+    divergence = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
+    if following is None:
+        return weights[1] * divergence
+    given = torch.nn.functional.cross_entropy(logits.float(), following, ignore_index=IGNORED, reduction="sum")
+    return weights[1] * divergence + weights[0] * given
+
+
+def block_gradient(
+    logits: torch.Tensor,
+    expected: torch.Tensor,
+    following: torch.Tensor | None,
+    weights: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """Return the gradient of `block_loss` with respect to the logits, in their dtype.
+
+    With probabilities q of the model and p of the base, that of KL(p || q) at temperature T is (q - p) / T, that of the
+    cross-entropy q - 1 at the id that follows, q elsewhere.
+    """
+    found, wanted = (softened(each, temperature) for each in (logits, expected))
+    gradient = weights[1] / temperature * (found.exp() - wanted.exp())
+    if following is not None:
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        of_labels = softened(logits, 1).exp() - (ids == following.unsqueeze(-1)).float()
+        gradient = gradient + weights[0] * (following != IGNORED).unsqueeze(-1) * of_labels
+    return gradient.to(logits.dtype)
+
+
+def softened(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the log-probabilities of logits at a temperature, in fp32."""
+    logits = logits.float()
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
