@@ -123,9 +123,9 @@ def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: s
 
 def with_vllm(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
     """Seconds of each iteration of each repeat, by batch size."""
-    with scratch.plain(arguments.checkpoint) as folder:
+    with scratch.plain(arguments.checkpoint) as folder, scratch.folder() as cache:
         return {
-            size: [bench_latency(folder, size, repeat, arguments) for repeat in range(arguments.repeats)]
+            size: [bench_latency(folder, cache, size, repeat, arguments) for repeat in range(arguments.repeats)]
             for size in arguments.batch_sizes
         }
 
@@ -135,8 +135,8 @@ def log_of(size: int, repeat: int, arguments: argparse.Namespace) -> Path:
     return arguments.vllm_runs / f"latency_batch{size}_repeat{repeat}.log"
 
 
-def bench_latency(folder: Path, size: int, repeat: int, arguments: argparse.Namespace) -> list[float]:
-    """One run of `vllm bench latency`."""
+def bench_latency(folder: Path, cache: Path, size: int, repeat: int, arguments: argparse.Namespace) -> list[float]:
+    """One run of `vllm bench latency`; the first compiles for all that share a cache."""
     log = log_of(size, repeat, arguments)
     report = log.with_suffix(".json")
     report.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def bench_latency(folder: Path, size: int, repeat: int, arguments: argparse.Name
     }
     words = ["bench", "latency", *(word for pair in options.items() for word in pair), *arguments.vllm_arguments]
     print(f"vllm bench latency, batch size {size}, repeat {repeat + 1} of {arguments.repeats}: {log}", flush=True)
-    vllm_process.run(words, log, arguments.vllm_time_limit)
+    vllm_process.run(words, log, arguments.vllm_time_limit, cache)
     vllm_process.kernel_of(arguments.checkpoint, log)  # a fall-back ends the job here, not after all runs
     return read_latencies(report, log, arguments.iterations)
 

@@ -1,14 +1,16 @@
 """Measure a linear of Gemma 3 12B, its dequantized weight beside the int4 kernels that a device has.
 
 On a CPU the loader dequantizes; beside that PyTorch's own kernel. On a GPU bf16, what the loader makes, the kernel that
-it calls for few tokens, and, where mslk is installed, torchao's plain tensor on mslk's kernel; in CUDA graphs, so that
-the kernels alone count, and on copies in turn, so that no weight is in the cache, as in a model.
+it calls for few tokens, and, where these packages are installed, torchao's plain tensor on mslk's kernel and humming's
+kernels; in CUDA graphs, so that the kernels alone count, and on copies in turn, so that no weight is in the cache, as
+in a model.
 
     python tests/bench/bench_int4.py
     python tests/bench/bench_int4.py --device cuda
 """
 
 import argparse
+import importlib.util
 import itertools
 import statistics
 import sys
@@ -22,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from int4_qat.engines import inference
 from int4_qat.kernels import tiles
-from int4_qat.quantization import int4, schemes, torchao_tensor
+from int4_qat.quantization import int4, packed_weight, schemes, torchao_tensor
 
 ROWS, COLUMNS, GROUP_SIZE, ROUNDS = 15360, 3840, 128, 15
-TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 8, 16, 24, 32, 64, 256, 2048, 8192)}
+TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 4, 8, 16, 24, 32, 64, 256, 2048, 8192, 32768)}
 COPIES = 8  # more than the 50 MB of an H100's cache
 CALLS = 3 * COPIES  # in a CUDA graph
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     device = parser.parse_args().device
     torch.manual_seed(0)
-    quantized = int4.quantize(0.02 * torch.randn(ROWS, COLUMNS), schemes.int4(GROUP_SIZE))
+    quantized = int4.quantize(0.02 * torch.randn(ROWS, COLUMNS), schemes.int4(GROUP_SIZE, schemes.INTEGER))
     steps = {"cpu": on_cpu, "cuda": on_gpu}[device](quantized)
     print(f"{'tokens':>8} " + " ".join(f"{name + ' ms':>14}" for name in steps))
     for tokens in TOKENS[device]:
@@ -77,6 +79,8 @@ def on_gpu(quantized: int4.Int4Weight) -> dict[str, Step]:
     }
     if hasattr(torch.ops.mslk, "bf16i4bf16_rowwise"):
         forms["mslk"] = [linear_with(torchao_tensor.of_weight(copy)) for copy in copies]
+    if importlib.util.find_spec("humming"):
+        forms["humming"] = [humming_linear(copy) for copy in copies]
     return {name: in_turn(steps) for name, steps in forms.items()}
 
 
@@ -91,6 +95,24 @@ def linear_with(weight: torch.Tensor | None) -> torch.nn.Linear:
     if weight is not None:
         linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     return linear
+
+
+def humming_linear(weight: int4.Int4Weight) -> torch.nn.Module:
+    """Return humming's linear with this weight, whose zero points are whole steps."""
+    from humming.layer import HummingLayer
+
+    words = {"quant_method": "compressed-tensors", "format": packed_weight.LAYOUT, "type": "int", "num_bits": 4}
+    words |= {"strategy": "group", "group_size": GROUP_SIZE, "symmetric": False}
+    layer = HummingLayer(shape_n=ROWS, shape_k=COLUMNS, weight_config=words, torch_dtype=torch.bfloat16).cuda()
+    parts = {
+        packed_weight.PACKED: packed_weight.pack(weight.codes),
+        packed_weight.SCALE: weight.scale.t().contiguous().to(torch.bfloat16),
+        packed_weight.ZERO_POINT: packed_weight.pack_zero_points(weight.grid),
+        packed_weight.SHAPE: torch.tensor([ROWS, COLUMNS]),
+    }
+    layer.load_from_tensors(parts)
+    layer.transform()
+    return layer
 
 
 def in_turn(steps: Iterable[Step]) -> Step:

@@ -15,7 +15,7 @@ from int4_qat.config.recipe import Recipe, Target
 from int4_qat.engines import inference
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
-from int4_qat.training import data, distillation, qat, run
+from int4_qat.training import collation, data, distillation, qat, run
 from int4_qat.training.backends import transformers
 from programs import INT4, RECIPE, seen, training_options
 
@@ -117,6 +117,34 @@ def test_accumulated_batches_are_one_step(untrained, texts, tmp_path, monkeypatc
         weights.append([p.detach().clone() for p in trainer.model.parameters() if p.requires_grad])
     for one, other in zip(*weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("distilled", [None, {"weight": 0.5, "tokens": "all", "temperature": 2.0}])
+@pytest.mark.parametrize("changes", [{}, seen() | {"qat_target": "merged"}])
+def test_a_step_in_parts_is_the_step(untrained, texts, tmp_path, monkeypatch, distilled, changes):
+    taken = []
+    for part in (8192, 60):
+        monkeypatch.setattr(collation, "PART", part)
+        more = {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1}
+        trainer = made_trainer(untrained, texts, tmp_path, distillation=distilled, **changes, **more)
+        rows, own = [], trainer.compute_loss
+        monkeypatch.setattr(
+            trainer,
+            "compute_loss",
+            lambda model, inputs, rows=rows, own=own, **options: (
+                rows.append(inputs["input_ids"].shape) or own(model, inputs, **options)
+            ),
+        )
+        trainer.train()
+        logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        taken.append((rows, logged, [p.detach().clone() for p in trainer.model.parameters() if p.requires_grad]))
+    (whole, losses, weights), (parts, part_losses, part_weights) = taken
+    assert len(whole) == 2 < len(parts)
+    assert max(rows * length for rows, length in parts) <= 60
+    assert sum(rows * length for rows, length in parts) == sum(rows * length for rows, length in whole)
+    assert part_losses == pytest.approx(losses, rel=1e-5)
+    for one, other in zip(weights, part_weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6)
 
 
 def test_from_calibrated_weights_the_base_is_still_the_base(untrained, texts, tmp_path):

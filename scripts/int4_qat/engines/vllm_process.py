@@ -12,22 +12,31 @@ from int4_qat.system.errors import InputError
 
 MODULE = "vllm.entrypoints.cli.main"
 HOST = "127.0.0.1"
-# The card's setting, and no word to the network; a server on this machine is not asked through a proxy.
-SETTINGS = {"VLLM_DISABLE_COMPILE_CACHE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+# No word to the network; a server on this machine is not asked through a proxy.
+SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 SETTINGS |= {"NO_PROXY": HOST, "no_proxy": HOST}
 SETTINGS |= {"VLLM_CONFIGURE_LOGGING": "1", "VLLM_LOGGING_LEVEL": "INFO"}  # the log names the kernels
 KERNEL = re.compile(r"Using (\w+) for CompressedTensorsWNA16")
 FALL_BACK = re.compile(r"--linear-backend=.*(?:using automatic selection|falling back to).*")
 
 
-def run(words: list, log: Path, time_limit: float) -> None:
-    """Run a vllm command to its end; raise InputError with its last lines if it fails or takes too long."""
-    processes.run(f"vllm {words[0]}", MODULE, words, log, time_limit, environment=os.environ | SETTINGS)
+def run(words: list, log: Path, time_limit: float, cache: Path | None = None) -> None:
+    """Run a vllm command to its end; raise InputError with its last lines if it fails or takes too long.
+
+    What it compiles goes to a folder, from which other runs take it, or is thrown away.
+    """
+    processes.run(f"vllm {words[0]}", MODULE, words, log, time_limit, environment=environment(cache))
 
 
 def started(words: list, log: Path) -> AbstractContextManager[subprocess.Popen]:
     """Return a running vllm command; it is gone after the block."""
-    return processes.started(MODULE, words, log, os.environ | SETTINGS)
+    return processes.started(MODULE, words, log, environment())
+
+
+def environment(cache: Path | None = None) -> dict[str, str]:
+    """Return the variables of a vllm command; what it compiles is kept in a folder, or nowhere, as the card has it."""
+    kept = {"VLLM_CACHE_ROOT": str(cache)} if cache else {"VLLM_DISABLE_COMPILE_CACHE": "1"}
+    return os.environ | SETTINGS | kept
 
 
 def kernel_of(folder: Path, log: Path) -> str | None:

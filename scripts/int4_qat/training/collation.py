@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from int4_qat.tokenizer.turns import IGNORED
 
 MULTIPLE = 16  # tokens
+PART = 8192  # tokens that go through the model at once, padding included
 PROBE = 12  # tokens
 
 
@@ -40,6 +41,13 @@ class Collator:
                 batch["position_ids"][row, begin:end] = torch.arange(lengths[number])
                 begin = end
         return batch
+
+
+def parts(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Return a batch as parts of at most PART tokens, each of at least one row."""
+    rows = max(1, PART // batch["input_ids"].shape[1])
+    pieces = zip(*(tensor.split(rows) for tensor in batch.values()), strict=True)
+    return [dict(zip(batch, piece, strict=True)) for piece in pieces]
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ from trl import SFTTrainer
 
 from int4_qat.checkpoint.heads import Head
 from int4_qat.config.recipe import Distillation
-from int4_qat.training import distillation, learned_grid
+from int4_qat.training import collation, distillation, learned_grid
 from int4_qat.training.distillation import Reading, Teacher
 
 
@@ -41,6 +41,13 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         if self.distillation:
             self.distilled = sum(int(self.compared(batch).sum()) for batch in batches)
         return batches, labels
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Take a batch in parts, so that their activations fit; the loss of each is its share of the step's."""
+        if num_items_in_batch is None:  # then a part's loss would be its own mean
+            return super().training_step(model, inputs)
+        take = super().training_step
+        return torch.stack([take(model, part, num_items_in_batch) for part in collation.parts(inputs)]).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.distillation:

@@ -1,0 +1,111 @@
+"""Time the tokens of vLLM or of the engine transformers, and say which kernels a GPU spends a token on.
+
+The model continues prompts of --input-len random tokens, without an end, in this process. A token takes the time of
+--output-len tokens less that of one, divided by the tokens in between; the profile is of another run and has the
+prompts' own pass in it.
+
+    python tests/bench/bench_decoding.py --engine vllm --checkpoint /dev/shm/gemma/compressed-tensors --output step.json
+    python tests/bench/bench_decoding.py --engine vllm --checkpoint ... --vllm '{"linear_backend": "marlin"}' ...
+    python tests/bench/bench_decoding.py --engine transformers --checkpoint /tmp/tiny/int4 --device cpu --output t.json
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from int4_qat.checkpoint import architecture
+from int4_qat.engines import decoding, inference
+from int4_qat.system import devices, files
+
+ROUNDS, SHOWN = 5, 30
+Continue = Callable[[torch.Tensor, int], object]  # prompts (texts, tokens) by so many tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", required=True, choices=["transformers", "vllm"])
+    parser.add_argument("--checkpoint", required=True, type=Path)
+    parser.add_argument("--output", required=True, type=Path, help="JSON of all figures")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1])
+    parser.add_argument("--input-len", type=int, default=256)
+    parser.add_argument("--output-len", type=int, default=64)
+    parser.add_argument("--vllm", type=json.loads, default={}, help="JSON of more options for vLLM's LLM")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    made = {"transformers": of_transformers, "vllm": of_vllm}[arguments.engine](arguments)
+    record = {"device": devices.name(arguments.device), "start_s": time.perf_counter() - start, "batches": {}}
+    for size in arguments.batch_sizes:
+        generator = torch.Generator().manual_seed(size)
+        prompts = torch.randint(100, 10_000, (size, arguments.input_len), generator=generator).to(arguments.device)
+        record["batches"][size] = batch = measure(made(size), prompts, arguments)
+        files.write_json(arguments.output, record)
+        print(f"{size} at once: {batch['ms_per_token']:.3f} ms a token, the GPU busy for {batch['busy_ms']:.3f}")
+        for name, milliseconds in list(batch["kernels_ms"].items())[:SHOWN]:
+            print(f"{milliseconds:9.4f} ms  {name[:120]}", flush=True)
+
+
+def of_transformers(arguments: argparse.Namespace) -> Callable[[int], Continue]:
+    """Return what makes the engine's decoder for a number of prompts."""
+    model = inference.load_model(arguments.checkpoint, architecture.DTYPES["bfloat16"], arguments.device)
+    return lambda size: decoding.GreedyDecoder(model, arguments.input_len + arguments.output_len)
+
+
+def of_vllm(arguments: argparse.Namespace) -> Callable[[int], Continue]:
+    """Return what makes vLLM's continuation, for any number of prompts."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process the profiler would not see it
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(str(arguments.checkpoint), dtype="bfloat16", **{"max_model_len": 1024} | arguments.vllm)
+
+    def run(prompts: torch.Tensor, tokens: int) -> None:
+        options = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        engine.generate([{"prompt_token_ids": row} for row in prompts.tolist()], options, use_tqdm=False)
+
+    return lambda size: run
+
+
+def measure(run: Continue, prompts: torch.Tensor, arguments: argparse.Namespace) -> dict:
+    """Return milliseconds of a token by the clock, and those of it in which each kernel of a GPU ran."""
+    run(prompts, arguments.output_len)
+    whole, first = (
+        median(seconds(run, prompts, tokens) for _ in range(ROUNDS)) for tokens in (arguments.output_len, 1)
+    )
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        seconds(run, prompts, arguments.output_len)
+    kernels = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    spent: Counter[str] = Counter()
+    for event in kernels:
+        spent[event.name] += (event.time_range.end - event.time_range.start) / 1e3 / arguments.output_len
+    return {
+        "first_token_ms": 1e3 * first,
+        "ms_per_token": 1e3 * (whole - first) / (arguments.output_len - 1),
+        "busy_ms": sum(spent.values()),
+        "kernels_ms": dict(spent.most_common()),
+    }
+
+
+def seconds(run: Continue, prompts: torch.Tensor, tokens: int) -> float:
+    """Return how long a continuation takes."""
+    if prompts.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run(prompts, tokens)
+    if prompts.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
