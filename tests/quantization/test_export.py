@@ -1,5 +1,6 @@
 """Merged and quantized folders are what transformers loads, and hold no pickle."""
 
+import functools
 import json
 import shutil
 
@@ -18,7 +19,7 @@ import quantize as quantize_program
 from int4_qat.checkpoint import architecture, loading, weight_files, weight_writer
 from int4_qat.engines import inference
 from int4_qat.quantization import exports, int4, plain_weight, schemes
-from int4_qat.quantization.formats import torchao_plain
+from int4_qat.quantization.formats import compressed_tensors, torchao_plain
 from int4_qat.quantization.methods import rtn
 from int4_qat.system.errors import InputError
 from programs import INT4, SCHEMES, quantize_options, run_in_process, run_script
@@ -239,6 +240,37 @@ def test_a_wrong_export_is_counted(merged, quantized, scheme, tmp_path):
     assert differing() == 2
     with pytest.raises(InputError, match=f"2 weights differ from what training saw, the first in {key}"):
         weight_writer.refuse_differences(tmp_path, {"norm.weight": 0, key: 2})
+
+
+@pytest.mark.parametrize("layout", [torchao_plain, compressed_tensors])
+def test_what_is_written_wrong_is_counted(merged, layout, tmp_path, monkeypatch):
+    """Two weights that are off by one code, and a scale of another sign, which all codes of its group but 0 show."""
+    scheme = schemes.int4(64, schemes.INTEGER)
+    sources = weight_files.stored_tensors(merged[0])
+    keys = [f"language_model.model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+    kept = {key: sources[key] for key in ("language_model.model.norm.weight",)}
+    plan = {key: torch.empty(sources[key].shape, dtype=torch.bfloat16, device="meta") for key in (*kept, *keys)}
+    laid_out, metadata = layout.lay_out(plan, {key: key for key in plan}, {*keys}, scheme)
+    targets = weight_writer.create(tmp_path / "int4", laid_out, metadata)
+    in_int4 = {key: functools.partial(rtn.quantize, list(exports.row_blocks(sources[key])), scheme) for key in keys}
+    assert set(exports.fill(layout, targets, kept, in_int4).values()) == {0}
+    own = layout.write
+
+    def wrong(key, blocks, targets):
+        changed = []
+        for rows, weight in blocks:
+            codes, scale = weight.codes.clone(), weight.scale.clone()
+            if "gate" in key and not changed:
+                codes[0, :2] ^= 1
+            if "up" in key and not changed:
+                scale[0, 0] *= -1
+            changed.append((rows, weight._replace(codes=codes, scale=scale)))
+        own(key, changed, targets)
+
+    monkeypatch.setattr(layout, "write", wrong)
+    found = exports.fill(layout, targets, kept, in_int4)
+    (first, *_) = in_int4[keys[1]]()
+    assert [found[key] for key in keys] == [2, first[1].codes[0, :64].count_nonzero(), 0]
 
 
 def test_merge_keeps_tokenizer_processor_and_template(merged, untrained):

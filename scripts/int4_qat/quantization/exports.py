@@ -1,7 +1,9 @@
 """The blocks that an export is made of, how they are written, and the comparison with what was meant."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -43,6 +45,39 @@ def differing(expected: Iterable[QuantizedBlock], read: Callable[[slice], int4.I
     return count
 
 
+class Written(NamedTuple):
+    """What was meant of a weight whose blocks are gone: their rows, and a digest of their values."""
+
+    rows: list[slice]
+    digest: bytes
+
+
+class Record:
+    """What is written of a weight, seen block by block."""
+
+    def __init__(self) -> None:
+        self.rows, self.digest = [], hashlib.blake2b(digest_size=16)
+
+    def see(self, block: QuantizedBlock) -> QuantizedBlock:
+        """Return the block."""
+        rows, weight = block
+        self.rows.append(rows)
+        for part in weight:
+            self.digest.update(part.contiguous().view(torch.uint8).numpy())
+        return block
+
+    def written(self) -> Written:
+        return Written(self.rows, self.digest.digest())
+
+
+def read_back(read: Callable[[slice], int4.Int4Weight], rows: Iterable[slice]) -> Written:
+    """Return what `read` finds in some rows of a weight."""
+    record = Record()
+    for of_block in rows:
+        record.see((of_block, read(of_block)))
+    return record.written()
+
+
 def fill(
     layout: ModuleType,
     targets: dict[str, StoredTensor],
@@ -54,19 +89,24 @@ def fill(
     kept holds the tensors that stay as they are, and in_int4 what yields the blocks of the others, by their keys.
     """
 
-    def write(key: str) -> None:
-        if key in in_int4:
-            layout.write(key, in_int4[key](), targets)
-        else:
+    def write(key: str) -> Written | None:
+        if key in kept:
             weight_writer.copy(kept[key], targets[key])
-
-    def compare(key: str) -> int:
-        if key in in_int4:
-            return differing(in_int4[key](), layout.reader(key, targets))
-        return weight_files.differing(kept[key], targets[key])
+            return None
+        record = Record()
+        layout.write(key, map(record.see, in_int4[key]()), targets)
+        return record.written()
 
     keys = [*kept, *in_int4]
-    parallel.in_processes(write, keys, "write")
+    written = parallel.in_processes(write, keys, "write")
+
+    def compare(key: str) -> int:
+        if key in kept:
+            return weight_files.differing(kept[key], targets[key])
+        read, meant = layout.reader(key, targets), written[key]
+        # Only to count what differs is the weight made once more.
+        return 0 if read_back(read, meant.rows) == meant else differing(in_int4[key](), read)
+
     return parallel.in_processes(compare, keys, "compare")
 
 
