@@ -47,17 +47,14 @@ from int4_qat.standin import gemma_folder, standin
 from int4_qat.system import devices, files
 
 ROOT = Path(__file__).parents[2]
+MERGED = {"backend": "transformers", "quantization": "w4a16", "qat_target": "merged"}
+EVERY_TOKEN = {"weight": 1, "tokens": "all", "temperature": 1}
 ARMS = {
     "lora": {"backend": "transformers", "quantization": None},
     "base": {"backend": "transformers", "quantization": "w4a16", "qat_target": "base"},
-    "merged": {"backend": "transformers", "quantization": "w4a16", "qat_target": "merged"},
-    "qad": {
-        "backend": "transformers",
-        "quantization": "w4a16",
-        "qat_target": "merged",
-        "grid_learning_rate": 1e-3,
-        "distillation": {"weight": 1, "tokens": "all", "temperature": 1},
-    },
+    "merged": MERGED,
+    "distilled": MERGED | {"distillation": EVERY_TOKEN},
+    "qad": MERGED | {"distillation": EVERY_TOKEN, "grid_learning_rate": 1e-3},
     "unsloth_lora": {"backend": "unsloth", "quantization": None},
     "unsloth_qat": {"backend": "unsloth", "quantization": "int4", "qat_target": "base+lora_a"},
 }

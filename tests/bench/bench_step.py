@@ -71,7 +71,7 @@ def main() -> None:
 def recipe_of(arguments: argparse.Namespace, name: str, changes: dict) -> Recipe:
     """Return the recipe of an arm with some settings changed."""
     config = yaml.safe_load((bench_gpu.ROOT / "config.yaml").read_text())
-    config["finetune"]["arms"] = bench_gpu.ARMS | config["finetune"]["arms"]
+    config["finetune"]["arms"] |= bench_gpu.ARMS
     arm = changes.pop("arm", name)
     settings = recipes.training_of(recipes.recipe_of(config, arm)) | {"max_steps": STEPS, "save_steps": 10_000}
     if arguments.device == "cpu":
