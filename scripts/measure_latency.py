@@ -177,7 +177,7 @@ def with_transformers(arguments: argparse.Namespace) -> dict[int, list[list[floa
 
 def time_batch(model: PreTrainedModel, size: int, arguments: argparse.Namespace) -> list[list[float]]:
     """Seconds of each iteration of each repeat, of one batch size, on random tokens."""
-    torch.compiler.reset()  # a second size would make the first one's step that of any size
+    torch.compiler.reset()  # each size is compiled by itself, and only so many are before PyTorch gives up
     generator = torch.Generator().manual_seed(SEED)
     highest = min(TOKENS, model.config.get_text_config().vocab_size)
     prompts = torch.randint(SMALLEST_TOKEN, highest, (size, arguments.input_len), generator=generator)

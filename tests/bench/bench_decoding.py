@@ -1,8 +1,8 @@
 """Time the tokens of vLLM or of the engine transformers, and say which kernels a GPU spends a token on.
 
 The model continues prompts of --input-len random tokens, without an end, in this process. A token takes the time of
---output-len tokens less that of one, divided by the tokens in between; the profile is of another run and has the
-prompts' own pass in it.
+--output-len tokens less that of one, divided by the tokens in between; its kernels are those of another two such runs,
+under the profiler.
 
     python tests/bench/bench_decoding.py --engine vllm --checkpoint /dev/shm/gemma/compressed-tensors --output step.json
     python tests/bench/bench_decoding.py --engine vllm --checkpoint ... --vllm '{"linear_backend": "marlin"}' ...
@@ -59,7 +59,12 @@ def main() -> None:
 def of_transformers(arguments: argparse.Namespace) -> Callable[[int], Continue]:
     """Return what makes the engine's decoder for a number of prompts."""
     model = inference.load_model(arguments.checkpoint, architecture.DTYPES["bfloat16"], arguments.device)
-    return lambda size: decoding.GreedyDecoder(model, arguments.input_len + arguments.output_len)
+
+    def decoder(size: int) -> Continue:
+        torch.compiler.reset()
+        return decoding.GreedyDecoder(model, arguments.input_len + arguments.output_len)
+
+    return decoder
 
 
 def of_vllm(arguments: argparse.Namespace) -> Callable[[int], Continue]:
@@ -67,7 +72,11 @@ def of_vllm(arguments: argparse.Namespace) -> Callable[[int], Continue]:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process the profiler would not see it
     from vllm import LLM, SamplingParams
 
-    engine = LLM(str(arguments.checkpoint), dtype="bfloat16", **{"max_model_len": 1024} | arguments.vllm)
+    engine = LLM(
+        str(arguments.checkpoint),
+        dtype="bfloat16",
+        **{"max_model_len": 1024, "enable_prefix_caching": False} | arguments.vllm,
+    )
 
     def run(prompts: torch.Tensor, tokens: int) -> None:
         options = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
@@ -82,18 +91,26 @@ def measure(run: Continue, prompts: torch.Tensor, arguments: argparse.Namespace)
     whole, first = (
         median(seconds(run, prompts, tokens) for _ in range(ROUNDS)) for tokens in (arguments.output_len, 1)
     )
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-        seconds(run, prompts, arguments.output_len)
-    kernels = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    spent: Counter[str] = Counter()
-    for event in kernels:
-        spent[event.name] += (event.time_range.end - event.time_range.start) / 1e3 / arguments.output_len
+    of_whole, of_first = (kernels(run, prompts, tokens) for tokens in (arguments.output_len, 1))
+    of_whole.subtract(of_first)
+    later = arguments.output_len - 1
     return {
         "first_token_ms": 1e3 * first,
-        "ms_per_token": 1e3 * (whole - first) / (arguments.output_len - 1),
-        "busy_ms": sum(spent.values()),
-        "kernels_ms": dict(spent.most_common()),
+        "ms_per_token": 1e3 * (whole - first) / later,
+        "busy_ms": sum(of_whole.values()) / later,
+        "kernels_ms": {name: milliseconds / later for name, milliseconds in of_whole.most_common()},
     }
+
+
+def kernels(run: Continue, prompts: torch.Tensor, tokens: int) -> Counter[str]:
+    """Return the milliseconds of each kernel of a GPU in a continuation."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        seconds(run, prompts, tokens)
+    spent: Counter[str] = Counter()
+    for event in profiled.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            spent[event.name] += (event.time_range.end - event.time_range.start) / 1e3
+    return spent
 
 
 def seconds(run: Continue, prompts: torch.Tensor, tokens: int) -> float:

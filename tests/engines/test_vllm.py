@@ -335,3 +335,10 @@ def test_share_of_the_bandwidth_limit(untrained):
     model = inference.load_model(untrained / "model", torch.bfloat16, "cpu")
     weights = sum(weight.nbytes for weight in model.model.language_model.parameters())
     assert measure_latency.text_bytes(untrained / "model") == weights
+
+
+def test_what_a_job_compiles_is_kept_for_its_other_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_DISABLE_COMPILE_CACHE", "1")  # as a shell has it in which the card's command ran
+    kept, thrown_away = vllm_process.environment(tmp_path), vllm_process.environment()
+    assert (kept["VLLM_DISABLE_COMPILE_CACHE"], kept["VLLM_CACHE_ROOT"]) == ("0", str(tmp_path))
+    assert thrown_away["VLLM_DISABLE_COMPILE_CACHE"] == "1"

@@ -242,6 +242,27 @@ def test_a_wrong_export_is_counted(merged, quantized, scheme, tmp_path):
         weight_writer.refuse_differences(tmp_path, {"norm.weight": 0, key: 2})
 
 
+def test_a_weight_is_quantized_once(merged, tmp_path):
+    """What is read back is told by a digest, in both layouts, for each kind of zero point that they hold."""
+    sources = weight_files.stored_tensors(merged[0])
+    keys = [f"language_model.model.layers.{number}.mlp.down_proj.weight" for number in range(2)]
+    plan = {key: torch.empty(sources[key].shape, dtype=torch.bfloat16, device="meta") for key in keys}
+    for scheme in (schemes.int4(64, zero_point) for zero_point in (schemes.FLOAT, schemes.INTEGER, None)):
+        for layout in (layout for layout in (torchao_plain, compressed_tensors) if not layout.misfit(scheme)):
+            made = tmp_path / f"{scheme.zero_point}-{layout.FOLDER}"
+            laid_out, metadata = layout.lay_out(plan, {key: key for key in plan}, {*keys}, scheme)
+            targets = weight_writer.create(made, laid_out, metadata)
+
+            def blocks(key, scheme=scheme, made=made):
+                with made.with_suffix(".calls").open("a") as calls:  # from another process
+                    calls.write(f"{key}\n")
+                return rtn.quantize(exports.row_blocks(sources[key]), scheme)
+
+            in_int4 = {key: functools.partial(blocks, key) for key in keys}
+            assert exports.fill(layout, targets, {}, in_int4) == dict.fromkeys(keys, 0)
+            assert sorted(made.with_suffix(".calls").read_text().split()) == keys
+
+
 @pytest.mark.parametrize("layout", [torchao_plain, compressed_tensors])
 def test_what_is_written_wrong_is_counted(merged, layout, tmp_path, monkeypatch):
     """Two weights that are off by one code, and a scale of another sign, which all codes of its group but 0 show."""

@@ -92,6 +92,31 @@ def test_the_divergence_of_two_tokens_by_hand():
     assert distillation.kl(*readings, temperature=0.5).item() == pytest.approx(2 * (p * (p / q).log()).sum().item())
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_compiled_loss_and_its_gradient_are_those_of_autograd(labelled, temperature):
+    """In bf16, for blocks of several sizes and other weights, which must not be compiled anew one by one."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(distillation.loss_and_gradient, backend="aot_eager", fullgraph=True)
+    for seed, tokens in enumerate((6, 6, 4, 5)):
+        generator = torch.Generator().manual_seed(seed)
+        logits, base = (3 * torch.randn(tokens, 50, generator=generator).to(torch.bfloat16) for _ in range(2))
+        following = torch.randint(50, (tokens,), generator=generator)
+        following[1] = -100
+        weights = torch.rand(2, generator=generator) if labelled else torch.tensor([0.0, 0.7])
+        given = logits.float().requires_grad_()
+        p, q = ((each / temperature).softmax(-1) for each in (base.float(), given))
+        cross_entropy = torch.nn.functional.cross_entropy(given, following, reduction="sum")
+        expected = weights[1] * (p * (p / q).log()).sum() + weights[0] * cross_entropy
+        (gradient,) = torch.autograd.grad(expected, given)
+        loss, of_logits = compiled(logits, base, following if labelled else None, weights, temperature)
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
+        assert of_logits.dtype == torch.bfloat16
+        torch.testing.assert_close(of_logits.float(), gradient, rtol=1e-2, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
 def test_a_temperature_scales_gradients_back(untrained, texts, tmp_path):
     """T² KL tends to half the variance of the logits' differences (Hinton et al. 2015), 0.3% from it at T = 8 here.
 

@@ -52,14 +52,21 @@ class GreedyDecoder:
         self.step = self.recorded() if prompts.is_cuda else self.next_token
 
     def recorded(self) -> Callable[[], None]:
-        """Return the replay of a step that is compiled into few kernels."""
-        step = torch.compile(self.next_token, dynamic=False)
+        """Return the replay of a step that is compiled into few kernels, or the step where it is not one graph.
+
+        It is none where a model asks for a number that the GPU has, as positions by `longrope` do.
+        """
+        step = torch.compile(self.next_token, dynamic=False, fullgraph=True)
 
         def warm_up() -> None:
             for _ in range(WARM_UP_STEPS):
                 step()
 
-        graph, _ = cuda_graphs.record(step, warm_up)
+        try:
+            graph, _ = cuda_graphs.record(step, warm_up)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            print(f"decoding: each step waits for Python, since it cannot be recorded: {str(error).splitlines()[0]}")
+            return self.next_token
         return graph.replay
 
     def next_token(self) -> None:
@@ -76,9 +83,10 @@ def likeliest(model: PreTrainedModel, tokens: torch.Tensor, cache: StaticCache) 
 def static_cache(config: PretrainedConfig, length: int) -> StaticCache:
     """Return a cache for `length` tokens at fixed addresses, as CUDA graphs need it.
 
-    Every layer holds all tokens. For a layer with a sliding window transformers would count tokens in Python, which no
-    graph can follow; the model's mask hides what is behind the window.
+    A layer with a sliding window holds all tokens too. transformers would count them in Python, which no graph can
+    follow; the model's mask hides what is behind the window.
     """
     text = copy.deepcopy(config.get_text_config(decoder=True))
-    text.layer_types = ["full_attention"] * text.num_hidden_layers
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    text.layer_types = ["full_attention" if kind == "sliding_attention" else kind for kind in kinds]
     return StaticCache(text, max_cache_len=length)

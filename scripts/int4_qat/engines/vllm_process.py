@@ -23,7 +23,7 @@ FALL_BACK = re.compile(r"--linear-backend=.*(?:using automatic selection|falling
 def run(words: list, log: Path, time_limit: float, cache: Path | None = None) -> None:
     """Run a vllm command to its end; raise InputError with its last lines if it fails or takes too long.
 
-    What it compiles goes to a folder, from which other runs take it, or is thrown away.
+    What vLLM compiles is kept in `cache` for other runs, or discarded if there is none.
     """
     processes.run(f"vllm {words[0]}", MODULE, words, log, time_limit, environment=environment(cache))
 
@@ -35,7 +35,7 @@ def started(words: list, log: Path) -> AbstractContextManager[subprocess.Popen]:
 
 def environment(cache: Path | None = None) -> dict[str, str]:
     """Return the variables of a vllm command; what it compiles is kept in a folder, or nowhere, as the card has it."""
-    kept = {"VLLM_CACHE_ROOT": str(cache)} if cache else {"VLLM_DISABLE_COMPILE_CACHE": "1"}
+    kept = {"VLLM_DISABLE_COMPILE_CACHE": "0" if cache else "1"} | ({"VLLM_CACHE_ROOT": str(cache)} if cache else {})
     return os.environ | SETTINGS | kept
 
 

@@ -104,7 +104,7 @@ def fill(
         if key in kept:
             return weight_files.differing(kept[key], targets[key])
         read, meant = layout.reader(key, targets), written[key]
-        # Only to count what differs is the weight made once more.
+        # The weight is made again only to count what differs.
         return 0 if read_back(read, meant.rows) == meant else differing(in_int4[key](), read)
 
     return parallel.in_processes(compare, keys, "compare")

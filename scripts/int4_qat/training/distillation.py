@@ -40,6 +40,7 @@ def compared(labels: torch.Tensor, position_ids: torch.Tensor, tokens: str) -> t
     return labels[:, 1:] != IGNORED if tokens == "response" else position_ids[:, 1:] > 0
 
 
+@torch.no_grad()
 def kl(student: Reading, base: Reading, temperature: float = 1.0) -> torch.Tensor:
     """Return the sum over tokens of KL(base || student), in nats, the logits of both divided by a temperature."""
     total = student.hidden.new_zeros((), dtype=torch.float32)
