@@ -14,7 +14,8 @@ SNAKEMAKE := python -m snakemake
 DEMO := $(SNAKEMAKE) --profile profiles/demo
 # Python compiles what it imports; all of it at once, as pip does, takes longer than the installation.
 PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
-# Two workers, and threads that leave a core to the other one while they wait.
+# Two workers, and threads that leave a core to the other one while they wait. In `make test` both workers are busy to
+# the end, so each process has one thread: two would wait for the core that the other worker has.
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 PROFILE ?= profiles/demo
 export MMLU_DIR ?=
@@ -37,7 +38,7 @@ verify: .venv/installed ## every hash and number of finished results: make verif
 	@python scripts/verify.py "$(RESULTS)"
 
 test: .venv/installed ## unit, workflow and chain tests
-	@$(PYTEST) -m "not slow"
+	@OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"
 
 test-slow: .venv/installed ## a real Slurm, vLLM's CPU build, environments, re-runs: each is skipped where it cannot be had
 	@$(PYTEST) -m slow
