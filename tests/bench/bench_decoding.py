@@ -49,25 +49,25 @@ def main() -> None:
     for size in arguments.batch_sizes:
         generator = torch.Generator().manual_seed(size)
         prompts = torch.randint(100, 10_000, (size, arguments.input_len), generator=generator).to(arguments.device)
-        record["batches"][size] = batch = measure(made(size), prompts, arguments)
+        record["batches"][size] = batch = measure(made(), prompts, arguments)
         files.write_json(arguments.output, record)
         print(f"{size} at once: {batch['ms_per_token']:.3f} ms a token, the GPU busy for {batch['busy_ms']:.3f}")
         for name, milliseconds in list(batch["kernels_ms"].items())[:SHOWN]:
             print(f"{milliseconds:9.4f} ms  {name[:120]}", flush=True)
 
 
-def of_transformers(arguments: argparse.Namespace) -> Callable[[int], Continue]:
-    """Return what makes the engine's decoder for a number of prompts."""
+def of_transformers(arguments: argparse.Namespace) -> Callable[[], Continue]:
+    """Return what makes a decoder of the engine, which takes one number of prompts."""
     model = inference.load_model(arguments.checkpoint, architecture.DTYPES["bfloat16"], arguments.device)
 
-    def decoder(size: int) -> Continue:
+    def decoder() -> Continue:
         torch.compiler.reset()
         return decoding.GreedyDecoder(model, arguments.input_len + arguments.output_len)
 
     return decoder
 
 
-def of_vllm(arguments: argparse.Namespace) -> Callable[[int], Continue]:
+def of_vllm(arguments: argparse.Namespace) -> Callable[[], Continue]:
     """Return what makes vLLM's continuation, for any number of prompts."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process the profiler would not see it
     from vllm import LLM, SamplingParams
@@ -82,7 +82,7 @@ def of_vllm(arguments: argparse.Namespace) -> Callable[[int], Continue]:
         options = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         engine.generate([{"prompt_token_ids": row} for row in prompts.tolist()], options, use_tqdm=False)
 
-    return lambda size: run
+    return lambda: run
 
 
 def measure(run: Continue, prompts: torch.Tensor, arguments: argparse.Namespace) -> dict:

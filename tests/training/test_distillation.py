@@ -95,7 +95,7 @@ def test_the_divergence_of_two_tokens_by_hand():
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_compiled_loss_and_its_gradient_are_those_of_autograd(labelled, temperature):
-    """In bf16, for blocks of several sizes and other weights, which must not be compiled anew one by one."""
+    """In bf16, without a recompilation for every block size or pair of weights."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(distillation.loss_and_gradient, backend="aot_eager", fullgraph=True)

@@ -44,10 +44,9 @@ def compared(labels: torch.Tensor, position_ids: torch.Tensor, tokens: str) -> t
 def kl(student: Reading, base: Reading, temperature: float = 1.0) -> torch.Tensor:
     """Return the sum over tokens of KL(base || student), in nats, the logits of both divided by a temperature."""
     total = student.hidden.new_zeros((), dtype=torch.float32)
-    weights = torch.tensor([0.0, 1.0], device=total.device)
     for block in heads.blocks(len(student.hidden), student.head.vocabulary):
         logits, expected = (reading.head.logits(reading.hidden[block]) for reading in (student, base))
-        total += fused(block_loss, logits, expected, None, weights, temperature)
+        total += fused(block_kl, logits, expected, temperature)
     return total
 
 
@@ -68,7 +67,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, head, base, following, weights, temperature):
         total, gradient = hidden.new_zeros((), dtype=torch.float32), torch.empty_like(hidden)
-        scales = torch.tensor(weights, device=hidden.device)  # as numbers they would be compiled anew when they change
+        scales = torch.tensor(weights, device=hidden.device)  # a compiled function is recompiled for every new float
         for block in heads.blocks(len(hidden), head.vocabulary):
             states, labels = hidden[block].detach().requires_grad_(), following[block] if weights[0] else None
             with torch.enable_grad():
@@ -91,46 +90,38 @@ def fused(function: Callable, logits: torch.Tensor, *given):
     return (compilation.compiled(function) if logits.is_cuda else function)(logits, *given)
 
 
-def loss_and_gradient(logits: torch.Tensor, *given) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss of a block and its gradient with respect to the logits, given what `block_loss` is."""
-    return block_loss(logits, *given), block_gradient(logits, *given)
+def block_kl(logits: torch.Tensor, expected: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the sum over tokens of KL(expected || logits), an fp32 scalar, of logits (tokens, vocabulary)."""
+    return divergence(softened(logits, temperature), softened(expected, temperature))
 
 
-def block_loss(
+def loss_and_gradient(
     logits: torch.Tensor,
     expected: torch.Tensor,
     following: torch.Tensor | None,
     weights: torch.Tensor,
     temperature: float,
-) -> torch.Tensor:
-    """Return the loss, an fp32 scalar, of logits (tokens, vocabulary); no cross-entropy without ids that follow."""
-    found, wanted = (softened(each, temperature) for each in (logits, expected))
-    divergence = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
-    if following is None:
-        return weights[1] * divergence
-    given = torch.nn.functional.cross_entropy(logits.float(), following, ignore_index=IGNORED, reduction="sum")
-    return weights[1] * divergence + weights[0] * given
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of a block, an fp32 scalar, and its gradient with respect to the logits, in their dtype.
 
-
-def block_gradient(
-    logits: torch.Tensor,
-    expected: torch.Tensor,
-    following: torch.Tensor | None,
-    weights: torch.Tensor,
-    temperature: float,
-) -> torch.Tensor:
-    """Return the gradient of `block_loss` with respect to the logits, in their dtype.
-
-    With probabilities q of the model and p of the base, that of KL(p || q) at temperature T is (q - p) / T, that of the
-    cross-entropy q - 1 at the id that follows, q elsewhere.
+    logits and expected are (tokens, vocabulary); without ids that follow there is no cross-entropy. Let q be the
+    model's probabilities and p the base's. The gradient of KL(p || q) at temperature T is (q - p) / T. That of the
+    cross-entropy is q - 1 at the id that follows, and q elsewhere.
     """
-    found, wanted = (softened(each, temperature) for each in (logits, expected))
+    found, wanted = softened(logits, temperature), softened(expected, temperature)
+    loss = weights[1] * divergence(found, wanted)
     gradient = weights[1] / temperature * (found.exp() - wanted.exp())
     if following is not None:
-        ids = torch.arange(logits.shape[-1], device=logits.device)
-        of_labels = softened(logits, 1).exp() - (ids == following.unsqueeze(-1)).float()
+        own, ids = softened(logits, 1), torch.arange(logits.shape[-1], device=logits.device)
+        loss = loss + weights[0] * torch.nn.functional.nll_loss(own, following, ignore_index=IGNORED, reduction="sum")
+        of_labels = own.exp() - (ids == following.unsqueeze(-1)).float()
         gradient = gradient + weights[0] * (following != IGNORED).unsqueeze(-1) * of_labels
-    return gradient.to(logits.dtype)
+    return loss, gradient.to(logits.dtype)
+
+
+def divergence(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the sum over tokens of KL(wanted || found), of log-probabilities (tokens, vocabulary)."""
+    return torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
 
 
 def softened(logits: torch.Tensor, temperature: float) -> torch.Tensor:
