@@ -35,6 +35,7 @@ rule check_serving:
         " --max-tokens {params.settings[max_tokens]:q}"
         " --time-limit {params.settings[time_limit]:q}"
         " --device {params.device:q}"
+        " --gpus {resources.gpu}"
         " --vllm-runs {params.vllm_runs:q}"
         " --output {output:q}"
         " -- {params.vllm_arguments:q}"

@@ -43,6 +43,7 @@ rule finetune:
         " --checkpoints {params.checkpoints:q}"
         " --adapter {output.adapter:q}"
         " --log-table {output.table:q}"
+        " --processes {resources.gpu}"
         " --report-to {resources.report_to:q}"
         " --allow-worse {resources.allow_worse}"
         " 2>&1 | show {log:q}"

@@ -66,6 +66,7 @@ rule measure_latency:
         " --iterations {params.settings[iterations]:q}"
         " --repeats {params.settings[repeats]:q}"
         " --device {params.device:q}"
+        " --gpus {resources.gpu}"
         " --vllm-runs {params.vllm_runs:q}"
         " --vllm-time-limit {params.settings[vllm_time_limit]:q}"
         " --output {output:q}"

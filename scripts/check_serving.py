@@ -51,11 +51,13 @@ def main() -> None:
     parser.add_argument("--max-tokens", required=True, type=int, help="most tokens of an answer")
     parser.add_argument("--time-limit", default=1800, type=float, help="seconds for the start, and for an answer")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--gpus", default=1, type=int, help="over which vLLM spreads the model")
     parser.add_argument("--vllm-runs", default=Path("vllm"), type=Path, help="folder for vLLM's JSON and logs")
     parser.add_argument("--output", required=True, type=Path, help="serving.json")
     parser.add_argument("vllm_arguments", nargs="*", help="after `--`: more arguments for vllm serve")
     arguments = parser.parse_args()
-    devices.claim(arguments.device)
+    arguments.vllm_arguments += vllm_process.shared_by(arguments.gpus, arguments.served)
+    devices.claim(arguments.device, arguments.gpus)
     dtype = architecture.DTYPES[arguments.dtype]
     # In a process of its own, which leaves the GPU's memory to vLLM.
     spawn, end = multiprocessing.get_context("spawn"), parallel.end_with_parent

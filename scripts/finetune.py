@@ -13,10 +13,14 @@ imported before them.
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 from int4_qat.data import named_files
 from int4_qat.system import errors, rooms
+
+LAUNCHED = "RANK"  # set by torch's launcher
 
 
 def main() -> None:
@@ -26,12 +30,24 @@ def main() -> None:
     parser.add_argument("--texts", required=True, nargs="+", metavar="NAME=PATH", help="the texts of the recipe")
     parser.add_argument("--recipe", required=True, type=json.loads, help="JSON: an arm of `finetune` in the config")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--processes", type=int, default=1, help="that train together, one a GPU")
+    parser.add_argument(
+        "--spread", default="auto", help="each process holds a share of the frozen weights: always, never"
+    )
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder to resume from")
     parser.add_argument("--adapter", required=True, type=Path, help="folder for the peft adapter")
     parser.add_argument("--log-table", required=True, type=Path, help="CSV of each logged step")
     parser.add_argument("--report-to", default="none", help="where to report metrics as well: a value of transformers")
     parser.add_argument("--allow-worse", type=int, default=0, choices=[0, 1], help="1: it may end worse than it began")
     options = vars(parser.parse_args())
+    processes = options.pop("processes")
+    if processes > 1 and LAUNCHED not in os.environ:
+        from int4_qat.system import devices
+        from int4_qat.training import ranks
+
+        devices.claim(options["device"], processes)
+        ranks.launch(processes, [__file__, *sys.argv[1:]])
+        return
     words = options.pop("recipe") | {"allow_worse": bool(options.pop("allow_worse"))}
     options["texts"] = named_files.parse("--texts", options["texts"], "text or parquet")
     backend = rooms.load(rooms.BACKENDS, words["backend"])

@@ -45,14 +45,18 @@ def main() -> None:
     parser.add_argument("--iterations", required=True, type=int)
     parser.add_argument("--repeats", default=1, type=int, help="measurements of each batch size, for the spread")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--gpus", default=1, type=int, help="over which vLLM spreads the model")
     parser.add_argument("--vllm-runs", default=Path("vllm"), type=Path, help="folder for vLLM's JSON and logs")
     parser.add_argument("--vllm-time-limit", default=3600, type=float, help="seconds for one run of vLLM")
     parser.add_argument("--output", required=True, type=Path, help="latency.json")
     parser.add_argument("vllm_arguments", nargs="*", help="after `--`: more arguments for vLLM")
     arguments = parser.parse_args()
-    devices.claim(arguments.device)
+    if arguments.engine == "transformers" and arguments.gpus > 1:
+        raise InputError(f"gpu: expected 1 for measure_latency with engine transformers, found {arguments.gpus}")
+    arguments.vllm_arguments += vllm_process.shared_by(arguments.gpus, arguments.checkpoint)
+    devices.claim(arguments.device, arguments.gpus)
     measure = {"transformers": with_transformers, "vllm": with_vllm}[arguments.engine]
-    weights = text_bytes(arguments.checkpoint)
+    weights = text_bytes(arguments.checkpoint) / arguments.gpus  # of each GPU
     batches = [batch_report(size, repeats, weights, arguments) for size, repeats in measure(arguments).items()]
     files.write_json(
         arguments.output,
@@ -87,7 +91,7 @@ def int4_path(arguments: argparse.Namespace) -> str | None:
     return kernels[0]
 
 
-def batch_report(size: int, repeats: list[list[float]], weights: int, arguments: argparse.Namespace) -> Batch:
+def batch_report(size: int, repeats: list[list[float]], weights: float, arguments: argparse.Namespace) -> Batch:
     """The figures of one batch size, from the seconds of each iteration of each repeat and the bytes of the weights."""
     means = [fmean(latencies) for latencies in repeats]
     latencies = torch.tensor(repeats, dtype=torch.float64).flatten()
@@ -115,7 +119,7 @@ def text_bytes(folder: Path) -> int:
     return sum(tensor.nbytes for key, tensor in stored.items() if names[weights[key]] in reached)
 
 
-def bandwidth_limit_percent(weights: int, tokens: int, seconds: float, device: str) -> float | None:
+def bandwidth_limit_percent(weights: float, tokens: int, seconds: float, device: str) -> float | None:
     """The least time in which a device can read some bytes of weights for each token, in percent of the time taken."""
     bandwidth = devices.BANDWIDTHS.get(device)
     return bandwidth and 100 * weights * tokens / bandwidth / seconds

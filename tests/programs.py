@@ -40,7 +40,7 @@ RECIPE = {
     "max_seq_length": 2048,
     "instruction_part": "<start_of_turn>user\n",
     "response_part": "<start_of_turn>model\n",
-    "per_device_train_batch_size": 8,
+    "train_batch_size": 8,
     "gradient_accumulation_steps": 1,
     "gradient_checkpointing": False,
     "warmup_steps": 2,

@@ -59,7 +59,7 @@ def small_config(standin: Path) -> dict:
         "max_steps": 12,
         "save_steps": 4,
         "warmup_steps": 2,
-        "per_device_train_batch_size": 8,
+        "train_batch_size": 8,
     }
     config["finetune"]["arms"] = {"lora": {"quantization": None}, "qat": {"quantization": "int4"}}
     config["variants"] = [*VARIANTS]

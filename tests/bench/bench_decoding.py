@@ -1,8 +1,8 @@
 """Time the tokens of vLLM or of the engine transformers, and say which kernels a GPU spends a token on.
 
 The model continues prompts of --input-len random tokens, without an end, in this process. A token takes the time of
---output-len tokens less that of one, divided by the tokens in between; its kernels are those of another two such runs,
-under the profiler.
+--output-len tokens less that of one, divided by the tokens in between; its kernels are those of another two runs, of at
+most PROFILED tokens, under the profiler.
 
     python tests/bench/bench_decoding.py --engine vllm --checkpoint /dev/shm/gemma/compressed-tensors --output step.json
     python tests/bench/bench_decoding.py --engine vllm --checkpoint ... --vllm '{"linear_backend": "marlin"}' ...
@@ -28,7 +28,7 @@ from int4_qat.checkpoint import architecture
 from int4_qat.engines import decoding, inference
 from int4_qat.system import devices, files
 
-ROUNDS, SHOWN = 5, 30
+ROUNDS, SHOWN, PROFILED = 5, 30, 32
 Continue = Callable[[torch.Tensor, int], object]  # prompts (texts, tokens) by so many tokens
 
 
@@ -51,7 +51,8 @@ def main() -> None:
         prompts = torch.randint(100, 10_000, (size, arguments.input_len), generator=generator).to(arguments.device)
         record["batches"][size] = batch = measure(made(), prompts, arguments)
         files.write_json(arguments.output, record)
-        print(f"{size} at once: {batch['ms_per_token']:.3f} ms a token, the GPU busy for {batch['busy_ms']:.3f}")
+        clock = f"{batch['whole_s']:.3f} s, {batch['ms_per_token']:.3f} ms a token, the GPU busy for"
+        print(f"{size} at once: {clock} {batch['busy_ms']:.3f}")
         for name, milliseconds in list(batch["kernels_ms"].items())[:SHOWN]:
             print(f"{milliseconds:9.4f} ms  {name[:120]}", flush=True)
 
@@ -86,19 +87,20 @@ def of_vllm(arguments: argparse.Namespace) -> Callable[[], Continue]:
 
 
 def measure(run: Continue, prompts: torch.Tensor, arguments: argparse.Namespace) -> dict:
-    """Return milliseconds of a token by the clock, and those of it in which each kernel of a GPU ran."""
+    """Return the seconds of all tokens, and of one its milliseconds and those in which each kernel of a GPU ran."""
     run(prompts, arguments.output_len)
     whole, first = (
         median(seconds(run, prompts, tokens) for _ in range(ROUNDS)) for tokens in (arguments.output_len, 1)
     )
-    of_whole, of_first = (kernels(run, prompts, tokens) for tokens in (arguments.output_len, 1))
-    of_whole.subtract(of_first)
-    later = arguments.output_len - 1
+    profiled = min(arguments.output_len, PROFILED)
+    of_more, of_first = (kernels(run, prompts, tokens) for tokens in (profiled, 1))
+    of_more.subtract(of_first)
     return {
+        "whole_s": whole,
         "first_token_ms": 1e3 * first,
-        "ms_per_token": 1e3 * (whole - first) / later,
-        "busy_ms": sum(of_whole.values()) / later,
-        "kernels_ms": {name: milliseconds / later for name, milliseconds in of_whole.most_common()},
+        "ms_per_token": 1e3 * (whole - first) / (arguments.output_len - 1),
+        "busy_ms": sum(of_more.values()) / (profiled - 1),
+        "kernels_ms": {name: milliseconds / (profiled - 1) for name, milliseconds in of_more.most_common()},
     }
 
 

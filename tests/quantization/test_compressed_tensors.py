@@ -14,7 +14,7 @@ import calibrated
 import convert
 import quantize
 from int4_qat.checkpoint import architecture, weight_files, weight_writer
-from int4_qat.engines import inference
+from int4_qat.engines import inference, vllm_process
 from int4_qat.quantization import int4, packed_weight, schemes
 from int4_qat.quantization.formats import compressed_tensors, torchao_plain
 from int4_qat.quantization.int4 import Int4Weight
@@ -309,3 +309,18 @@ def test_vllm_leaves_out_the_same_linears_where_it_makes_one_of_several(untraine
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads(result.stdout.splitlines()[-1]) == kept
     assert {True, False} == set(kept.values())
+
+
+def test_no_group_is_cut_by_gpus(untrained, tmp_path, monkeypatch):
+    """down_proj has 128 inputs, o_proj 64: in groups of 32 two halves are whole groups, of 64 o_proj's are not."""
+    in_32, in_64 = (
+        export(untrained / "model", schemes.int4(size, schemes.INTEGER), tmp_path / str(size), monkeypatch)
+        for size in (32, 64)
+    )
+    assert vllm_process.shared_by(1, in_64) == []
+    assert vllm_process.shared_by(2, in_32) == ["--tensor-parallel-size", "2"]
+    with pytest.raises(
+        InputError, match=r"gpu: expected whole groups on each of 2 GPUs, .* 64 inputs of .*o_proj in gro"
+    ):
+        vllm_process.shared_by(2, in_64)
+    assert vllm_process.shared_by(2, untrained / "model") == ["--tensor-parallel-size", "2"]

@@ -19,7 +19,7 @@ from int4_qat.training import data, packing
 from programs import RECIPE
 
 LENGTH = 32
-SIZES = {"max_steps": 5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}  # 40 rows
+SIZES = {"max_steps": 5, "train_batch_size": 8, "gradient_accumulation_steps": 2}  # 40 rows
 MASKED = -100
 Rows = Callable[..., data.Rows]
 

@@ -136,7 +136,7 @@ def test_accumulated_batches_are_one_step(untrained, texts, tmp_path, monkeypatc
     monkeypatch.setattr(Gemma3ForConditionalGeneration, "accepts_loss_kwargs", accepts, raising=False)
     weights = []
     for size, accumulated in ((8, 1), (2, 4)):
-        changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, "max_steps": 2}
+        changes = {"train_batch_size": size * accumulated, "gradient_accumulation_steps": accumulated, "max_steps": 2}
         trainer = made_trainer(untrained, texts, tmp_path, distillation=distilled, logging_steps=1, **changes)
         trainer.train()
         weights.append([p.detach().clone() for p in trainer.model.parameters() if p.requires_grad])
@@ -150,7 +150,7 @@ def test_a_step_in_parts_is_the_step(untrained, texts, tmp_path, monkeypatch, di
     taken = []
     for part in (8192, 60):
         monkeypatch.setattr(collation, "PART", part)
-        more = {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1}
+        more = {"max_steps": 2, "train_batch_size": 8, "logging_steps": 1}
         trainer = made_trainer(untrained, texts, tmp_path, distillation=distilled, **changes, **more)
         rows, own = [], trainer.compute_loss
         monkeypatch.setattr(

@@ -45,6 +45,16 @@ def impossible(recipe: dict) -> Iterator[str]:
         yield f"warmup_steps: expected 0 with lr_scheduler_type constant, found {recipe['warmup_steps']}"
 
 
+def unshared(recipe: dict, processes: int) -> Iterator[str]:
+    """Yield `key: reason` for what keeps an arm from being trained by so many processes, one a GPU."""
+    if processes > 1 and recipe["backend"] == "unsloth":
+        yield f"backend: expected transformers on {processes} GPUs, since unsloth trains on one, found unsloth"
+    shares = processes * recipe["gradient_accumulation_steps"]
+    if recipe["train_batch_size"] % shares:
+        expected = f"a multiple of {processes} GPUs x {recipe['gradient_accumulation_steps']} passes"
+        yield f"train_batch_size: expected {expected}, found {recipe['train_batch_size']}"
+
+
 def _idle_texts(recipe: dict) -> Iterator[str]:
     """Yield `key: reason` for texts that nothing could be learned from."""
     general = [name for name in recipe["texts"] if name != QUESTIONS]

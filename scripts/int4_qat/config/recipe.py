@@ -27,8 +27,7 @@ class Distillation(TypedDict):
 class TrainerSettings:
     """What trl's SFTConfig has under the same names."""
 
-    per_device_train_batch_size: Count
-    gradient_accumulation_steps: Count
+    gradient_accumulation_steps: Count  # passes in which a process takes its share of a step's rows
     gradient_checkpointing: bool
     warmup_steps: Annotated[int, {"minimum": 0}]
     num_train_epochs: Count
@@ -47,6 +46,7 @@ class Recipe(TrainerSettings):
     """One arm of `finetune` in the config; a quantization that it names is there as scheme and ignore."""
 
     backend: Annotated[str, {"enum": rooms.words(rooms.BACKENDS)}]
+    train_batch_size: Count  # rows of a step, of all GPUs and passes together
     qat_target: Target  # what is seen in int4, where there is a scheme
     scheme: dict | None  # the words of the quantization that training sees, if it sees one
     ignore: list[str] | None  # parts of module names that are not fake-quantized, if there is a scheme

@@ -3,7 +3,7 @@
 
 def rows_of(recipe: dict) -> int:
     """Return how many rows the steps of a training take."""
-    return recipe["max_steps"] * recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
+    return recipe["max_steps"] * recipe["train_batch_size"]
 
 
 def of_texts(weights: dict[str, float], total: int) -> dict[str, int]:

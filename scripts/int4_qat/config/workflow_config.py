@@ -31,6 +31,7 @@ OF_QAT = ("qat_target", "grid_learning_rate", "eval_steps")  # settings of what 
 OLD_SETTINGS = {
     "qat_scheme": "`quantization` in each arm, a name from the table `quantizations` or null",
     "distillation_weight": "`distillation`, null or a mapping that has the weight",
+    "per_device_train_batch_size": "`train_batch_size`, the rows of a step on all GPUs together",
 }
 DATA_REPORT = Path("resources/mmlu/report.json")  # of download_mmlu
 MODELS = Path("resources/models")  # of download_model, with the facts of each in <model>.json
@@ -46,6 +47,14 @@ def of_run(workflow: str, given: Mapping, overrides: Mapping, configfiles: Itera
     config = layers.of_run(load_configfile(f"{workflow}/config.yaml"), given, overrides)
     check(config, workflow, configfiles)
     return config
+
+
+def refuse_gpus(config: dict, count: int) -> None:
+    """End the program with a line for each arm that cannot be trained on so many GPUs."""
+    trained = {name: recipes.recipe_of(config, name) for name in recipes.arms_of(config)}
+    found = [f"finetune.arms.{name}.{line}" for name, arm in trained.items() for line in limits.unshared(arm, count)]
+    if found:
+        sys.exit("\n".join(f"config error: {line}" for line in found))
 
 
 def check(config: dict, workflow: str, configfiles: Iterable[Path | str]) -> None:

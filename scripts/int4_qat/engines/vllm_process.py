@@ -6,6 +6,7 @@ import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from int4_qat.checkpoint import weight_files
 from int4_qat.engines import processes, stored_words
 from int4_qat.quantization import packed_weight
 from int4_qat.system.errors import InputError
@@ -16,8 +17,32 @@ HOST = "127.0.0.1"
 SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 SETTINGS |= {"NO_PROXY": HOST, "no_proxy": HOST}
 SETTINGS |= {"VLLM_CONFIGURE_LOGGING": "1", "VLLM_LOGGING_LEVEL": "INFO"}  # the log names the kernels
+SPLIT_BY_INPUT = ("o_proj", "down_proj")
 KERNEL = re.compile(r"Using (\w+) for CompressedTensorsWNA16")
 FALL_BACK = re.compile(r"--linear-backend=.*(?:using automatic selection|falling back to).*")
+
+
+def shared_by(gpus: int, folder: Path) -> list[str]:
+    """Return the words that spread a model over so many GPUs of one host; none for one GPU.
+
+    Raise InputError if that cut a group of int4 weights in two: vLLM splits the inputs of the linears that end an
+    attention or an MLP.
+    """
+    if gpus == 1:
+        return []
+    if stored_words.method_of(folder) == packed_weight.METHOD:
+        _, words = stored_words.layout_of(folder)
+        for key, stored in weight_files.stored_tensors(folder).items():
+            module, _, part = key.rpartition(".")
+            columns = stored.shape[-1] * packed_weight.PER_WORD
+            if (
+                part == packed_weight.PACKED
+                and module.endswith(SPLIT_BY_INPUT)
+                and columns % (gpus * words["group_size"])
+            ):
+                found = f"{columns} inputs of {module} in groups of {words['group_size']}"
+                raise InputError(f"gpu: expected whole groups on each of {gpus} GPUs, found {found}")
+    return ["--tensor-parallel-size", str(gpus)]
 
 
 def run(words: list, log: Path, time_limit: float, cache: Path | None = None) -> None:

@@ -1,6 +1,7 @@
-"""One job to a GPU: a cluster hands GPUs out, on one box the jobs take them by lock."""
+"""The GPUs of a job: a cluster hands them out, on one box the jobs take them by lock."""
 
 import fcntl
+import itertools
 import os
 import sys
 import tempfile
@@ -21,28 +22,29 @@ BANDWIDTHS = {
 CLAIMED = "INT4_QAT_CLAIMED_GPU"  # set in a process that has its GPU, and in its children
 
 
-def claim(device: str) -> None:
-    """Show this process one GPU that no other job of this user holds; nothing to do on a CPU.
+def claim(device: str, count: int = 1) -> None:
+    """Show this process so many GPUs that no other job of this user holds; nothing to do on a CPU.
 
-    A Slurm job with one GPU has it to itself, whatever it is called there; in one with several the jobs take them by
-    lock too. Where there are several, the program starts again: torchao and others start CUDA when they are imported,
-    and it goes on seeing what was visible then. InputError if there is no GPU, or if each is taken.
+    A Slurm job with as many GPUs has them to itself, whatever they are called there; in one with more the jobs take
+    them by lock too. Where there are more, the program starts again: torchao and others start CUDA when they are
+    imported, and it goes on seeing what was visible then. InputError if there are fewer, or if too few are free.
     """
     if device != "cuda" or CLAIMED in os.environ:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    if not visible:
-        raise InputError("device: expected a GPU for 'cuda', found none")
-    names, allocation = visible.split(","), os.environ.get("SLURM_JOB_ID", "")
-    if allocation and len(names) == 1:
+    names, allocation = visible.split(",") if visible else [], os.environ.get("SLURM_JOB_ID", "")
+    if len(names) < count:
+        wanted = "a GPU" if count == 1 else f"{count} GPUs"
+        raise InputError(f"device: expected {wanted} for 'cuda', found {len(names) or 'none'}")
+    if allocation and len(names) == count:
         return
     free = (name for name in names if _lock(f"{allocation}-{name}" if allocation else name))
-    claimed = next(free, None)
-    if claimed is None:
-        problem = f"each GPU ({visible}) is held by another job"
-        raise InputError(f"device: {problem}; run with --resources gpu=<number of GPUs>")
-    os.environ |= {"CUDA_VISIBLE_DEVICES": claimed, CLAIMED: claimed}
-    if len(names) > 1:
+    claimed = list(itertools.islice(free, count))
+    if len(claimed) < count:
+        held = f"each GPU ({visible}) is held by another job" if count == 1 else f"{len(claimed)} of {visible} are free"
+        raise InputError(f"device: {held}; run with --resources gpu=<number of GPUs>")
+    os.environ |= {"CUDA_VISIBLE_DEVICES": ",".join(claimed), CLAIMED: ",".join(claimed)}
+    if len(names) > count:
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_callback import ProgressCallback
 
 from int4_qat.system.errors import InputError
-from int4_qat.training import learned_grid, log_table
+from int4_qat.training import learned_grid, log_table, ranks
 
 WHOLE = "whole"  # a file that stands in every checkpoint that was written to its end
 
@@ -74,8 +74,9 @@ class WholeCheckpoints(TrainerCallback):
 
     def on_save(self, args, state, control, model=None, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        learned_grid.save(model.get_base_model(), folder)
-        (folder / WHOLE).touch()
+        if state.is_world_process_zero:
+            learned_grid.save(model.get_base_model(), folder)
+            (folder / WHOLE).touch()
 
 
 class PreemptionCheckpoint(TrainerCallback):
@@ -85,13 +86,15 @@ class PreemptionCheckpoint(TrainerCallback):
     """
 
     def __init__(self):
-        self.requested = False
-        signal.signal(signal.SIGTERM, self.request)
+        self.signalled = False  # this process, at any moment
+        self.requested = False  # all processes together, at the end of a step
+        signal.signal(signal.SIGTERM, self.signal)
 
-    def request(self, *_) -> None:
-        self.requested = True
+    def signal(self, *_) -> None:
+        self.signalled = True
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.requested = ranks.any_of(self.signalled, args.device)
         if self.requested:
             control.should_save = control.should_training_stop = True
 

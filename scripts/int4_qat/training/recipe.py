@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from int4_qat.config.recipe import Recipe, TrainerSettings
+from int4_qat.training import ranks
 
 
 class Options(NamedTuple):
@@ -18,14 +19,17 @@ class Options(NamedTuple):
     log_table: Path  # CSV of each logged step
     base: Path | None = None  # folder of the base model, where training starts at a calibrated one
     report_to: str = "none"  # where to report metrics as well: a value of transformers
+    spread: str = "auto"  # whether each process holds a share of the frozen weights, a word of sharding
 
 
 def training_settings(recipe: Recipe, options: Options) -> dict:
     """Return the recipe in the names of trl's SFTConfig."""
     on_gpu = options.device == "cuda"
+    shares = ranks.count() * recipe.gradient_accumulation_steps
     same = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(TrainerSettings)}
     return same | dict(
         output_dir=str(options.checkpoints),
+        per_device_train_batch_size=recipe.train_batch_size // shares,
         save_strategy="steps",
         save_total_limit=2,
         max_length=recipe.max_seq_length,
@@ -34,6 +38,8 @@ def training_settings(recipe: Recipe, options: Options) -> dict:
         dataloader_pin_memory=on_gpu,
         bf16=on_gpu and recipe.dtype == "bfloat16",
         use_cpu=not on_gpu,
+        ddp_find_unused_parameters=False,
+        **({"ddp_backend": "nccl" if on_gpu else "gloo"} if ranks.count() > 1 else {}),
         include_num_input_tokens_seen="non_padding",
         logging_nan_inf_filter=False,
         report_to=options.report_to,

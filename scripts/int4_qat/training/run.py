@@ -17,7 +17,18 @@ from int4_qat.quantization import grids, record
 from int4_qat.system import devices, files, scratch, sources
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, turns
-from int4_qat.training import callbacks, checkpoints, data, learned_grid, log_table, qat, start, teachers
+from int4_qat.training import (
+    callbacks,
+    checkpoints,
+    data,
+    learned_grid,
+    log_table,
+    qat,
+    ranks,
+    sharding,
+    start,
+    teachers,
+)
 from int4_qat.training.recipe import Options, Recipe
 
 PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
@@ -29,29 +40,36 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     Raise InputError if the recipe, the texts or the device do not allow it, if SIGTERM stopped it, or if it ended worse
     than it began.
     """
-    devices.claim(options.device)
+    devices.claim(options.device, ranks.count())
     begun = start.method_of(options.model)
     refuse(options, recipe, begun)
+    free = devices.free_memory() if options.device == "cuda" else None
+    options = options._replace(spread=sharding.decided(options.spread, least_bytes(options.model, recipe), free))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(options.log_table.with_name("tensorboard")))
-    checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
+    ranks.join(options.device)
+    if ranks.rank() == 0:
+        checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
+    ranks.wait_for_all()
     tokenizer = tokenization.load_tokenizer(options.model)
     turns.refuse_wrong_marks(tokenizer, "finetune", recipe.instruction_part, recipe.response_part)
-    model = backend.add_adapters(options.model, recipe, options.device)
+    model = backend.add_adapters(options.model, recipe, options.device, options.spread == sharding.ALWAYS)
     with scratch.folder() as work:
         rows = data.tokenize(options.texts, tokenizer, recipe, work)
         trainer = backend.make_trainer(model, tokenizer, rows, recipe, options)
         take_steps(trainer, recipe, checkpoints.last_whole(options.checkpoints))
     if not recipe.allow_worse:
         log_table.refuse_worse(trainer.state.log_history)
-    write(trainer, options, qat.record(trainer.model, recipe, begun))
-    files.remove(options.checkpoints)
+    if ranks.rank() == 0:
+        write(trainer, options, qat.record(trainer.model, recipe, begun))
+        files.remove(options.checkpoints)
+    ranks.leave()
 
 
 def refuse(options: Options, recipe: Recipe, begun: str | None) -> None:
     """Raise InputError for what is seen before anything is loaded; begun is the method that calibrated the model."""
     if begun and recipe.scheme is None:
         raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
-    for problem in limits.impossible(vars(recipe)):
+    for problem in (*limits.unshared(vars(recipe), ranks.count()), *limits.impossible(vars(recipe))):
         raise InputError(f"finetune.{problem}")
     if begun and compares_with_base(vars(recipe)) and options.base is None:
         raise InputError(f"--base: expected the folder of the base, since {options.model} is calibrated, found none")
@@ -60,7 +78,9 @@ def refuse(options: Options, recipe: Recipe, begun: str | None) -> None:
         architecture.refuse_long_text(config, recipe.max_seq_length, "finetune.max_seq_length")
     refuse_report(options.report_to)
     if options.device == "cuda":
-        devices.refuse_too_small(least_bytes(options.model, recipe), "training", devices.free_memory())
+        needed = least_bytes(options.model, recipe)
+        spread = sharding.decided(options.spread, needed, devices.free_memory()) == sharding.ALWAYS
+        devices.refuse_too_small(needed // ranks.count() if spread else needed, "training", devices.free_memory())
 
 
 def take_steps(trainer: Trainer, recipe: Recipe, checkpoint: Path | None) -> None:

@@ -8,7 +8,7 @@ from peft import PeftModel
 from int4_qat.checkpoint import architecture, loading
 from int4_qat.checkpoint.heads import Head
 from int4_qat.config.recipe import Recipe, compares_with_base
-from int4_qat.training import start
+from int4_qat.training import sharding, start
 from int4_qat.training.distillation import Reading, Teacher, last_hidden_states
 from int4_qat.training.recipe import Options
 
@@ -23,7 +23,7 @@ def make(model: PeftModel, recipe: Recipe, options: Options) -> Teacher:
     """Return the base of a training, whose model is its student."""
     if not is_copy(recipe, started=start.method_of(options.model) is not None):
         return of_student(model)
-    return of_folder(options.base or options.model, recipe.dtype, options.device)
+    return of_folder(options.base or options.model, recipe.dtype, options.device, options.spread == sharding.ALWAYS)
 
 
 def of_student(model: PeftModel) -> Teacher:
@@ -43,9 +43,11 @@ def of_student(model: PeftModel) -> Teacher:
     return read
 
 
-def of_folder(folder: Path, dtype: str, device: str) -> Teacher:
+def of_folder(folder: Path, dtype: str, device: str, spread: bool = False) -> Teacher:
     """Return the base as a model of its own."""
-    model = loading.load(folder, architecture.DTYPES[dtype], device)
+    model = loading.load(folder, architecture.DTYPES[dtype], "cpu" if spread else device)
+    if spread:
+        sharding.spread(model, device)
 
     @torch.no_grad()
     def read(batch: dict) -> Reading:

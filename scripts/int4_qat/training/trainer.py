@@ -7,7 +7,7 @@ from trl import SFTTrainer
 
 from int4_qat.checkpoint.heads import Head
 from int4_qat.config.recipe import Distillation
-from int4_qat.training import collation, distillation, learned_grid
+from int4_qat.training import collation, distillation, learned_grid, ranks, sharding
 from int4_qat.training.distillation import Reading, Teacher
 
 
@@ -39,15 +39,22 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         """Count, beside the labels of a step, the tokens on which the models are compared."""
         batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.distillation:
-            self.distilled = sum(int(self.compared(batch).sum()) for batch in batches)
+            self.distilled = ranks.total(sum(self.compared(batch).sum() for batch in batches), device)
         return batches, labels
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Take a batch in parts, so that their activations fit; the loss of each is its share of the step's."""
         if num_items_in_batch is None:  # then a part's loss would be its own mean
             return super().training_step(model, inputs)
-        take = super().training_step
-        return torch.stack([take(model, part, num_items_in_batch) for part in collation.parts(inputs)]).sum()
+        *parts, last = collation.parts(inputs)
+        losses = []
+        for part in parts:
+            with self.accelerator.no_sync(model):  # the processes add their gradients up once
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        losses.append(super().training_step(model, last, num_items_in_batch))
+        if self.accelerator.sync_gradients and sharding.is_spread(model):
+            sharding.average_gradients(model)
+        return torch.stack(losses).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.distillation:
@@ -62,6 +69,7 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         following = inputs["labels"][:, 1:][compared]
         temperature = self.distillation["temperature"]
         weights = (1 - weight) / max(1, int(labels_of_step)), weight * temperature**2 / max(1, self.distilled)
+        weights = [ranks.count() * each for each in weights]  # of which the processes' gradients are averaged
         readings = self.readings(model, inputs, compared)
         return distillation.loss(*readings, following, weights, temperature)
 
@@ -70,15 +78,16 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         """Return the mean of KL(base || model) over all tokens of the held-out rows, in nats."""
         total, tokens = 0.0, 0
         self.model.eval()
-        for start in range(0, len(self.held_out), self.args.per_device_train_batch_size):
-            rows = range(start, min(start + self.args.per_device_train_batch_size, len(self.held_out)))
+        own = range(ranks.rank(), len(self.held_out), ranks.count())
+        size = self.args.per_device_train_batch_size
+        for rows in (own[start : start + size] for start in range(0, len(own), size)):
             batch = self._prepare_inputs(self.data_collator([self.held_out[row] for row in rows]))
             every = distillation.compared(batch["labels"], batch["position_ids"], "all")
             with self.compute_loss_context_manager():
                 total += distillation.kl(*self.readings(self.model, batch, every)).item()
             tokens += int(every.sum())
         self.model.train()
-        return total / tokens
+        return ranks.total(total, self.args.device) / ranks.total(tokens, self.args.device)
 
     def compared(self, inputs: dict) -> torch.Tensor:
         """Return which states of a batch (batch, length - 1) predict a token on which the models are compared."""

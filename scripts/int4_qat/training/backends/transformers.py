@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from int4_qat.checkpoint import architecture, loading, text_model
 from int4_qat.config.recipe import compares_with_base
 from int4_qat.quantization import schemes
-from int4_qat.training import callbacks, collation, compilation, qat, start, teachers
+from int4_qat.training import callbacks, collation, compilation, qat, ranks, sharding, start, teachers
 from int4_qat.training.data import Rows
 from int4_qat.training.recipe import Options, Recipe, training_settings
 from int4_qat.training.trainer import AnyDeviceSFTTrainer
@@ -21,10 +21,10 @@ def prepare() -> None:
     """Do nothing: this backend patches no library."""
 
 
-def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
+def add_adapters(folder: Path, recipe: Recipe, device: str, spread: bool = False) -> PreTrainedModel:
     """Return the base model with LoRA on its linears and, for QAT, fake quant on the linears below them."""
     torch.manual_seed(recipe.seed)
-    model = loading.load(folder, architecture.DTYPES[recipe.dtype], device)
+    model = loading.load(folder, architecture.DTYPES[recipe.dtype], "cpu" if spread else device)
     lora = LoraConfig(
         r=recipe.r,
         lora_alpha=recipe.lora_alpha,
@@ -42,6 +42,8 @@ def add_adapters(folder: Path, recipe: Recipe, device: str) -> PreTrainedModel:
         grids = "the grids of the checkpoint" if given else "grids of their own"
         grids += ", which are trained too" if learned else ""
         print(f"fake quantization of {recipe.qat_target} ({scheme}) on {len(placed)} linears, on {grids}")
+    if spread:
+        print(f"{sharding.spread(model, device)} layers are spread over {ranks.count()} processes")
     return model
 
 
@@ -81,4 +83,6 @@ def make_trainer(
         trainer.model_accepts_loss_kwargs = True  # the loss is a part of the step's already, whatever the model's is
     if trainer.held_out is not None:
         trainer.add_callback(callbacks.HeldOutDivergence(trainer, recipe.eval_steps))
+    if options.spread == sharding.ALWAYS:
+        trainer.accelerator.prepare_model = lambda model, **_: model  # DistributedDataParallel takes no spread weights
     return callbacks.watch(trainer, options.device == "cuda")

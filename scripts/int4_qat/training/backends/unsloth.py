@@ -42,7 +42,7 @@ def own_folder() -> Path:
     return folder
 
 
-def add_adapters(folder: Path, recipe, device: str):
+def add_adapters(folder: Path, recipe, device: str, spread: bool = False):
     """The base model with LoRA and, for QAT, unsloth's fake quantization; InputError if that misses a layer."""
     from unsloth import FastModel
 

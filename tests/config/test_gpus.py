@@ -1,0 +1,54 @@
+"""How many GPUs a training has is the profile's to say; what an arm cannot share is said when a run is planned."""
+
+import re
+
+import pytest
+
+from int4_qat.config import limits
+from programs import RECIPE
+from workflows import demo
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "expected"),
+    [
+        ({}, 1, []),
+        ({}, 2, []),
+        ({"train_batch_size": 7}, 1, []),
+        ({"train_batch_size": 7}, 2, ["train_batch_size: expected a multiple of 2 GPUs x 1 passes, found 7"]),
+        (
+            {"gradient_accumulation_steps": 3},
+            1,
+            ["train_batch_size: expected a multiple of 1 GPUs x 3 passes, found 8"],
+        ),
+        ({"gradient_accumulation_steps": 4}, 2, []),
+        (
+            {"backend": "unsloth"},
+            2,
+            ["backend: expected transformers on 2 GPUs, since unsloth trains on one, found unsloth"],
+        ),
+        ({"backend": "unsloth"}, 1, []),
+    ],
+)
+def test_what_cannot_be_shared(changes, processes, expected):
+    assert list(limits.unshared(RECIPE | changes, processes)) == expected
+
+
+def test_the_profile_gives_a_training_its_gpus(tmp_path):
+    result = demo(tmp_path, "--dry-run", "--printshellcmds", "--set-resources", "finetune:gpu=2")
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"finetune\.py .* --processes 2 ", result.stdout)) == 3
+    refused = demo(tmp_path, "--dry-run", "--set-resources", "finetune:gpu=3")
+    assert refused.returncode == 1
+    expected = "expected a multiple of 3 GPUs x 1 passes, found"
+    assert re.findall(rf"config error: finetune\.arms\.(\w+)\.train_batch_size: {expected} (\d+)", refused.stderr) == [
+        ("lora", "32"),
+        ("qad", "16"),
+        ("qat", "32"),
+    ]
+
+
+def test_the_old_key_names_the_new_one(tmp_path):
+    old = "finetune={per_device_train_batch_size: 8}"
+    result = demo(tmp_path, "--dry-run", "--config", old)
+    assert "config error: finetune.per_device_train_batch_size: expected `train_batch_size`" in result.stderr

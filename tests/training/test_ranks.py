@@ -1,0 +1,123 @@
+"""A training in two processes is the training in one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from int4_qat.quantization import grids
+from programs import ROOT, finetune_options, run_script, seen
+
+DISTILLED = {"weight": 0.5, "tokens": "all", "temperature": 2.0}
+MERGED = seen() | {"qat_target": "merged"}
+TRAININGS = {
+    "cross-entropy": {},
+    "merged, learned, distilled, measured": MERGED
+    | {"distillation": DISTILLED, "grid_learning_rate": 1e-3, "eval_steps": 2},
+}
+
+
+def trained(untrained, texts, folder, processes, *more, **changes):
+    """The table, the adapter and the grids of a training."""
+    folder.mkdir()
+    options = finetune_options(untrained, texts, folder, **changes)
+    result = run_script("finetune", *options, "--processes", processes, "--allow-worse", 1, *more)
+    assert result.returncode == 0, result.stderr[-3000:]
+    adapter = folder / "adapter"
+    return pd.read_csv(folder / "training.csv"), load_file(adapter / "adapter_model.safetensors"), grids.read(adapter)
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+@pytest.mark.parametrize("more", [[], ["--spread", "always"]])
+def test_two_processes_take_the_steps_of_one(untrained, texts, tmp_path, training, more):
+    changes = TRAININGS[training] | {"max_steps": 4, "save_steps": 4}
+    table, adapter, learned = trained(untrained, texts, tmp_path / "one", 1, **changes)
+    other, other_adapter, other_learned = trained(untrained, texts, tmp_path / "two", 2, *more, **changes)
+    columns = [name for name in table if name not in ("tokens_per_second", "peak_memory_gb", "held_out_seconds")]
+    pd.testing.assert_frame_equal(table[columns], other[columns], rtol=1e-4)
+    assert adapter.keys() == other_adapter.keys()
+    for name, tensor in adapter.items():
+        torch.testing.assert_close(other_adapter[name], tensor, rtol=1e-5, atol=1e-5)
+    assert learned.keys() == other_learned.keys()
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(untrained, texts, tmp_path):
+    options = finetune_options(untrained, texts, tmp_path, train_batch_size=7)
+    result = run_script("finetune", *options, "--processes", 2)
+    assert result.returncode == 1
+    assert "finetune.train_batch_size: expected a multiple of 2 GPUs x 1 passes, found 7" in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def started(options):
+    """A training in two processes, once they have taken a step."""
+    command = [sys.executable, ROOT / "scripts" / "finetune.py", *options, "--processes", 2]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    while "1/400" not in process.stdout.readline():
+        assert process.poll() is None
+    return process
+
+
+def left_over(folder):
+    """The processes that name a folder."""
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_all_stop_with_one_checkpoint_and_fewer_go_on(untrained, texts, tmp_path, first):
+    """SIGTERM to all, as Slurm sends it, or to one of the two."""
+    changes = {"max_steps": 400, "save_steps": 400, "learning_rate": 1e-4}
+    options = finetune_options(untrained, texts, tmp_path, **changes)
+    process = started(options)
+    ranks = [child for child in psutil.Process(process.pid).children() if "finetune.py" in " ".join(child.cmdline())]
+    assert len(ranks) == 2
+    os.kill(process.pid if first else ranks[1].pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert output.strip().splitlines()[-1].startswith("error: finetune: ")
+    (checkpoint,) = (tmp_path / "checkpoints").glob("checkpoint-*")
+    assert (checkpoint / "whole").exists()
+    assert left_over(tmp_path) == []
+    step = int(checkpoint.name.rpartition("-")[2])
+    assert 1 <= step < 400
+
+
+def test_one_that_dies_ends_the_others(untrained, texts, tmp_path):
+    options = finetune_options(untrained, texts, tmp_path, max_steps=400, save_steps=400)
+    process = started(options)
+    children = psutil.Process(process.pid).children()
+    begun = time.monotonic()
+    max(children, key=lambda child: child.pid).kill()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 60
+    assert process.returncode == 1
+    assert output.strip().splitlines()[-1] == "error: finetune: process 1 of 2 ended with exit code -9"
+    assert left_over(tmp_path) == []
+
+
+def test_a_training_goes_on_in_another_number_of_processes(untrained, texts, tmp_path):
+    changes = {"save_steps": 2, "max_steps": 6, "logging_steps": 1}
+    whole = trained(untrained, texts, tmp_path / "whole", 1, **changes)
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    options = finetune_options(untrained, texts, folder, **changes)
+    (folder / "file").touch()
+    failed = run_script("finetune", *options[:-1], folder / "file" / "training.csv", "--processes", 2)
+    assert failed.returncode == 1
+    checkpoints = sorted((folder / "checkpoints").glob("checkpoint-*"))
+    for checkpoint in checkpoints[1:]:
+        (checkpoint / "whole").unlink()
+    resumed = run_script("finetune", *options)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert f"going on from {checkpoints[0]}" in resumed.stdout
+    table = pd.read_csv(folder / "training.csv")
+    assert table["loss"].tolist() == pytest.approx(whole[0]["loss"].tolist(), rel=1e-4)
