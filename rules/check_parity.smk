@@ -34,5 +34,6 @@ rule check_parity:
         " --checkpoint {input.checkpoint:q}"
         " --texts {input.texts:q}"
         " --device {params.device:q}"
+        " --gpus {resources.gpu}"
         " --output {output:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -14,9 +14,11 @@ from int4_qat.system.errors import InputError
 
 config = workflow_config.of_run(workflow.basedir, config, workflow.config_settings.config, workflow.configfiles)
 
-# How many GPUs a training has; a profile sets it, as `set-resources: {finetune: {gpu: 2}}`.
-overwritten = workflow.resource_settings.overwrite_resources.get("finetune", {})
-workflow_config.refuse_gpus(config, overwritten["gpu"].value if "gpu" in overwritten else 1)
+# How many GPUs a stage has; a profile sets it, as `set-resources: {finetune: {gpu: 2}}`.
+set_resources = workflow.resource_settings.overwrite_resources
+workflow_config.refuse_gpus(
+    config, {rule: found["gpu"].value for rule, found in set_resources.items() if "gpu" in found}
+)
 
 # Compute nodes often have no network: only what runs `online` may touch the Hub, if its user does not forbid it.
 # SIGTERM comes ahead of preemption: bash and the log wait for the program, which has its last words to save.

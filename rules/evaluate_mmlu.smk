@@ -37,6 +37,7 @@ rule evaluate_mmlu:
         " --batch-size {params.settings[batch_size]:q}"
         " --dtype {params.settings[dtype]:q}"
         " --device {params.device:q}"
+        " --gpus {resources.gpu}"
         " --output {output.report:q}"
         " --samples {output.samples:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--batch-size", required=True, type=int)
     parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--gpus", default=1, type=int, help="that share the questions, or a model too large for one")
     parser.add_argument("--output", required=True, type=Path, help="JSON with what lm-eval reports")
     parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
     arguments = parser.parse_args()
@@ -43,7 +44,7 @@ def main() -> None:
         split: mmlu_parquet.count_subjects(arguments.mmlu / f"{split}.parquet") for split in mmlu.EVALUATION_SPLITS
     }
     mmlu_parquet.check_questions(arguments.mmlu, splits, arguments.num_fewshot)
-    devices.claim(arguments.device)
+    devices.claim(arguments.device, arguments.gpus)
     subjects = mmlu_harness.shard_subjects(arguments.mmlu, arguments.shard, arguments.shards)
     with scratch.folder() as work:
         include_path = mmlu_harness.lay_out(arguments.mmlu, work)

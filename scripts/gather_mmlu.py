@@ -58,20 +58,10 @@ def gather(reports: dict[Path, Shard], samples: pd.DataFrame) -> Mmlu:
         subjects=len(subjects),
         by_category=categories,
         by_subject=subjects.to_dict(orient="index"),
-        stock_check=worst([report["stock_check"] for report in reports.values()]),
+        stock_check=answers.worst([report["stock_check"] for report in reports.values()]),
         settings=first["settings"],
         versions=first["versions"],
     )
-
-
-def worst(checks: list[dict | None]) -> dict | None:
-    """Return what the comparison with lm-eval's own code found over all shards; None where that code scored."""
-    if checks[0] is None:
-        return None
-    return checks[0] | {
-        "questions": sum(check["questions"] for check in checks),
-        "largest_difference": max(check["largest_difference"] for check in checks),
-    }
 
 
 if __name__ == "__main__":

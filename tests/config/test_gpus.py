@@ -48,6 +48,12 @@ def test_the_profile_gives_a_training_its_gpus(tmp_path):
     ]
 
 
+def test_a_stage_that_takes_one_gpu_is_given_no_more(tmp_path):
+    result = demo(tmp_path, "--dry-run", "--set-resources", "calibrate:gpu=2", "measure_memory:gpu=1")
+    assert result.returncode == 1
+    assert re.findall("config error: .*", result.stderr) == ["config error: calibrate: expected gpu=1, found 2"]
+
+
 def test_the_old_key_names_the_new_one(tmp_path):
     old = "finetune={per_device_train_batch_size: 8}"
     result = demo(tmp_path, "--dry-run", "--config", old)

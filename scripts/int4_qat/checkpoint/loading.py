@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -16,17 +17,17 @@ def load(folder: Path | str, dtype: torch.dtype, device: str, **options) -> PreT
 
     options go to transformers' from_pretrained.
 
-    Raise InputError on a missing, unexpected or mismatched key, or if it does not fit the GPU.
+    A model that does not fit one GPU is spread over those that this process sees, layer by layer. Raise InputError on a
+    missing, unexpected or mismatched key, or if it does not fit them all.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
-    if device == "cuda":
-        devices.refuse_too_small(weight_files.file_bytes(Path(folder)), str(folder), devices.free_memory())
+    place = devices.place_for(weight_files.file_bytes(Path(folder)), str(folder)) if device == "cuda" else device
     try:
         model, report = architecture.auto_class(architecture.read_config(folder)).from_pretrained(
             folder,
             dtype=dtype,
-            device_map=device,
+            device_map=place,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -38,4 +39,14 @@ def load(folder: Path | str, dtype: torch.dtype, device: str, **options) -> PreT
     problems = {name: keys for name, keys in report.items() if keys}
     if problems:
         raise InputError(f"{folder}: the weights do not fit the config: {problems}")
+    if place != device:
+        answer_where_asked(model.base_model, model.device)
     return model.eval()
+
+
+def answer_where_asked(body: torch.nn.Module, device: torch.device) -> None:
+    """Let the body of a model that is spread over GPUs give its states on the GPU of its first layer.
+
+    accelerate does so for the whole model; the body is called by itself too.
+    """
+    add_hook_to_module(body, AlignDevicesHook(execution_device=device, io_same_device=True), append=True)

@@ -8,6 +8,7 @@ from int4_qat.quantization import schemes
 
 OURS = ("distillation", "eval_steps", "grid_learning_rate")
 UNSLOTH_SCHEME = schemes.int4(128)  # not an option there
+ONE_GPU = ("calibrate", "evaluate_chartqa", "measure_memory")  # rules that take no more
 
 
 def unsloth_misfits(recipe: dict, device: str) -> list[str]:

@@ -49,10 +49,12 @@ def of_run(workflow: str, given: Mapping, overrides: Mapping, configfiles: Itera
     return config
 
 
-def refuse_gpus(config: dict, count: int) -> None:
-    """End the program with a line for each arm that cannot be trained on so many GPUs."""
-    trained = {name: recipes.recipe_of(config, name) for name in recipes.arms_of(config)}
-    found = [f"finetune.arms.{name}.{line}" for name, arm in trained.items() for line in limits.unshared(arm, count)]
+def refuse_gpus(config: dict, counts: dict[str, int]) -> None:
+    """End the program with a line for each stage that cannot use as many GPUs as it is given; others have one."""
+    found = [f"{rule}: expected gpu=1, found {counts[rule]}" for rule in limits.ONE_GPU if counts.get(rule, 1) > 1]
+    for name in recipes.arms_of(config):
+        problems = limits.unshared(recipes.recipe_of(config, name), counts.get("finetune", 1))
+        found += [f"finetune.arms.{name}.{line}" for line in problems]
     if found:
         sys.exit("\n".join(f"config error: {line}" for line in found))
 

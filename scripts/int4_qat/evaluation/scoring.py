@@ -12,15 +12,18 @@ import torch
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import env
 
-from int4_qat.checkpoint import architecture
+from int4_qat.checkpoint import architecture, weight_files
 from int4_qat.data import mmlu
 from int4_qat.engines import inference
-from int4_qat.evaluation import last_position, stock_scores
+from int4_qat.evaluation import last_position
+from int4_qat.evaluation.replicas import Replicas
+from int4_qat.evaluation.stock_scores import StockScores
+from int4_qat.system import devices
 from int4_qat.tokenizer import tokenization
 
 SEED = 1234
 STOCK, LAST_POSITION = "stock", "last_position"
-ENGINES = {STOCK: stock_scores.StockScores, LAST_POSITION: last_position.LastPosition}
+ENGINES = {STOCK: StockScores, LAST_POSITION: last_position.LastPosition}
 
 
 class Options(NamedTuple):
@@ -32,6 +35,7 @@ class Options(NamedTuple):
     batch_size: int
     dtype: str  # a key of architecture.DTYPES
     device: str  # cpu or cuda
+    gpus: int  # that share the questions, or the model where it does not fit one; on a CPU processes
 
 
 def options_of(given: Mapping) -> Options:
@@ -63,12 +67,8 @@ def evaluate(
     if reason:
         print(f"engine: {STOCK} in place of {LAST_POSITION}: {reason}", flush=True)
     used = STOCK if reason else engine
-    language_model = ENGINES[used](
-        pretrained=inference.load_model(options.checkpoint, architecture.DTYPES[options.dtype], options.device),
-        tokenizer=tokenizer,
-        batch_size=options.batch_size,
-        softmax_dtype=torch.float32,
-    )
+    make = functools.partial(make_engine, used, options)
+    language_model = Replicas(make, devices.visible() or [""] * options.gpus) if has_replicas(options) else make()
     with templates_compiled_once():
         results = lm_eval.simple_evaluate(
             language_model,
@@ -97,6 +97,24 @@ def evaluate(
         "bos_added_by_tokenizer": tokenization.adds_bos(tokenization.load_as_is(options.checkpoint)),
     }
     return Evaluation(results, settings, language_model.prompts_over_max_length, language_model.stock_check)
+
+
+def has_replicas(options: Options) -> bool:
+    """Return whether each GPU holds the whole model and answers a share of the questions."""
+    if options.gpus == 1 or options.device == "cpu":
+        return options.gpus > 1
+    needed = weight_files.file_bytes(options.checkpoint)
+    return devices.place_for(needed, str(options.checkpoint)) == options.device
+
+
+def make_engine(word: str, options: Options) -> StockScores:
+    """Return an engine, by its word, with the model on the GPUs that this process sees."""
+    return ENGINES[word](
+        pretrained=inference.load_model(options.checkpoint, architecture.DTYPES[options.dtype], options.device),
+        tokenizer=tokenization.load_tokenizer(options.checkpoint),
+        batch_size=options.batch_size,
+        softmax_dtype=torch.float32,
+    )
 
 
 @contextmanager

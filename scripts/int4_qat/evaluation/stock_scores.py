@@ -31,6 +31,13 @@ class StockScores(HFLM):
         self.encoded: dict[str, list[int]] = {}  # of the subject that is being scored
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Scores:
+        scores = self.scores(requests, disable_tqdm)
+        refuse_equal(requests, scores)
+        self.say_long(requests)
+        return scores
+
+    def scores(self, requests: list[Instance], disable_tqdm: bool = False) -> Scores:
+        """Return the scores of some requests, each subject of which is checked by itself."""
         scores = []
         with tqdm(total=len(requests), desc="score", unit=" choices", mininterval=1, disable=disable_tqdm) as progress:
             for _, group in itertools.groupby(requests, key=lambda request: request.task_name):
@@ -44,8 +51,6 @@ class StockScores(HFLM):
                 scores += found
                 progress.update(len(subject))
         self.encoded = {}  # of a text alone other tokens are asked
-        refuse_equal(requests, scores)
-        self.say_long(requests)
         return scores
 
     def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:

@@ -5,6 +5,8 @@ import itertools
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -49,9 +51,38 @@ def claim(device: str, count: int = 1) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def visible() -> list[str]:
+    """Return the names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES has them."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if torch.cuda.is_available() else []
+
+
+@contextmanager
+def shown(gpu: str) -> Iterator[None]:
+    """Show one GPU alone to the processes that are started meanwhile."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
 def free_memory() -> int:
-    """Return the bytes that are free on this process's GPU."""
-    return torch.cuda.mem_get_info()[0]
+    """Return the bytes that are free on this process's GPU, the first if it sees several."""
+    return torch.cuda.mem_get_info(0)[0]
+
+
+def place_for(needed: int, what: str) -> str:
+    """Return where transformers puts weights of so many bytes: "cuda", or "auto" if they take several GPUs.
+
+    Raise InputError if they do not fit the GPUs that this process sees; `what` has these weights.
+    """
+    free = [torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())]
+    refuse_too_small(needed, what, sum(free))
+    return "cuda" if needed <= free[0] else "auto"
 
 
 def refuse_too_small(needed: int, what: str, found: int) -> None:

@@ -1,0 +1,118 @@
+"""A model on each of several GPUs, which share the questions of an evaluation.
+
+Each replica is a process with one GPU and the engine of an evaluation on a single one. A task goes to one replica as a
+whole, so its scores are those of a single GPU. Where there are too few tasks to keep all replicas busy, the documents
+of each task are divided among them.
+"""
+
+import contextlib
+import multiprocessing
+import queue
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from tqdm import tqdm
+
+from int4_qat.evaluation import answers
+from int4_qat.evaluation.stock_scores import Scores, StockScores, refuse_equal
+from int4_qat.system import devices, parallel
+from int4_qat.system.errors import InputError
+
+TASKS_PER_REPLICA = 2  # below that, tasks are divided
+
+_engines: list[StockScores] = []  # of this process: the one it answers with
+
+
+class Replicas(LM):
+    """lm-eval's model, which has its questions answered by one engine on each GPU; `make` returns an engine."""
+
+    def __init__(self, make: Callable[[], StockScores], gpus: list[str]) -> None:
+        super().__init__()
+        self.pools = [_process(gpu) for gpu in gpus]
+        starts = []
+        for gpu, pool in zip(gpus, self.pools, strict=True):
+            with devices.shown(gpu):  # to the process, which starts with its first task
+                starts.append(pool.submit(_begin, make))
+        self.max_length = max(map(_result, starts))
+        self.prompts_over_max_length: Counter[str] = Counter()
+        self.stock_check: dict | None = None
+
+    def loglikelihood(self, requests: list[Instance]) -> Scores:
+        scores = self.shared(StockScores.scores.__name__, requests)
+        refuse_equal(requests, scores)
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        return self.shared(StockScores.loglikelihood_rolling.__name__, requests)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        return self.shared(StockScores.generate_until.__name__, requests)
+
+    def shared(self, method: str, requests: list[Instance]) -> list:
+        """Return what a method of the engines gives for each request, in the order of the requests."""
+        waiting: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        for unit in sorted(units(requests, len(self.pools)), key=len, reverse=True):
+            waiting.put(unit)
+        found: list = [None] * len(requests)
+        with (
+            tqdm(total=len(requests), desc="score", unit=" requests", mininterval=1) as progress,
+            ThreadPoolExecutor(len(self.pools)) as threads,
+        ):
+
+            def work(pool: ProcessPoolExecutor) -> None:
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        unit = waiting.get_nowait()
+                        found_here = _result(pool.submit(_answer, method, [requests[number] for number in unit]))
+                        for number, answer in zip(unit, found_here, strict=True):
+                            found[number] = answer
+                        progress.update(len(unit))
+
+            list(threads.map(work, self.pools))
+        counts, checks = zip(*(_result(pool.submit(_record)) for pool in self.pools), strict=True)
+        self.prompts_over_max_length = sum(counts, Counter())
+        self.stock_check = answers.worst(checks)
+        return found
+
+
+def units(requests: list[Instance], replicas: int) -> Iterator[list[int]]:
+    """Yield the numbers of requests that one replica answers together: those of a task, or of some of its documents."""
+    tasks: dict[str, dict[object, list[int]]] = {}
+    for number, request in enumerate(requests):
+        tasks.setdefault(request.task_name, {}).setdefault(request.doc_id, []).append(number)
+    parts = 1 if len(tasks) >= TASKS_PER_REPLICA * replicas else replicas
+    for documents in tasks.values():
+        of_documents = list(documents.values())
+        for part in range(parts):
+            begin, end = (len(of_documents) * edge // parts for edge in (part, part + 1))
+            if begin < end:
+                yield [number for numbers in of_documents[begin:end] for number in numbers]
+
+
+def _process(gpu: str) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), parallel.end_with_parent)
+
+
+def _result(future: Future):
+    """Return what a process answered; raise InputError if it was killed."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise InputError("score: a process was killed, as one is when memory runs out") from None
+
+
+def _begin(make: Callable[[], StockScores]) -> int:
+    _engines.append(make())
+    return _engines[-1].max_length
+
+
+def _answer(method: str, requests: list[Instance]) -> list:
+    return getattr(_engines[-1], method)(requests, disable_tqdm=True)
+
+
+def _record() -> tuple[Counter[str], dict | None]:
+    return _engines[-1].prompts_over_max_length, _engines[-1].stock_check
