@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 # What several rules need: the checked config, and where things come from.
@@ -9,9 +10,10 @@ from int4_qat.config import calibration, metric_names, named_texts, quantization
 from int4_qat.config.recipe import compares_with_base
 from int4_qat.data import mmlu
 from int4_qat.results import calibrated_bases, measured_files, measurements
-from int4_qat.system import rooms, sources
+from int4_qat.system import deployment, rooms, sources
 from int4_qat.system.errors import InputError
 
+deployment.refuse(workflow.deployment_settings.deployment_method, [workflow.basedir, os.getcwd()])
 config = workflow_config.of_run(workflow.basedir, config, workflow.config_settings.config, workflow.configfiles)
 
 # How many GPUs a stage has; a profile sets it, as `set-resources: {finetune: {gpu: 2}}`.

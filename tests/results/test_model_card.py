@@ -280,8 +280,8 @@ def test_the_commands_of_the_card_make_its_figures_again(small_run, finished):
     ("device", "source", "expected"),
     [
         ("cpu", "standin", "profiles/demo"),
-        ("cuda", "standin", "profiles/gpu --sdm conda --configfile profiles/demo/demo.yaml profiles/gpu/demo.yaml"),
-        ("cuda", "hf://google/gemma-3-12b-it@0", "slurm --sdm conda"),
+        ("cuda", "standin", "profiles/gpu --configfile profiles/demo/demo.yaml profiles/gpu/demo.yaml"),
+        ("cuda", "hf://google/gemma-3-12b-it@0", "slurm"),
     ],
 )
 def test_the_card_names_what_started_the_run(device, source, expected):

@@ -1,4 +1,6 @@
-"""profiles/slurm on a real Slurm (one box, H100s that are /dev/null): what is asked for, and what survives."""
+"""The literal `snakemake --profile slurm` on a real Slurm (one box, H100s that are /dev/null): what is asked for, and
+what survives. The conda environments of the rules are all the environment of the tests, by a stand-in for conda.
+"""
 
 import functools
 import hashlib
@@ -12,11 +14,12 @@ import sys
 import time
 from collections import defaultdict
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
 
-from programs import run_script
+from programs import ROOT, run_script
 from workflows import Run, command, copy_workflow, small_config, write_config
 
 GPU_RULES = {"finetune", "check_parity", "evaluate_mmlu", "measure_memory", "measure_latency"}
@@ -53,7 +56,9 @@ class Cluster(Run):
         home.mkdir(exist_ok=True)
         if not (home / "snakemake").exists():
             (home / "snakemake").symlink_to(self.workflow / "profiles")
-        return os.environ | {"XDG_CONFIG_HOME": str(home)}
+            shutil.copytree(ROOT / "tests" / "shims" / "conda-shim", home / "conda")
+        path = f"{home / 'conda' / 'bin'}:{os.environ['PATH']}"
+        return os.environ | {"XDG_CONFIG_HOME": str(home), "PATH": path, "CONDA_SHIM_ENVIRONMENT": sys.prefix}
 
     def command(self, *arguments):
         # Slurm's plugin does not quote the path of Python, and a clone's may hold a space
@@ -135,6 +140,7 @@ def test_gpu_jobs_get_one_h100_and_cpu_jobs_none(cluster_run):
             assert job["JobState"] == "COMPLETED"
             assert job["Partition"] == ("h100" if rule in GPU_RULES else "cpu")
             assert job.get("TresPerJob") == ("gres:gpu:h100:1" if rule in GPU_RULES else None)
+            assert (job["NumNodes"], job["NumCPUs"]) == ("1", "8" if rule in GPU_RULES else "1")
 
 
 def test_memory_and_time_are_the_profiles(cluster_run):
@@ -143,11 +149,33 @@ def test_memory_and_time_are_the_profiles(cluster_run):
     for rule, rule_jobs in found.items():
         asked = profile["default-resources"] | profile["set-resources"].get(rule, {})
         for job in rule_jobs:
-            megabytes, minutes = (int(asked[key].removesuffix(" * attempt")) for key in ("mem_mb", "runtime"))
+            minutes = int(asked["runtime"].removesuffix(" * attempt"))
+            of_cpu = asked.get("mem_mb_per_cpu")
+            megabytes = int((of_cpu or asked["mem_mb"]).removesuffix(" * attempt")) * (
+                int(job["NumCPUs"]) if of_cpu else 1
+            )
             assert re.search(rf"mem={megabytes}M,", job["TRES"]) or f"mem={megabytes / 1000:g}G" in job["TRES"], job
             hours, rest = divmod(minutes, 60)
             assert job["TimeLimit"] == f"{hours:02}:{rest:02}:00"
             assert job["Account"] == asked["slurm_account"]
+
+
+def test_a_training_on_two_gpus_is_one_job_on_one_node(cluster_run, tmp_path):
+    """With cores and memory in proportion, and with the losses of one GPU."""
+    run = cluster_run[0]._replace(directory=tmp_path / "directory", workflow=copy_workflow(tmp_path / "workflow"))
+    run = run._replace(config=shutil.copy(run.config, tmp_path / "config.yaml"))
+    path = run.workflow / "profiles" / "slurm" / "config.yaml"
+    profile = yaml.safe_load(path.read_text())
+    profile["set-resources"]["finetune"]["gpu"] = 2
+    path.write_text(yaml.safe_dump(profile))
+    before = jobs()
+    result = run.snakemake("results/demo/qat/adapter")
+    assert result.returncode == 0, result.stderr[-3000:]
+    (job,) = new_jobs(before)["finetune"]
+    assert (job["NumNodes"], job["NumCPUs"], job["TresPerJob"]) == ("1", "16", "gres:gpu:h100:2")
+    assert "mem=192000M," in job["TRES"] or "mem=187.50G," in job["TRES"], job["TRES"]
+    one, two = (pd.read_csv(each.directory / "results/demo/qat/training.csv") for each in (cluster_run[0], run))
+    assert two["loss"].tolist() == pytest.approx(one["loss"].tolist(), rel=1e-4)
 
 
 def test_the_cluster_gives_what_one_machine_gives(cluster_run, small_run):

@@ -21,6 +21,7 @@ from programs import ROOT, run_script
 from workflows import demo, planned, snakemake, write_config
 
 NOTHING = "Nothing to be done"
+PLAN = ["--sdm", "env-modules", "--dry-run"]  # where there is no conda, as the README has it
 
 
 def test_the_default_config_plans_the_12b_chain_on_any_machine(tmp_path):
@@ -207,9 +208,28 @@ def test_a_profile_plans_on_a_machine_with_nothing(profile, arms, variants, tmp_
     for name in ("bash", "which"):
         (tmp_path / name).symlink_to(shutil.which(name))
     environment = {"PATH": f"{os.path.dirname(sys.executable)}:{tmp_path}", "HOME": str(tmp_path)}
-    options = ["--profile", f"profiles/{profile}", "--directory", tmp_path, "--dry-run"]
+    options = ["--profile", f"profiles/{profile}", "--directory", tmp_path, *PLAN]
     plan = planned(snakemake(*options, env=environment))
     assert (plan["finetune"], plan["evaluate_mmlu"], plan["summarize"]) == (arms, variants, 1)
+
+
+@pytest.mark.parametrize("profile", ["gpu", "slurm"])
+def test_a_profile_with_conda_says_in_a_line_that_there_is_none(profile, tmp_path):
+    environment = {"PATH": f"{os.path.dirname(sys.executable)}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    result = snakemake("--profile", f"profiles/{profile}", "--directory", tmp_path, "--dry-run", env=environment)
+    assert result.returncode == 1
+    expected = "software-deployment-method: expected the command conda on this machine, found none; install Miniforge"
+    assert result.stderr.splitlines()[-1].startswith(expected)
+
+
+def test_a_path_that_conda_cannot_have_is_a_line(tmp_path):
+    directory = tmp_path / "a folder"
+    directory.mkdir()
+    path = f"{ROOT / 'tests' / 'shims' / 'conda-shim' / 'bin'}:{os.environ['PATH']}"
+    options = ["--profile", "profiles/slurm", "--directory", directory, "--dry-run"]
+    result = snakemake(*options, env=os.environ | {"PATH": path})
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"{directory}: expected a path without a space")
 
 
 def test_the_rules_with_a_gpu_go_where_one_is():
@@ -224,19 +244,19 @@ def test_the_rules_with_a_gpu_go_where_one_is():
 
 def test_the_demo_on_a_gpu_plans(tmp_path):
     files = ["--configfile", "profiles/demo/demo.yaml", "profiles/gpu/demo.yaml"]
-    plan = planned(snakemake("--profile", "profiles/gpu", *files, "--directory", tmp_path, "--dry-run"))
+    plan = planned(snakemake("--profile", "profiles/gpu", *files, "--directory", tmp_path, *PLAN))
     assert (plan["make_standin"], plan["finetune"], plan["measure_latency"]) == (1, 3, 7)
 
 
 def test_vllm_serves_and_times_the_variants_that_have_its_format(tmp_path):
-    plan = snakemake("--profile", "profiles/gpu", "--directory", tmp_path, "--dry-run").stdout
+    plan = snakemake("--profile", "profiles/gpu", "--directory", tmp_path, *PLAN).stdout
     assert planned_of(plan, "check_serving") == {"base-w4a16", "base-gptq", "qad-w4a16"}
     assert planned_of(plan, "measure_latency") == {"base-bf16", "lora-bf16", "base-w4a16", "base-gptq", "qad-w4a16"}
 
 
 def test_what_vllm_does_not_serve_cannot_be_asked_for(tmp_path):
     target = "results/gemma-3-12b-it/qat-int4/latency.json"
-    result = snakemake("--profile", "profiles/gpu", "--directory", tmp_path, "--dry-run", target)
+    result = snakemake("--profile", "profiles/gpu", "--directory", tmp_path, *PLAN, target)
     assert result.returncode == 1
     assert (
         "qat-int4: vllm computes with int4 in compressed-tensors, which is not among its f"

@@ -155,8 +155,8 @@ def profile(settings: dict) -> str:
     if settings["device"] == "cpu":
         return "profiles/demo"
     if is_standin(settings, "source"):
-        return "profiles/gpu --sdm conda --configfile profiles/demo/demo.yaml profiles/gpu/demo.yaml"
-    return "slurm --sdm conda"
+        return "profiles/gpu --configfile profiles/demo/demo.yaml profiles/gpu/demo.yaml"
+    return "slurm"
 
 
 def standins_of(settings: dict) -> list[str]:

@@ -1,0 +1,24 @@
+"""What a run with conda environments needs of the machine that starts it."""
+
+import shutil
+import sys
+from collections.abc import Iterable
+
+CONDA = "conda"
+
+
+def refuse(methods: Iterable, folders: Iterable[str]) -> None:
+    """End the program with one line if rules are to run in conda environments that cannot be had here.
+
+    methods are Snakemake's deployment methods of a run, folders those whose paths its jobs are given.
+    """
+    if CONDA not in map(str, methods):
+        return
+    if shutil.which(CONDA) is None:
+        sys.exit(
+            "software-deployment-method: expected the command conda on this machine, found none; install Miniforge, or "
+            "give --sdm env-modules to plan, or to run all rules in the environment that is active"
+        )
+    for folder in folders:
+        if " " in folder:
+            sys.exit(f"{folder}: expected a path without a space, which conda and its environments cannot have")
