@@ -106,6 +106,7 @@ MODULES = {
     "evaluation/last_position.py": SCORED,
     "evaluation/mmlu_harness.py": SCORED,
     "evaluation/question_tasks.py": {},  # no questions of one's own in this run
+    "evaluation/replicas.py": SCORED,
     "evaluation/scoring.py": SCORED,
     "evaluation/stock_scores.py": SCORED,
     "evaluation/task_harness.py": {},  # no tasks in this run
@@ -169,10 +170,11 @@ MODULES = {
     "standin/standin.py": {},
     "standin/standin_training.py": {},
     "system/cuda_graphs.py": CALIBRATED | TIMED,
+    "system/deployment.py": {},  # of a plan
     "system/devices.py": TRAINED_AND_CALIBRATED | MEASURED,
     "system/errors.py": EVERYTHING,
     "system/files.py": EVERYTHING,
-    "system/parallel.py": EXPORTED | TIMED,
+    "system/parallel.py": EXPORTED | TIMED | SCORED,
     "system/rooms.py": TRAINED_AND_QUANTIZED,
     "system/scratch.py": TRAINED | SCORED | TIMED | FROM_TEXT,
     "system/sources.py": EVERYTHING,
