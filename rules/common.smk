@@ -16,11 +16,10 @@ from int4_qat.system.errors import InputError
 deployment.refuse(workflow.deployment_settings.deployment_method, [workflow.basedir, os.getcwd()])
 config = workflow_config.of_run(workflow.basedir, config, workflow.config_settings.config, workflow.configfiles)
 
-# How many GPUs a stage has; a profile sets it, as `set-resources: {finetune: {gpu: 2}}`.
+# How many GPUs a stage has, if not one; a profile sets it, as `set-resources: {finetune: {gpu: 2}}`.
 set_resources = workflow.resource_settings.overwrite_resources
-workflow_config.refuse_gpus(
-    config, {rule: found["gpu"].value for rule, found in set_resources.items() if "gpu" in found}
-)
+gpus = {rule: resources["gpu"].value for rule, resources in set_resources.items() if "gpu" in resources}
+workflow_config.refuse_gpus(config, gpus)
 
 # Compute nodes often have no network: only what runs `online` may touch the Hub, if its user does not forbid it.
 # SIGTERM comes ahead of preemption: bash and the log wait for the program, which has its last words to save.
@@ -216,9 +215,9 @@ def limit_flag(settings):
 
 
 def gpu_stages(wildcards):
-    """The rules that hold a GPU."""
-    held = [rule.name for rule in workflow.rules if "gpu" in rule.resources]
-    return sorted(held) if config["device"] == "cuda" else []
+    """The rules that hold GPUs, with how many a job has, as name=number."""
+    held = sorted(rule.name for rule in workflow.rules if "gpu" in rule.resources)
+    return [f"{name}={gpus.get(name, 1)}" for name in held] if config["device"] == "cuda" else []
 
 
 def source_path(source, standin):

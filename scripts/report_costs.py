@@ -4,7 +4,7 @@ Snakemake's benchmark records hold the jobs that succeeded. Attempts that failed
 they took, are in Slurm's accounting alone: they are asked for by the ids of the logs that Slurm's plugin keeps, and
 are null where nothing ran on Slurm or it keeps no accounts.
 
-    python scripts/report_costs.py --records benchmarks/*/demo*.tsv --gpu-stages finetune evaluate_mmlu \\
+    python scripts/report_costs.py --records benchmarks/*/demo*.tsv --gpu-stages finetune=2 evaluate_mmlu=1 \\
         --json results/demo/costs.json --csv results/demo/costs.csv
 """
 
@@ -25,12 +25,13 @@ LIVING = ("COMPLETED", "COMPLETING", "RUNNING", "PENDING", "SUSPENDED")  # the a
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", required=True, nargs="+", type=Path, help="benchmarks/<stage>/<job>.tsv")
-    parser.add_argument("--gpu-stages", nargs="*", default=[], help="stages whose jobs hold one GPU each")
+    parser.add_argument("--gpu-stages", nargs="*", default=[], metavar="STAGE=GPUS", help="GPUs of a job")
     parser.add_argument("--slurm-logs", type=Path, default=".snakemake/slurm_logs", help="folder of Slurm's plugin")
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--csv", required=True, type=Path)
     arguments = parser.parse_args()
-    stages = sum_up([read_record(path) for path in arguments.records], arguments.gpu_stages)
+    gpus = {stage: int(count) for stage, count in (word.split("=") for word in arguments.gpu_stages)}
+    stages = sum_up([read_record(path) for path in arguments.records], gpus)
     records = {job: path for path in arguments.records for job in slurm_jobs(path, arguments.slurm_logs)}
     accounts = read_accounts(sorted(records))
     if accounts is not None:
@@ -57,12 +58,15 @@ def read_record(path: Path) -> dict:
         raise InputError(f"{path}: expected a benchmark record of Snakemake ({error})") from None
 
 
-def sum_up(jobs: list[dict], gpu_stages: list[str]) -> pd.DataFrame:
-    """Return a row a stage, in the order in which they first come: jobs, hours of all jobs, GPU-hours, peak memory."""
+def sum_up(jobs: list[dict], gpus: dict[str, int]) -> pd.DataFrame:
+    """Return one row per stage, in the order in which they first come: jobs, hours, GPU-hours, peak memory.
+
+    gpus are those that each job of a stage holds.
+    """
     by_stage = pd.DataFrame(jobs).groupby("stage", sort=False)
     hours = by_stage["seconds"].sum() / 3600
     table = pd.DataFrame({"jobs": by_stage.size(), "hours": hours, "peak_gb": by_stage["peak_gb"].max().fillna(0.0)})
-    table.insert(2, "gpu_hours", hours.where(hours.index.isin(gpu_stages), 0.0))
+    table.insert(2, "gpu_hours", [hours[stage] * gpus.get(stage, 0) for stage in hours.index])
     return table.reset_index()
 
 

@@ -31,7 +31,7 @@ def costs(tmp_path):
         program.parent.mkdir()
         program.write_text(f"#!/bin/sh\n{sacct}\n")
         program.chmod(0o755)
-        options = ["--records", "benchmarks/finetune/demo_qat.tsv", "--gpu-stages", "finetune"]
+        options = ["--records", "benchmarks/finetune/demo_qat.tsv", "--gpu-stages", "finetune=2"]
         environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
         outputs = ["--json", "costs.json", "--csv", "costs.csv"]
         result = run_script("report_costs", *options, *outputs, cwd=tmp_path, env=environment)
@@ -44,7 +44,7 @@ def costs(tmp_path):
 def test_attempts_since_the_last_success_are_counted(costs):
     found, _ = costs(f"cat <<'END'\n{FIRST_RUN}{SECOND_RUN}END")
     (stage,) = found["stages"]
-    assert (stage["jobs"], stage["hours"], stage["gpu_hours"]) == (1, 1.0, 1.0)
+    assert (stage["jobs"], stage["hours"], stage["gpu_hours"]) == (1, 1.0, 2.0)
     assert stage["unfinished_hours"] == pytest.approx((1800 + 900) / 3600)
     assert stage["peak_gb"] == pytest.approx(4.096)
     assert found["total"]["unfinished_hours"] == pytest.approx(0.75)
