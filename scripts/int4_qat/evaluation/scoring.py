@@ -11,6 +11,7 @@ import lm_eval
 import torch
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import env
+from transformers import PreTrainedTokenizerBase
 
 from int4_qat.checkpoint import architecture, weight_files
 from int4_qat.data import mmlu
@@ -59,16 +60,20 @@ def evaluate(
 
     letters are those by which last_position's questions name their choices.
     """
-    tokenizer = tokenization.load_tokenizer(options.checkpoint)
-    tokenization.refuse_additions(tokenizer)
+    tokenizer = tokenization.load_as_is(options.checkpoint)
+    adds_bos = tokenization.adds_bos(tokenizer)
+    tokenization.refuse_additions(tokenization.with_bos_of_template(tokenizer))
     reason = None
     if engine == LAST_POSITION:
         reason = last_position.objection(architecture.read_config(options.checkpoint), tokenizer, letters)
     if reason:
         print(f"engine: {STOCK} in place of {LAST_POSITION}: {reason}", flush=True)
     used = STOCK if reason else engine
-    make = functools.partial(make_engine, used, options)
-    language_model = Replicas(make, devices.visible() or [""] * options.gpus) if has_replicas(options) else make()
+    if has_replicas(options):
+        make = functools.partial(make_engine, used, options)
+        language_model = Replicas(make, devices.visible() or [""] * options.gpus)
+    else:
+        language_model = make_engine(used, options, tokenizer)
     with templates_compiled_once():
         results = lm_eval.simple_evaluate(
             language_model,
@@ -94,7 +99,7 @@ def evaluate(
         "seed": SEED,
         "max_length": language_model.max_length,
         "bos": tokenizer.bos_token if tokenization.adds_bos(tokenizer) else None,
-        "bos_added_by_tokenizer": tokenization.adds_bos(tokenization.load_as_is(options.checkpoint)),
+        "bos_added_by_tokenizer": adds_bos,
     }
     return Evaluation(results, settings, language_model.prompts_over_max_length, language_model.stock_check)
 
@@ -107,11 +112,11 @@ def has_replicas(options: Options) -> bool:
     return devices.place_for(needed, str(options.checkpoint)) == options.device
 
 
-def make_engine(word: str, options: Options) -> StockScores:
-    """Return an engine, by its word, with the model on the GPUs that this process sees."""
+def make_engine(word: str, options: Options, tokenizer: PreTrainedTokenizerBase | None = None) -> StockScores:
+    """Return an engine, by its word, with the model on the GPUs that this process sees, and with its tokenizer."""
     return ENGINES[word](
         pretrained=inference.load_model(options.checkpoint, architecture.DTYPES[options.dtype], options.device),
-        tokenizer=tokenization.load_tokenizer(options.checkpoint),
+        tokenizer=tokenizer or tokenization.load_tokenizer(options.checkpoint),
         batch_size=options.batch_size,
         softmax_dtype=torch.float32,
     )

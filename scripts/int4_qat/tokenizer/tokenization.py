@@ -27,11 +27,15 @@ def load_as_is(folder: Path | str) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a local folder; called plainly it adds the template's bos once, or none if that has none.
+    """Return the tokenizer of a local folder, which adds the bos of its template."""
+    return with_bos_of_template(load_as_is(folder))
+
+
+def with_bos_of_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Let a plain call of a tokenizer add the template's bos once, or none if that has none; return the tokenizer.
 
     A tokenizer without a chat template keeps its own habit.
     """
-    tokenizer = load_as_is(folder)
     bos = template_bos(tokenizer)
     if tokenizer.chat_template is not None and adds_bos(tokenizer) != bool(bos):
         _set_bos(tokenizer, bos)
