@@ -41,6 +41,8 @@ def test_a_compiled_training_has_the_same_losses(untrained, texts, tmp_path, mon
     expected, _ = losses(untrained, texts, tmp_path / "plain", TRAININGS[training], compiled=False)
     torch._dynamo.utils.counters.clear()
     found, layers = losses(untrained, texts, tmp_path / "compiled", TRAININGS[training], compiled=True)
+    broken = torch._dynamo.utils.counters["graph_break"]
+    assert bool(broken) == (training == "base+lora_a"), "merged linears stay in the graph of their layer"
     assert layers == [f"base_model.model.model.language_model.layers.{number}" for number in range(3)]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert found == pytest.approx(expected, rel=1e-5)

@@ -34,8 +34,15 @@ def trained(untrained, texts, folder, processes, *more, **changes):
     return pd.read_csv(folder / "training.csv"), load_file(adapter / "adapter_model.safetensors"), grids.read(adapter)
 
 
-@pytest.mark.parametrize("training", TRAININGS)
-@pytest.mark.parametrize("more", [[], ["--spread", "always"]])
+@pytest.mark.parametrize(
+    ("training", "more"),
+    [
+        ("cross-entropy", []),
+        pytest.param("cross-entropy", ["--spread", "always"], marks=pytest.mark.slow),
+        pytest.param("merged, learned, distilled, measured", [], marks=pytest.mark.slow),
+        pytest.param("merged, learned, distilled, measured", ["--spread", "always"], marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_take_the_steps_of_one(untrained, texts, tmp_path, training, more):
     changes = TRAININGS[training] | {"max_steps": 4, "save_steps": 4}
     table, adapter, learned = trained(untrained, texts, tmp_path / "one", 1, **changes)
@@ -72,6 +79,7 @@ def left_over(folder):
     return [p.pid for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_all_stop_with_one_checkpoint_and_fewer_go_on(untrained, texts, tmp_path, first):
     """SIGTERM to all, as Slurm sends it, or to one of the two."""
@@ -91,6 +99,7 @@ def test_all_stop_with_one_checkpoint_and_fewer_go_on(untrained, texts, tmp_path
     assert 1 <= step < 400
 
 
+@pytest.mark.slow
 def test_one_that_dies_ends_the_others(untrained, texts, tmp_path):
     options = finetune_options(untrained, texts, tmp_path, max_steps=400, save_steps=400)
     process = started(options)
@@ -104,6 +113,7 @@ def test_one_that_dies_ends_the_others(untrained, texts, tmp_path):
     assert left_over(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_in_another_number_of_processes(untrained, texts, tmp_path):
     changes = {"save_steps": 2, "max_steps": 6, "logging_steps": 1}
     whole = trained(untrained, texts, tmp_path / "whole", 1, **changes)

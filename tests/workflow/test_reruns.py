@@ -193,6 +193,7 @@ MODULES = {
     "training/distillation.py": TRAINED,
     "training/learned_grid.py": TRAINED,
     "training/log_table.py": TRAINED | PLOTTED,
+    "training/merged_linear.py": TRAINED,
     "training/merged_weight.py": TRAINED,
     "training/packing.py": TRAINED,
     "training/qat.py": TRAINED,

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.autograd.function import once_differentiable
 
 from int4_qat.checkpoint import blocks
 from int4_qat.quantization import int4, schemes
@@ -37,31 +36,10 @@ class LearnedGrid(torch.nn.Module):
         has_shift = scheme.zero_point == schemes.FLOAT
         self.shift = torch.nn.Parameter(torch.zeros_like(self.scale), requires_grad=has_shift)
 
-    def forward(self) -> Grid:
-        """Return the values as they are stored, in fp32 and with the gradients of the parameters."""
-        return Grid(*_Seen.apply(self.log_scale, self.shift, self.scale, self.offset, self.scheme))
-
     def stored(self) -> MovedGrid:
         """Return the grid in the dtype in which it is stored."""
-        return MovedGrid(*(part.detach().to(blocks.STORAGE_DTYPE) for part in self()), self.start)
-
-
-class _Seen(torch.autograd.Function):
-    """Scale and zero point as they are stored; the gradients are those of what they were rounded from.
-
-    On a GPU they are one kernel each way, in place of a chain of small ones for every linear.
-    """
-
-    @staticmethod
-    def forward(ctx, log_scale, shift, scale, offset, scheme):
-        ctx.save_for_backward(log_scale, shift, scale, offset)
-        return _run(seen, log_scale.detach(), shift.detach(), scale, offset, scheme)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, of_scale, of_zero_point):
-        parameters = (parameter.detach() for parameter in ctx.saved_tensors)
-        return *_run(gradients, *parameters, of_scale, of_zero_point), None, None, None
+        parameters = (part.detach() for part in (self.log_scale, self.shift, self.scale, self.offset))
+        return MovedGrid(*(part.to(blocks.STORAGE_DTYPE) for part in run(seen, *parameters, self.scheme)), self.start)
 
 
 def seen(
@@ -85,7 +63,7 @@ def gradients(
     return moved * (of_scale + steps * of_zero_point), int4.LEVELS * moved * of_zero_point
 
 
-def _run(function: Callable, *arguments: torch.Tensor | Scheme) -> tuple[torch.Tensor, torch.Tensor]:
+def run(function: Callable, *arguments: torch.Tensor | Scheme) -> tuple[torch.Tensor, torch.Tensor]:
     """Call a function, compiled on a GPU; without autocast, with and without which it would be compiled twice."""
     with torch.autocast(arguments[0].device.type, enabled=False):
         return (merged_weight.compiled(function) if arguments[0].is_cuda else function)(*arguments)

@@ -8,9 +8,6 @@ What is deployed is Q(W + s·BA): the adapter is merged, then quantized. Targets
 
 Q rounds to the weight's own grid, or to the one that a calibrated checkpoint has for it; A is always on its own. The
 gradient passes straight through each rounding.
-
-`merged` needs no gradient of the size of a weight: with G = dy the chain rule gives dB = s·Gᵀ(xAᵀ), dA = s·(GB)ᵀx,
-dx = G·Q(W + s·BA). Where its grids are trained as well, Gᵀx is made for one linear at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +18,11 @@ from peft import PeftModel
 from peft.tuners import lora
 
 from int4_qat.quantization import int4, linears
-from int4_qat.quantization.int4 import AnyGrid, Grid, MovedGrid
+from int4_qat.quantization.int4 import AnyGrid, MovedGrid
 from int4_qat.quantization.record import GIVEN, LEARNED, OWN
 from int4_qat.quantization.schemes import Scheme
 from int4_qat.system.errors import InputError
-from int4_qat.training import learned_grid, merged_weight
+from int4_qat.training import learned_grid, merged_linear
 from int4_qat.training.learned_grid import LearnedGrid
 
 
@@ -139,47 +136,10 @@ class MergedInt4Linear(lora.Linear):
         # No part of this module, since peft takes all parts of a layer of its own for the adapter's.
         self.__dict__["grid"] = grid
 
-    @torch.compiler.disable  # a compiled layer would not round as the export does
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.disable_adapters:
             return self.base_layer(x)
         a, b = self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
-        grid, moved = self.grid, ()
-        if isinstance(grid, LearnedGrid):
-            grid, moved = grid.start, grid()
         weight, scaling = self.base_layer.weight, self.scaling[self.adapter]
-        y = _MergedInt4.apply(x, weight, a, b, scaling, self.scheme, grid, *moved)
+        y = merged_linear.apply(x, weight, a, b, scaling, self.scheme, self.grid)
         return y if self.base_layer.bias is None else y + self.base_layer.bias
-
-
-class _MergedInt4(torch.autograd.Function):
-    """x Q(W + s·BA)ᵀ; the weight is made again in the backward pass, so that no layer keeps a second copy.
-
-    grid is the one on which codes are found, None for the weight's own; scale and zero point come last if they moved.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, a, b, scaling, scheme, grid, *moved):
-        ctx.save_for_backward(x, weight, a, b, *moved)
-        ctx.scaling, ctx.scheme, ctx.grid = scaling, scheme, grid
-        return x @ merged_weight.fake_quantize_merged(weight, a, b, scaling, scheme, _grid(grid, moved)).to(x.dtype).T
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, weight, a, b, *moved = ctx.saved_tensors
-        grid = _grid(ctx.grid, moved)
-        deployed = merged_weight.fake_quantize_merged(weight, a, b, ctx.scaling, ctx.scheme, grid)
-        dx = dy @ deployed.to(dy.dtype)
-        # Behind a LayerNorm autocast has x in fp32, and dy in bf16.
-        rows, gradients = x.flatten(0, -2).to(dy.dtype), dy.flatten(0, -2)
-        db = ctx.scaling * gradients.T @ (rows @ a.T.to(dy.dtype))
-        da = ctx.scaling * (gradients @ b.to(dy.dtype)).T @ rows
-        of_grid = [None] * len(moved)
-        if moved and any(ctx.needs_input_grad[-len(moved) :]):
-            of_weight = gradients.T @ rows
-            of_grid = merged_weight.grid_gradient(weight, a, b, ctx.scaling, ctx.scheme, grid, of_weight)
-        return dx.to(x.dtype), None, da.to(a.dtype), db.to(b.dtype), None, None, None, *of_grid
-
-
-def _grid(start: Grid | None, moved: Sequence[torch.Tensor]) -> AnyGrid | None:
-    return MovedGrid(*(part.detach() for part in moved), start) if moved else start

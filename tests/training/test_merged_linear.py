@@ -1,0 +1,33 @@
+"""The linear with the deployed weight is an operator as PyTorch wants it, for each kind of grid."""
+
+import pytest
+import torch
+
+from int4_qat.quantization import int4
+from int4_qat.quantization.int4 import MovedGrid
+from int4_qat.training import merged_linear
+from int4_qat.training.learned_grid import LearnedGrid
+from programs import SCHEMES
+
+ROWS, COLUMNS, RANK, TOKENS = 32, 128, 4, (2, 6)
+
+
+def grid_of(kind, weight, scheme):
+    start = int4.quantize(weight, scheme).grid
+    if kind == "moved":
+        return MovedGrid(start.scale * 1.125, start.zero_point, start)
+    return {"own": None, "given": start, "learned": LearnedGrid(start, scheme)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["own", "given", "moved", "learned"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_pytorch_finds_no_fault_with_the_operator(scheme, kind):
+    """Its shapes without data, its gradients through a compiler, and that it changes nothing that it is given."""
+    torch.manual_seed(0)
+    scheme = SCHEMES[scheme]
+    weight, a, b = torch.randn(ROWS, COLUMNS), torch.randn(RANK, COLUMNS), torch.randn(ROWS, RANK)
+    given = [torch.randn(*TOKENS, COLUMNS, requires_grad=True), weight, a.requires_grad_(), b.requires_grad_(), 0.5]
+    parts = merged_linear.parts_of(grid_of(kind, weight, scheme))
+    torch.library.opcheck(
+        torch.ops.int4_qat.merged_linear.default, (*given, scheme.group_size, scheme.zero_point, parts)
+    )
