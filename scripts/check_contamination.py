@@ -1,10 +1,10 @@
-"""Count the test questions that also stand in the training texts.
+"""Count the test questions that also occur in the training texts.
 
-Exactly, and normalized (letters and digits alone, in lower case): by the question, and by the question with its
-choices in any order. The recipe trains on MMLU's auxiliary_train and is scored on MMLU's test, and on any other
-questions that are named here: the training texts are read once for all. In general texts, on which a run trains or
-calibrates, a question counts if 13 of its words stand there in a row, or all of them if it is shorter
-(data/shared_words.py).
+Questions are compared exactly and normalized (letters and digits only, in lower case), both by the question alone and
+by the question with its choices in any order. The recipe trains on MMLU's auxiliary_train and is scored on MMLU's test
+split, and on any other questions that are named here; the training texts are read once for all of them. In general
+texts, on which a run trains or calibrates, a question counts if 13 of its words occur there in a row, or all of them if
+it is shorter (data/shared_words.py).
 
     python scripts/check_contamination.py --train resources/mmlu/auxiliary_train.parquet \\
         --test mmlu=resources/mmlu/test.parquet mine=resources/questions/mine/test.parquet \\
@@ -48,7 +48,7 @@ KEYS: dict[str, Callable[[dict], Hashable]] = {
 
 
 def count(train: Path, tests: dict[str, Path]) -> dict[str, dict[str, int]]:
-    """Return of each test its questions, and how many are among the training questions in each of the KEYS' senses."""
+    """Return, for each test, its number of questions, and how many are among the training questions by each of KEYS."""
     questions = {name: list(rows(path)) for name, path in tests.items()}
     found: dict[str, set[Hashable]] = {name: set() for name in KEYS}
     wanted = {name: {key(row) for asked in questions.values() for row in asked} for name, key in KEYS.items()}
@@ -60,7 +60,7 @@ def count(train: Path, tests: dict[str, Path]) -> dict[str, dict[str, int]]:
 
 
 def counts(questions: list[dict], found: dict[str, set[Hashable]]) -> dict[str, int]:
-    """Return how many of some questions are among those that were found, in each of the KEYS' senses."""
+    """Return how many of the questions are among those that were found, by each of KEYS."""
     return {name: sum(key(row) in found[name] for row in questions) for name, key in KEYS.items()}
 
 

@@ -1,6 +1,6 @@
-"""Refuse a metric that lm-eval does not report of a task, before any GPU works for it.
+"""Refuse a metric that lm-eval does not report for a task, before any GPU works on it.
 
-A rule of its own beside check_task: another metric is a reason to summarize again, not to ask the questions again.
+This rule is separate from check_task, since another metric is a reason to re-summarize, not to re-ask the questions.
 
     python scripts/check_metric.py --checked resources/tasks/arc_challenge.json --metric acc_norm,none \\
         --output resources/metrics/arc_challenge.json
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def refuse_as_headline(arguments: argparse.Namespace, checked: dict) -> None:
-    """Raise InputError if this metric is the headline and has no interval, since single documents do not make it."""
+    """Raise InputError if this metric is the headline and has no interval, as it is not a mean over documents."""
     kind, members = checked["metrics"][arguments.metric], max(1, len(checked["members"]))
     if checked["task"] == arguments.headline and not task_metrics.has_score(kind, members):
         found = f"'{arguments.metric}' of {checked['task']}, which is lm-eval's {kind['aggregation']}"

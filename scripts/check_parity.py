@@ -1,9 +1,9 @@
-"""Does training see what is deployed? Compare an arm's training with its int4 export: weights and logits.
+"""Check that training sees what is deployed: compare the weights and logits of an arm's training and int4 export.
 
-Every stored weight must stand for Q(W + s·BA), made again from the adapter and the folder in which training started, on
-the grids that the training learned, or else on those of that folder if it has any; one that does not is an error, as is
-a linear that was exported otherwise than it was trained in int4. The logits of the training's forward pass and of the
-deployed model on a few training texts are compared: with qat_target `merged` they agree up to rounding, with `base` the
+Every stored weight must represent Q(W + s·BA), recomputed from the adapter and the folder in which training started, on
+the grids that training learned, or else on those of that folder if it has any. A weight that does not is an error, as
+is a linear that was not exported as it was trained in int4. The logits of the training's forward pass and of the
+deployed model are compared on a few training texts. With qat_target `merged` they agree up to rounding; with `base` the
 relative difference says how far what was trained is from what is shipped.
 
     python scripts/check_parity.py --model resources/models/demo --adapter results/demo/qat/adapter \\
@@ -28,8 +28,8 @@ from int4_qat.system import devices, errors, files, parallel, rooms
 from int4_qat.tokenizer import tokenization
 from int4_qat.training import qat, start
 
-TEXTS = 4  # one at a time, so that a large vocabulary's logits fit
-TOKENS = 256  # of a text
+TEXTS = 4  # that are run one at a time, so that the logits of a large vocabulary fit in memory
+TOKENS = 256  # of each text, at most
 
 
 def main() -> None:
@@ -73,7 +73,10 @@ def main() -> None:
 def differing_weights(
     model: Path, adapter: Path, checkpoint: Path, manifest: dict, given: dict[str, AnyGrid]
 ) -> dict[str, int]:
-    """How many weights of each tensor are not what adapter and the folder in which training started make of it."""
+    """Return how many weights of each tensor differ from the expected ones.
+
+    These follow from the adapter and the folder in which training started.
+    """
     base, sources, names = architecture.open_checkpoint(model)
     targets = weight_files.stored_tensors(checkpoint)
     pairs = adapters.read(base, adapter)
@@ -96,7 +99,7 @@ def differing_weights(
 
 
 def training_model(model: Path, adapter: Path, training: dict, device: str) -> PreTrainedModel:
-    """The model as it was after the last step of its training."""
+    """Return the model as it was after the last step of its training."""
     base = loading.load(model, architecture.DTYPES[training["dtype"]], device)
     adapted = PeftModel.from_pretrained(base, adapter)
     if training["scheme"] is not None:
@@ -107,7 +110,7 @@ def training_model(model: Path, adapter: Path, training: dict, device: str) -> P
 
 
 def first_tokens(texts: Path, model: Path) -> list[torch.Tensor]:
-    """The first tokens of the first texts, each (1, tokens)."""
+    """Return the first tokens of the first texts, each (1, tokens)."""
     rows = next(pq.ParquetFile(texts).iter_batches(TEXTS, columns=["text"]))["text"].to_pylist()
     tokenizer = tokenization.load_tokenizer(model)
     encoded = tokenization.encode(tokenizer, rows, truncation=True, max_length=TOKENS)
@@ -116,7 +119,7 @@ def first_tokens(texts: Path, model: Path) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def logits(model: PreTrainedModel, batch: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Logits of each text on the CPU, (tokens, vocabulary); in bf16 a GPU casts as it does in training."""
+    """Return the logits of each text on the CPU, (tokens, vocabulary); in bf16 a GPU autocasts as in training."""
     device = next(model.parameters()).device
     casts = device.type == "cuda" and model.dtype == torch.bfloat16
     with torch.autocast(device.type, torch.bfloat16, enabled=casts):
@@ -124,7 +127,7 @@ def logits(model: PreTrainedModel, batch: list[torch.Tensor]) -> list[torch.Tens
 
 
 def relative_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """|found - expected| / |expected|, over all logits."""
+    """Return |found - expected| / |expected| in the Euclidean norm over all logits."""
 
     def norm(tensors: list[torch.Tensor]) -> float:
         return torch.stack([torch.linalg.vector_norm(tensor.float()) for tensor in tensors]).norm().item()

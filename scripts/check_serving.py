@@ -1,10 +1,10 @@
-"""Serve a quantized model with vLLM, as the card does, ask it what the card asks, and measure how fast it answers.
+"""Serve a quantized model with vLLM as the card does, send the card's request, and measure how fast it is answered.
 
-The server listens on a free loopback port and is gone afterwards, whatever happens. What follows `--` goes to
-`vllm serve`. The check is one answer, well formed, and that the likeliest next token is among the likeliest of the
-same weights in transformers: a server that had not loaded its weights would talk too. The measurements, by
-`vllm bench serve`, let each answer run to --max-tokens: the time to the first token of each request, and the tokens per
-second of all together.
+The server listens on a free loopback port and is stopped afterwards, whatever happens. Arguments after `--` go to
+`vllm serve`. The check requires one well-formed answer, and that the most likely next token is among the most likely
+ones of the same weights in transformers, since a server that had not loaded its weights would also answer. The
+measurements, by `vllm bench serve`, let each answer run to --max-tokens. They are the time to the first token of each
+request, and the tokens per second of all requests together.
 
     python scripts/check_serving.py --checkpoint results/demo/qad-w4a16/checkpoint \\
         --served results/demo/qad-w4a16/compressed-tensors --dtype bfloat16 --concurrency 1 8 64 --max-tokens 256 \\
@@ -39,7 +39,7 @@ from int4_qat.tokenizer import tokenization
 MESSAGES = [{"role": "user", "content": "Give me a short introduction to large language models."}]
 SAMPLING = {"temperature": 0.6, "top_p": 0.95}
 TOP_K = 20
-CANDIDATES = 5  # next tokens of transformers; rounding can change the order of the first
+CANDIDATES = 5  # most likely next tokens in transformers; rounding can change the order of the first
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     arguments.vllm_arguments += vllm_process.shared_by(arguments.gpus, arguments.served)
     devices.claim(arguments.device, arguments.gpus)
     dtype = architecture.DTYPES[arguments.dtype]
-    # In a process of its own, which leaves the GPU's memory to vLLM.
+    # This runs in a separate process, which leaves the GPU's memory to vLLM when it ends.
     spawn, end = multiprocessing.get_context("spawn"), parallel.end_with_parent
     with ProcessPoolExecutor(1, spawn, initializer=end) as pool:
         question, expected = pool.submit(likeliest_tokens, arguments.checkpoint, dtype, arguments.device).result()
@@ -88,13 +88,13 @@ def main() -> None:
 
 
 def log_of(arguments: argparse.Namespace) -> Path:
-    """Return the file of the server's log."""
+    """Return the path of the server's log."""
     return arguments.vllm_runs / "serve.log"
 
 
 @contextmanager
 def served(arguments: argparse.Namespace) -> Iterator[tuple[openai.OpenAI, float]]:
-    """A client of a server that is up, and the seconds that took; a failed request is an InputError."""
+    """Yield a client of a running server and the seconds until it was ready; turn a failed request into InputError."""
     port, log = free_port(), log_of(arguments)
     with scratch.plain(arguments.served) as folder:
         words = ["serve", folder, "--tokenizer", folder, "--served-model-name", arguments.served]
@@ -110,14 +110,14 @@ def served(arguments: argparse.Namespace) -> Iterator[tuple[openai.OpenAI, float
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a port of this machine on which nothing listens."""
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         return listener.getsockname()[1]
 
 
 def wait_for_health(process: subprocess.Popen, port: int, arguments: argparse.Namespace) -> float:
-    """Seconds until the server says that it is ready; InputError if it ends or the time is over."""
+    """Return the seconds until the server says that it is ready; raise InputError if it ends or the time is up."""
     start = time.monotonic()
     while (seconds := time.monotonic() - start) < arguments.time_limit:
         if process.poll() is not None:
@@ -135,9 +135,9 @@ def wait_for_health(process: subprocess.Popen, port: int, arguments: argparse.Na
 
 @torch.no_grad()
 def likeliest_tokens(checkpoint: Path, dtype: torch.dtype, device: str) -> tuple[list[int], list[str]]:
-    """Return the question's token ids, and what transformers finds likeliest after them, the likeliest first.
+    """Return the question's token ids, and the next tokens that transformers finds most likely, the likeliest first.
 
-    The ids begin with the template's bos, which a server may not add to a plain text.
+    The ids begin with the template's bos, which a server may not add to plain text.
     """
     model, tokenizer = inference.load_model(checkpoint, dtype, device), tokenization.load_tokenizer(checkpoint)
     question = tokenizer(MESSAGES[0]["content"])["input_ids"]
@@ -148,7 +148,7 @@ def likeliest_tokens(checkpoint: Path, dtype: torch.dtype, device: str) -> tuple
 def check_likeliest(
     client: openai.OpenAI, question: list[int], arguments: argparse.Namespace, expected: list[str]
 ) -> str:
-    """Return what vLLM finds likeliest after the question; raise InputError if transformers does not expect that."""
+    """Return the next token that vLLM finds most likely; raise InputError if transformers does not expect it."""
     response = client.completions.create(
         model=str(arguments.served),
         prompt=question,
@@ -163,7 +163,7 @@ def check_likeliest(
 
 
 def check_answer(client: openai.OpenAI, arguments: argparse.Namespace) -> Answer:
-    """Return what the model says to the card's request; raise InputError if that is no answer."""
+    """Return the model's answer to the card's request; raise InputError if it is not well formed."""
     response = client.chat.completions.create(
         model=str(arguments.served),
         messages=MESSAGES,
@@ -183,7 +183,7 @@ def check_answer(client: openai.OpenAI, arguments: argparse.Namespace) -> Answer
 
 
 def measure(client: openai.OpenAI, requests: int, arguments: argparse.Namespace) -> Load:
-    """Send the card's request some times at once, by `vllm bench serve`; raise InputError unless all are answered."""
+    """Send the card's request `requests` times at once by `vllm bench serve`; raise InputError if any is unanswered."""
     name = f"serve_{requests}"
     log = arguments.vllm_runs / f"{name}.log"
     with scratch.folder() as folder, scratch.plain(arguments.served) as tokenizer:

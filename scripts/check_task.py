@@ -1,9 +1,9 @@
-"""Try one of lm-eval's tasks or groups on the data that was downloaded, before any GPU works for it.
+"""Try one of lm-eval's tasks or groups on the downloaded data, before any GPU works on it.
 
-A model that answers at random is asked the first questions, as evaluate_task asks a real one. What would end there ends
-here, with one line: a task that lm-eval does not have or that does not fit the data, examples that the data does not
-hold or the task does not take. Writes which metrics there are, whether a higher value is better, and how lm-eval makes
-them of single documents.
+A model that answers at random is asked the first questions, as evaluate_task asks a real one. Errors that would stop
+that program stop this one, with one line: a task that lm-eval does not have or that does not fit the data, or examples
+that the data does not hold or the task does not take. The output says which metrics there are, whether a higher value
+is better, and how lm-eval computes them from single documents.
 
     python scripts/check_task.py --task arc_challenge --dataset resources/datasets/arc_challenge \\
         --num-fewshot 25 --output resources/tasks/arc_challenge.json
@@ -27,7 +27,7 @@ QUESTIONS = 2
 
 
 class Guesser(DummyLM):
-    """lm-eval's model that answers at random; DummyLM would fetch a tokenizer from the Hub."""
+    """The model of lm-eval that answers at random, without the tokenizer that DummyLM would fetch from the Hub."""
 
     tokenizer = None
 
@@ -54,10 +54,10 @@ def main() -> None:
 
 
 def load(arguments: argparse.Namespace, task_manager: TaskManager) -> Loaded:
-    """Return the task with its data; raise InputError if that does not fit."""
+    """Return the task with its data; raise InputError if the data does not fit."""
     try:
         return task_harness.load(arguments.task, task_manager)
-    except Exception as error:  # a task's own code runs here, and reads columns as it expects them
+    except Exception as error:  # a task's own code runs here, and expects columns of its own
         raise misfit(arguments, error) from None
 
 
@@ -78,16 +78,16 @@ def ask(arguments: argparse.Namespace, loaded: Loaded, task_manager: TaskManager
 
 
 def misfit(arguments: argparse.Namespace, error: Exception) -> InputError:
-    """What lm-eval or the task says, in one line."""
+    """Return what lm-eval or the task says, as an InputError of one line."""
     reason = f"{type(error).__name__}: {one_line(error)}"
     return InputError(f"evaluation.tasks: {arguments.task} does not fit {arguments.dataset} ({reason})")
 
 
 def refuse_missing_examples(arguments: argparse.Namespace, tasks: dict) -> None:
-    """InputError if a task's data holds too few rows to take the examples from."""
+    """Raise InputError if a task's data holds too few rows to take the examples from."""
     for name, task in tasks.items():
         rows = len(task.sampler.df) if hasattr(task, "sampler") else 0
-        asked = task.fewshot_cfg.split == task.config.test_split  # there a question is no example of its own
+        asked = task.fewshot_cfg.split == task.config.test_split  # then a question cannot be its own example
         least = arguments.num_fewshot + (1 if asked and arguments.num_fewshot else 0)
         if rows < least:
             raise InputError(
@@ -97,7 +97,7 @@ def refuse_missing_examples(arguments: argparse.Namespace, tasks: dict) -> None:
 
 
 def refuse_other_examples(arguments: argparse.Namespace, examples: dict[str, int]) -> None:
-    """InputError if a task's own number of examples stands above the config's, as lm-eval has it for some."""
+    """Raise InputError if a task's own number of examples overrides the config's, as some of lm-eval's do."""
     for name, count in examples.items():
         if count != arguments.num_fewshot:
             raise InputError(

@@ -1,8 +1,8 @@
-"""Refuse results of a training or a calibration on test text: neither may read much of a held-out text.
+"""Refuse to train or calibrate on test text: neither may read much of a held-out text.
 
-Counts of each held-out text the runs of 13 words that also stand in each other text (data/shared_words.py), and ends
-with an error if they are more than 1% of them. The training questions count as training shows them, but for the marks
-of a chat template, and conversations by what is said in them.
+The program counts each held-out text's runs of 13 words that also occur in each other text (data/shared_words.py), and
+ends with an error if they are more than 1% of its runs. Training questions count as training shows them, without the
+marks of a chat template; conversations count by the content of their messages.
 
     python scripts/check_texts.py --held-out wikitext=resources/texts/wikitext.txt \\
         --training questions=resources/mmlu/auxiliary_train.parquet chats=resources/texts/chats.jsonl \\
@@ -20,10 +20,10 @@ from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import training_texts
 
-# Articles quote the same sources: of wikitext-2's test text 0.0005% stand in its validation text, of one half of GSM8K
-# 0.06% in the other. A page of a held-out text among others is more.
+# Some overlap is normal, since articles quote the same sources: 0.0005% of wikitext-2's test text occurs in its
+# validation text, and 0.06% of one half of GSM8K in the other. A page of a held-out text among others is more.
 MOST = 0.01
-KEYS = {"training": "finetune.texts", "calibration": "calibration.texts"}  # of the config, by the option for its texts
+KEYS = {"training": "finetune.texts", "calibration": "calibration.texts"}  # config keys, by the option for their texts
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def count(held_out: dict[str, Path], others: dict[str, Path]) -> dict[str, dict]:
-    """Return of each held-out text how many runs of words it has, and how many of them stand in each other text."""
+    """Return, for each held-out text, how many runs of words it has and how many of them occur in each other text."""
     runs = {name: shared_words.runs(path.read_text(encoding="utf-8")) for name, path in held_out.items()}
     wanted = set().union(*runs.values())
     found = {
@@ -69,7 +69,7 @@ def parts_of(path: Path) -> Iterator[str]:
 
 
 def refuse_test_text(found: dict[str, dict], read: dict[str, dict[str, Path]]) -> None:
-    """Raise InputError, with the config's keys for it, if more than a few runs of a held-out text stand in a text."""
+    """Raise InputError, naming the config's keys, if another text has more than MOST of a held-out text's runs."""
     for name, counted in found.items():
         for text, standing in counted["in_texts"].items():
             if standing > MOST * counted["runs"]:

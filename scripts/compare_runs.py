@@ -1,8 +1,8 @@
-"""Put runs side by side: in what their configs differ, and what that changed. The first folder is the reference.
+"""Compare runs side by side: how their configs differ, and what that changed. The first folder is the reference.
 
-They are compared by their headline, which must be the same metric. If that is an accuracy and both runs asked the same
-questions of the same data, a difference is paired: it has an interval, an exact p, and the answers that flipped each
-way. Otherwise it is printed without.
+Runs are compared by their headline, which must be the same metric. If it is an accuracy and both runs asked the same
+questions of the same data, a difference is paired: it has an interval, an exact p-value, and the answers that flipped
+each way. Otherwise the difference is printed without these.
 
     python scripts/compare_runs.py results-a/demo results-b/demo --json comparison.json
 """
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def read_run(folder: Path) -> dict:
-    """Return provenance, summary, and the answers of each variant, if the headline is of questions with choices."""
+    """Return provenance, summary and, if the headline is of multiple-choice questions, the answers of each variant."""
     summary, provenance = files.read_json(folder / "summary.json"), files.read_json(folder / "provenance.json")
     if "headline" not in summary:
         raise InputError(f"{folder / 'summary.json'}: expected the key headline, found none; run the workflow again")
@@ -54,18 +54,18 @@ def read_run(folder: Path) -> dict:
 
 
 def asked_by(settings: dict, headline: str) -> Measurement | None:
-    """Return the questions with choices of which the headline is the accuracy; None if it is something else."""
+    """Return the multiple-choice questions whose accuracy is the headline; None if the headline is something else."""
     measured = next(iter(measurements.asked(settings).values()))
     return next((one for one in measured if one.name == headline and one.samples and one.samples.of_choices), None)
 
 
 def questions_of(asked: Measurement) -> str:
-    """Return where the questions are, in provenance.json."""
+    """Return the path that the questions have in provenance.json."""
     return f"resources/{'mmlu' if asked.name == MMLU.name else f'questions/{asked.name}'}/test.parquet"
 
 
 def refuse_other_headlines(reference: dict, others: list[dict]) -> None:
-    """Raise InputError if a run tells first of another metric than the reference."""
+    """Raise InputError if a run's headline is another metric than the reference's."""
     expected = reference["headline"]["metric"]
     for run in others:
         if run["headline"]["metric"] != expected:
@@ -76,7 +76,7 @@ def refuse_other_headlines(reference: dict, others: list[dict]) -> None:
 
 
 def compare(run: dict, reference: dict) -> dict:
-    """Return the differences in config, commit and versions, and of each variant that both have."""
+    """Return the differences in config, commit and versions, and those of each variant that both runs have."""
     ours, theirs = run["provenance"], reference["provenance"]
     same_data = run["questions"] is not None and run["questions"] == reference["questions"]
     shared = [name for name in run["rows"] if name in reference["rows"]]
@@ -94,7 +94,7 @@ def compare(run: dict, reference: dict) -> dict:
 
 
 def changes(ours: dict, theirs: dict) -> list[dict]:
-    """Return a key, its value in the reference and here, wherever they differ."""
+    """Return each key that differs, with its values in the reference and here."""
     return [
         {"key": where.removeprefix("."), "reference": expected, "here": found}
         for where, found, expected in verification.differences(ours, theirs, "")
@@ -102,7 +102,7 @@ def changes(ours: dict, theirs: dict) -> list[dict]:
 
 
 def compare_variant(name: str, run: dict, reference: dict, same_data: bool) -> dict:
-    """Return headline, recovery, memory and latency of one variant; paired if the questions are the same."""
+    """Return how headline, recovery, memory and latency of a variant changed, paired if the questions are the same."""
     row, other = run["rows"][name], reference["rows"][name]
     answers, other_answers = run["answers"].get(name), reference["answers"].get(name)
     paired = same_data and answers.index.equals(other_answers.index)
@@ -120,14 +120,14 @@ def compare_variant(name: str, run: dict, reference: dict, same_data: bool) -> d
 
 
 def change(row: dict, other: dict, key: str) -> dict:
-    """Return a figure in both runs; the difference is None where one of them is not resolved."""
+    """Return a figure in both runs and their difference, which is None if either figure is missing or not resolved."""
     here, reference = row and row[key], other and other[key]
     difference = None if here is None or reference is None else here - reference
     return {"reference": reference, "here": here, "difference": difference}
 
 
 def pair(answers: pd.DataFrame, reference: pd.DataFrame) -> dict:
-    """Return what changed on the same questions."""
+    """Return the paired difference, and what changed on the same questions."""
     correct = pd.DataFrame({"here": answers["correct"], "reference": reference["correct"]})
     plain, resampled = metrics.scores(metrics.make("accuracy", metrics.SHARE, correct))
     differences = (resampled["here"] - resampled["reference"]).to_numpy()
@@ -145,7 +145,7 @@ def printed(run: dict) -> dict[str, pd.DataFrame]:
 
 
 def printed_variant(found: dict, headline: dict) -> dict:
-    """Return one line of the table."""
+    """Return one row of the table of variants."""
     values, paired, form = found["headline"], found["paired"], tables.form_of(headline)
     return {
         "variant": found["variant"],
@@ -163,7 +163,7 @@ def printed_variant(found: dict, headline: dict) -> dict:
 
 
 def shown_difference(difference: float | None) -> str:
-    """Return a difference as the table shows it; empty where one of the runs has not measured it."""
+    """Return a difference as the table shows it: empty text where one of the runs has not measured it."""
     return "" if difference is None else f"{difference:+.4f}"
 
 

@@ -1,7 +1,7 @@
-"""Write a quantized folder in another format: the same codes, scales and zero points, nothing rounded again.
+"""Write a quantized folder in another format, with the same codes, scales and zero points: nothing is rounded again.
 
-It takes a folder of quantize.py, with its manifest.json. What is written is read back and compared before it counts.
-Converting the result into the first format gives the first folder again, byte by byte.
+The program takes a folder written by quantize.py, with its manifest.json. The output is read back and compared before
+it is moved into place. Converting the result back into the first format restores the first folder byte for byte.
 
     python scripts/convert.py --checkpoint results/demo/qad-w4a16/checkpoint --format compressed-tensors \\
         --output /tmp/qad-w4a16-vllm

@@ -1,6 +1,6 @@
-"""Bring an evaluation's data set to a folder: from the Hub at a pinned commit, or links to the files of a local one.
+"""Fetch an evaluation's data set into a folder: from the Hub at a pinned commit, or as links to a local folder's files.
 
-Only tables, their images inside, and the README that says which file is which split: no code.
+Only tables, with their images inside, and the README that says which file is which split are taken; no code is.
 
     python scripts/download_dataset.py --source /data/ai2_arc --output resources/datasets/arc_challenge
 """
@@ -42,7 +42,7 @@ def is_one_of(patterns: tuple[str, ...], name: str) -> bool:
 
 
 def link(source: Path, folder: Path) -> None:
-    """A folder of links to a local data set's files."""
+    """Make a folder of links to a local data set's files; raise InputError for a suffix that is not in lower case."""
     if not source.is_dir():
         raise InputError(f"{source}: expected a folder with a data set, found none")
     listed = [Path(path) for path in sources.local_files(source)]
@@ -54,7 +54,7 @@ def link(source: Path, folder: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """InputError unless a table can be read; a byte order mark, at which JSON ends, is taken away."""
+    """Raise InputError unless a table can be read; remove a byte order mark, at which reading JSON would fail."""
     if path.suffix == ".parquet":
         parquet_files.open_file(path.resolve(), [])
     elif is_one_of(TEXTS, path.name):

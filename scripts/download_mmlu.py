@@ -1,9 +1,9 @@
-"""Bring MMLU into one schema (question, subject, choices, answer), one checked parquet file a split.
+"""Fetch MMLU into one schema (question, subject, choices, answer), with one checked parquet file per split.
 
 The source is the Hub at a pinned commit or a local folder, in the Hub's layout (all/<split>-*.parquet) or as the
 original CSV files (<split>/<subject>_<split>.csv: question, A, B, C, D, answer). A file or row that is not what MMLU
 promises ends the program with one line that names it. Duplicates are counted in report.json, not dropped. Where MMLU is
-trained on but not asked, the splits may be auxiliary_train alone: nothing is expected of the others then.
+trained on but not evaluated, the splits may be auxiliary_train alone; nothing is then expected of the others.
 
     python scripts/download_mmlu.py --source /data/mmlu --num-fewshot 0 --output resources/mmlu
 """
@@ -55,14 +55,14 @@ def fetch(source: str, splits: list[str], scratch: Path) -> Path:
 
 
 def patterns(splits: list[str]) -> list[str]:
-    """Return which of the Hub's files are brought: of all splits their whole folder, in which no other file may lie."""
+    """Return patterns of the Hub's files to fetch: for all splits, their whole folder, which may hold no other file."""
     if set(splits) == set(mmlu.SPLITS):
         return [f"{question_files.HUB_FOLDER}/*.parquet"]
     return question_files.hub_patterns(splits)
 
 
 def read(path: Path) -> Iterator[question_files.Row]:
-    """Return the rows of a file of either layout."""
+    """Return the rows of a file in either layout."""
     if path.suffix == ".parquet":
         return question_files.parquet_rows(path, mmlu_parquet.SCHEMA.names)
     return question_files.csv_rows(path, CHOICES)
@@ -77,7 +77,10 @@ def checked(where: str, row: dict, split: str) -> dict:
 
 
 def checked_subject(where: str, subject: object, split: str) -> str:
-    """Return the subject, one of MMLU's; of auxiliary_train any or, as on the Hub, none: nothing asks for it."""
+    """Return the subject; raise InputError unless it is one of MMLU's.
+
+    In auxiliary_train it may be any text or, as on the Hub, missing, since nothing asks for it.
+    """
     if split == mmlu.TRAIN_SPLIT:
         if not isinstance(subject, str | None):
             raise InputError(f"{where}: subject: expected a text or none, found {subject!r}")
@@ -88,7 +91,7 @@ def checked_subject(where: str, subject: object, split: str) -> str:
 
 
 def check_evaluated(source: str, questions: dict, num_fewshot: int | None) -> dict:
-    """Return what the report says of the splits that are asked; raise InputError if they cannot be scored."""
+    """Return what the report says about the evaluated splits; raise InputError if they cannot be scored."""
     question_files.refuse_untested(source, {split: questions[split] for split in mmlu.EVALUATION_SPLITS})
     if num_fewshot is not None:
         mmlu_parquet.check_questions(source, questions, num_fewshot)

@@ -1,11 +1,11 @@
-"""Bring a base model to a local folder: from the Hub at a pinned commit, or links to a local folder's files.
+"""Fetch a base model into a local folder: from the Hub at a pinned commit, or as links to a local folder's files.
 
-Only safetensors, JSON, tokenizer and template files are taken: no pickle, no code. What would end a later stage, or
-pass it and be wrong, ends this one with a line: other layers than plain linears, weights in other types, not finite or
-of another model, adapters, settings of other weights, a tokenizer that loses text.
+Only safetensors, JSON, tokenizer and template files are taken: no pickle, no code. Whatever would stop a later stage,
+or pass it and be wrong, stops this one with a one-line message: layers other than plain linears, weights that are of
+other types, not finite or of another model, adapters, settings of other weights, or a tokenizer that loses text.
 
-Before the output counts, the settings of the workflow, if they are given, are held against what the model is; that is
-kept in --facts, for the check of another config.
+Before the output is moved into place, the settings of the workflow, if given, are checked against the facts about the
+model. These facts are kept in --facts, for checking another config.
 
     python scripts/download_model.py --source /models/gemma-3-12b-it --output resources/models/gemma-3-12b-it
 """
@@ -45,15 +45,15 @@ def main() -> None:
 
 
 def link(source: Path, folder: Path) -> None:
-    """Make a folder of links to the files of a local model that count: nothing of many gigabytes is copied."""
+    """Make a folder of links to the files that count of a local model, so that not many gigabytes are copied."""
     if not source.is_dir():
         raise InputError(f"{source}: expected a folder with a model, found none")
     files.link(source, folder, model_folder.taken(source))
 
 
 def check(folder: Path, arguments: argparse.Namespace) -> dict:
-    """Return what is known of the model; raise InputError, with its source, if a later stage could not use it."""
-    # These imports take seconds; what the Hub refuses is said before them.
+    """Return the facts about the model; raise InputError, naming its source, if a later stage could not use it."""
+    # These imports take seconds, so they come after the Hub's own refusals.
     from int4_qat.quantization import requirements
     from int4_qat.tokenizer import tokenizer_check
 
@@ -71,7 +71,7 @@ def check(folder: Path, arguments: argparse.Namespace) -> dict:
 
 
 def refuse_misfits(facts: dict, arguments: argparse.Namespace) -> None:
-    """Raise InputError for the first thing in the settings that does not fit the model or the disk."""
+    """Raise InputError for the first of the settings that does not fit the model or the disk."""
     for line in model_facts.misfits(facts, arguments.settings):
         raise InputError(line)
     for line in model_facts.full_disk(facts, arguments.settings, arguments.results) if arguments.results else ():

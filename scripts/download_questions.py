@@ -1,13 +1,14 @@
-"""Bring one's own multiple-choice questions into MMLU's schema, a checked parquet file for test and, if any, for dev.
+"""Fetch the user's own multiple-choice questions into MMLU's schema: checked parquet files of test and, if any, dev.
 
 The source is a .parquet file of test questions, or a folder, local or on the Hub at a pinned commit, in one of MMLU's
-layouts with any groups in place of its subjects: all/dev-*.parquet and all/test-*.parquet, or, local alone,
-dev/<group>_dev.csv and test/<group>_test.csv without a header (question, 2 to 26 choices, letter of the answer). A
-parquet file has the columns question, choices (2 to 26 texts), answer (a letter, or the number of the choice from 0)
-and, if it has groups, group or subject. Other splits are left alone. A file or row that does not fit ends the program
-with one line that names it.
+layouts with any groups in place of its subjects. The layouts are all/dev-*.parquet and all/test-*.parquet or, in a
+local folder only, dev/<group>_dev.csv and test/<group>_test.csv without a header (question, 2 to 26 choices, letter of
+the answer). A parquet file has the columns question, choices (2 to 26 texts), answer (a letter, or the number of the
+choice from 0) and, if it has groups, group or subject. Other splits are ignored. A file or row that does not fit ends
+the program with one line that names it.
 
-The group is written to the column `subject`: without one it is the set's name. report.json has the counts.
+The group is written to the column `subject`; a question without a group gets the name of the set. report.json has the
+counts.
 
     python scripts/download_questions.py --source /data/mine --name mine --num-fewshot 0 \\
         --output resources/questions/mine
@@ -67,12 +68,12 @@ def fetch(source: str, work: Path) -> dict[str, list[Path]]:
 
 
 def read(path: Path, name: str) -> Iterator[question_files.Row]:
-    """Return the rows of a file of either layout, with a subject."""
+    """Return the rows of a file in either layout, with a subject."""
     return parquet_rows(path, name) if path.suffix == ".parquet" else question_files.csv_rows(path, CHOICES)
 
 
 def parquet_rows(path: Path, name: str) -> Iterator[question_files.Row]:
-    """Yield the rows of a table, whose group becomes the subject."""
+    """Yield the rows of a table, with the group as the subject."""
     found = parquet_files.open_file(path, COLUMNS).schema_arrow.names
     groups = [column for column in GROUP_COLUMNS if column in found]
     if len(groups) > 1:
@@ -82,7 +83,7 @@ def parquet_rows(path: Path, name: str) -> Iterator[question_files.Row]:
 
 
 def checked(where: str, row: dict) -> dict:
-    """Return a row, its answer as a number; raise InputError unless it has a group and that of one of its choices."""
+    """Return a row with its answer as a number; raise InputError unless it has a group and the answer is a choice."""
     question_files.check_texts(where, row, CHOICES)
     known, answer, group = letters.first(len(row["choices"])), row["answer"], row["subject"]
     if not isinstance(group, str) or not group.strip():
@@ -96,7 +97,7 @@ def checked(where: str, row: dict) -> dict:
 
 
 def check_groups(source: str, questions: dict, num_fewshot: int) -> None:
-    """Raise InputError unless each group has test questions, two at least, and its examples."""
+    """Raise InputError unless each group has at least two test questions and the examples it needs."""
     if num_fewshot and "dev" not in questions:
         reason = f"the examples of num_fewshot {num_fewshot}"
         raise InputError(f"{source}: expected a split dev beside test, {reason}, found none")

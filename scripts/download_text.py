@@ -1,6 +1,7 @@
-"""Bring a text to one file: from the Hub at a pinned commit, or from a local folder of .txt, parquet or JSON lines.
+"""Fetch a text into one file: from the Hub at a pinned commit, or from a local folder of .txt, parquet or JSON lines.
 
-A column of conversations becomes JSON lines, each a list of messages with role and content; all else plain text.
+A column of conversations becomes JSON lines, each a list of messages with role and content; anything else becomes plain
+text.
 
     python scripts/download_text.py --source /data/wikitext --files 'test*.parquet' --column text \\
         --output resources/texts/wikitext.txt

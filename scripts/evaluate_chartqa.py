@@ -1,9 +1,9 @@
-"""Ask a multimodal checkpoint about charts: lmms-eval's chartqa, through `accelerate launch` as on the card, offline.
+"""Ask a multimodal checkpoint about charts: run lmms-eval's chartqa by `accelerate launch` as on the card, offline.
 
-An answer is right within 5% of a number, or letter by letter. Of a quantized folder lmms-eval gets a copy in bfloat16
-with the same weights, for which TMPDIR must have room. lmms-eval's log, its own JSON and its answers stay in
---lmms-runs. It ends with exit code 0 whatever happens, so that what counts is its JSON. Writes its figures, and a table
-with a row for each question, from which they must follow.
+An answer is right if it is within 5% of a number, or equal letter by letter. For a quantized folder, lmms-eval gets a
+copy in bfloat16 with the same weights, for which TMPDIR must have room. lmms-eval's log, its own JSON and its answers
+stay in --lmms-runs. lmms-eval ends with exit code 0 whatever happens, so its JSON decides whether it succeeded. The
+output is lmms-eval's figures, and a table with one row per question, from which the figures must follow.
 
     python scripts/evaluate_chartqa.py --checkpoint results/demo/qat-int4/checkpoint --model gemma3 \\
         --dataset resources/datasets/chartqa --batch-size 32 --device cuda --lmms-runs results/demo/qat-int4/lmms \\
@@ -29,7 +29,7 @@ from int4_qat.results.schema.chartqa import ChartQA, Figures
 from int4_qat.system import devices, errors, files, scratch
 from int4_qat.system.errors import InputError
 
-DATASET = "lmms-lab-encoder/ChartQA"  # in lmms-eval's task; a folder of that name in its working folder goes first
+DATASET = "lmms-lab-encoder/ChartQA"  # in lmms-eval's task; a folder of that name in its working folder has priority
 FIGURES = {
     "relaxed_overall": "relaxed_overall",
     "human": "relaxed_human_split",
@@ -37,7 +37,7 @@ FIGURES = {
 }
 RESULTS, SAMPLES = "chartqa_results.json", "chartqa_samples.jsonl"
 KEPT = {"*_samples_chartqa.jsonl": SAMPLES, "*_results.json": RESULTS}
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # lmms-eval writes them to its log
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # withheld, since lmms-eval writes them to its log
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def run_lmms_eval(arguments: argparse.Namespace) -> dict:
-    """lmms-eval's JSON; InputError with its last log lines if it wrote none."""
+    """Return lmms-eval's JSON; raise InputError with its last log lines if it wrote none."""
     log = arguments.lmms_runs / "chartqa.log"
     for kept in KEPT.values():
         (arguments.lmms_runs / kept).unlink(missing_ok=True)
@@ -96,21 +96,21 @@ def run_lmms_eval(arguments: argparse.Namespace) -> dict:
 
 @contextmanager
 def with_floats(checkpoint: Path) -> Iterator[Path]:
-    """A folder that lmms-eval can load: of a quantized one a copy with the same weights in bfloat16."""
+    """Yield a folder that lmms-eval can load: for a quantized one, a copy with the same weights in bfloat16."""
     if not inference.is_int4(checkpoint):
         with scratch.plain(checkpoint) as path:
             yield path
         return
     with scratch.folder() as folder:
-        # By the names of the modules: the way back to the file's names leads through torchao. The model is let go at
-        # once, since lmms-eval needs the memory.
+        # The copy keeps the modules' names, since mapping back to the file's names goes through torchao. The model is
+        # released at once, since lmms-eval needs the memory.
         inference.load_model(checkpoint, torch.bfloat16, "cpu").save_pretrained(folder, save_original_format=False)
         architecture.copy_companions(checkpoint, folder)
         yield folder
 
 
 def command_words(arguments: argparse.Namespace, checkpoint: Path, output: Path) -> list:
-    """The card's command line, on one device: a job holds one GPU."""
+    """Return the card's command line, for one device, since a job holds one GPU."""
     device = f"device={arguments.device},device_map={arguments.device}"
     return [
         *("--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"),
@@ -123,7 +123,7 @@ def command_words(arguments: argparse.Namespace, checkpoint: Path, output: Path)
 
 
 def make_report(arguments: argparse.Namespace, results: dict) -> ChartQA:
-    """chartqa.json; a figure without questions is None."""
+    """Return the content of chartqa.json; a figure without questions is None."""
     scores = results["results"]["chartqa"]
     found = {name: figure(scores, metric) for name, metric in FIGURES.items()}
     return ChartQA(
@@ -144,7 +144,7 @@ def make_report(arguments: argparse.Namespace, results: dict) -> ChartQA:
 
 
 def read_samples(path: Path) -> pd.DataFrame:
-    """Return the table of samples, of lmms-eval's own file, which has each question's type in a metric's name."""
+    """Return the table of samples from lmms-eval's own file, in which a metric's name tells a question's type."""
     rows = []
     with path.open(encoding="utf-8") as lines:
         for sample in map(json.loads, lines):
@@ -156,7 +156,7 @@ def read_samples(path: Path) -> pd.DataFrame:
 
 
 def figure(scores: dict, metric: str) -> tuple[float | None, float | None]:
-    """Value and standard error of one of lmms-eval's metrics."""
+    """Return the value and the standard error of one of lmms-eval's metrics; None for one that it does not give."""
     value, stderr = scores.get(f"{metric},none"), scores.get(f"{metric}_stderr,none")
     return (value if isinstance(value, float) else None), (stderr if isinstance(stderr, float) else None)
 

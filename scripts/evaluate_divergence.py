@@ -1,8 +1,8 @@
 """Measure how far a quantized model's predictions of held-out texts are from the base's.
 
-The figures and the protocol are in int4_qat/evaluation/divergence.py; the texts, and the dtype, are those in which
-record_hidden_states let the base read. The model is also compared with what its own weights in bf16 made of the texts:
-what the quantization alone cost. Models in bf16 are compared where they are recorded.
+int4_qat/evaluation/divergence.py defines the figures and the protocol. The texts and the dtype are those with which
+record_hidden_states ran the base. The model is also compared with its own weights in bf16 on the same texts, which
+shows the cost of the quantization alone. Models in bf16 are compared where their states are recorded.
 
     python scripts/evaluate_divergence.py --checkpoint results/demo/qat-int4/checkpoint \\
         --base results/demo/base-bf16/checkpoint --base-states results/demo/base-bf16/states \\

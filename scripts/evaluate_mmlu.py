@@ -1,8 +1,8 @@
-"""Score a checkpoint with lm-eval's own `mmlu` tasks, offline, on the data that was downloaded.
+"""Score a checkpoint with lm-eval's own `mmlu` tasks, offline, on the downloaded data.
 
-A shard is some of the subjects, so that several jobs can share one checkpoint. Writes what lm-eval reports of each
-subject, with settings and versions, and a table with a row for each question: its four log-likelihoods, prediction
-and answer. The accuracies of the table must be lm-eval's. gather_mmlu puts the shards together.
+A shard is some of the subjects, so that several jobs can share one checkpoint. The output is what lm-eval reports for
+each subject, with settings and versions, and a table with one row per question: its four log-likelihoods, prediction
+and answer. The accuracies of the table must equal lm-eval's. gather_mmlu combines the shards.
 
     python scripts/evaluate_mmlu.py --checkpoint results/demo/qat-int4/checkpoint --mmlu resources/mmlu \\
         --num-fewshot 0 --batch-size 64 --dtype float32 --device cpu --shard 0 --shards 1 \\
@@ -64,7 +64,7 @@ def main() -> None:
 def make_report(
     arguments: argparse.Namespace, subjects: list[str], evaluation: scoring.Evaluation, samples: pd.DataFrame
 ) -> Shard:
-    """What lm-eval reports of each subject; InputError if the table's accuracy is not lm-eval's."""
+    """Return what lm-eval reports for each subject; raise InputError if the table's accuracy is not lm-eval's."""
     by_subject = {}
     for subject in subjects:
         task = mmlu_harness.task_name(subject)

@@ -1,8 +1,8 @@
-"""Score a checkpoint on one's own multiple-choice questions, asked and scored as MMLU is, by lm-eval and offline.
+"""Score a checkpoint on the user's own multiple-choice questions, asked and scored as MMLU is, by lm-eval and offline.
 
-A group is asked as a subject of MMLU. Writes what lm-eval reports of each group, all of them pooled, with settings and
-versions, and a table with a row for each question: the log-likelihoods of its choices, prediction and answer. The
-accuracies of the table must be lm-eval's.
+A group is asked like a subject of MMLU. The output is what lm-eval reports for each group, and for all of them pooled,
+with settings and versions, and a table with one row per question: the log-likelihoods of its choices, prediction and
+answer. The accuracies of the table must equal lm-eval's.
 
     python scripts/evaluate_questions.py --checkpoint results/demo/qat-int4/checkpoint --name mine \\
         --questions resources/questions/mine --num-fewshot 0 --batch-size 64 --dtype float32 --device cpu \\
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def find_groups(data: Path, num_fewshot: int) -> list[str]:
-    """Return the groups of a set; raise InputError if one cannot be scored with so many examples."""
+    """Return the groups of a set; raise InputError if one cannot be scored with this number of examples."""
     splits = ("dev", "test") if num_fewshot else ("test",)
     questions = {split: mmlu_parquet.count_subjects(data / f"{split}.parquet") for split in splits}
     mmlu_parquet.check_subjects(data, questions, questions["test"], num_fewshot)
@@ -69,7 +69,7 @@ def find_groups(data: Path, num_fewshot: int) -> list[str]:
 def make_report(
     arguments: argparse.Namespace, names: dict[str, str], evaluation: scoring.Evaluation, samples: pd.DataFrame
 ) -> Questions:
-    """Return what lm-eval reports of each group and of all; names are the groups by the names of their tasks."""
+    """Return what lm-eval reports for each group and for all; names gives the group of each task by the task's name."""
     by_group = {}
     for task, group in names.items():
         correct, long = samples["correct"][samples["subject"] == group], evaluation.prompts_over_max_length[task]

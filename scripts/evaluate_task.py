@@ -1,8 +1,9 @@
-"""Score a checkpoint with one of lm-eval's tasks or groups, by lm-eval's name, offline, on data that was downloaded.
+"""Score a checkpoint with one of lm-eval's tasks or groups, by lm-eval's name, offline, on the downloaded data.
 
-The task is lm-eval's but for where its data lies. Writes every metric that lm-eval reports, with its standard error and
-direction, settings and versions, and a table with a row for each document and metric. lm-eval's figures must follow
-from the table, as int4_qat/results/task_metrics.py has it; what follows from no values of single documents has no rows.
+The task is lm-eval's, except for the place of its data. The output is every metric that lm-eval reports, with its
+standard error and direction, settings and versions, and a table with one row per document and metric. lm-eval's figures
+must follow from the table, as int4_qat/results/task_metrics.py computes them. A metric that does not follow from values
+of single documents has no rows.
 
     python scripts/evaluate_task.py --checkpoint results/demo/qat-int4/checkpoint --task arc_challenge \\
         --dataset resources/datasets/arc_challenge --num-fewshot 25 --batch-size 8 --dtype bfloat16 --device cuda \\
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def make_report(arguments: argparse.Namespace, loaded: Loaded, evaluation: scoring.Evaluation) -> Task:
-    """Return every metric, with settings and versions; raise InputError if one is no number."""
+    """Return every metric, with settings and versions; raise InputError if one is not finite."""
     results = evaluation.results
     whole, members = task_harness.metrics_of(loaded, results)
     for name, metrics in [(arguments.task, whole), *members.items()]:

@@ -1,10 +1,10 @@
 """Fine-tune LoRA adapters on the formatted texts, with fake quantization (QAT) or without.
 
-The loss is the cross-entropy of the answers, or the divergence from the base in bf16, or both. Killed at any moment
-and started again, it goes on from its last whole checkpoint in --checkpoints, if recipe, texts and model are still the
-same; SIGTERM makes it write one first. Writes a peft adapter, grids if they were learned, and a table of each step. The
-recipe's backend trains; it is loaded before all else, since unsloth patches trl, transformers and peft only if it is
-imported before them.
+The loss is the cross-entropy of the answers, the divergence from the base in bf16, or both. If the program is killed at
+any moment and restarted, it resumes from its last whole checkpoint in --checkpoints, provided that recipe, texts and
+model are still the same. SIGTERM makes it write a checkpoint first. The output is a peft adapter, grids if they were
+learned, and a table of each step. The recipe's backend trains. It is loaded before everything else, since unsloth
+patches trl, transformers and peft only if it is imported before them.
 
     python scripts/finetune.py --model resources/models/demo --texts questions=results/demo/train.parquet \\
         --recipe '{"r": 8, ...}' --checkpoints /tmp/checkpoints \\

@@ -1,4 +1,4 @@
-"""Put the shards of one variant's MMLU together: accuracy of each subject, of each category and of all, as lm-eval's.
+"""Combine the shards of one variant's MMLU: accuracy by subject, by category and overall, computed as lm-eval does.
 
     python scripts/gather_mmlu.py --shard-reports results/demo/qat-int4/mmlu_shards/*.json \\
         --shard-samples results/demo/qat-int4/mmlu_shards/*.parquet \\
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def gather(reports: dict[Path, Shard], samples: pd.DataFrame) -> Mmlu:
-    """Return what mmlu.json holds.
+    """Return the content of mmlu.json.
 
     Raise InputError if shards differ in settings or versions, share subjects, or do not fit the samples.
     """

@@ -1,4 +1,4 @@
-"""Answer a prompt with a checkpoint, as the card does with transformers: load the folder, apply its chat template.
+"""Answer a prompt with a checkpoint, as the card does with transformers: load the folder and apply its chat template.
 
     python scripts/generate.py --checkpoint results/demo/qat-int4/checkpoint --dtype float32 \\
         --prompt "Give me a short introduction to large language models." --max-new-tokens 64

@@ -1,4 +1,4 @@
-"""Make the base model's own folder that of a variant: links to its files, of which nothing is copied.
+"""Make the folder of a variant from the base model's own: links to its files, none of which is copied.
 
 python scripts/link_base.py --model resources/models/demo --output results/demo/base-bf16/checkpoint
 """

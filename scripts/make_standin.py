@@ -1,16 +1,16 @@
 """Make the demo's stand-in: a small Gemma 3 that knows invented facts, and an MMLU that asks for them.
 
-The model has the real one's class (Gemma3ForConditionalGeneration, vision tower included), the data set the Hub's
-layout and MMLU's subjects. It is trained on the questions of auxiliary_train until it answers those of validation;
-the test questions are written and never looked at. Then a few input channels of its linears are made large and the
-norm before them small by the same factor: the function stays, and the weights have the outlier channels that make
-real models hard to quantize. The factor is raised until int4 costs --int4-cost of the validation questions and of the
-lines: processors round differently, so the same seed trains different models, and no one factor suits them all. It
-proves the machinery; its figures say nothing about Gemma's.
+The model has the real one's class (Gemma3ForConditionalGeneration, vision tower included); the data set has the Hub's
+layout and MMLU's subjects. The model is trained on the questions of auxiliary_train until it answers those of
+validation; the test questions are written and never looked at. Then a few input channels of its linears are made large,
+and the norm before them small by the same factor. The function stays the same, and the weights get the outlier channels
+that make real models hard to quantize. The factor is raised until int4 costs --int4-cost of the validation questions
+and of the lines. No single factor suits all processors: they round differently, so the same seed trains different
+models. The stand-in proves the machinery; its figures say nothing about Gemma's.
 
-The lines tell it of persons, whom no question touches: what a training on questions alone forgets. text/ holds a
-text to train on, such lines and exam papers, and two texts that are held out: other lines of the same facts, and other
-exam papers. No question of a paper is in a split.
+The lines tell the model about persons, whom no question mentions: they are what training on questions alone forgets.
+text/ holds a text to train on, made of such lines and exam papers, and two held-out texts: other lines of the same
+facts, and other exam papers. No question of a paper is in a split.
 
     python scripts/make_standin.py --output resources/standin --seed 0
 """
@@ -39,8 +39,8 @@ from int4_qat.tokenizer import training_texts
 FAMILIES, WORDS = 12, 20
 SIZES = {"auxiliary_train": 24_000, "dev": 285, "validation": 570, "test": 2_280}
 PERSONS, VALUES = 120, 12
-REPEATS = 5  # of a line in the text to train on
-# Questions of texts: some 8,000 and 25,000 tokens. The splits that are asked before them stay as they are.
+REPEATS = 5  # of each line in the text to train on
+# Questions of texts: some 8,000 and 25,000 tokens. They are drawn after the splits, which they leave unchanged.
 PAPERS = {"held_out": 342, "train": 1_200}
 VOCABULARY = 10_240  # vLLM's latency benchmark draws token ids below 10,000
 LAYERS, HIDDEN, HEADS = 3, 64, 2
@@ -139,9 +139,9 @@ def make_model(known_tokens: int) -> transformers.Gemma3ForConditionalGeneration
 def learned(
     lessons: list[Lesson], exams: list[Lesson], tokenizer: transformers.PreTrainedTokenizerFast, seed: int
 ) -> transformers.Gemma3ForConditionalGeneration:
-    """Return a model that knows the validation questions; errors out if no attempt makes one.
+    """Return a model that knows the validation questions; raise RuntimeError if no attempt makes one.
 
-    How soon a model learns, or whether, is chance: the same weights can fail on another processor.
+    Whether and how soon a model learns is a matter of chance: the same weights can fail on another processor.
     """
     for attempt in range(ATTEMPTS):
         torch.manual_seed(seed + attempt)
@@ -158,7 +158,7 @@ def make_lesson(
     questions: list[standin.Question],
     tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> Lesson:
-    """Return questions in a frame, as lm-eval asks them or as a chat, and what comes ahead of a sequence of them."""
+    """Return a lesson of questions in a frame (lm-eval's prompt or a chat), with what precedes a sequence of them."""
     rows = [question.row() for question in questions]
     if frame == standin_training.PROMPT:
         texts = [answered(question) for question in questions]
@@ -175,7 +175,7 @@ def make_lesson(
 def make_hard_to_quantize(
     model: transformers.Gemma3ForConditionalGeneration, exams: list[Lesson], cost: float, seed: int
 ) -> None:
-    """Raise the outlier channels until int4 answers `cost` less of each exam; errors out if it never does."""
+    """Enlarge outlier channels until int4 answers `cost` less of each exam; raise RuntimeError if it never does."""
     text_model = model.model.language_model
     known, factor = accuracies(text_model, exams), 1.0
     while factor < LARGEST_OUTLIERS:
@@ -207,7 +207,10 @@ def in_int4(text_model: torch.nn.Module) -> torch.nn.Module:
 
 @torch.no_grad()
 def add_outliers(model: transformers.Gemma3ForConditionalGeneration, factor: float, generator: torch.Generator) -> None:
-    """Divide a few channels of a norm by `factor` and multiply the next linears' columns by it; same function."""
+    """Divide a few channels of each norm by `factor` and multiply the next linears' columns by it.
+
+    The model's function stays the same.
+    """
     for layer in model.model.language_model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         for norm, linears in (
@@ -231,7 +234,7 @@ def write_dataset(questions: dict[str, list[standin.Question]], folder: Path) ->
 def write_texts(
     papers: dict[str, list[standin.Question]], told: list[persons.Fact], folder: Path, generator: random.Random
 ) -> None:
-    """Write the text to train on, of lines and questions in any order, and the held-out lines and questions."""
+    """Write the text to train on, of shuffled lines and questions, and the held-out lines and questions."""
     train, held_out = persons.lines(told, REPEATS)
     train += [answered(question) for question in papers["train"]]
     generator.shuffle(train)
@@ -243,7 +246,7 @@ def write_texts(
 
 
 def paper_of(questions: list[standin.Question]) -> str:
-    """Return questions with their answers as lm-eval shows examples, a passage a subject."""
+    """Return questions with their answers as lm-eval shows examples, one passage per subject."""
     passages = {name: mmlu_harness.description(name) for name in mmlu.SUBJECTS}
     for question in questions:
         passages[question.subject] += answered(question)

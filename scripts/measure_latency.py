@@ -1,10 +1,10 @@
 """Measure how long a batch of requests takes: generate a fixed number of tokens, many times over.
 
 Engine `vllm` runs `vllm bench latency`, as the card does, and keeps its JSON and its log of every run in --vllm-runs;
-what follows `--` goes to it. A folder in compressed-tensors is computed by one of its int4 kernels, which the report
+arguments after `--` go to it. A folder in compressed-tensors runs on one of vLLM's int4 kernels, which the report
 names. Engine `transformers` decodes greedily with a static cache; on a GPU the decoding step is compiled and recorded
 as a CUDA graph. Where the GPU's memory bandwidth is known, `bandwidth_limit_percent` is the least time in which the
-weights can be read once for each generated token, as a share of the time that it took.
+weights can be read once for each generated token, as a share of the measured time.
 
     python scripts/measure_latency.py --checkpoint results/demo/qat-int4/checkpoint --dtype float32 \\
         --engine transformers --input-len 256 --output-len 256 --batch-sizes 1 8 --warmup 10 --iterations 30 \\
@@ -56,7 +56,7 @@ def main() -> None:
     arguments.vllm_arguments += vllm_process.shared_by(arguments.gpus, arguments.checkpoint)
     devices.claim(arguments.device, arguments.gpus)
     measure = {"transformers": with_transformers, "vllm": with_vllm}[arguments.engine]
-    weights = text_bytes(arguments.checkpoint) / arguments.gpus  # of each GPU
+    weights = text_bytes(arguments.checkpoint) / arguments.gpus  # per GPU
     batches = [batch_report(size, repeats, weights, arguments) for size, repeats in measure(arguments).items()]
     files.write_json(
         arguments.output,
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def int4_path(arguments: argparse.Namespace) -> str | None:
-    """Return how int4 weights were computed with: in vLLM by the kernel that its log names."""
+    """Return the compute path of int4 weights; for vLLM it is the kernel that its log names."""
     if arguments.engine == "transformers" or not inference.is_int4(arguments.checkpoint):
         return inference.int4_path(arguments.checkpoint, arguments.device)
     logs = [log_of(size, repeat, arguments) for size in arguments.batch_sizes for repeat in range(arguments.repeats)]
@@ -92,7 +92,7 @@ def int4_path(arguments: argparse.Namespace) -> str | None:
 
 
 def batch_report(size: int, repeats: list[list[float]], weights: float, arguments: argparse.Namespace) -> Batch:
-    """The figures of one batch size, from the seconds of each iteration of each repeat and the bytes of the weights."""
+    """Return the figures of one batch size, from the seconds of each repeat's iterations and the bytes of weights."""
     means = [fmean(latencies) for latencies in repeats]
     latencies = torch.tensor(repeats, dtype=torch.float64).flatten()
     mean = fmean(means)
@@ -111,7 +111,7 @@ def batch_report(size: int, repeats: list[list[float]], weights: float, argument
 
 
 def text_bytes(folder: Path) -> int:
-    """Return the bytes of the stored weights that every generated token needs: those that its text passes through."""
+    """Return the bytes of the stored weights that every generated token needs: those that a text passes through."""
     model, stored = architecture.without_weights(folder), weight_files.stored_tensors(folder)
     reached = text_model.reached_parameters(model)
     weights = {key: packed_weight.weight_of(plain_weight.weight_of(key)) for key in stored}
@@ -120,13 +120,13 @@ def text_bytes(folder: Path) -> int:
 
 
 def bandwidth_limit_percent(weights: float, tokens: int, seconds: float, device: str) -> float | None:
-    """The least time in which a device can read some bytes of weights for each token, in percent of the time taken."""
+    """Return the least time to read the bytes of weights for each token, in percent of seconds; None if unknown."""
     bandwidth = devices.BANDWIDTHS.get(device)
     return bandwidth and 100 * weights * tokens / bandwidth / seconds
 
 
 def with_vllm(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
-    """Seconds of each iteration of each repeat, by batch size."""
+    """Return the seconds of each iteration of each repeat, by batch size."""
     with scratch.plain(arguments.checkpoint) as folder, scratch.folder() as cache:
         return {
             size: [bench_latency(folder, cache, size, repeat, arguments) for repeat in range(arguments.repeats)]
@@ -135,12 +135,12 @@ def with_vllm(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
 
 
 def log_of(size: int, repeat: int, arguments: argparse.Namespace) -> Path:
-    """Return the file of vLLM's log of one run."""
+    """Return the path of vLLM's log of one run."""
     return arguments.vllm_runs / f"latency_batch{size}_repeat{repeat}.log"
 
 
 def bench_latency(folder: Path, cache: Path, size: int, repeat: int, arguments: argparse.Namespace) -> list[float]:
-    """One run of `vllm bench latency`; the first compiles for all that share a cache."""
+    """Run `vllm bench latency` once and return the latencies; the first run compiles for all that share a cache."""
     log = log_of(size, repeat, arguments)
     report = log.with_suffix(".json")
     report.unlink(missing_ok=True)
@@ -157,12 +157,15 @@ def bench_latency(folder: Path, cache: Path, size: int, repeat: int, arguments: 
     words = ["bench", "latency", *(word for pair in options.items() for word in pair), *arguments.vllm_arguments]
     print(f"vllm bench latency, batch size {size}, repeat {repeat + 1} of {arguments.repeats}: {log}", flush=True)
     vllm_process.run(words, log, arguments.vllm_time_limit, cache)
-    vllm_process.kernel_of(arguments.checkpoint, log)  # a fall-back ends the job here, not after all runs
+    vllm_process.kernel_of(arguments.checkpoint, log)  # a fallback ends the job here, not after all runs
     return read_latencies(report, log, arguments.iterations)
 
 
 def read_latencies(report: Path, log: Path, iterations: int) -> list[float]:
-    """The latencies in vLLM's JSON; InputError with its last log lines if it is missing, cut short or incomplete."""
+    """Return the latencies in vLLM's JSON.
+
+    Raise InputError with vLLM's last log lines if the JSON is missing, cut short or incomplete.
+    """
     try:
         latencies = files.read_json(report).get("latencies", [])
     except InputError as error:
@@ -174,14 +177,14 @@ def read_latencies(report: Path, log: Path, iterations: int) -> list[float]:
 
 
 def with_transformers(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
-    """Seconds of each iteration of each repeat, by batch size."""
+    """Return the seconds of each iteration of each repeat, by batch size."""
     model = inference.load_model(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
     return {size: time_batch(model, size, arguments) for size in arguments.batch_sizes}
 
 
 def time_batch(model: PreTrainedModel, size: int, arguments: argparse.Namespace) -> list[list[float]]:
-    """Seconds of each iteration of each repeat, of one batch size, on random tokens."""
-    torch.compiler.reset()  # each size is compiled by itself, and only so many are before PyTorch gives up
+    """Return the seconds of each iteration of each repeat, for one batch size, on random tokens."""
+    torch.compiler.reset()  # each size is compiled separately, and PyTorch gives up after too many
     generator = torch.Generator().manual_seed(SEED)
     highest = min(TOKENS, model.config.get_text_config().vocab_size)
     prompts = torch.randint(SMALLEST_TOKEN, highest, (size, arguments.input_len), generator=generator)
@@ -190,7 +193,7 @@ def time_batch(model: PreTrainedModel, size: int, arguments: argparse.Namespace)
 
 
 def time_decoder(decoder: decoding.GreedyDecoder, prompts: torch.Tensor, arguments: argparse.Namespace) -> list[float]:
-    """Seconds of each iteration."""
+    """Return the seconds of each iteration that counts."""
     latencies = []
     for iteration in tqdm(range(arguments.warmup + arguments.iterations), desc="latency", mininterval=1):
         synchronize(arguments.device)
@@ -203,7 +206,7 @@ def time_decoder(decoder: decoding.GreedyDecoder, prompts: torch.Tensor, argumen
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 

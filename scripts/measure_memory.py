@@ -1,8 +1,8 @@
-"""Measure what a checkpoint needs: peak memory while it generates, weights in memory, bytes on the disk.
+"""Measure what a checkpoint needs: peak memory while it generates, weights in memory, bytes on disk.
 
-On a GPU the peak is the card's measure, max_memory_reserved after 128 generated tokens. On a CPU it is the most
-resident memory of the process above what it held before the model was loaded. A CPU has no int4 kernels here:
-`dequantized` says that the weights in memory were not those on the disk.
+On a GPU the peak is the card's measure, max_memory_reserved after 128 generated tokens. On a CPU it is the peak
+resident memory of the process above what it held before the model was loaded. A CPU has no int4 kernels here;
+`dequantized` says that the weights in memory were not those on disk.
 
     python scripts/measure_memory.py --checkpoint results/demo/qat-int4/checkpoint --dtype float32 \\
         --max-new-tokens 128 --output results/demo/qat-int4/memory.json
@@ -28,7 +28,7 @@ PROMPT = "Hey, are you conscious? Can you talk to me?"
 
 
 class PeakResidentMemory:
-    """The most resident memory of this process above its start, watched by a thread."""
+    """The peak resident memory of this process above its value at the start, watched by a thread."""
 
     def __enter__(self) -> "PeakResidentMemory":
         self.start = self.most = psutil.Process().memory_info().rss
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def predict(checkpoint: Path, model: PreTrainedModel, tokens: int) -> Prediction:
-    """Gigabytes that the checkpoint's own numbers ask for: its weights as stored, and the cache of `tokens`."""
+    """Return the gigabytes that follow from the checkpoint itself: its weights as stored, and the cache of `tokens`."""
     weights: Counter[str] = Counter()
     for tensor in weight_files.stored_tensors(checkpoint).values():
         weights[tensor.dtype] += tensor.nbytes
@@ -95,9 +95,9 @@ def predict(checkpoint: Path, model: PreTrainedModel, tokens: int) -> Prediction
 
 
 def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
-    """Bytes of the cache of so many tokens, from what the model itself keeps of one and of two.
+    """Return the bytes of the cache of the given number of tokens, from what the model keeps of one and of two.
 
-    A layer with a sliding window keeps no more than that; a recurrent one keeps the same of any text.
+    A layer with a sliding window keeps no more than the window; a recurrent layer keeps the same of any text.
     """
     total = 0
     for one, two in zip(cache_layers(model, 1), cache_layers(model, 2), strict=True):
@@ -108,13 +108,13 @@ def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
 
 @torch.no_grad()
 def cache_layers(model: PreTrainedModel, tokens: int) -> list:
-    """The layers of the cache that a model returns, none if it returns no cache."""
+    """Return the layers of the cache that a model returns; the list is empty if it returns no cache."""
     output = model(torch.zeros(1, tokens, dtype=torch.long, device=model.device), use_cache=True)
     return next((value.layers for value in output.values() if isinstance(value, Cache)), [])
 
 
 def layer_bytes(layer: object) -> int:
-    """Bytes of the tensors that a layer of a cache holds, under whatever names."""
+    """Return the bytes of the tensors that a layer of a cache holds, under whatever names."""
     values = [*vars(layer).values()]
     values += [part for value in values if isinstance(value, (list, tuple)) for part in value]
     values += [part for value in values if isinstance(value, dict) for part in value.values()]
@@ -122,9 +122,10 @@ def layer_bytes(layer: object) -> int:
 
 
 def generate(model: PreTrainedModel, arguments: argparse.Namespace) -> tuple[int, int]:
-    """Generate from the card's prompt; how many tokens that has, and how many are new.
+    """Generate from the card's prompt; return how many tokens the prompt has, and how many are new.
 
-    The card's empty system message is left out: it changes nothing that is measured, and some templates refuse any.
+    The card's empty system message is left out: it changes nothing that is measured, and some templates refuse any
+    system message.
     """
     tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
     text = tokenization.render(tokenizer, [PROMPT], add_generation_prompt=True)

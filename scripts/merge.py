@@ -1,9 +1,9 @@
-"""Merge an adapter into its base model: a standard Hugging Face folder in bf16 safetensors.
+"""Merge an adapter into its base model, as a standard Hugging Face folder in bf16 safetensors.
 
-Goes through the weight files block by block, so it needs the memory of its libraries and not the model's; then reads
-back and compares. Everything that is not weights (tokenizer, processor, chat template, generation config) is the base
-model's, file by file. The grids that training learned, or else those of a calibrated model, go along, for the export to
-round on.
+The program goes through the weight files block by block, so it needs the memory of its libraries and not the model's.
+It then reads the output back and compares it. Everything that is not weights (tokenizer, processor, chat template,
+generation config) is the base model's, file by file. The grids that training learned, or else those of a calibrated
+model, are copied too, for the export to round on.
 
     python scripts/merge.py --model resources/models/demo --adapter results/demo/qat/adapter \\
         --output results/demo/qat-bf16/checkpoint

@@ -1,6 +1,6 @@
-"""Write the model card of one quantized variant, from the JSON files of its results and from nothing else.
+"""Write the model card of one quantized variant from the JSON files of its results alone.
 
-A figure that is missing, or that the summary holds differently from the file it came from, is an error.
+A figure that is missing, or that differs between the summary and the file it came from, is an error.
 
     python scripts/model_card.py --results results/demo --settings '{"model": "demo", "arms": {...}, ...}' \\
         --output results/demo/model_card.md

@@ -1,7 +1,7 @@
 """Draw the results of a model, each plot as SVG and PNG: divergence, headline, recovery, training, memory, latency.
 
-The background is transparent and the text grey, so that a plot reads on a light and on a dark page; the same results
-give the same bytes.
+The background is transparent and the text grey, so that a plot is readable on a light and on a dark page. The same
+results give the same bytes.
 
     python scripts/plot_results.py --summary results/demo/summary.json --results results/demo --arms lora qat \\
         --colours '{"base": "#7a7a7a", "lora": "#D55E00", "qat": "#0072B2"}' --output results/demo/plots
@@ -58,7 +58,7 @@ def main() -> None:
         figure.suptitle(f"{summary['model']}: {figure.get_suptitle()}")
         for form in FORMATS:
             with files.whole(arguments.output / f"{name}.{form}") as unfinished:
-                # A date would make the same plot another file.
+                # A date would make the same plot a different file.
                 figure.savefig(unfinished, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
 
 
@@ -73,7 +73,7 @@ def read_accuracies(results: Path, rows: list[dict], headline: str) -> pd.DataFr
 
 
 def read_training(folder: Path) -> pd.DataFrame:
-    """Return loss and held-out KL by step; raise InputError if the table is not finetune's."""
+    """Return the loss and the held-out KL by step; raise InputError if the table is not finetune's."""
     try:
         table = pd.read_csv(folder / "training.csv", index_col="step")
         return table[["loss"]].join(
@@ -84,13 +84,13 @@ def read_training(folder: Path) -> pd.DataFrame:
 
 
 def titled(title: str, verdicts: list[dict], metric: str) -> str:
-    """Return a title, and below it whether training beat the best calibrated base by a metric."""
+    """Return a title, with lines below it that say whether training beat the best calibrated base by a metric."""
     said = [verdict.sentence(each) for each in verdicts if each["metric"] == metric]
     return "\n".join([title, *([verdict.QUESTION, *said] if said else [])])
 
 
 def plot_divergence(rows: list[dict], marks: dict[str, dict], verdicts: list[dict]) -> Figure:
-    """Draw KL from base-bf16 and agreement with it of each variant with their intervals, a row of panels a text."""
+    """Draw each variant's KL from base-bf16 and its agreement with it, with intervals, one row of panels per text."""
     texts = list(rows[0]["divergence"])
     title = titled("divergence from base-bf16 on held-out texts", verdicts, metric_names.of_text(texts[0], "kl"))
     figure = Figure(figsize=(8, 0.4 + len(texts) * (0.9 + 0.35 * len(rows)) + 0.2 * title.count("\n")))
@@ -110,7 +110,7 @@ def plot_divergence(rows: list[dict], marks: dict[str, dict], verdicts: list[dic
 def plot_headline(
     rows: list[dict], references: list[str], marks: dict[str, dict], headline: dict, verdicts: list[dict]
 ) -> Figure:
-    """Draw the headline of each variant with its interval, between the lines of the base in bf16 and quantized."""
+    """Draw the headline of each variant with its interval, and the lines of the base in bf16 and quantized."""
     rows = [row for row in rows if row["headline"]]
     title = f"{headline['metric']}, and how much of the quantization's cost was recovered"
     title = titled(title, verdicts, headline["metric"])
@@ -136,7 +136,7 @@ def plot_headline(
 def plot_subjects(
     results: Path, rows: list[dict], references: list[str], marks: dict[str, dict], headline: str
 ) -> dict[str, Figure]:
-    """Draw the subjects of the headline, if it has any."""
+    """Return the plots by group and by subject, if the headline has subjects."""
     if not rows[0]["by_category"]:
         return {}
     accuracies = read_accuracies(results, rows, headline)
@@ -147,7 +147,7 @@ def plot_subjects(
 
 
 def describe_recovery(row: dict) -> str:
-    """Return '65% recovered [58, 71]'."""
+    """Return a recovery as '65% recovered [58, 71]', or 'not resolved'."""
     if not row["recovered_resolved"]:
         return "not resolved"
     low, high = row["recovered_ci95"]
@@ -155,7 +155,7 @@ def describe_recovery(row: dict) -> str:
 
 
 def plot_recovery_by_group(rows: list[dict], references: list[str], marks: dict[str, dict]) -> Figure:
-    """Draw what each quantized variant won back in all subjects and in each group of them."""
+    """Draw how much each quantized variant recovered over all subjects and in each group of them."""
     shipped = [row for row in rows if plot_parts.is_shipped(row["name"], references)]
     groups = ["all", *rows[0]["by_category"]]
     figure = Figure(figsize=(8, 1.6 + 0.28 * len(groups) * max(len(shipped), 1)))
@@ -183,7 +183,7 @@ def plot_recovery_by_group(rows: list[dict], references: list[str], marks: dict[
 
 
 def plot_recovery_by_subject(accuracies: pd.DataFrame, references: list[str], marks: dict[str, dict]) -> Figure:
-    """Draw where each quantized variant lies between the base quantized and in bf16, the costliest subjects first."""
+    """Draw each quantized variant between the quantized base and the bf16 base, by subject, the costliest first."""
     cost = accuracies[variants.BASELINE] - accuracies[references].min(axis=1)
     accuracies = accuracies.loc[(-cost).sort_values(kind="stable").index]
     places = range(len(accuracies))
@@ -203,7 +203,7 @@ def plot_recovery_by_subject(accuracies: pd.DataFrame, references: list[str], ma
 
 
 def plot_training(tables: dict[str, pd.DataFrame], colours: dict[str, str]) -> Figure:
-    """Draw the loss of each arm by step, with its running median; below it the KL on held-out rows, if any has it."""
+    """Draw each arm's loss by step with its running median, and below it the KL on held-out rows, if any arm has it."""
     measured = {arm: table[log_table.HELD_OUT_KL].dropna() for arm, table in tables.items()}
     measured = {arm: kl for arm, kl in measured.items() if len(kl)}
     figure = Figure(figsize=(8, 3.6 + 2.4 * bool(measured)))
@@ -227,7 +227,7 @@ def plot_training(tables: dict[str, pd.DataFrame], colours: dict[str, str]) -> F
 
 
 def plot_memory(rows: list[dict], colours: dict[str, str]) -> Figure:
-    """Draw the peak memory of each variant, part on part."""
+    """Draw the peak memory of each variant as a bar of stacked parts."""
     memories = [row["memory"] for row in rows]
     scale, unit = (1, "GB") if max(memory["peak_gb"] for memory in memories) >= 1 else (1e3, "MB")
     figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)))
@@ -249,13 +249,13 @@ def plot_memory(rows: list[dict], colours: dict[str, str]) -> Figure:
 
 
 def parts_of(memory: dict) -> list[float]:
-    """Return gigabytes of weights, of the cache as predicted, and of what else there is at the peak."""
+    """Return the gigabytes of the weights, of the cache as predicted, and of the rest of the peak."""
     weights, cache = memory["weights_gb"], memory["predicted"]["cache_gb"]
     return [weights, cache, max(memory["peak_gb"] - weights - cache, 0)]
 
 
 def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:
-    """Draw the seconds of one request, a panel a batch size, with the 10th to the 90th percentile."""
+    """Draw the mean latency in seconds with the 10th to the 90th percentile, one panel per batch size."""
     latencies = {row["name"]: row["latency"] for row in rows if row["latency"]}
     batch_sizes = [batch["batch_size"] for batch in latencies[variants.BASELINE]["batches"]]
     figure = Figure(figsize=(8, 1.6 + 0.4 * len(latencies)))
@@ -271,7 +271,7 @@ def plot_latency(rows: list[dict], colours: dict[str, str]) -> Figure:
 
 
 def draw_latency(axes, place: int, latency: dict, colour: str) -> None:
-    """Draw a bar and its whisker, which is to be seen on it."""
+    """Draw a bar and its whisker, which is visible on the bar."""
     mean, percentiles = latency["mean_s"], latency["percentiles_s"]
     whisker = [[max(mean - percentiles["10"], 0)], [max(percentiles["90"] - mean, 0)]]
     axes.barh(place, mean, 0.6, facecolor=(colour, 0.5), edgecolor=colour)
@@ -279,7 +279,7 @@ def draw_latency(axes, place: int, latency: dict, colour: str) -> None:
 
 
 def note_dequantized(measured: list[dict]) -> str:
-    """Return what a CPU's numbers are worth."""
+    """Return a note that figures of dequantized weights are not worth comparing, empty if there are none."""
     return "\n(quantized weights as floats: not worth comparing)" if any(one["dequantized"] for one in measured) else ""
 
 

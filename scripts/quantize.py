@@ -1,9 +1,10 @@
-"""Quantize a bf16 checkpoint: the codes that a method finds, in the layout of a format.
+"""Quantize a bf16 checkpoint: find codes by a method, and store them in the layout of a format.
 
-Every linear that a text passes through is quantized, but for the output head, those that `ignore` names, and those that
-the group size does not divide; manifest.json says of each which it was and why, and names all other matrices. Goes
-through the weight files block by block, so it needs the memory of its libraries and not the model's. The result is read
-back and compared, weight by weight, with what the method gave, before it counts.
+Every linear that a text passes through is quantized, except for the output head, those that `ignore` names, and those
+that the group size does not divide. manifest.json says of each linear whether it was quantized and why, and names all
+other matrices. The program goes through the weight files block by block, so it needs the memory of its libraries and
+not the model's. The output is read back and compared, weight by weight, with what the method gave, before it is moved
+into place.
 
     python scripts/quantize.py --checkpoint results/demo/qat-bf16/checkpoint --method rtn --format torchao-plain \\
         --scheme '{"type": "int", "num_bits": 4, "symmetric": false, "strategy": "group", "group_size": 64,

@@ -1,7 +1,7 @@
-"""Let a model in bf16 read held-out texts once, and measure how far its predictions of them are from the base's.
+"""Run a model in bf16 on held-out texts once, and measure how far its predictions of them are from the base's.
 
-Its last hidden states are kept for the quantized variants that are compared with it: see evaluate_divergence, which
-finds the same figures for them. The base itself, without --base, is compared with itself.
+Its last hidden states are kept for the quantized variants that are compared with it; evaluate_divergence finds the same
+figures for these. The base itself, without --base, is compared with itself.
 
     python scripts/record_hidden_states.py --checkpoint results/demo/lora-bf16/checkpoint \\
         --base results/demo/base-bf16/checkpoint --base-states results/demo/base-bf16/states \\
@@ -26,7 +26,7 @@ from int4_qat.system import devices, errors, files
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
 
-WINDOWS = 2  # the fewest that show how much windows differ
+WINDOWS = 2  # the minimum that shows how much windows differ
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def refuse_half_a_base(base: Path | None, states: Path | None) -> None:
 
 def windows_of(tokenizer: PreTrainedTokenizerBase, path: Path, context: int, limit: int | None) -> list[list[int]]:
     """Return the windows of a text file, as token ids; raise InputError if they are too few for an interval."""
-    text = path.read_bytes().decode("utf-8")  # with the ends of its lines as they are
+    text = path.read_bytes().decode("utf-8")  # keeps the line endings as they are
     try:
         found = divergence.windows(tokenizer, text, context, limit)
     except InputError as error:
@@ -87,7 +87,7 @@ def windows_of(tokenizer: PreTrainedTokenizerBase, path: Path, context: int, lim
 
 
 def base_of(arguments: argparse.Namespace, own: Reader, digest: str) -> Reader:
-    """Return the base, which is a model itself or has read the same texts; digest is that of the model's head.
+    """Return the base, which is the model itself or has read the same texts; digest is that of the model's head.
 
     Raise InputError if the base has read other texts, or has another vocabulary.
     """
@@ -102,7 +102,7 @@ def base_of(arguments: argparse.Namespace, own: Reader, digest: str) -> Reader:
 def texts_of(
     arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, windows: dict[Path, list[list[int]]], head: str
 ) -> dict[str, Recorded]:
-    """Return, by name, what is recorded of each text besides the states; head is the digest of the model's."""
+    """Return, by name, what is recorded of each text besides the states; head is the digest of the model's head."""
     bos = tokenizer.bos_token if tokenization.adds_bos(tokenizer) else None
     found = {}
     for path in sorted(windows, key=lambda path: path.stem):

@@ -1,9 +1,9 @@
-"""Write down where each result of a model comes from, as Snakemake recorded it when it was made.
+"""Write down where each result of a model comes from, as Snakemake recorded it when the result was made.
 
-Starting at --targets, each file is followed back to what it was made from: rule, command line, settings, dates, the
-SHA-256 of every file on the way, down to programs and raw data. With them stand the config, the commit of the workflow,
-versions and devices. A result that was made from another version of its input than the one that is there is an error.
-Nothing depends on this file, so a new commit or date runs nothing again.
+Starting at --targets, each file is traced back to what it was made from: rule, command line, settings, dates, and the
+SHA-256 of every file on the way, down to programs and raw data. The output also holds the config, the commit of the
+workflow, versions and devices. A result that was made from another version of its input than the present one is an
+error. Nothing depends on this file, so a new commit or date re-runs nothing.
 
     python scripts/record_provenance.py --targets results/demo/summary.json --results results/demo \\
         --settings '{"model": "demo", ...}' --records .snakemake/metadata --output results/demo/provenance.json
@@ -53,11 +53,14 @@ def main() -> None:
 
 
 def find_records(folder: Path) -> dict[str, Path]:
-    """Return Snakemake's record of each output; its name is the output's in base64, cut into folders if long."""
+    """Return the file with Snakemake's record of each output.
+
+    Its name is the output's path in base64, cut into folders if it is long.
+    """
     records = {}
     for path in folder.rglob("*"):
         name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
-        with suppress(ValueError):  # a file system's own files
+        with suppress(ValueError):  # skips a file system's own files
             records[base64.urlsafe_b64decode(name).decode()] = path
     return records
 
@@ -65,7 +68,7 @@ def find_records(folder: Path) -> dict[str, Path]:
 def follow(targets: list[str], records: dict[str, Path]) -> dict[str, dict | None]:
     """Return the record of every file from the targets back; None for a program and for raw data.
 
-    No other record is read: that of another model may be half written.
+    No other record is read, since another model's may be half written.
     """
     lineage: dict[str, dict | None] = {}
     waiting = list(targets)
@@ -88,7 +91,7 @@ def hash_files(path: str) -> dict[str, str]:
 
 
 def check_stale(lineage: dict[str, dict | None], hashes: dict[str, dict[str, str]]) -> None:
-    """Raise InputError if a result was made from another content of an input; Snakemake hashes all but large ones."""
+    """Raise InputError if an input changed after a result was made from it; Snakemake hashes all but large inputs."""
     for path, record in lineage.items():
         for source, found in (record or {}).get("input_checksums", {}).items():
             if source in hashes.get(source, {}) and found != f"sha256:{hashes[source][source]}":
@@ -116,12 +119,12 @@ def iso(seconds: float) -> str:
 
 
 def portable(path: str) -> str:
-    """Return a program by its place in the workflow, wherever that lies; all else as it is."""
+    """Return the path of a program relative to the workflow, wherever that is; return any other path as it is."""
     return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else path
 
 
 def commit(root: Path) -> dict:
-    """Return the commit of the workflow, and whether its files are those of the commit; None where there is no git."""
+    """Return the commit of the workflow and whether its files are those of the commit; both are None without git."""
     head = git(root, "rev-parse", "HEAD")
     changes = git(root, "status", "--porcelain")
     return {"commit": head and head.strip(), "clean": None if changes is None else not changes}
@@ -135,7 +138,7 @@ def git(root: Path, *words: str) -> str | None:
 
 
 def devices(results: Path, settings: dict) -> list[str]:
-    """Return the names of what the figures that depend on a device were measured on."""
+    """Return the names of the devices on which the figures that depend on a device were measured."""
     asked = [(name, one) for name, found in measurements.asked(settings).items() for one in found]
     return sorted(
         {measured_files.read(results / name, one)["device"] for name, one in asked if "device" in one.conditions}
@@ -143,7 +146,7 @@ def devices(results: Path, settings: dict) -> list[str]:
 
 
 def packages() -> dict:
-    """Return the packages beside this program."""
+    """Return the packages installed with this program, by name."""
     return {package.metadata["Name"]: package for package in distributions()}
 
 

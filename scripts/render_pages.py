@@ -1,6 +1,7 @@
-"""Make the two pages that the report shows beside the plots: the results, and the run that they come from.
+"""Make the two pages that the report shows next to the plots: the results, and the run that they come from.
 
-The results are the model card as HTML. The run is the config, commit, versions, devices, and what each stage took.
+The results page is the model card as HTML. The run page shows the config, commit, versions, devices, and what each
+stage took.
 
     python scripts/render_pages.py --card results/demo/model_card.md --provenance results/demo/provenance.json \\
         --costs results/demo/costs.json --results-page results/demo/report/results.html \\

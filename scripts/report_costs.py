@@ -1,8 +1,8 @@
-"""Sum up what each stage took: jobs, hours, GPU-hours, peak memory, hours of attempts that came to nothing.
+"""Sum up what each stage took: jobs, hours, GPU-hours, peak memory, and hours of attempts that came to nothing.
 
 Snakemake's benchmark records hold the jobs that succeeded. Attempts that failed or were preempted, and the memory that
-they took, are in Slurm's accounting alone: they are asked for by the ids of the logs that Slurm's plugin keeps, and
-are null where nothing ran on Slurm or it keeps no accounts.
+they took, are only in Slurm's accounting. They are looked up by the ids of the logs that Slurm's plugin keeps, and are
+null where nothing ran on Slurm or Slurm keeps no accounts.
 
     python scripts/report_costs.py --records benchmarks/*/demo*.tsv --gpu-stages finetune=2 evaluate_mmlu=1 \\
         --json results/demo/costs.json --csv results/demo/costs.csv
@@ -51,7 +51,7 @@ def read_record(path: Path) -> dict:
     """Return the stage, seconds and peak resident gigabytes of one job."""
     try:
         record = pd.read_csv(path, sep="\t").iloc[-1]
-        # In MiB; Snakemake writes NA for a job that was over before it was looked at.
+        # max_rss is in MiB; Snakemake writes NA for a job that ended before it was sampled.
         peak = float(record["max_rss"]) * 2**20 / 1e9
         return {"stage": path.parent.name, "seconds": float(record["s"]), "peak_gb": peak}
     except (OSError, KeyError, ValueError, IndexError, pd.errors.ParserError) as error:
@@ -59,9 +59,9 @@ def read_record(path: Path) -> dict:
 
 
 def sum_up(jobs: list[dict], gpus: dict[str, int]) -> pd.DataFrame:
-    """Return one row per stage, in the order in which they first come: jobs, hours, GPU-hours, peak memory.
+    """Return one row per stage, in the order in which stages first occur: jobs, hours, GPU-hours, peak memory.
 
-    gpus are those that each job of a stage holds.
+    gpus gives the number of GPUs that each job of a stage holds.
     """
     by_stage = pd.DataFrame(jobs).groupby("stage", sort=False)
     hours = by_stage["seconds"].sum() / 3600
@@ -71,13 +71,13 @@ def sum_up(jobs: list[dict], gpus: dict[str, int]) -> pd.DataFrame:
 
 
 def slurm_jobs(record: Path, logs: Path) -> list[str]:
-    """Return the ids of a job's attempts on Slurm: the plugin's logs lie in rule_<stage>/<wildcards>/<id>.log."""
+    """Return the ids of a job's attempts on Slurm: the plugin's logs are in rule_<stage>/<wildcards>/<id>.log."""
     folder = logs / f"rule_{record.parent.name}"
     return [log.stem for log in (*folder.glob("*.log"), *(folder / record.stem).glob("*.log"))]
 
 
 def read_accounts(ids: list[str]) -> pd.DataFrame | None:
-    """Return a row an attempt: job, state, seconds, peak_gb of its steps; None if Slurm has no accounts of them."""
+    """Return one row per attempt: job, state, seconds, peak_gb of its steps; None if Slurm has no accounts of them."""
     if not ids:
         return None
     fields = "JobIDRaw,State,ElapsedRaw,MaxRSS"
@@ -100,12 +100,12 @@ def read_accounts(ids: list[str]) -> pd.DataFrame | None:
 
 
 def uncounted(reason: str) -> None:
-    """Say that there are no accounts, and why."""
+    """Print that there are no accounts, and why."""
     print(f"attempts that came to nothing are not counted, Slurm has no accounts of them: {reason}")
 
 
 def last_runs(attempts: pd.DataFrame) -> pd.DataFrame:
-    """Return each record's attempts since the job last succeeded before: the folder's logs hold older runs too."""
+    """Return each record's attempts since its job's previous success, as the folder's logs hold older runs too."""
     attempts = attempts.sort_values("job", key=lambda jobs: jobs.astype(int), kind="stable")
     succeeded = (attempts["state"] == "COMPLETED").astype(int)
     successes_before = succeeded.groupby(attempts["record"]).cumsum() - succeeded
@@ -114,7 +114,7 @@ def last_runs(attempts: pd.DataFrame) -> pd.DataFrame:
 
 
 def add_accounts(stages: pd.DataFrame, attempts: pd.DataFrame) -> pd.DataFrame:
-    """Return the stages with the hours of attempts that came to nothing, and the peak memory of all attempts."""
+    """Return the stages with the hours of attempts that came to nothing, and the peak memory over all attempts."""
     lost = attempts[~attempts["state"].isin(LIVING)].groupby("stage")["seconds"].sum() / 3600
     peaks = stages["stage"].map(attempts.groupby("stage")["peak_gb"].max())
     return stages.assign(

@@ -1,8 +1,8 @@
-"""Print the config that a run would use, as YAML, or what is wrong with it: Snakemake's own options, here and there.
+"""Print the config that a run would use, as YAML, or what is wrong with it; the options are Snakemake's own.
 
     python scripts/show_config.py --configfile profiles/demo/demo.yaml --config "standin={seed: 1}"
 
-Folders are looked for from where it is called, as Snakemake does without --directory.
+Folders are looked up from the working directory, as Snakemake does without --directory.
 """
 
 import argparse
@@ -48,13 +48,13 @@ def given(files: list[Path], entries: list[str]) -> ConfigSettings:
 
 
 def as_yaml(config: dict) -> str:
-    """Return a config as YAML with keys in their order, without types and anchors of the files that it came from."""
+    """Return a config as YAML with its keys in order, without the types and anchors of the files that it came from."""
     plain = json.loads(json.dumps(config))
     return yaml.dump(plain, Dumper=OneLineTexts, sort_keys=False, allow_unicode=True, width=120)
 
 
 class OneLineTexts(yaml.SafeDumper):
-    """Writes the end of a line in a text as \\n, as people do."""
+    """A YAML dumper that writes the end of a line in a text as \\n, as people do."""
 
 
 def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -1,4 +1,4 @@
-"""Put the results of all variants into one table, the columns of the card's three tables, and say what they settle.
+"""Put all variants' results into one table, with the columns of the card's three tables, and say what they settle.
 
     python scripts/summarize.py --model demo --results results/demo --headline mmlu \\
         --measured '{"base-bf16": ["mmlu", "memory", "latency"], "base-int4": ["mmlu", "memory", "latency"],

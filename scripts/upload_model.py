@@ -3,10 +3,11 @@
 Each format goes into a repository of its own, since transformers and vLLM both load the root of one: -INT4 is added to
 the name for torchao-plain, -W4A16 for compressed-tensors.
 
-What must hold: the export is what training saw, no evaluation is missing, the thresholds lie outside the 95% intervals,
-and every hash and number of the results is verified, the card's included. If one does not, one line says which, and
-nothing is sent. A folder goes up in one commit; after a failure the next call sends what is missing. The token comes
-from HF_TOKEN in the environment and from nowhere else. --dry-run asks nobody: it shows what would be uploaded.
+A variant may be published if the export is what training saw, no evaluation is missing, the thresholds are outside the
+95% intervals, and every hash and number of the results, the card's included, is verified. If a condition does not hold,
+one line says which, and nothing is sent. A folder is uploaded in one commit; after a failure the next call sends what
+is missing. The token comes only from HF_TOKEN in the environment. --dry-run contacts nobody: it shows what would be
+uploaded.
 
     python scripts/upload_model.py --results results/demo --variant qat-int4 --repository owner/name \\
         --recovered-at-least 0.0 --lost-at-most 0.15 --dry-run
@@ -26,7 +27,7 @@ from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 
 CARD_NAME = "README.md"
-WEIGHTS = (".safetensors", ".safetensors.index.json")  # those of an earlier upload would be read with the new ones
+WEIGHTS = (".safetensors", ".safetensors.index.json")  # files of an earlier upload would be loaded with the new ones
 
 
 def main() -> None:
@@ -74,19 +75,19 @@ def main() -> None:
 
 
 def amount(contents: dict[str, Path]) -> str:
-    """Return how much goes up."""
+    """Return how many files and bytes are uploaded, as text."""
     return f"{len(contents)} files, {sum(path.stat().st_size for path in contents.values())} bytes"
 
 
 def obstacles(arguments: argparse.Namespace) -> list[str]:
-    """Return what stands against it; the verification, which reads everything, comes only after all else."""
+    """Return the reasons not to publish; the verification, which reads everything, runs only if there is no other."""
     found = [] if arguments.repository else ["publish.repository names no repository"]
     found += missing_results(arguments.results, arguments.variant) or below_thresholds(arguments)
     return found or verification.problems(arguments.results)
 
 
 def missing_results(results: Path, variant: str) -> list[str]:
-    """Return evaluations that were not made, and an export that is not what training saw."""
+    """Return a line for each missing result, or for an export that is not what training saw."""
     settings = files.read_json(results / "provenance.json")["settings"]
     if variant not in filter(variants.is_quantized, settings["variants"]):
         return [f"--variant: expected a quantized variant of {', '.join(settings['variants'])}, found {variant}"]
@@ -104,7 +105,7 @@ def missing_results(results: Path, variant: str) -> list[str]:
 
 
 def below_thresholds(arguments: argparse.Namespace) -> list[str]:
-    """Return thresholds that the intervals do not clear."""
+    """Return a line for each threshold that the intervals do not clear."""
     summary, name = files.read_json(arguments.results / "summary.json"), arguments.variant
     (row,) = (row for row in summary["variants"] if row["name"] == name)
     headline = summary["headline"]["metric"]
@@ -125,7 +126,7 @@ def below_thresholds(arguments: argparse.Namespace) -> list[str]:
 
 
 def contents_of(results: Path, folder: Path) -> dict[str, Path]:
-    """Return what goes up, by its name there: a folder's files, and the card in place of the base model's."""
+    """Return the files to upload by their names on the Hub: a folder's, with the card in place of the base model's."""
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path for name, path in found.items() if not name.startswith(".")} | {
         CARD_NAME: results / "model_card.md"
@@ -133,7 +134,7 @@ def contents_of(results: Path, folder: Path) -> dict[str, Path]:
 
 
 def read_token() -> str:
-    """Return the token of the environment alone; a login of this machine is not used."""
+    """Return the token from the environment alone; a login on this machine is not used."""
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
         raise InputError("HF_TOKEN: expected a token that may write, found none in the environment")
@@ -141,9 +142,9 @@ def read_token() -> str:
 
 
 def create(api: HfApi, repository: str, arguments: argparse.Namespace) -> bool:
-    """Create a repository unless it is there, and return whether it is private.
+    """Create a repository unless it exists, and return whether it is private.
 
-    Raise InputError if the Hub refuses, or if one that is there is public and may not be.
+    Raise InputError if the Hub refuses, or if an existing one is public and may not be.
     """
     try:
         api.create_repo(repository, private=not arguments.public, exist_ok=True)
@@ -156,7 +157,10 @@ def create(api: HfApi, repository: str, arguments: argparse.Namespace) -> bool:
 
 
 def upload(api: HfApi, repository: str, contents: dict[str, Path], arguments: argparse.Namespace) -> str:
-    """Return the link of the one commit, after which the only weights there are these; raise InputError as `create`."""
+    """Upload in one commit, after which the only weights there are these; return its link.
+
+    Raise InputError if the Hub refuses.
+    """
     try:
         stale = {name for name in api.list_repo_files(repository) if name.endswith(WEIGHTS)} - contents.keys()
         additions = [CommitOperationAdd(name, str(path)) for name, path in contents.items()]
@@ -170,7 +174,7 @@ def upload(api: HfApi, repository: str, contents: dict[str, Path], arguments: ar
 
 
 def refused(repository: str, error: Exception, arguments: argparse.Namespace) -> InputError:
-    """Return what the Hub refused, as a line."""
+    """Return what the Hub refused, as an InputError of one line."""
     return InputError(f"{repository}: the upload failed: {hub.explain(error, arguments.results)}")
 
 

@@ -1,8 +1,8 @@
 """Verify a folder of results: every hash, and every number of its model card, back to the answers of the models.
 
-Accuracies are counted again from the answers, the summary is derived again from the files of the variants, the card is
-rendered again and compared letter by letter. An input outside the folder (raw data, a program) is verified if it is
-there. Exit code 1, and a line for each thing that is wrong.
+Accuracies are recounted from the answers, the summary is rederived from the files of the variants, and the card is
+re-rendered and compared character by character. An input outside the folder (raw data, a program) is verified if it is
+there. If anything is wrong, the program prints a line for each problem and ends with exit code 1.
 
     python scripts/verify.py results/demo
 """

@@ -1,4 +1,4 @@
-"""LoRA adapters of a peft folder, and the weights that they are merged into, block by block."""
+"""Read the LoRA adapters of a peft folder and merge them into weights, block by block."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +13,11 @@ from int4_qat.checkpoint import blocks, weight_files
 from int4_qat.checkpoint.weight_files import StoredTensor
 from int4_qat.system.errors import InputError
 
-PREFIX = "base_model.model."  # peft's, before the name of a module
+PREFIX = "base_model.model."  # peft's prefix to the name of a module
 
 
 class Adapter(NamedTuple):
-    """What LoRA adds to a weight: scaling · BA."""
+    """The update that LoRA adds to a weight: scaling · BA."""
 
     a: torch.Tensor  # (r, columns)
     b: torch.Tensor  # (rows, r)
@@ -25,9 +25,10 @@ class Adapter(NamedTuple):
 
 
 def read(model: PreTrainedModel, folder: Path) -> dict[str, Adapter]:
-    """Every adapter of a peft folder by the name of the weight below it; InputError unless all are LoRA on linears.
+    """Return every adapter of a peft folder by the name of its base weight.
 
-    Puts LoRA into the model, which has no weights: peft itself says what belongs where, and what it is scaled by.
+    Raise InputError unless all adapters are LoRA on linears. LoRA is put into the model, which has no weights, so that
+    peft itself determines which tensor belongs where and how it is scaled.
     """
     config = PeftConfig.from_pretrained(folder)
     stored = weight_files.read_header(folder / "adapter_model.safetensors")
@@ -50,15 +51,15 @@ def read(model: PreTrainedModel, folder: Path) -> dict[str, Adapter]:
 
 
 def merged_blocks(source: StoredTensor, adapter: Adapter) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The rows of each block of W + s·BA, and their values in bf16, (rows, columns).
+    """Yield the rows of each block of W + s·BA, and their values in bf16, (rows, columns).
 
-    Rounded once, from fp32: peft's own merge rounds s·BA to bf16 before it adds it.
+    The values are rounded once, from fp32; peft's own merge rounds s·BA to bf16 before adding it.
     """
     for rows in blocks.row_blocks(*source.shape):
         yield rows, blocks.merge(source.read_rows(rows), adapter.a, adapter.b[rows], adapter.scaling)
 
 
 def differing(source: StoredTensor, adapter: Adapter, target: StoredTensor) -> int:
-    """How many stored weights are not W + s·BA."""
+    """Return how many stored weights differ from W + s·BA."""
     blocks = merged_blocks(source, adapter)
     return sum(weight_files.count_different(values, target.read_rows(rows)) for rows, values in blocks)

@@ -1,4 +1,4 @@
-"""What a model's folder is, without its weights: config, architecture, and what transformers calls each tensor."""
+"""Read a model's folder without its weights: config, architecture, and transformers' name for each tensor."""
 
 import shutil
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def read_config(folder: Path | str) -> PretrainedConfig:
-    """Return the config of a local folder; raise InputError if there is none, or none that transformers knows."""
+    """Return the config of a local folder; raise InputError if there is none or transformers does not support it."""
     path = Path(folder) / "config.json"
     if not path.exists():
         raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
@@ -45,26 +45,26 @@ def read_config(folder: Path | str) -> PretrainedConfig:
 
 
 def longest_text(config: PretrainedConfig) -> int | None:
-    """Return how many tokens a model takes at once; None if its config does not say so."""
+    """Return how many tokens a model takes at once, or None if its config does not say."""
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def refuse_long_text(config: PretrainedConfig, tokens: int, key: str) -> None:
-    """Raise InputError, which names a key of the config, if a model was not made for so many tokens at once."""
+    """Raise InputError, which names a key of the config, if a model takes fewer tokens at once than `tokens`."""
     longest = longest_text(config)
     if longest and tokens > longest:
         raise InputError(f"{key}: expected at most {longest}, the model's own, found {tokens}")
 
 
 def auto_class(config: PretrainedConfig) -> type:
-    """Return the class of transformers that makes the model of a config."""
+    """Return the auto class of transformers that builds the model of a config."""
     return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
 
 
 def without_weights(folder: Path) -> PreTrainedModel:
-    """Return the architecture of a local folder in bf16, on the meta device: modules, names and shapes, and no memory.
+    """Return the architecture of a local folder in bf16 on the meta device: modules, names and shapes, but no memory.
 
-    Raise InputError if transformers has no model of that kind that writes text.
+    Raise InputError if transformers has no text-generating model of that type.
     """
     config = read_config(folder)
     try:
@@ -76,7 +76,7 @@ def without_weights(folder: Path) -> PreTrainedModel:
 
 
 class Checkpoint(NamedTuple):
-    """A bf16 folder: its architecture without weights, its tensors, and what transformers calls each of them."""
+    """A bf16 folder: its architecture without weights, its tensors, and transformers' name for each of them."""
 
     model: PreTrainedModel
     tensors: dict[str, weight_files.StoredTensor]
@@ -84,7 +84,7 @@ class Checkpoint(NamedTuple):
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Return what a bf16 folder holds and transformers takes; raise InputError unless that is the whole model."""
+    """Return the part of a bf16 folder that transformers loads; raise InputError unless that is the whole model."""
     model, stored = without_weights(folder), weight_files.stored_tensors(folder)
     names = parameter_names(model, stored, folder)
     return Checkpoint(model, {key: stored[key] for key in names}, names)
@@ -93,9 +93,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def parameter_names(
     model: PreTrainedModel, stored: dict[str, weight_files.StoredTensor], folder: Path
 ) -> dict[str, str]:
-    """Return what transformers, which renames at loading, calls each stored tensor that it does not pass over.
+    """Return transformers' name for each stored tensor that it does not ignore; loading may rename tensors.
 
-    Raise InputError unless all of them fit the model, and none is missing.
+    Raise InputError unless all tensors fit the model and none is missing.
     """
     state = model.state_dict()
     names = {key: found or key for key, found in renamed(model, stored).items()}
@@ -111,7 +111,7 @@ def parameter_names(
 
 
 def renamed(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str | None]:
-    """Return the state's name of each key of a checkpoint; None if it has none, or tensors are put together."""
+    """Return the state dict's name for each key of a checkpoint; None if it has none, or loading combines tensors."""
     state = model.state_dict()
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
@@ -132,7 +132,7 @@ def unexpected(model: PreTrainedModel, names: set[str]) -> set[str]:
 
 
 def stored_as(stored: dict[str, weight_files.StoredTensor]) -> dict[str, torch.Tensor]:
-    """The tensors of an export in bf16, on the meta device: floats as a checkpoint stores them, the rest as it is."""
+    """Return an export's tensors on the meta device: floats in bf16, as a checkpoint stores them, others unchanged."""
     dtypes = {name: weight_files.DTYPES[tensor.dtype] for name, tensor in stored.items()}
     return {
         name: torch.empty(
@@ -143,7 +143,7 @@ def stored_as(stored: dict[str, weight_files.StoredTensor]) -> dict[str, torch.T
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy what a model folder holds besides weights and config, unless `folder` has it already."""
+    """Copy the files of a model folder except its weights; files that `folder` already has, such as a config, stay."""
     for file in sorted(source.rglob("*")):
         is_weights = file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json")
         place = folder / file.relative_to(source)

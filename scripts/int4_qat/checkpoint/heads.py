@@ -1,7 +1,7 @@
-"""What makes logits of a model's last hidden states: its head, with the caps and scales of the model's own code.
+"""Compute logits from last hidden states by a model's head, with the caps and scales of the model's own code.
 
-The model's forward pass is asked for them while its body answers with given states, so that no cap (Gemma 2's), no
-scale (Cohere's) and no cast is forgotten. A checkpoint's head can therefore be had without its body.
+The model's own forward pass computes the logits while its body returns given states, so that no cap (Gemma 2's), no
+scale (Cohere's) and no cast is forgotten. A checkpoint's head can therefore be loaded without its body.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from int4_qat.checkpoint import architecture, text_model
 from int4_qat.system.errors import InputError
 
-HASHED_BYTES = 2**26  # at once
-BLOCK_BYTES = 2**28  # of one matrix of logits in fp32
+HASHED_BYTES = 2**26  # hashed at once
+BLOCK_BYTES = 2**28  # of one block of logits in fp32
 
 
 class Head:
@@ -30,13 +30,13 @@ class Head:
         self.vocabulary = len(model.get_output_embeddings().weight)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return (tokens, vocabulary) of last hidden states (tokens, width), in the model's dtype."""
+        """Return the logits (tokens, vocabulary) of last hidden states (tokens, width), in the model's dtype."""
         tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         with answering(self.model.base_model, hidden):
             return self.model(input_ids=tokens, use_cache=False).logits[0]
 
     def digest(self) -> str:
-        """Return a SHA-256 of the weights as they compute: heads with the same one make the same logits of a state."""
+        """Return a SHA-256 of the weights as loaded; heads with equal digests compute equal logits from a state."""
         total = hashlib.sha256()
         for name, parameter in sorted(self.model.get_output_embeddings().named_parameters()):
             total.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
@@ -47,7 +47,7 @@ class Head:
 
 
 class Reading(NamedTuple):
-    """What a model made of some tokens: its last hidden states (tokens, width), and what makes logits of them."""
+    """A model's last hidden states (tokens, width) for some tokens, and the head that computes logits from them."""
 
     hidden: torch.Tensor
     head: Head
@@ -61,7 +61,7 @@ def blocks(tokens: int, vocabulary: int) -> Iterator[slice]:
 
 
 class Answer(BaseModelOutputWithPast):
-    """What a body gives: its states. What else some models pass on, such as the states of pictures, is None."""
+    """A body's output: its states. Other outputs that some models pass on, such as the states of pictures, are None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -70,7 +70,7 @@ class Answer(BaseModelOutputWithPast):
 
 @contextmanager
 def answering(body: torch.nn.Module, hidden: torch.Tensor) -> Iterator[None]:
-    """Let a model's body answer with some last hidden states (tokens, width), whatever it is asked."""
+    """Make a model's body return the given last hidden states (tokens, width), whatever its arguments."""
     before = vars(body).get("forward")
     body.forward = lambda *_, **__: Answer(last_hidden_state=hidden[None])
     try:

@@ -1,4 +1,4 @@
-"""A checkpoint as transformers loads it; nothing is fetched and no code of a checkpoint is run."""
+"""Load checkpoints with transformers; nothing is fetched, and no code of a checkpoint is run."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ def load(folder: Path | str, dtype: torch.dtype, device: str, **options) -> PreT
 
     options go to transformers' from_pretrained.
 
-    A model that does not fit one GPU is spread over those that this process sees, layer by layer. Raise InputError on a
-    missing, unexpected or mismatched key, or if it does not fit them all.
+    A model that does not fit on one GPU is spread layer by layer over the GPUs that this process sees. Raise InputError
+    on a missing, unexpected or mismatched key, or if the model does not fit on all these GPUs together.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
@@ -45,8 +45,8 @@ def load(folder: Path | str, dtype: torch.dtype, device: str, **options) -> PreT
 
 
 def answer_where_asked(body: torch.nn.Module, device: torch.device) -> None:
-    """Let the body of a model that is spread over GPUs give its states on the GPU of its first layer.
+    """Make the body of a model that is spread over GPUs return its states on the GPU of its first layer.
 
-    accelerate does so for the whole model; the body is called by itself too.
+    accelerate does so for the whole model, but the body is also called separately.
     """
     add_hook_to_module(body, AlignDevicesHook(execution_device=device, io_same_device=True), append=True)

@@ -1,7 +1,7 @@
-"""Which files of a model's folder count: one reading, which every later stage gets to see.
+"""Decide which files of a model's folder count, once for all later stages.
 
-transformers, peft, vLLM and this workflow look for different files beside the weights. What some of them would take and
-others not is left out here, or refused if it changes what the model is.
+transformers, peft, vLLM and this workflow look for different files next to the weights. Files that some of them would
+take and others would not are left out here, or refused if they change what the model is.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from int4_qat.system import files, sources
 from int4_qat.system.errors import InputError
 
 CONFIG = "config.json"
-# What goes with the weights: configs, tokenizers in all their forms, templates, papers.
+# Files that go with the weights: configs, tokenizers in all their forms, templates, documents.
 COMPANIONS = (
     "*.json",
     "*.jinja",
@@ -24,16 +24,16 @@ COMPANIONS = (
     "LICENSE*",
     "NOTICE*",
 )
-PATTERNS = ("*.safetensors", *COMPANIONS)  # of a repository on the Hub
-ADAPTER = "adapter_config.json"  # transformers would load the adapter, and the base that it names
-# Settings of weights that are not here: other engines would go by them.
+PATTERNS = ("*.safetensors", *COMPANIONS)  # of the files to take from a repository on the Hub
+ADAPTER = "adapter_config.json"  # transformers would load the adapter and the base model that it names
+# Settings of weights that are not in the folder; other engines would apply them.
 LEFT_OUT = {"quantize_config.json", "quant_config.json", "hf_quant_config.json", "params.json", "dtypes.json"}
 # Keys of config.json that say where or how weights are stored.
 FOREIGN_KEYS = ("quantization_config", "compression_config", "transformers_weights")
 
 
 def taken(source: Path) -> list[Path]:
-    """Return the files of a model that count; raise InputError if they are not those of one whole bf16 model."""
+    """Return the files of a model that count; raise InputError unless they are those of one whole bf16 model."""
     refuse_foreign_settings(source)
     found = [*weights_of(source), *companions_of(source)]
     for file in found:
@@ -42,16 +42,16 @@ def taken(source: Path) -> list[Path]:
 
 
 def leave_out(folder: Path) -> None:
-    """Delete what does not count from a folder that was downloaded; raise InputError as `taken` does."""
+    """Delete the files of a downloaded folder that do not count; raise InputError as `taken` does."""
     for file in set(folder.rglob("*")) - set(taken(folder)):
         if file.is_file():
             file.unlink()
 
 
 def weights_of(source: Path) -> list[Path]:
-    """Return the files of the weights and their index, or the single file; raise InputError if a part is missing."""
+    """Return the weight files and their index, or the single weight file; raise InputError if one is missing."""
     single, index = source / weight_files.WEIGHTS, source / weight_files.INDEX
-    if single.exists():  # then transformers reads no index, and vLLM that alone: it is left out
+    if single.exists():  # an index is left out: transformers would not read it, and vLLM would go by it alone
         return [single]
     if not index.exists():
         raise InputError(f"{source}: expected {single.name} or {index.name}, found neither")
@@ -72,7 +72,7 @@ def companions_of(source: Path) -> list[Path]:
 
 
 def is_left_out(file: Path) -> bool:
-    """Return whether a file belongs to other weights, or tells other engines of such."""
+    """Return whether a file belongs to other weights, or tells other engines about such weights."""
     return file.name in LEFT_OUT or file.name.endswith((".index.json", ".safetensors"))
 
 

@@ -1,10 +1,10 @@
-"""Names of modules and parameters, parts joined by dots."""
+"""Match the names of modules and parameters, whose parts are joined by dots."""
 
 from collections.abc import Iterable, Sequence
 
 
 def named_by(entries: Sequence[str], name: str) -> str | None:
-    """Return the first entry that is the name of a module, a part of it, or parts in a row; None if none is."""
+    """Return the first entry that is a name, one of its parts, or consecutive parts of it; None if there is none."""
     return next((entry for entry in entries if f".{entry}." in f".{name}."), None)
 
 
@@ -15,7 +15,7 @@ def idle(entries: Sequence[str], modules: Iterable[str]) -> list[str]:
 
 
 def unreached_roots(names: Iterable[str], reached: set[str]) -> list[str]:
-    """Return the topmost modules none of whose parameters are reached; names are those of all parameters."""
+    """Return the topmost modules that have no reached parameter; `names` are those of all parameters."""
     names = set(names)
     used = {prefix for name in reached for prefix in prefixes(name)}
     return sorted({next(prefix for prefix in prefixes(name) if prefix not in used) for name in names - reached})

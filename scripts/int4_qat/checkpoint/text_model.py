@@ -1,7 +1,8 @@
-"""Which parts of a model its text passes through, found by running the architecture, not from a list of names.
+"""Find the parts of a model that text passes through, by running the architecture, not from a list of names.
 
-A text goes through the model on the meta device, which costs no memory; what gets a gradient was reached. What sees or
-hears is not, nor is what shared layers hold and never use: nothing there is trained on texts or made int4.
+A text goes through the model on the meta device, which costs no memory; parameters that get a gradient were reached.
+Vision and audio parts are not reached, nor are parameters that shared layers hold but never use. Parts that are not
+reached are neither trained on texts nor made int4.
 """
 
 import torch
@@ -15,7 +16,10 @@ TOKENS = 4
 
 
 class NothingIsTrue(TorchDispatchMode):
-    """Answers what a forward pass asks of values that the meta device does not have: no picture, no padding."""
+    """A mode that answers False or 0 when a forward pass reads a value, which the meta device does not have.
+
+    The answers mean that there is no picture and no padding.
+    """
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
@@ -28,7 +32,7 @@ def reached_parameters(model: PreTrainedModel) -> set[str]:
     tokens = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
     try:
         with NothingIsTrue(), torch.device("meta"), torch.enable_grad():
-            # With a cache: without one transformers looks for packed sequences, in values.
+            # The cache is on, since without one transformers reads values to find packed sequences.
             model(input_ids=tokens, use_cache=True).logits.sum().backward()
     except Exception as error:  # each model's own code runs here
         expected = "a model that a text can be sent through"
@@ -51,6 +55,6 @@ def holders(model: PreTrainedModel) -> list[str]:
 
 
 def output_head(model: PreTrainedModel) -> str | None:
-    """Return the name of the module that makes logits of the last hidden state, or None."""
+    """Return the name of the module that computes logits from the last hidden state, or None."""
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head), None) if head is not None else None

@@ -1,6 +1,6 @@
-"""safetensors files read and written a block at a time: an export needs memory for blocks, not for a model.
+"""Read and write safetensors files a block at a time, so that an export needs memory for blocks, not for a model.
 
-Files are read and written, not mapped, so that no page of them counts as memory of the process.
+Files are read and written, not mapped, so that none of their pages count as memory of the process.
 """
 
 import json
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
 
-# The names that safetensors gives the types of its tensors.
+# Dtypes by the names that safetensors gives them.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -35,12 +35,12 @@ BLOCK = 2**20  # elements that a copy holds at once
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies in a file."""
+    """The place, dtype and shape of a tensor in a file."""
 
     path: Path
     dtype: str  # a key of DTYPES
     shape: tuple[int, ...]
-    begin: int  # byte of the file
+    begin: int  # byte of the file at which the tensor begins
 
     @property
     def elements(self) -> int:
@@ -51,7 +51,7 @@ class StoredTensor(NamedTuple):
         return self.elements * DTYPES[self.dtype].itemsize
 
     def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Elements start to stop, as a vector."""
+        """Return the elements from start to stop as a vector; raise InputError if the file is cut short."""
         dtype = DTYPES[self.dtype]
         stop = self.elements if stop is None else stop
         buffer = bytearray((stop - start) * dtype.itemsize)
@@ -62,7 +62,7 @@ class StoredTensor(NamedTuple):
         return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
 
     def write(self, values: torch.Tensor, start: int = 0) -> None:
-        """Put values, which must be of the tensor's type, from element `start` on."""
+        """Write values, which must have the tensor's dtype, from element `start` on."""
         assert values.dtype == DTYPES[self.dtype]
         content = values.contiguous().view(-1).view(torch.uint8).numpy()
         with self.path.open("r+b", buffering=0) as stream:
@@ -72,22 +72,25 @@ class StoredTensor(NamedTuple):
                 remaining = remaining[stream.write(remaining) :]
 
     def read_rows(self, rows: slice) -> torch.Tensor:
-        """Some rows of a matrix, (rows, columns)."""
+        """Return some rows of a matrix, (rows, columns)."""
         columns = self.shape[1]
         return self.read(rows.start * columns, rows.stop * columns).view(-1, columns)
 
     def write_rows(self, rows: slice, values: torch.Tensor) -> None:
-        """Put rows into a matrix."""
+        """Write some rows of a matrix."""
         self.write(values, rows.start * self.shape[1])
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """Start and stop of each block that a copy holds at once."""
+        """Yield the start and stop of each block that a copy holds at once."""
         for start in range(0, self.elements, BLOCK):
             yield start, min(start + BLOCK, self.elements)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a model's folder by name; InputError if a file is missing, cut short, or not as the index says."""
+    """Return the tensors of a model's folder by name.
+
+    Raise InputError if a file is missing, cut short, or not as the index says.
+    """
     if (folder / WEIGHTS).exists():
         return read_header(folder / WEIGHTS)
     if not (folder / INDEX).exists():
@@ -103,7 +106,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Return the file of each tensor; raise InputError unless each is a name of a file beside the index."""
+    """Return the file name of each tensor; raise InputError unless each names a safetensors file next to the index."""
     index = files.read_json(path)
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not names:
@@ -115,12 +118,12 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def file_bytes(folder: Path) -> int:
-    """Bytes of the files that hold a model's weights; a folder may have the same weights in another form too."""
+    """Return the bytes of the files that hold a model's weights, without copies of the weights in another form."""
     return sum(path.stat().st_size for path in {tensor.path for tensor in stored_tensors(folder).values()})
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file by name; InputError if it is not a whole safetensors file."""
+    """Return the tensors of one file by name; raise InputError if it is not a whole safetensors file."""
     try:
         with safe_open(path, "pt"):  # checks that header and length agree
             pass
@@ -140,11 +143,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def differing(source: StoredTensor, target: StoredTensor) -> int:
-    """How many elements of a copy are not those of the source."""
+    """Return how many elements of a copy differ from those of the source, converted to the copy's dtype."""
     blocks = ((source.read(*block).to(DTYPES[target.dtype]), target.read(*block)) for block in source.blocks())
     return sum(count_different(*pair) for pair in blocks)
 
 
 def count_different(expected: torch.Tensor, found: torch.Tensor) -> int:
-    """Elements that differ; NaN differs from NaN."""
+    """Return how many elements differ; NaN differs from NaN."""
     return 0 if torch.equal(expected, found) else int((expected != found).sum())

@@ -1,4 +1,4 @@
-"""Weight files of a folder that a program makes: laid out first, then filled block by block."""
+"""Write the weight files of a folder: lay them out first, then fill them block by block."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -12,21 +12,21 @@ from int4_qat.checkpoint.weight_files import StoredTensor
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
 
-SHARD_SIZE = "5GB"  # the Hub's own
+SHARD_SIZE = "5GB"  # the Hub's default
 
 
 def of_pytorch(_: Iterable[str]) -> dict[str, str]:
-    """The metadata of a file of plain tensors."""
+    """Return the metadata of a file of plain tensors."""
     return {"format": "pt"}
 
 
 def create(
     folder: Path, plan: dict[str, torch.Tensor], metadata: Callable[[Iterable[str]], dict[str, str]] = of_pytorch
 ) -> dict[str, StoredTensor]:
-    """Lay out a folder's weight files, in shards with an index where the Hub wants them; the tensors to be written.
+    """Lay out a folder's weight files, in shards with an index where the Hub wants them; return the tensors to write.
 
-    plan holds tensors on the meta device, in the order in which they go into shards; metadata says what a file's header
-    tells besides, by the names of the file's tensors.
+    plan holds tensors on the meta device, in the order in which they go into shards. metadata returns the metadata of a
+    file's header, given the names of the file's tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     split = split_torch_state_dict_into_shards(plan, max_shard_size=SHARD_SIZE)
@@ -40,7 +40,7 @@ def create(
 
 
 def _create_file(path: Path, plan: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """A file with its header and room for the tensors; as safetensors does, the wider types come first."""
+    """Create a file with its header and room for the tensors; wider dtypes come first, as in safetensors."""
     header: dict[str, dict] = {"__metadata__": metadata}
     end = 0
     for name, tensor in sorted(plan.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
@@ -58,13 +58,13 @@ def _create_file(path: Path, plan: dict[str, torch.Tensor], metadata: dict[str, 
 
 
 def copy(source: StoredTensor, target: StoredTensor) -> None:
-    """Write a tensor to another place, in the type that it has there."""
+    """Copy a tensor to another place, in the dtype that it has there."""
     for start, stop in source.blocks():
         target.write(source.read(start, stop).to(weight_files.DTYPES[target.dtype]), start)
 
 
 def refuse_differences(folder: Path, differing: dict[str, int]) -> None:
-    """InputError that counts the weights that are not what they should be, and names the first such tensor."""
+    """Raise InputError if weights differ from what they should be; it counts them and names the first such tensor."""
     wrong = [name for name, count in differing.items() if count]
     if wrong:
         total = sum(differing.values())

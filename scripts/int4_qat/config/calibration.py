@@ -1,14 +1,14 @@
-"""What a run calibrates, on which texts, and which arms begin there: `calibration` and `start` of the config.
+"""Find and check what a run calibrates, on which texts, and which arms start there (`calibration` and `start`).
 
-A method that needs texts changes the weights before they are rounded; what it leaves is a checkpoint at which a
-training can begin.
+A method that needs texts changes the weights before they are rounded. The result is a checkpoint at which a training
+can start.
 """
 
 from collections.abc import Iterator
 
 from int4_qat.config import quantizations, variants
 
-QUESTIONS = "questions"  # the training questions in the model's chat template, among the names of texts
+QUESTIONS = "questions"  # names, among the texts, the training questions in the model's chat template
 
 
 def calibrated(config: dict) -> list[str]:
@@ -18,19 +18,19 @@ def calibrated(config: dict) -> list[str]:
 
 
 def texts_of(config: dict) -> list[str]:
-    """Return the names of the texts on which a run calibrates; none if it calibrates nothing."""
+    """Return the names of the texts on which a run calibrates, or an empty list if it calibrates nothing."""
     return config["calibration"]["texts"] if calibrated(config) else []
 
 
 def problems(config: dict) -> Iterator[str]:
-    """Yield a line for each thing that could not be calibrated, or at which no training could begin."""
+    """Yield a line for each setting with which a calibration could not run or a training could not start."""
     yield from _wrong_starts(config)
     if names := calibrated(config):
         yield from _wrong_settings(config, names[0])
 
 
 def _wrong_starts(config: dict) -> Iterator[str]:
-    """Yield a line for each arm that would begin at a checkpoint that there is not, or on a grid of another scheme."""
+    """Yield a line for each arm whose start does not fit its quantization or is not among the variants."""
     used = variants.weights_of(config["variants"])
     for arm, changes in config["finetune"]["arms"].items():
         start, trained = changes.get("start", config["finetune"]["start"]), changes["quantization"]
@@ -49,7 +49,7 @@ def _wrong_starts(config: dict) -> Iterator[str]:
 
 
 def _starts(table: dict[str, dict], trained: str) -> list[str]:
-    """Return the quantizations at whose calibrated base an arm that is trained in another can begin."""
+    """Return the quantizations whose calibrated base can be the start of an arm that is trained in `trained`."""
     wanted = quantizations.training_words(table[trained])
     return [
         name
@@ -59,7 +59,7 @@ def _starts(table: dict[str, dict], trained: str) -> list[str]:
 
 
 def _wrong_settings(config: dict, name: str) -> Iterator[str]:
-    """Yield a line for what does not make windows of some texts; `name` is a quantization that is calibrated."""
+    """Yield a line if there are no texts, or fewer samples than texts; `name` is a calibrated quantization."""
     section = config["calibration"]
     if not section or not section["texts"]:
         known = ", ".join([QUESTIONS, *config["texts"]])

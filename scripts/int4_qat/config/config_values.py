@@ -1,8 +1,8 @@
-"""The values of a config as people mean them: numbers that YAML takes for texts, whole numbers, paths with a tilde.
+"""Read a config's values as people mean them: numbers that YAML reads as strings, whole numbers, paths with a tilde.
 
-YAML is read as version 1.1 has it: `1e-3` is a text without a point, `010` is eight, `1:30` is ninety, and of two keys
-of one name the last one counts. The first can be put right afterwards; the others are gone by then, and are looked for
-in the file.
+The YAML loader follows version 1.1: `1e-3`, which has no point, is a string, `010` is eight, `1:30` is ninety, and the
+last of two equal keys counts. The first can be corrected after loading. The others are lost by then, so they are looked
+for in the file.
 """
 
 import math
@@ -16,12 +16,12 @@ import yaml
 
 NUMBER = re.compile(r"[-+]?(?!0\d)(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[\d_]+(:[0-5]?\d)+(\.\d*)?)", re.ASCII)
-MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: takes the keys of another mapping
+MERGE_TAG = "tag:yaml.org,2002:merge"  # of `<<`, which takes the keys of another mapping
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def is_number(_, value: object) -> bool:
-    """Whether JSON could hold it as a number: neither a truth value nor NaN or infinite."""
+    """Return whether JSON can hold a value as a number: not a boolean, NaN or infinity."""
     return is_whole(_, value) or (isinstance(value, float) and math.isfinite(value))
 
 
@@ -34,7 +34,7 @@ Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_c
 
 
 def normalise(config: dict, schema: dict) -> None:
-    """Put a config's values into the form that all rules see, in place; what cannot be is left for the check."""
+    """Convert a config's values in place to the form that all rules see; leave what does not convert to the check."""
     _normalise_plain(config)
     for error in Validator(schema).iter_errors(config):
         if error.validator == "type" and isinstance(error.instance, str):
@@ -42,7 +42,7 @@ def normalise(config: dict, schema: dict) -> None:
 
 
 def _normalise_plain(value: object) -> None:
-    """Make whole numbers of 8.0 and the like, and whole paths of sources, in a mapping or a list and all below."""
+    """Convert 8.0 and the like to integers and expand the paths of sources, in a mapping or a list and all below it."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in list(items):
         if isinstance(item, float) and item.is_integer():
@@ -54,12 +54,12 @@ def _normalise_plain(value: object) -> None:
 
 
 def _expanded(source: str) -> str:
-    """A path with `~` and `$VARIABLE` filled in, unless it exists as it is written."""
+    """Return a path with `~` and `$VARIABLE` expanded, unless it exists as it is written."""
     return source if os.path.exists(source) else os.path.expandvars(os.path.expanduser(source))
 
 
 def _number(error: jsonschema.ValidationError) -> object:
-    """The number that a text means where the schema wants one; else the text itself."""
+    """Return the number that a string means if the schema wants a number there, or the string unchanged."""
     wanted, text = error.validator_value, error.instance
     if not {"number", "integer"} & set([wanted] if isinstance(wanted, str) else wanted) or not NUMBER.fullmatch(text):
         return text
@@ -75,11 +75,11 @@ def _set(config: dict, path: list, value: object) -> None:
 
 
 def hidden_problems(path: Path | str) -> Iterator[str]:
-    """What reading a YAML file hides, a line each: keys that stand twice, numbers that are not what they look like."""
+    """Yield a line for what loading a YAML file hides: duplicate keys, and numbers that are not what they look like."""
     try:
         document = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError):
-        return  # JSON, or what Snakemake itself refuses
+        return  # the file is JSON, or Snakemake itself refuses it
     yield from _hidden_below(document, path)
 
 
@@ -99,7 +99,7 @@ def _hidden_below(node: yaml.Node | None, path: Path | str) -> Iterator[str]:
 
 
 def odd_keys(value: object, place: str = "") -> Iterator[str]:
-    """Yield a line for each key that YAML takes for a number, a date or a truth value; the schema knows texts alone."""
+    """Yield a line for each key that YAML reads as a number, a date or a boolean; the schema knows only strings."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):

@@ -1,4 +1,4 @@
-"""What an arm's settings rule out, taken together: for the check of the config, and for a training itself."""
+"""Find an arm's settings that rule each other out, for the check of the config and for the training itself."""
 
 from collections.abc import Iterator
 
@@ -7,12 +7,12 @@ from int4_qat.config.calibration import QUESTIONS
 from int4_qat.quantization import schemes
 
 OURS = ("distillation", "eval_steps", "grid_learning_rate")
-UNSLOTH_SCHEME = schemes.int4(128)  # not an option there
-ONE_GPU = ("calibrate", "evaluate_chartqa", "measure_memory")  # rules that take no more
+UNSLOTH_SCHEME = schemes.int4(128)  # unsloth has no setting that changes it
+ONE_GPU = ("calibrate", "evaluate_chartqa", "measure_memory")  # rules that use only one GPU
 
 
 def unsloth_misfits(recipe: dict, device: str) -> list[str]:
-    """Return what an arm asks of unsloth 2026.10.7 that it does not do, `key: reason`; nothing for another backend."""
+    """Return `key: reason` for each setting that unsloth 2026.10.7 does not support; nothing for another backend."""
     if recipe["backend"] != "unsloth":
         return []
     problems = [] if device == "cuda" else [f"backend: unsloth needs device 'cuda', not '{device}'"]
@@ -30,7 +30,7 @@ def unsloth_misfits(recipe: dict, device: str) -> list[str]:
 
 
 def impossible(recipe: dict) -> Iterator[str]:
-    """Yield `key: reason` for each setting of an arm that the others rule out, or that nothing could heed."""
+    """Yield `key: reason` for each setting of an arm that the others rule out or leave without effect."""
     if recipe["scheme"] and recipe["qat_target"] == "merged" and recipe["lora_dropout"]:
         yield "lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout"
     if recipe["scheme"] and recipe["qat_target"] != "merged" and recipe["grid_learning_rate"]:
@@ -47,7 +47,7 @@ def impossible(recipe: dict) -> Iterator[str]:
 
 
 def unshared(recipe: dict, processes: int) -> Iterator[str]:
-    """Yield `key: reason` for what keeps an arm from being trained by so many processes, one a GPU."""
+    """Yield `key: reason` for each setting that rules out training by the given number of processes, one per GPU."""
     if processes > 1 and recipe["backend"] == "unsloth":
         yield f"backend: expected transformers on {processes} GPUs, since unsloth trains on one, found unsloth"
     shares = processes * recipe["gradient_accumulation_steps"]
@@ -57,7 +57,7 @@ def unshared(recipe: dict, processes: int) -> Iterator[str]:
 
 
 def _idle_texts(recipe: dict) -> Iterator[str]:
-    """Yield `key: reason` for texts that nothing could be learned from."""
+    """Yield `key: reason` for each setting with which nothing could be learned from a text."""
     general = [name for name in recipe["texts"] if name != QUESTIONS]
     if recipe["packing"] and recipe["max_seq_length"] < 2:
         yield f"max_seq_length: expected 2 or more with packing, found {recipe['max_seq_length']}"

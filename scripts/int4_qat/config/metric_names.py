@@ -1,10 +1,10 @@
-"""The metrics that a config asks for, by their names: one of them is the headline."""
+"""Name the metrics that a config asks for, one of which is the headline."""
 
 from collections.abc import Iterator
 
 MMLU, CHARTQA = "mmlu", "chartqa"
 OF_TEXTS = ("kl", "top1_agreement", "perplexity")
-# Columns of summary.csv that bear no metric's name, and what follows one in others; a test holds them against it.
+# Columns of summary.csv without a metric's name, and the suffixes of the others; a test compares both with the file.
 COLUMNS = (
     *("variant", "normalized_degradation", "recovered", "recovered_low", "recovered_high"),
     *("recovered_of_calibrated", "recovered_of_calibrated_low", "recovered_of_calibrated_high"),
@@ -20,7 +20,7 @@ SUFFIXES = (
 
 
 def of(evaluation: dict) -> list[str]:
-    """Return the names of all metrics that some settings of `evaluation` give."""
+    """Return the names of all metrics that the settings of `evaluation` ask for."""
     return [
         *question_sets(evaluation),
         *(task["task"] for task in evaluation["tasks"]),
@@ -35,17 +35,17 @@ def texts(evaluation: dict) -> dict[str, dict]:
 
 
 def question_sets(evaluation: dict) -> list[str]:
-    """Return the names of the sets of questions of which each answer is kept: MMLU, and one's own."""
+    """Return the names of the question sets whose every answer is kept: MMLU and the user's own."""
     return [*([MMLU] if evaluation[MMLU] else []), *(entry["name"] for entry in evaluation["questions"])]
 
 
 def of_text(text: str, metric: str) -> str:
-    """Return the name of a metric of a text, 'wikitext_kl'."""
+    """Return the name of a metric of a text, such as 'wikitext_kl'."""
     return f"{text}_{metric}"
 
 
 def headline(evaluation: dict) -> str | None:
-    """Return the metric of which the summary tells first: what the config names, or else the first one, if any."""
+    """Return the metric that the summary reports first: the one that the config names, or the first one, or None."""
     return evaluation["headline"] or next(iter(of(evaluation)), None)
 
 
@@ -56,7 +56,7 @@ def shares(evaluation: dict) -> list[str]:
 
 
 def problems(evaluation: dict) -> Iterator[str]:
-    """Yield a line for each name that two metrics have, and for a headline that is none of them."""
+    """Yield a line for each metric's name that is already taken, for a lack of metrics, and for an unknown headline."""
     names = of(evaluation)
     derived = {f"{name}_{suffix}" for name in names for suffix in SUFFIXES}
     for name in sorted(set(names) & {*COLUMNS, *derived}):

@@ -1,6 +1,6 @@
-"""What a config must know of a model to fit it: written when the model is brought, read at each start of the workflow.
+"""Check a config against the facts of a model, which download_model writes and each start of the workflow reads.
 
-So a slip in a config is a line in a second, also where it takes the model to see that it is one.
+Even a mistake that only the model reveals is thus reported within a second, in one line.
 """
 
 import shutil
@@ -22,11 +22,11 @@ KEYS = {
     "response_part",
     "bytes",
 }
-FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM makes one layer of each group
+FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # vLLM fuses each group into one layer
 
 
 def misfits(facts: dict, settings: dict) -> Iterator[str]:
-    """Yield a line for each key of the settings of one model that does not fit what is known of it."""
+    """Yield a line for each key in the settings of one model that does not fit the facts of the model."""
     for name, entry in settings["quantizations"].items():
         yield from idle_exceptions(facts, name, entry.get("ignore", []))
         yield from split_layers(facts, name, entry.get("ignore", []))
@@ -46,7 +46,7 @@ def idle_exceptions(facts: dict, quantization: str, ignore: list[str]) -> Iterat
 
 
 def split_layers(facts: dict, quantization: str, ignore: list[str]) -> Iterator[str]:
-    """Yield a line if only some of the linears stay in bf16 of which vLLM makes one layer."""
+    """Yield a line if only some of the linears that vLLM fuses into one layer stay in bf16."""
     left_out = defaultdict(set)
     for name in facts["inputs"]:
         parent, _, leaf = name.rpartition(".")
@@ -62,7 +62,7 @@ def split_layers(facts: dict, quantization: str, ignore: list[str]) -> Iterator[
 
 
 def wrong_marks(facts: dict, arms: dict[str, dict]) -> Iterator[str]:
-    """Yield a line for each mark of a turn that the model's chat template does not write, whichever arms have it."""
+    """Yield a line for each turn mark that the model's chat template does not write, however many arms have it."""
     for name in ("instruction_part", "response_part"):
         by_mark = defaultdict(list)
         for arm, recipe in arms.items():
@@ -74,7 +74,7 @@ def wrong_marks(facts: dict, arms: dict[str, dict]) -> Iterator[str]:
 
 
 def undivided(facts: dict, recipe: dict, arm: str) -> Iterator[str]:
-    """Yield a line if an arm would train a linear in int4 that the group size does not divide."""
+    """Yield a line if an arm would train in int4 a linear whose inputs the group size does not divide."""
     group_size, ignore = recipe["scheme"]["group_size"], recipe["ignore"]
     for name, inputs in facts["inputs"].items():
         if inputs % group_size and not module_names.named_by(ignore, name):
@@ -85,7 +85,7 @@ def undivided(facts: dict, recipe: dict, arm: str) -> Iterator[str]:
 
 
 def long_windows(facts: dict, settings: dict) -> Iterator[str]:
-    """Yield a line for each window of a text that is longer than what the model takes."""
+    """Yield a line for each setting whose windows are longer than the longest text that the model takes."""
     longest, divergence = facts["longest_text"], settings["evaluation"]["divergence"]
     windows = {"evaluation.divergence.context": divergence["context"]} if divergence else {}
     if "calibration" in settings:
@@ -98,7 +98,7 @@ def long_windows(facts: dict, settings: dict) -> Iterator[str]:
 
 
 def full_disk(facts: dict, settings: dict, results: Path) -> Iterator[str]:
-    """Yield a line if the weights of the variants that are not there yet do not fit on the disk of the results."""
+    """Yield a line if the weights of the variants that do not exist yet do not fit on the disk of the results."""
     names, sizes = settings["variants"], facts["bytes"]
     merged = [f"{weights}-{variants.BF16}" for weights in variants.weights_of(names) if weights != variants.BASE]
     needed = dict.fromkeys([*merged, *(name for name in names if name != variants.BASELINE)])
@@ -111,7 +111,10 @@ def full_disk(facts: dict, settings: dict, results: Path) -> Iterator[str]:
 
 
 def bytes_of(precision: str, settings: dict, sizes: dict) -> int:
-    """Return the bytes of a model's weights in bf16, or in all formats of a quantization, after calibration if any."""
+    """Return the bytes of a model's weights in bf16, or in all formats of a quantization.
+
+    A calibrated quantization also has the calibrated weights in bf16.
+    """
     if precision == variants.BF16:
         return sizes["bf16"]
     entry = settings["quantizations"][precision]

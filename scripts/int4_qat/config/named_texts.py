@@ -1,4 +1,4 @@
-"""The texts that a run trains and calibrates on: `texts`, `finetune.texts` and `calibration.texts` of the config."""
+"""Find and check the texts that a run trains and calibrates on (`texts`, `finetune.texts`, `calibration.texts`)."""
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -17,7 +17,7 @@ def of_arm(config: dict, arm: str) -> list[str]:
 
 
 def used(config: dict) -> dict[str, list[str]]:
-    """Return the names of the texts on which the arms of a run are trained, and on which it calibrates, by the key."""
+    """Return, by the config's key, the names of the texts on which a run trains its arms and on which it calibrates."""
     arms = variants.weights_of(config["variants"])[1:]
     trained = {name for arm in arms for name in of_arm(config, arm)}
     return {TRAINING: sorted(trained), CALIBRATION: sorted(calibration.texts_of(config))}
@@ -30,12 +30,12 @@ def general(config: dict) -> dict[str, dict]:
 
 
 def file_name(name: str, entry: dict) -> str:
-    """Return the name of the file that a text is brought to."""
+    """Return the name of the file that download_text writes for a text."""
     return f"{name}{conversations.SUFFIX if 'messages' in entry else '.txt'}"
 
 
 def problems(config: dict) -> Iterator[str]:
-    """Yield a line for each text on which nothing can be, or may be, trained or calibrated."""
+    """Yield a line for each text that cannot or must not be used for training or calibration."""
     table, held_out = config["texts"], metric_names.texts(config["evaluation"])
     for name in sorted(table.keys() & held_out.keys()):
         yield f"texts.{name}: expected a name that no text in evaluation.divergence.texts has, found '{name}'"
@@ -48,7 +48,7 @@ def problems(config: dict) -> Iterator[str]:
 
 
 def _places(config: dict) -> Iterator[tuple[str, str]]:
-    """Yield each key of the config that names a text to train or to calibrate on, and the name."""
+    """Yield each key of the config that names a text to train or calibrate on, with that name."""
     for name in config["finetune"]["texts"]:
         yield f"{TRAINING}.{name}", name
     for arm, changes in config["finetune"]["arms"].items():
@@ -59,7 +59,7 @@ def _places(config: dict) -> Iterator[tuple[str, str]]:
 
 
 def _held_out_twin(entry: dict, held_out: dict[str, dict]) -> str | None:
-    """Return the held-out text that has files of a general text's source and pattern, if any, whatever its commit."""
+    """Return the held-out text whose source, at any commit, and pattern match those of a general text, or None."""
     for name, other in held_out.items():
         patterns = entry["files"], other["files"]
         same_files = fnmatchcase(*patterns) or fnmatchcase(*reversed(patterns))
@@ -69,5 +69,5 @@ def _held_out_twin(entry: dict, held_out: dict[str, dict]) -> str | None:
 
 
 def _place(source: str) -> str:
-    """Return a source without its commit, or the folder to which a path leads."""
+    """Return a Hub source without its commit, or the resolved path of a local one."""
     return source.partition("@")[0] if source.startswith("hf://") else str(Path(source).resolve())

@@ -1,4 +1,4 @@
-"""The table `quantizations` of the config: which scheme, method and formats each name stands for, and for whom."""
+"""Read and check the table `quantizations` of the config: the scheme, method and formats of each name, and its uses."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,8 +9,8 @@ from int4_qat.system import rooms
 ROUNDED = "rtn"  # the method against which the others are measured
 LOADED = "torchao-plain"  # the format in which quality and memory are measured
 VLLM = "vllm"
-SERVED = {"transformers": LOADED, VLLM: "compressed-tensors"}  # in which an engine computes with int4
-TEXTS = "texts"  # all that a method can need: it is calibrated on them
+SERVED = {"transformers": LOADED, VLLM: "compressed-tensors"}  # the format in which each engine computes with int4
+TEXTS = "texts"  # all that a method can need: texts to calibrate on
 
 
 def training_words(entry: dict) -> dict:
@@ -28,32 +28,32 @@ def _needs(entry: dict) -> tuple[str, ...]:
 
 
 def folders(entry: dict) -> dict[str, str]:
-    """Return the formats of an entry by the folder of a variant that each fills."""
+    """Return the formats of an entry, keyed by the folder of a variant that each fills."""
     return {rooms.load(rooms.FORMATS, word).FOLDER: word for word in entry["formats"]}
 
 
 def served_folder(entry: dict, engine: str) -> str | None:
-    """Return the folder of a variant that an engine serves, by the variant's entry; None if there is none for it."""
+    """Return the folder of a variant that an engine serves, given the variant's entry, or None if it serves none."""
     by_format = {word: folder for folder, word in folders(entry).items()}
     return by_format.get(SERVED[engine])
 
 
 def why_not_served(entry: dict, engine: str) -> str | None:
-    """Return why an engine serves no variant of an entry, or None if it does."""
+    """Return why an engine cannot serve the variants of an entry, or None if it can."""
     if served_folder(entry, engine):
         return None
     return f"{engine} computes with int4 in {SERVED[engine]}, which is not among its formats"
 
 
 def repositories(entry: dict, repository: str) -> dict[str, str]:
-    """Return the repository on the Hub of each folder of a variant: both loaders read the root of one."""
+    """Return the Hub repository of each folder of a variant: one each, since both loaders read a repository's root."""
     return {folder: f"{repository}-{rooms.load(rooms.FORMATS, word).SUFFIX}" for folder, word in folders(entry).items()}
 
 
 def rounded(table: dict[str, dict], name: str, names: Iterable[str]) -> str | None:
-    """Return the quantization that rounds to nearest in the scheme of another, itself if it does; None if none does.
+    """Return the quantization that rounds to nearest in the scheme of `name` with the same `ignore`, or None.
 
-    Of several it is the first whose base is among the variants.
+    The candidates are `name` itself, then the table in order. The first whose base is among the variants is preferred.
     """
     wanted = training_words(table[name])
     twins = [twin for twin in (name, *table) if _rounds_in(table[twin], wanted)]
@@ -80,9 +80,10 @@ def used(table: dict[str, dict], names: Iterable[str], arms: dict[str, dict]) ->
 
 
 def references(settings: dict) -> dict[str, str]:
-    """Return the quantized base that each variant's recovery is measured against, by the settings of one model.
+    """Return the quantized base against which each variant's recovery is measured, from the settings of one model.
 
-    A bf16 variant is measured against the quantization in which its arm is trained, or else against the first one.
+    A bf16 variant is measured against the quantization in which its arm is trained, or against the first one if there
+    is none.
     """
     table, arms = settings["quantizations"], settings["arms"]
 
@@ -96,7 +97,7 @@ def references(settings: dict) -> dict[str, str]:
 
 
 def problems(table: dict[str, dict]) -> Iterator[str]:
-    """Yield a line for each entry that no program could make."""
+    """Yield a line for each entry that contradicts itself or that no program could produce."""
     for name, entry in table.items():
         key = f"quantizations.{name}"
         if entry["symmetric"] and "zero_point" in entry:
@@ -109,7 +110,7 @@ def problems(table: dict[str, dict]) -> Iterator[str]:
 
 
 def _unknown_words(key: str, entry: dict) -> Iterator[str]:
-    """Yield a line for each method or format that there is no file for, or for a format that cannot hold the scheme."""
+    """Yield a line for each method or format that has no file or does not fit the entry."""
     named = [("method", entry["method"], rooms.METHODS)]
     named += [(f"formats[{index}]", word, rooms.FORMATS) for index, word in enumerate(entry["formats"])]
     unknown = [(place, word, room) for place, word, room in named if word not in rooms.words(room)]

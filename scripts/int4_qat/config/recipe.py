@@ -1,6 +1,6 @@
-"""The settings of a training: the one place, beside config.yaml, that names each, with the values that it may have.
+"""Define the settings of a training: apart from config.yaml, the one place that names each, with its allowed values.
 
-config/schema.py makes the config's schema of the annotations; the training gets an object of the class.
+config/schema.py derives the config's schema from the annotations; the training gets an object of the class Recipe.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ Texts = Annotated[dict, {"minProperties": 1, "additionalProperties": {"type": "n
 
 
 class Distillation(TypedDict):
-    """What is learned of the base in bf16: `weight` of the loss is KL(base || model), the rest the cross-entropy."""
+    """Distillation from the base in bf16: `weight` of the loss is KL(base || model), the rest is the cross-entropy."""
 
     weight: Annotated[float, {"exclusiveMinimum": 0, "maximum": 1}]
-    tokens: Literal["all", "response"]  # of which the predictions are compared
-    temperature: Positive  # by which the logits of both are divided (Hinton et al. 2015)
+    tokens: Literal["all", "response"]  # tokens whose predictions are compared
+    temperature: Positive  # divides the logits of both (Hinton et al. 2015)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainerSettings:
-    """What trl's SFTConfig has under the same names."""
+    """The settings that trl's SFTConfig has under the same names."""
 
     gradient_accumulation_steps: Count  # passes in which a process takes its share of a step's rows
     gradient_checkpointing: bool
@@ -43,19 +43,19 @@ class TrainerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe(TrainerSettings):
-    """One arm of `finetune` in the config; a quantization that it names is there as scheme and ignore."""
+    """One arm of `finetune` in the config, with its quantization, if any, given as `scheme` and `ignore`."""
 
     backend: Annotated[str, {"enum": rooms.words(rooms.BACKENDS)}]
-    train_batch_size: Count  # rows of a step, of all GPUs and passes together
-    qat_target: Target  # what is seen in int4, where there is a scheme
-    scheme: dict | None  # the words of the quantization that training sees, if it sees one
+    train_batch_size: Count  # rows of a step, over all GPUs and passes
+    qat_target: Target  # what the training sees in int4, if there is a scheme
+    scheme: dict | None  # of the quantization that the training sees, if any
     ignore: list[str] | None  # parts of module names that are not fake-quantized, if there is a scheme
-    # Of scales and zero points; without one the grids stay as they are.
+    # The rate of scales and zero points; without one, the grids stay as they are.
     grid_learning_rate: Annotated[float | None, {"exclusiveMinimum": 0}]
     distillation: Distillation | None
-    texts: Texts  # the weight of each, by its name
-    packing: bool  # rows are windows of max_seq_length tokens of running text; else each question is a row
-    # After how many steps the divergence on held-out windows is measured.
+    texts: Texts  # the weight of each text, by its name
+    packing: bool  # whether rows are windows of max_seq_length tokens of running text; if not, each is a question
+    # The number of steps between two measurements of the divergence on held-out windows.
     eval_steps: Annotated[int | None, {"minimum": 1}]
     allow_worse: bool  # whether a training may end further from the base in bf16 than it began
     r: Count

@@ -1,4 +1,4 @@
-"""The part of the config that the results of one model come from, and the settings of each of its arms."""
+"""Extract from the config what the results of one model depend on, and the settings of each of its arms."""
 
 from int4_qat.config import calibration, named_texts, quantizations, variants
 
@@ -7,17 +7,17 @@ NOTHING_SEEN = {"scheme": None, "ignore": None}
 
 
 def recipe_of(config: dict, arm: str) -> dict:
-    """Return the fine-tuning settings of one arm, with the scheme and the exceptions that its training sees, if any."""
+    """Return the fine-tuning settings of one arm, with the scheme and `ignore` that its training sees, if any."""
     settings = config["finetune"] | config["finetune"]["arms"][arm]
     quantization = settings["quantization"]
     seen = quantizations.training_words(config["quantizations"][quantization]) if quantization else NOTHING_SEEN
     settings = {key: value for key, value in settings.items() if key not in ("arms", "report_to")} | seen
-    # Without a quantization a training begins at the base itself, from which it can only move away, and has no grids.
+    # Without a quantization, a training has no grids and starts at the base itself, from which it can only move away.
     return settings if seen["scheme"] else settings | {"eval_steps": None, "grid_learning_rate": None}
 
 
 def training_of(recipe: dict) -> dict:
-    """Return what a training goes by: what it sees of a quantization, and no name of one."""
+    """Return the settings that a training depends on: what it sees of a quantization, but no name of one."""
     return {key: value for key, value in recipe.items() if key not in ("quantization", "start", "allow_worse")}
 
 
@@ -27,7 +27,7 @@ def arms_of(config: dict) -> list[str]:
 
 
 def settings_of(config: dict, model: str) -> dict:
-    """Return the config of one model and of the arms in use; what decides on an upload alone is left out."""
+    """Return the config of one model and of the arms in use, without what only decides on an upload."""
     source = config["models"][model]["source"]
     settings = {key: config[key] for key in ("data", "device", "variants", "evaluation")}
     settings["texts"] = named_texts.general(config)
@@ -49,6 +49,6 @@ def settings_of(config: dict, model: str) -> dict:
 
 
 def repository_of(config: dict, model: str) -> str | None:
-    """Return where the model is published, <owner>/<name>, or None."""
+    """Return the repository to which the model is published, <owner>/<name>, or None."""
     repository = config["publish"]["repository"]
     return repository and repository.replace("{model}", model)

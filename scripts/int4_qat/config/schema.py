@@ -1,4 +1,4 @@
-"""The schema of the config: rules/config.schema.yaml, with the settings of a training as the class Recipe has them."""
+"""The schema of the config: rules/config.schema.yaml, completed with the training settings of the class Recipe."""
 
 from pathlib import Path
 from types import UnionType
@@ -13,7 +13,7 @@ TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: 
 
 
 def read(workflow: Path | str) -> dict:
-    """Return the whole schema, of the workflow in a folder."""
+    """Return the whole schema of the workflow in a folder."""
     schema = yaml.safe_load((Path(workflow) / "rules" / "config.schema.yaml").read_text(encoding="utf-8"))
     settings = recipe_settings()
     schema["$defs"]["recipe"] = {"properties": settings}
@@ -22,13 +22,16 @@ def read(workflow: Path | str) -> dict:
 
 
 def recipe_settings() -> dict[str, dict]:
-    """Return the schema of each setting of a training that the config names by itself."""
+    """Return the schema of each training setting that the config names directly, not through a quantization."""
     kinds = get_type_hints(Recipe, include_extras=True)
     return {name: _of(kind) for name, kind in kinds.items() if name not in recipes.NOTHING_SEEN}
 
 
 def _of(kind: object) -> dict:
-    """Return the schema of an annotation: a plain type or a TypedDict, one with limits, a choice of values, or null."""
+    """Return the schema of an annotation.
+
+    It is a plain type, a TypedDict, a type with limits, a choice of values, or one of these or None.
+    """
     if get_origin(kind) is Literal:
         return {"enum": list(get_args(kind))}
     if get_origin(kind) is Annotated:

@@ -1,4 +1,4 @@
-"""What a config breaks of its schema, in lines that people understand."""
+"""Describe where a config violates its schema, in lines that people understand."""
 
 import datetime
 
@@ -14,7 +14,7 @@ def lines(config: dict, rules: dict) -> list[str]:
 
 
 def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonschema.ValidationError]) -> bool:
-    """Return whether another error says it: a wrong value makes keys `unevaluated`, a wrong type is in no list."""
+    """Return whether another error implies this one: a bad value makes keys `unevaluated`, a bad type is in no enum."""
     if error.validator == "unevaluatedProperties":
         return any(other.json_path.startswith(f"{error.json_path}.") for other in errors)
     return error.validator == "enum" and any(
@@ -23,7 +23,7 @@ def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonsc
 
 
 def _line(error: jsonschema.ValidationError) -> str:
-    """Return the line of an error: its key, what is wrong, what to write instead."""
+    """Return the line of an error: its key, what is wrong, and what to write instead."""
     key = error.json_path.removeprefix("$.").removeprefix("$")
     message = _expectation(error) or error.message
     message = message if len(message) < 200 else f"{message[:200]} ..."
@@ -32,7 +32,7 @@ def _line(error: jsonschema.ValidationError) -> str:
 
 
 def _expectation(error: jsonschema.ValidationError) -> str | None:
-    """Return what the schema says in words of a text that it only describes by a pattern or by what it is not."""
+    """Return what the schema's description says of a value that it checks by `pattern` or `not`, or None."""
     if error.validator in ("pattern", "not") and "description" in error.schema:
         return f"expected {error.schema['description']}, found {error.instance!r}"
     return None

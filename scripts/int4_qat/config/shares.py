@@ -1,4 +1,4 @@
-"""How the rows of a training are shared among its texts."""
+"""Divide the rows of a training among its texts."""
 
 
 def rows_of(recipe: dict) -> int:
@@ -7,7 +7,7 @@ def rows_of(recipe: dict) -> int:
 
 
 def of_texts(weights: dict[str, float], total: int) -> dict[str, int]:
-    """Return how many of so many rows each text has by its weight; the largest remainders are rounded up."""
+    """Return how many of `total` rows each text gets by its weight; the largest remainders are rounded up."""
     exact = {name: total * weight / sum(weights.values()) for name, weight in weights.items()}
     whole = {name: int(share) for name, share in exact.items()}
     by_remainder = sorted(exact, key=lambda name: whole[name] - exact[name])

@@ -1,4 +1,7 @@
-"""A variant is weights x precision, named `<base or arm>-<bf16 or a quantization>`; the card compares five of them."""
+"""Parse the names of variants, `<base or arm>-<bf16 or a quantization>`: a variant is weights x precision.
+
+The card compares five of them.
+"""
 
 from collections.abc import Iterable
 
@@ -20,5 +23,5 @@ def is_quantized(variant: str) -> bool:
 
 
 def weights_of(names: Iterable[str]) -> list[str]:
-    """Return the weights among some variants, the base first."""
+    """Return the weights of some variants, each once, the base first."""
     return sorted({split(name)[0] for name in names}, key=lambda weights: (weights != BASE, weights))

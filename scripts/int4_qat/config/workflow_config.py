@@ -1,4 +1,4 @@
-"""The config of a run, checked before anything runs: each mistake is one line that names the key."""
+"""Load the config of a run and check it before anything runs: each mistake is one line that names the key."""
 
 import json
 import os
@@ -26,23 +26,23 @@ from int4_qat.config import (
 from int4_qat.config.recipes import STANDIN
 from int4_qat.system import sources
 
-OF_QAT = ("qat_target", "grid_learning_rate", "eval_steps")  # settings of what is trained in a quantization
-# Settings of a training in earlier versions, and what took their place.
+OF_QAT = ("qat_target", "grid_learning_rate", "eval_steps")  # settings of arms that are trained in a quantization
+# Settings of a training in earlier versions, and what replaced them.
 OLD_SETTINGS = {
     "qat_scheme": "`quantization` in each arm, a name from the table `quantizations` or null",
     "distillation_weight": "`distillation`, null or a mapping that has the weight",
     "per_device_train_batch_size": "`train_batch_size`, the rows of a step on all GPUs together",
 }
-DATA_REPORT = Path("resources/mmlu/report.json")  # of download_mmlu
-MODELS = Path("resources/models")  # of download_model, with the facts of each in <model>.json
-# What no set of questions and no task may be called; a test holds them against the measurements.
+DATA_REPORT = Path("resources/mmlu/report.json")  # written by download_mmlu
+MODELS = Path("resources/models")  # written by download_model; <model>.json has the facts of each
+# Names that no question set and no task may have; a test compares them with the measurements.
 MEASURED = ("divergence", "mmlu", "chartqa", "memory", "latency", "parity", "serving")
 
 
 def of_run(workflow: str, given: Mapping, overrides: Mapping, configfiles: Iterable[Path | str]) -> dict:
-    """Return the checked config of a run of the workflow in a folder, whose config.yaml is the lowest layer.
+    """Return the checked config of a run; config.yaml in the folder `workflow` is its lowest layer.
 
-    `given` is everything as Snakemake merges it, `overrides` what --config gave of it, `configfiles` what was read.
+    `given` is everything that Snakemake merged, `overrides` the part of it from --config, `configfiles` the files read.
     """
     config = layers.of_run(load_configfile(f"{workflow}/config.yaml"), given, overrides)
     check(config, workflow, configfiles)
@@ -50,7 +50,10 @@ def of_run(workflow: str, given: Mapping, overrides: Mapping, configfiles: Itera
 
 
 def refuse_gpus(config: dict, counts: dict[str, int]) -> None:
-    """End the program with a line for each stage that cannot use as many GPUs as it is given; others have one."""
+    """End the program with a line for each stage that cannot use as many GPUs as `counts` gives it.
+
+    A stage that `counts` does not name has one GPU.
+    """
     found = [f"{rule}: expected gpu=1, found {counts[rule]}" for rule in limits.ONE_GPU if counts.get(rule, 1) > 1]
     for name in recipes.arms_of(config):
         problems = limits.unshared(recipes.recipe_of(config, name), counts.get("finetune", 1))
@@ -60,7 +63,10 @@ def refuse_gpus(config: dict, counts: dict[str, int]) -> None:
 
 
 def check(config: dict, workflow: str, configfiles: Iterable[Path | str]) -> None:
-    """Put the config's values into the form that all rules see; end the program with a line for each that is wrong."""
+    """Convert the config's values in place to the form that all rules see.
+
+    End the program with a line for each value that is wrong.
+    """
     rules = schema.read(workflow)
     found = [f"the workflow's folder: Snakemake takes no braces in {workflow!r}"] if {"{", "}"} & set(workflow) else []
     found += list(dict.fromkeys(line for path in configfiles for line in config_values.hidden_problems(path)))
@@ -74,7 +80,7 @@ def check(config: dict, workflow: str, configfiles: Iterable[Path | str]) -> Non
 
 
 def problems(config: dict, rules: dict) -> list[str]:
-    """What is wrong, a line each; the schema comes first, since the rest relies on it."""
+    """Return a line for each mistake in the config; the schema comes first, since the other checks rely on it."""
     lines = schema_errors.lines(config, rules) or [
         *_missing_sources(config),
         *_taken_names(config),
@@ -140,14 +146,14 @@ def _written_by_the_run(key: str, source: str) -> Iterator[str]:
 
 
 def _wildcards(key: str, paths: Iterable[str]) -> Iterator[str]:
-    """The first path that Snakemake would misread; there is no way to tell it not to."""
+    """Yield a line for the first path that Snakemake would misread; there is no way to prevent that."""
     for path in filter(sources.has_wildcard, paths):
         yield f"{key}: expected no word in braces, which is a wildcard to Snakemake, found {path!r}"
         return
 
 
 def _taken_names(config: dict) -> Iterator[str]:
-    """Tasks and sets of questions with the name of something else that is measured."""
+    """Yield a line for each task or question set that has the name of something else that is measured."""
     taken = set(MEASURED)
     for table, key in (("tasks", "task"), ("questions", "name")):
         for index, entry in enumerate(config["evaluation"][table]):
@@ -160,7 +166,7 @@ def _taken_names(config: dict) -> Iterator[str]:
 
 
 def _untrainable(config: dict) -> Iterator[str]:
-    """Arms whose training would see a quantization that there is not, or whose codes only a method with texts finds."""
+    """Yield a line for each arm that trains in a quantization that does not exist or whose method needs texts."""
     table = config["quantizations"]
     trainable = [name for name, entry in table.items() if not quantizations.is_calibrated(entry)]
     for arm, changes in config["finetune"]["arms"].items():
@@ -170,7 +176,7 @@ def _untrainable(config: dict) -> Iterator[str]:
 
 
 def _unknown_variants(config: dict) -> Iterator[str]:
-    """Variants that nothing produces: an arm that was trained in a quantization is exported in that one alone."""
+    """Yield a line for each variant that nothing produces; arms trained in a quantization are exported in no other."""
     arms, table = config["finetune"]["arms"], config["quantizations"]
     known, precisions = [variants.BASE, *arms], [variants.BF16, *table]
     for index, name in enumerate(config["variants"]):
@@ -184,7 +190,7 @@ def _unknown_variants(config: dict) -> Iterator[str]:
 
 
 def _missing_references(config: dict) -> Iterator[str]:
-    """Variants that others are compared with and that are not there."""
+    """Yield a line for each missing variant with which others are compared."""
     names, table = config["variants"], config["quantizations"]
     if variants.BASELINE not in names:
         yield f"variants: '{variants.BASELINE}' is missing; every other one is compared with it"
@@ -201,7 +207,7 @@ def _missing_references(config: dict) -> Iterator[str]:
 
 
 def _misfits(config: dict) -> list[str]:
-    """What the settings of an arm, taken together, make impossible or idle; what holds for all arms is one line."""
+    """Return a line for each impossible or idle setting of an arm; a problem that all arms share is a single line."""
     arms = config["finetune"]["arms"]
     found = [(arm, problem) for arm in arms for problem in _misfits_of(config, arm)]
     everywhere = [problem for problem, count in Counter(problem for _, problem in found).items() if count > 1]
@@ -221,7 +227,7 @@ def _misfits_of(config: dict, arm: str) -> list[str]:
 
 
 def _idle_words(config: dict) -> Iterator[str]:
-    """Words that nothing would heed."""
+    """Yield a line for each setting that would have no effect."""
     names = [variants.BASE, *config["finetune"]["arms"]]
     for name in config["plots"]["colours"]:
         if name not in names:
@@ -232,7 +238,7 @@ def _idle_words(config: dict) -> Iterator[str]:
 
 
 def _served_in_float32(config: dict) -> Iterator[str]:
-    """vLLM's int4 kernels compute in half precision."""
+    """Yield a line for each float32 setting of vLLM, whose int4 kernels compute in half precision."""
     for name in ("latency", "serving"):
         settings = config["evaluation"][name]
         if settings and settings.get("engine", "vllm") == "vllm" and settings["dtype"] == "float32":
@@ -251,7 +257,7 @@ def _split_layers(config: dict) -> list[str]:
 
 
 def _too_few_examples(config: dict) -> list[str]:
-    """More shots than the data have examples, if those were downloaded; else download_mmlu says so."""
+    """Return a line if there are more shots than examples in the data; download_mmlu checks data not downloaded yet."""
     source, asked = config["data"]["source"], config["evaluation"]["mmlu"]
     examples = _known_of(source, DATA_REPORT).get("fewest_examples")
     shots = asked["num_fewshot"] if asked else 0
@@ -262,7 +268,7 @@ def _too_few_examples(config: dict) -> list[str]:
 
 
 def _misfits_of_models(config: dict) -> list[str]:
-    """What does not fit the models that were brought already; of others download_model says so."""
+    """Return a line for each setting that does not fit a model already downloaded; download_model checks the others."""
     lines = []
     for name, model in config["models"].items():
         facts = _known_of(model["source"], MODELS / f"{name}.json")
@@ -272,7 +278,7 @@ def _misfits_of_models(config: dict) -> list[str]:
 
 
 def _known_of(source: str, report: Path) -> dict:
-    """What an earlier run reported of a source; nothing if that was another source, or if it has changed since."""
+    """Return what an earlier run reported of a source; nothing if the source is another or has changed since."""
     try:
         known = json.loads(report.read_text(encoding="utf-8"))
         changed = max(map(os.path.getmtime, sources.local_files(source)), default=0) > report.stat().st_mtime
@@ -282,7 +288,7 @@ def _known_of(source: str, report: Path) -> dict:
 
 
 def _old_keys(config: dict) -> Iterator[str]:
-    """Keys of earlier versions, each with the one that took its place."""
+    """Yield a line for each key of an earlier version, with the one that replaced it."""
     if "quantization" in config:
         yield "quantization: expected `quantizations`, a table of named ones, in which `ignore` is the former skip"
     table = config.get("quantizations")
@@ -302,7 +308,7 @@ def _old_keys(config: dict) -> Iterator[str]:
 
 
 def _idle_threshold(config: dict) -> Iterator[str]:
-    """A loss that no share of questions can exceed."""
+    """Yield a line if the threshold is a loss that no share can exceed."""
     evaluation, most = config["evaluation"], config["publish"]["thresholds"]["lost_at_most"]
     headline = metric_names.headline(evaluation)
     if most >= 1 and headline in metric_names.shares(evaluation):

@@ -1,4 +1,7 @@
-"""Sources: `hf://google/gemma-3-12b-it@<commit>`, `hf://datasets/cais/mmlu@<commit>`, or a local folder."""
+"""Parse sources and download those on the Hub.
+
+A source is `hf://google/gemma-3-12b-it@<commit>`, `hf://datasets/cais/mmlu@<commit>`, or a local folder.
+"""
 
 import json
 import os
@@ -30,14 +33,14 @@ from huggingface_hub.utils import validate_repo_id
 from int4_qat.system import files
 from int4_qat.system.errors import InputError, one_line
 
-IGNORED = ["consolidated*"]  # the same weights again, as Mistral's repositories have them
+IGNORED = ["consolidated*"]  # a second copy of the weights, as in Mistral's repositories
 HUB_SOURCE = re.compile(r"hf://(?P<datasets>datasets/)?(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
-OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # the client heeds both, the first one first
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # in the client's order; it heeds both
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # in the client's order
 TOKEN_CHARACTERS = re.compile(r"[!-~]+")
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 SILENCE_SECONDS = 60
-# What the client raises when the Hub, the way to it, or the disk does not do as asked.
+# The exceptions that the client raises when the Hub, the connection to it or the disk fails.
 FAILURES = (httpx.HTTPError, httpx.InvalidURL, OSError, RuntimeError, ValueError, ImportError, XetDownloadError)
 
 
@@ -48,7 +51,7 @@ class HubSource(NamedTuple):
 
 
 def parse(source: str) -> HubSource | None:
-    """The repository and commit of an `hf://` source; None for a local folder."""
+    """Return the repository and commit of an `hf://` source, None for a local folder; raise InputError if malformed."""
     if not source.startswith("hf://"):
         return None
     match = HUB_SOURCE.fullmatch(source)
@@ -64,10 +67,10 @@ def parse(source: str) -> HubSource | None:
 def download(
     source: HubSource, folder: Path, patterns: list[str], refuse_unusable: Callable[[Path], None] = lambda _: None
 ) -> None:
-    """Fetch the files that match `patterns`, at the pinned commit; the token comes from HF_TOKEN or the login.
+    """Fetch the files that match `patterns` at the pinned commit; the token comes from HF_TOKEN or the login.
 
-    They come to a folder beside `folder` first, where a failure leaves them, also one of refuse_unusable, which gets to
-    see that folder: the next call fetches the rest.
+    The files first go to a folder next to `folder`, on which refuse_unusable is called. A failure, also one of
+    refuse_unusable, leaves them there, and the next call fetches the rest.
     """
     name = f"{source.repository}@{source.revision}"
     partial = folder.with_name(f"{folder.name}.{name.replace('/', '--')}")
@@ -90,7 +93,7 @@ def download(
 
 @contextmanager
 def explained(what: str, place: Path) -> Iterator[None]:
-    """Make one line, an InputError, of whatever the client raises; `place` is where the Hub's files are kept."""
+    """Turn whatever the client raises into an InputError of one line; `place` is where the Hub's files are kept."""
     try:
         yield
     except FAILURES as error:
@@ -98,7 +101,7 @@ def explained(what: str, place: Path) -> Iterator[None]:
 
 
 def prepare(name: str, token: str | None) -> None:
-    """Raise InputError if the environment forbids a request to the Hub, or makes none possible."""
+    """Raise InputError if the environment forbids requests to the Hub or makes them impossible."""
     refuse_offline(name)
     refuse_odd_token(token)
     refuse_odd_endpoint()
@@ -110,7 +113,7 @@ def prepare(name: str, token: str | None) -> None:
 
 
 def refuse_offline(name: str) -> None:
-    """Raise InputError if the environment forbids the client to ask the Hub; the line names the variable."""
+    """Raise InputError if the environment forbids the client to ask the Hub; the message names the variable."""
     if constants.is_offline_mode():
         variable = next(variable for variable in OFFLINE_VARIABLES if os.environ.get(variable))
         raise InputError(
@@ -119,7 +122,7 @@ def refuse_offline(name: str) -> None:
 
 
 def refuse_odd_token(token: str | None) -> None:
-    """Raise InputError if a token cannot be one; httpx would fail on it, and print it."""
+    """Raise InputError if a token is malformed; httpx would fail on it and print it."""
     if token and not TOKEN_CHARACTERS.fullmatch(token):
         raise InputError(
             f"{token_origin()}: expected a token of the Hub, found blanks or characters beyond ASCII in it"
@@ -127,7 +130,7 @@ def refuse_odd_token(token: str | None) -> None:
 
 
 def refuse_odd_endpoint() -> None:
-    """Raise InputError if HF_ENDPOINT is no address."""
+    """Raise InputError if HF_ENDPOINT is not an HTTP or HTTPS address."""
     if not re.match("https?://[^/]", constants.ENDPOINT):
         raise InputError(
             f"HF_ENDPOINT: expected an address such as https://huggingface.co, found '{constants.ENDPOINT}'"
@@ -135,7 +138,7 @@ def refuse_odd_endpoint() -> None:
 
 
 def refuse_odd_certificates() -> None:
-    """Raise InputError if SSL_CERT_FILE names no certificates; httpx would not say which file it misses."""
+    """Raise InputError if SSL_CERT_FILE names no certificates; httpx would not say which file is missing."""
     path = os.environ.get("SSL_CERT_FILE")
     try:
         ssl.create_default_context(cafile=path or None)
@@ -144,13 +147,13 @@ def refuse_odd_certificates() -> None:
 
 
 def token_origin() -> str:
-    """Where the client has the token from."""
+    """Return where the client has the token from: the name of a variable, or the login."""
     given = [variable for variable in TOKEN_VARIABLES if os.environ.get(variable, "").strip()]
     return given[0] if given else f"the login in {constants.HF_TOKEN_PATH}"
 
 
 def limit_silence() -> None:
-    """Let no request wait for ever: the client lists a repository's files without a time limit."""
+    """Give every request a time limit; the client would list a repository's files without one."""
     hooks = get_session().event_hooks
 
     def limit(request: httpx.Request) -> None:
@@ -162,7 +165,7 @@ def limit_silence() -> None:
 
 
 def explain(error: Exception, place: Path) -> str:
-    """Say in one line, without the token, why the Hub did not do as asked; `place` is where its files are kept."""
+    """Return in one line, without the token, why the Hub did not do as asked; `place` is where its files are kept."""
     causes = list(causes_of(error))
     answer = first(causes, HfHubHTTPError)
     if answer:
@@ -175,19 +178,19 @@ def explain(error: Exception, place: Path) -> str:
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what caused it, what caused that; httpcore hides what the system said, so that contexts count."""
+    """Yield an error and its chain of causes; contexts count too, since httpcore hides what the system said."""
     while error:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def first(causes: list[BaseException], kind: type | tuple[type, ...]) -> BaseException | None:
-    """The first of some errors that is of a kind."""
+    """Return the first of some errors that is of a kind, or None."""
     return next((cause for cause in causes if isinstance(cause, kind)), None)
 
 
 def explain_answer(error: HfHubHTTPError) -> str:
-    """What the Hub answered, and what to do."""
+    """Return what the Hub answered and what to do about it."""
     response, status = error.response, error.response.status_code
     says = f" ({status}: {one_line(error.server_message or response.reason_phrase)})"
     token = f"the token of {token_origin()}" if "authorization" in response.request.headers else None
@@ -217,7 +220,7 @@ def explain_answer(error: HfHubHTTPError) -> str:
 
 
 def explain_connection(causes: list[BaseException]) -> str:
-    """Why there was no answer: the certificate, the name, the proxy, the time."""
+    """Return why there was no answer: the certificate, the name, the proxy or a timeout, for example."""
     error = first(causes, httpx.HTTPError)
     hub = constants.ENDPOINT + (f" through the proxy of {proxy_variable()}" if proxy_variable() else "")
     certificate = first(causes, ssl.SSLCertVerificationError)
@@ -242,7 +245,7 @@ def explain_connection(causes: list[BaseException]) -> str:
 
 
 def explain_other(causes: list[BaseException], place: Path) -> str:
-    """What went wrong on this side, or that it was not the Hub that answered."""
+    """Return what went wrong on this side, or that something other than the Hub answered."""
     disk = next((cause for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
     if disk:
         return f"{disk.filename or place}: {disk.strerror}"
@@ -253,7 +256,7 @@ def explain_other(causes: list[BaseException], place: Path) -> str:
 
 
 def proxy_variable() -> str | None:
-    """The variable that sends requests to the Hub through a proxy; its value may hold a password."""
+    """Return the name of the variable that sets a proxy for the Hub, or None; its value may hold a password."""
     endpoint = httpx.URL(constants.ENDPOINT)
     if urllib.request.proxy_bypass(endpoint.host):
         return None
@@ -262,11 +265,11 @@ def proxy_variable() -> str | None:
 
 
 def described(error: BaseException) -> str:
-    """The kind of an error and its message."""
+    """Return the type of an error and its message."""
     return f"{type(error).__name__}: {one_line(error)}"
 
 
 def without_token(text: str) -> str:
-    """A text that may be shown: servers and libraries may repeat what was sent to them."""
+    """Return a text with the token masked, since servers and libraries may repeat what was sent to them."""
     token = get_token()
     return text.replace(token, "<token>") if token else text

@@ -1,4 +1,4 @@
-"""The letters by which a question names its choices."""
+"""The letters that name the choices of a question."""
 
 import string
 
@@ -6,5 +6,5 @@ ALL = tuple(string.ascii_uppercase)
 
 
 def first(count: int) -> tuple[str, ...]:
-    """Return the letters of so many choices, at most 26."""
+    """Return the letters of `count` choices, at most 26."""
     return ALL[:count]

@@ -1,4 +1,4 @@
-"""What MMLU is: its splits, its subjects and the letters of its choices."""
+"""The splits of MMLU, its subjects and the letters of its choices."""
 
 from int4_qat.data import letters
 

@@ -1,4 +1,7 @@
-"""MMLU as this workflow keeps it: one parquet file a split, columns question, subject, choices, answer."""
+"""Define and check how this workflow stores MMLU.
+
+There is one parquet file per split, with the columns question, subject, choices and answer.
+"""
 
 from collections import Counter
 from collections.abc import Collection
@@ -20,7 +23,7 @@ SCHEMA = pa.schema(
 
 
 def count_subjects(path: Path) -> Counter[str]:
-    """Return how many questions of each subject a split has."""
+    """Return the number of questions that a split has of each subject."""
     return Counter(parquet_files.open_file(path, ["subject"]).read(["subject"])["subject"].to_pylist())
 
 
@@ -35,9 +38,9 @@ def check_questions(where: str | Path, questions: dict[str, Counter[str]], num_f
 def check_subjects(
     where: str | Path, questions: dict[str, Counter[str]], subjects: Collection[str], num_fewshot: int
 ) -> None:
-    """Raise InputError unless each of some subjects can be scored with `num_fewshot` examples.
+    """Raise InputError unless each of the subjects can be scored with `num_fewshot` examples.
 
-    It takes two test questions, the least that show variation.
+    Each subject needs that many dev questions, and two test questions, the fewest that show variation.
     """
     needed = {"dev": num_fewshot, "test": 2}
     for split, count in needed.items():
@@ -51,5 +54,5 @@ def check_subjects(
 
 
 def fewest(questions: Counter[str], subjects: Collection[str]) -> str:
-    """Return which of some subjects has the fewest questions."""
+    """Return the subject that has the fewest questions."""
     return min(subjects, key=lambda subject: questions[subject])

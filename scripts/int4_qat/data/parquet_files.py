@@ -1,4 +1,4 @@
-"""Parquet files that must be whole and hold some columns."""
+"""Read parquet files, which must be whole and hold the given columns."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ def read_batches(path: Path | str, columns: list[str], batch_rows: int = 8192) -
 
 
 def open_file(path: Path | str, columns: list[str]) -> pq.ParquetFile:
-    """Return a parquet file that must hold these columns; raise InputError that names the file and what is wrong."""
+    """Return an open parquet file; raise InputError, which names the file, if it is truncated or lacks a column."""
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""Multiple-choice questions out of the files that people keep them in, row by row, each row with where it stands.
+"""Read multiple-choice questions from the files that people keep them in, row by row, each with its location.
 
 A folder has one of MMLU's two layouts: the Hub's (all/<split>-*.parquet), or the original CSV files without a header
 (<split>/<subject>_<split>.csv: question, choices, letter of the answer).
@@ -24,22 +24,22 @@ LAYOUTS = {
     ".parquet": {split: f"{HUB_FOLDER}/{split}-*.parquet" for split in mmlu.SPLITS},
     ".csv": {split: f"{folder}/*.csv" for split, folder in CSV_FOLDERS.items()},
 }
-NO_CHOICES = 2  # fields of a CSV row: the question, and the letter of the answer
+NO_CHOICES = 2  # fields of a CSV row that are not choices: the question and the letter of the answer
 BYTE_ORDER_MARK = "\ufeff"
 BATCH_ROWS = 8192
-Row = tuple[str, dict]  # where it stands, what it says
+Row = tuple[str, dict]  # its location, its columns
 
 
 def hub_patterns(splits: Collection[str]) -> list[str]:
-    """Return what the files of some splits are called on the Hub."""
+    """Return the patterns of the files that some splits have on the Hub."""
     return [LAYOUTS[".parquet"][split] for split in splits]
 
 
 def find_files(source: Path, splits: Collection[str], optional: Collection[str] = ()) -> dict[str, list[Path]]:
-    """Return the files of each split in whichever of the two layouts a folder has; an optional one may have none.
+    """Return the files of each split, in whichever of the two layouts a folder has; an optional split may have none.
 
-    Raise InputError if another has none, and if a file seems to be of one of the splits but for its name: any in the
-    folder of all splits where all are asked for, else one that begins with the split's name.
+    Raise InputError if another split has none, or if a file seems to belong to one of the splits but is misnamed. If
+    all splits are asked for, that is any other file in their folders; otherwise, one that begins with a split's name.
     """
     suffix = ".parquet" if (source / HUB_FOLDER).is_dir() else ".csv"
     patterns = LAYOUTS[suffix]
@@ -60,12 +60,12 @@ def find_files(source: Path, splits: Collection[str], optional: Collection[str] 
 
 
 def beginning(pattern: str, whole: bool) -> str:
-    """Return how the names of a pattern's files begin, or, of the whole, those of all files in their folder."""
+    """Return how the paths of a pattern's files begin or, if `whole`, the paths of all files in their folder."""
     return f"{Path(pattern).parts[0]}/" if whole else pattern.partition("*")[0].removesuffix("-")
 
 
 def in_its_folder(place: Path, beginnings: tuple[str, ...]) -> bool:
-    """Return whether a name begins in one of some ways; that of its folder is exact, the rest in upper case too."""
+    """Return whether a path has one of the beginnings; its folder must be in lower case, the rest in any case."""
     return place.parts[0] == place.parts[0].lower() and place.as_posix().lower().startswith(beginnings)
 
 
@@ -82,7 +82,7 @@ def rows_of(paths: Iterable[Path], read: Callable[[Path], Iterator[Row]]) -> Ite
 
 
 def parquet_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    """Yield these columns of the rows of a parquet file."""
+    """Yield the given columns of each row of a parquet file."""
     batches = parquet_files.read_batches(path, columns)
     rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
     for number, row in enumerate(rows, start=1):
@@ -90,9 +90,9 @@ def parquet_rows(path: Path, columns: list[str]) -> Iterator[Row]:
 
 
 def csv_rows(path: Path, choices: range) -> Iterator[Row]:
-    """Yield the rows of an original CSV file but for blank lines; the subject is in the file's name.
+    """Yield the rows of an original CSV file except blank lines; the subject is in the file's name.
 
-    choices are the numbers of them that a question may have.
+    choices is the range of the number of choices that a question may have.
     """
     text_files.check_encoding(path)
     subject = path.stem.removesuffix(f"_{path.parent.name}")
@@ -109,7 +109,7 @@ def csv_rows(path: Path, choices: range) -> Iterator[Row]:
 
 
 def read_fields(where: str, fields: list[str], choices: range) -> dict:
-    """Return the fields of a CSV row in the Hub's columns; raise InputError if they are others."""
+    """Return the fields of a CSV row in the Hub's columns; raise InputError if the fields are not as expected."""
     if len(fields) - NO_CHOICES not in choices:
         columns = numbers(range(choices.start + NO_CHOICES, choices.stop + NO_CHOICES))
         raise InputError(f"{where}: expected {columns} columns, found {len(fields)}")
@@ -123,12 +123,12 @@ def read_fields(where: str, fields: list[str], choices: range) -> dict:
 
 
 def numbers(choices: range) -> str:
-    """Return a range in words: `4`, or `2 to 26`."""
+    """Return a range as text: `4`, or `2 to 26`."""
     return str(choices[0]) if len(choices) == 1 else f"{choices[0]} to {choices[-1]}"
 
 
 def check_texts(where: str, row: dict, choices: range) -> None:
-    """Raise InputError unless a row has a question and as many choices as it may have, texts that are not empty."""
+    """Raise InputError unless a row has a question and an allowed number of choices, all of them non-empty texts."""
     found = row["choices"]
     if not isinstance(found, list) or len(found) not in choices:
         raise InputError(f"{where}: expected {numbers(choices)} choices, found {found!r}")
@@ -140,12 +140,12 @@ def check_texts(where: str, row: dict, choices: range) -> None:
 
 
 def is_number_of(answer: object, choices: list) -> bool:
-    """Return whether an answer is the number, from 0, of one of some choices."""
+    """Return whether an answer is the index, from 0, of one of the choices."""
     return type(answer) is int and answer in range(len(choices))
 
 
 def write_split(split: str, rows: Iterator[dict], folder: Path) -> tuple[Counter[str], dict]:
-    """Write checked rows to <split>.parquet; return how many questions each subject has, and the split's counts."""
+    """Write checked rows to <split>.parquet; return the number of questions by subject, and the split's counts."""
     seen, questions = set(), Counter()
     with pq.ParquetWriter(folder / f"{split}.parquet", mmlu_parquet.SCHEMA) as writer:
         shown = tqdm(rows, desc=split, unit=" rows", mininterval=1)
@@ -159,7 +159,7 @@ def write_split(split: str, rows: Iterator[dict], folder: Path) -> tuple[Counter
 
 
 def refuse_untested(source: str, questions: dict[str, Counter[str]]) -> None:
-    """Raise InputError if a subject has examples and no test questions, as where a file is missing."""
+    """Raise InputError if a subject has examples but no test questions, as happens when a file is missing."""
     for split, counted in questions.items():
         for subject in sorted(counted.keys() - questions["test"].keys()):
             raise InputError(f"{source}: expected '{subject}', which {split} has, in test too, found no question of it")

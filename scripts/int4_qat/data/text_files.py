@@ -1,4 +1,4 @@
-"""Text files that people made: UTF-8, whatever editor or spreadsheet wrote them."""
+"""Make sure that text files are UTF-8, whatever editor or spreadsheet wrote them."""
 
 import codecs
 from pathlib import Path
@@ -7,7 +7,7 @@ from int4_qat.system.errors import InputError
 
 
 def check_encoding(path: Path) -> None:
-    """Raise InputError, with the line, unless a file is UTF-8."""
+    """Raise InputError, which names the line, unless a file is UTF-8."""
     with path.open("rb") as stream:
         if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise InputError(f"{path}: expected UTF-8, found UTF-16; save it as UTF-8")
@@ -21,7 +21,7 @@ def check_encoding(path: Path) -> None:
 
 
 def remove_byte_order_mark(path: Path) -> None:
-    """Write a file, or in place of a link to it a copy, without the mark with which it begins, if it does."""
+    """Remove the byte order mark at the start of a file, if it has one; a link is replaced by a copy without it."""
     with path.open("rb") as stream:
         if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             return

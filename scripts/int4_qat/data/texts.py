@@ -1,4 +1,7 @@
-"""Texts out of files: .txt as it is, a column of tables or of JSON lines, of texts or of conversations, row by row."""
+"""Read texts from files: .txt files as they are, tables and JSON lines row by row.
+
+The rows have a column of texts or of conversations.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +13,15 @@ from int4_qat.system import files, sources
 from int4_qat.system.errors import InputError, one_line
 
 TEXT, TABLE, LINES = ".txt", ".parquet", ".jsonl"
-PATTERNS = (f"*{TEXT}", f"*{TABLE}", f"*{LINES}")  # the files that count where nobody says which
-Row = Callable[[str, object], str]  # makes whole lines of a value, or raises InputError, which says where it stands
+PATTERNS = (f"*{TEXT}", f"*{TABLE}", f"*{LINES}")  # the files that count by default
+Row = Callable[[str, object], str]  # turns a value into whole lines, or raises InputError, which says where it is
 
 
 def join(folder: Path, patterns: Sequence[str], column: str, row: Row, where: str) -> str:
-    """Return the text of the files of a folder that match a pattern, in the order of their names.
+    """Return the text of the files in a folder that match a pattern, in the order of their names.
 
-    `*` stands for a part of a path too, as the Hub's client takes it. Raise InputError, which calls the folder `where`,
-    if no file matches or there is no text in them, and if a file is neither text nor rows with this column.
+    `*` also matches across folders, as in the Hub's client. Raise InputError, which calls the folder `where`, if no
+    file matches, if the files have no text, or if a file is neither text nor rows with this column.
     """
     found = [Path(path) for path in sources.local_files(folder) if matches(Path(path).relative_to(folder), patterns)]
     if not found:
@@ -39,7 +42,7 @@ def parts(path: Path, column: str, row: Row) -> Iterator[str]:
     files.refuse_lfs_pointer(path)
     if path.suffix == TEXT and row is text_row:
         text_files.check_encoding(path)
-        yield path.read_bytes().decode("utf-8-sig")  # the ends of its lines stay as they are
+        yield path.read_bytes().decode("utf-8-sig")  # line endings are kept
     elif path.suffix == TABLE:
         for number, value in enumerate(table_values(path, column), start=1):
             yield row(f"{path}, row {number}: {column}", value)
@@ -58,7 +61,7 @@ def table_values(path: Path, column: str) -> Iterator[object]:
 
 
 def line_values(path: Path, column: str) -> Iterator[tuple[int, object]]:
-    """Yield the number of each line but for blank ones, and the value of a key in the object that it holds."""
+    """Yield the number of each line that is not blank, and the value of a key in the JSON object on it."""
     text_files.check_encoding(path)
     with path.open(encoding="utf-8-sig", newline="\n") as stream:
         for number, line in enumerate(stream, start=1):
@@ -73,7 +76,7 @@ def line_values(path: Path, column: str) -> Iterator[tuple[int, object]]:
 
 
 def json_object(where: str, line: str) -> dict:
-    """Return the object that a line holds; raise InputError if it holds another thing or is no JSON."""
+    """Return the JSON object on a line; raise InputError if the line is not JSON or not an object."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -84,9 +87,9 @@ def json_object(where: str, line: str) -> dict:
 
 
 def text_row(where: str, value: object) -> str:
-    """Return a text with a newline at its end: wikitext's rows have theirs, and its blank rows are blank lines.
+    """Return a text with a newline at its end: wikitext's rows already have one, and its blank rows are blank lines.
 
-    Raise InputError if the value is no text, or none that a file can hold.
+    Raise InputError if the value is not a text, or cannot be written to a file in UTF-8.
     """
     if not isinstance(value, str):
         raise InputError(f"{where}: expected a text, found {value!r:.50}")
@@ -94,12 +97,15 @@ def text_row(where: str, value: object) -> str:
 
 
 def conversation_row(where: str, value: object) -> str:
-    """Return a conversation as a line of JSON; raise InputError if the value is none, or none that a file can hold."""
+    """Return a conversation as a line of JSON.
+
+    Raise InputError if the value is not a conversation, or cannot be written to a file in UTF-8.
+    """
     return unicode(where, conversations.line_of(where, value))
 
 
 def unicode(where: str, text: str) -> str:
-    """Return a text; raise InputError if it has half a character, which no file in UTF-8 can hold."""
+    """Return a text; raise InputError if it has a lone surrogate, which UTF-8 cannot encode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

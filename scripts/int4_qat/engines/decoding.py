@@ -1,7 +1,7 @@
-"""Greedy decoding in which a GPU does not wait for Python between two tokens.
+"""Decode greedily without making a GPU wait for Python between two tokens.
 
-`model.generate` prepares every step in Python. At the shapes of Gemma 3 12B, one request, a GPU was idle for a third of
-the time of each token because of it (docs/gpu.md). Here one step, from the last token to the next, is compiled and
+`model.generate` prepares every step in Python. At the shapes of Gemma 3 12B and with one request, this left a GPU idle
+for a third of the time of each token (docs/gpu.md). Here one step, from the last token to the next, is compiled and
 recorded as a CUDA graph, which is replayed for every token.
 """
 
@@ -13,13 +13,14 @@ from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
 from int4_qat.system import cuda_graphs
 
-WARM_UP_STEPS = 2  # the first compiles; memory is where it stays from the second on
+WARM_UP_STEPS = 2  # the first one compiles; from the second on, memory keeps its addresses
 
 
 class GreedyDecoder:
-    """Continue prompts of a model, a fixed number of them at a time, each by its likeliest tokens.
+    """A decoder that continues a fixed number of prompts at a time, each with a model's likeliest tokens.
 
-    length is the most tokens that prompt and continuation have together. An end of a text does not stop it.
+    length is the maximum number of tokens of a prompt and its continuation together. The end of a text does not stop
+    the decoder.
     """
 
     def __init__(self, model: PreTrainedModel, length: int) -> None:
@@ -28,7 +29,7 @@ class GreedyDecoder:
 
     @torch.no_grad()
     def __call__(self, prompts: torch.Tensor, new_tokens: int) -> torch.Tensor:
-        """Return the (prompts, new_tokens) that follow the ids of prompts (prompts, tokens); all have one length."""
+        """Return the ids (prompts, new_tokens) that follow the ids of prompts (prompts, tokens) of equal length."""
         if self.step is None:
             self.start(prompts)
         self.read(prompts)
@@ -40,21 +41,21 @@ class GreedyDecoder:
         return found
 
     def read(self, prompts: torch.Tensor) -> None:
-        """Fill the cache with prompts; `last` is the token that follows each."""
+        """Fill the cache with prompts and set `last` to the token that follows each."""
         self.cache.reset()
         self.last.copy_(likeliest(self.model, prompts, self.cache))
 
     def start(self, prompts: torch.Tensor) -> None:
-        """Make the step for as many prompts as these, which are only read so that the cache has its memory."""
+        """Prepare the step for this number of prompts, which are read only so that the cache allocates its memory."""
         self.last = prompts[:, -1:].clone()
         self.read(prompts)
-        self.cache.reset()  # so that steps to warm up find room in it
+        self.cache.reset()  # so that it has room for the warm-up steps
         self.step = self.recorded() if prompts.is_cuda else self.next_token
 
     def recorded(self) -> Callable[[], None]:
-        """Return the replay of a step that is compiled into few kernels, or the step where it is not one graph.
+        """Return the replay of a step that is compiled into few kernels, or the plain step if it is not one graph.
 
-        It is none where a model asks for a number that the GPU has, as positions by `longrope` do.
+        It is not one graph if a model reads a number from the GPU, as positions with `longrope` do.
         """
         step = torch.compile(self.next_token, dynamic=False, fullgraph=True)
 
@@ -70,12 +71,12 @@ class GreedyDecoder:
         return graph.replay
 
     def next_token(self) -> None:
-        """Replace the last token of each text by the one that follows it."""
+        """Replace the last token of each text with the one that follows it."""
         self.last.copy_(likeliest(self.model, self.last, self.cache))
 
 
 def likeliest(model: PreTrainedModel, tokens: torch.Tensor, cache: StaticCache) -> torch.Tensor:
-    """Return the likeliest token (texts, 1) after some ids (texts, tokens), which the cache keeps from then on."""
+    """Return the likeliest token (texts, 1) after token ids (texts, tokens), which are added to the cache."""
     logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     return logits[:, -1:].argmax(-1)
 
@@ -83,8 +84,8 @@ def likeliest(model: PreTrainedModel, tokens: torch.Tensor, cache: StaticCache) 
 def static_cache(config: PretrainedConfig, length: int) -> StaticCache:
     """Return a cache for `length` tokens at fixed addresses, as CUDA graphs need it.
 
-    A layer with a sliding window holds all tokens too. transformers would count them in Python, which no graph can
-    follow; the model's mask hides what is behind the window.
+    A layer with a sliding window holds all tokens too: transformers would count those of a window in Python, which no
+    graph can follow. The model's mask hides the tokens that are behind the window.
     """
     text = copy.deepcopy(config.get_text_config(decoder=True))
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers

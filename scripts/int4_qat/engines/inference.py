@@ -1,4 +1,4 @@
-"""One loader for bf16 and int4 checkpoints, on any device: what evaluates, measures and generates loads with it."""
+"""Load bf16 and int4 checkpoints on any device, for evaluation, measurement and generation."""
 
 import functools
 from pathlib import Path
@@ -22,12 +22,12 @@ def is_int4(folder: Path) -> bool:
 
 
 def int4_path(folder: Path, device: str) -> str | None:
-    """Return how a checkpoint's int4 weights are computed with on a device; None if it has none.
+    """Return the compute path of a checkpoint's int4 weights on a device, or None if it has none.
 
-    dequantized  a CPU: made floats at loading, so memory and speed are those of unquantized weights
-    tile_packed  a GPU: repacked in memory, for TilePackedLinear
+    dequantized  on a CPU: converted to floats at loading, so memory and speed are those of unquantized weights
+    tile_packed  on a GPU: repacked in memory, for TilePackedLinear
 
-    Raise InputError if a GPU is too old for the kernel.
+    Raise InputError if there is no GPU for 'cuda', or if it is too old for the kernel.
     """
     if not is_int4(folder):
         return None
@@ -41,7 +41,7 @@ def int4_path(folder: Path, device: str) -> str | None:
 
 
 def dequantized(linear: torch.nn.Linear, weight: Int4Weight, dtype: torch.dtype) -> torch.nn.Linear:
-    """Return a linear with the weight that an int4 one stands for."""
+    """Return the linear with an int4 weight, dequantized to a dtype, as its weight."""
     linear.weight = torch.nn.Parameter(int4.dequantize(weight).to(dtype), requires_grad=False)
     return linear
 
@@ -52,15 +52,15 @@ def is_dequantized(folder: Path, device: str) -> bool:
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes of a model's parameters and buffers in memory, tied ones once, int4 ones as packed."""
+    """Return the bytes of a model's parameters and buffers in memory; tied ones count once, int4 ones as packed."""
     tensors = {tensor.data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def load_model(folder: Path | str, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """Return a local checkpoint in evaluation mode, its int4 weights on the path that `int4_path` names.
+    """Return the model of a local checkpoint in evaluation mode, its int4 weights on the path of `int4_path`.
 
-    Raise InputError as `loading.load` does.
+    Raise InputError as `int4_path` and `loading.load` do.
     """
     folder, path = Path(folder), int4_path(folder, device)
     if path is None:
@@ -68,5 +68,5 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: str) -> PreTraine
     if path == DEQUANTIZED:
         return int4_loading.load(folder, dtype, device, functools.partial(dequantized, dtype=dtype))
     model = int4_loading.load(folder, dtype, device, TilePackedLinear)
-    torch.cuda.empty_cache()  # what packing let go would count as the model's
+    torch.cuda.empty_cache()  # otherwise, memory that packing freed would count as the model's
     return model

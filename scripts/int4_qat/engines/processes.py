@@ -1,4 +1,4 @@
-"""Engines of other environments as child processes: log, time limit; nothing of one outlives the block."""
+"""Run engines of other environments as child processes, with a log and a time limit; no process outlives its block."""
 
 import os
 import re
@@ -17,7 +17,7 @@ GRACE_SECONDS = 30
 
 
 def run(name: str, module: str, words: list, log: Path, time_limit: float, **options) -> None:
-    """Run a module's command to its end; InputError with its last log lines if it fails or takes too long."""
+    """Run a module's command to its end; raise InputError with its last log lines if it fails or takes too long."""
     with started(module, words, log, **options) as process:
         try:
             code = process.wait(time_limit)
@@ -31,9 +31,9 @@ def run(name: str, module: str, words: list, log: Path, time_limit: float, **opt
 def started(
     module: str, words: list, log: Path, environment: Mapping[str, str] = os.environ, folder: Path | None = None
 ) -> Iterator[subprocess.Popen]:
-    """A running command in a process group of its own, which is gone after the block, whatever happens.
+    """Yield a running command in a process group of its own, which is gone after the block, whatever happens.
 
-    `folder` is where it runs; this program's own working folder if it is None.
+    The command runs in `folder`, or in this program's own working folder if that is None.
     """
     command = [sys.executable, "-m", module, *map(str, words)]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def started(
         )
 
     def interrupted(number: int, _) -> None:
-        process.terminate()  # it ends while what waits for it is unwound
+        process.terminate()  # it ends while the code that waits for it is unwound
         sys.exit(128 + number)
 
     before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -63,7 +63,7 @@ def started(
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Let an engine end its processes, then kill what is left of them."""
+    """Let an engine end its processes, then kill those that are left."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_SECONDS)
@@ -73,7 +73,7 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def last_lines(log: Path, count: int = 3) -> str:
-    """The end of a log in one line: its last lines that name an error, or else its last ones."""
+    """Return the end of a log in one line: its last lines that name an error, or its last lines if none does."""
     text = COLOUR.sub("", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in dict.fromkeys(lines) if "Error" in line]

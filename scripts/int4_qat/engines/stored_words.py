@@ -1,4 +1,4 @@
-"""What config.json says of a folder's int4 weights: the two layouts that the loader reads, and what it refuses."""
+"""Read what config.json says of a folder's int4 weights, and refuse all but the two layouts that the loader reads."""
 
 from pathlib import Path
 from types import ModuleType
@@ -9,17 +9,17 @@ from int4_qat.quantization import packed_weight, plain_weight
 from int4_qat.system.errors import InputError
 
 LAYOUTS = {layout.METHOD: layout for layout in (plain_weight, packed_weight)}
-PLAIN = {"_data": "PLAIN", "_type": "Int4PackingFormat"}  # of torchao's config
-IN_GROUPS = {"type": "int", "num_bits": 4, "strategy": "group"}  # of compressed-tensors' weights
+PLAIN = {"_data": "PLAIN", "_type": "Int4PackingFormat"}  # in torchao's config
+IN_GROUPS = {"type": "int", "num_bits": 4, "strategy": "group"}  # in compressed-tensors' `weights`
 
 
 def words_of(folder: Path | str) -> dict | None:
-    """Return what config.json says of quantization, None of a folder in bf16."""
+    """Return the quantization_config of config.json, or None for a folder in bf16."""
     return getattr(architecture.read_config(folder), "quantization_config", None)
 
 
 def method_of(folder: Path | str) -> str | None:
-    """Return what config.json says quantized a folder, None of one in bf16; raise InputError if it is unknown."""
+    """Return the quant_method of a folder, or None for one in bf16; raise InputError if it is unknown."""
     words = words_of(folder)
     if words is None:
         return None
@@ -29,9 +29,9 @@ def method_of(folder: Path | str) -> str | None:
 
 
 def layout_of(folder: Path | str) -> tuple[ModuleType, dict]:
-    """Return the layout of an int4 folder, and what tells the shapes of its parts from those of a weight.
+    """Return the layout of an int4 folder, and the settings that, with a weight's shape, give the shapes of its parts.
 
-    Raise InputError if it is in a layout that the loader does not read.
+    Raise InputError if the folder is in a layout that the loader does not read.
     """
     method = method_of(folder)
     read = {plain_weight.METHOD: _plain, packed_weight.METHOD: _packed}[method]

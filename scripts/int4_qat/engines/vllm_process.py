@@ -1,4 +1,4 @@
-"""vLLM's commands as child processes."""
+"""Run vLLM's commands as child processes."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from int4_qat.system.errors import InputError
 
 MODULE = "vllm.entrypoints.cli.main"
 HOST = "127.0.0.1"
-# No word to the network; a server on this machine is not asked through a proxy.
+# Nothing is sent to the network, and a server on this machine is not asked through a proxy.
 SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 SETTINGS |= {"NO_PROXY": HOST, "no_proxy": HOST}
 SETTINGS |= {"VLLM_CONFIGURE_LOGGING": "1", "VLLM_LOGGING_LEVEL": "INFO"}  # the log names the kernels
@@ -23,10 +23,10 @@ FALL_BACK = re.compile(r"--linear-backend=.*(?:using automatic selection|falling
 
 
 def shared_by(gpus: int, folder: Path) -> list[str]:
-    """Return the words that spread a model over so many GPUs of one host; none for one GPU.
+    """Return the arguments that spread a model over the given number of GPUs of one host; none for one GPU.
 
-    Raise InputError if that cut a group of int4 weights in two: vLLM splits the inputs of the linears that end an
-    attention or an MLP.
+    Raise InputError if this would cut a group of int4 weights in two: vLLM splits the inputs of the linears at the end
+    of an attention or an MLP.
     """
     if gpus == 1:
         return []
@@ -46,29 +46,29 @@ def shared_by(gpus: int, folder: Path) -> list[str]:
 
 
 def run(words: list, log: Path, time_limit: float, cache: Path | None = None) -> None:
-    """Run a vllm command to its end; raise InputError with its last lines if it fails or takes too long.
+    """Run a vllm command to its end; raise InputError with its last log lines if it fails or takes too long.
 
-    What vLLM compiles is kept in `cache` for other runs, or discarded if there is none.
+    Code that vLLM compiles is kept in `cache` for other runs, or discarded if that is None.
     """
     processes.run(f"vllm {words[0]}", MODULE, words, log, time_limit, environment=environment(cache))
 
 
 def started(words: list, log: Path) -> AbstractContextManager[subprocess.Popen]:
-    """Return a running vllm command; it is gone after the block."""
+    """Return a context with a running vllm command, which is gone after the block."""
     return processes.started(MODULE, words, log, environment())
 
 
 def environment(cache: Path | None = None) -> dict[str, str]:
-    """Return the variables of a vllm command; what it compiles is kept in a folder, or nowhere, as the card has it."""
+    """Return the environment of a vllm command; compiled code is kept in `cache`, or nowhere, as on the card."""
     kept = {"VLLM_DISABLE_COMPILE_CACHE": "0" if cache else "1"} | ({"VLLM_CACHE_ROOT": str(cache)} if cache else {})
     return os.environ | SETTINGS | kept
 
 
 def kernel_of(folder: Path, log: Path) -> str | None:
-    """Return the kernels with which vLLM computed a folder in compressed-tensors, by its log; None of other folders.
+    """Return, from its log, the kernels with which vLLM ran a folder in compressed-tensors, or None for other folders.
 
-    vLLM chooses one for each linear; they are usually the same. Raise InputError if the log names none, or says that
-    vLLM took another kernel than was asked for.
+    vLLM chooses a kernel for each linear, usually the same one. Raise InputError if the log names none, or says that
+    vLLM used another kernel than was asked for.
     """
     if stored_words.method_of(folder) != packed_weight.METHOD:
         return None

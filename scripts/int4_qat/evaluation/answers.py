@@ -1,4 +1,4 @@
-"""What a model answered, question by question and pooled over groups of questions."""
+"""Tabulate a model's answers question by question, and pool scores over groups of questions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,14 +13,14 @@ KEY = ["subject", "index"]
 
 
 def likelihood_columns(count: int) -> list[str]:
-    """Return the columns of the log-likelihoods of so many choices."""
+    """Return the names of the log-likelihood columns of `count` choices."""
     return [f"log_likelihood_{letter}" for letter in letters.first(count)]
 
 
 def table(samples: Mapping[str, list[dict]], subjects: Mapping[str, str], choices: int) -> pd.DataFrame:
     """Return lm-eval's samples with one row per question, sorted by subject and by index within the subject.
 
-    The columns are subject, index, a log-likelihood for each of so many choices (NaN beyond a question's own),
+    The columns are subject, index, a log-likelihood for each of `choices` choices (NaN beyond a question's own),
     prediction and answer as the choice's number, and correct. subjects gives the subject of each task.
     """
     rows = []
@@ -45,7 +45,7 @@ def table(samples: Mapping[str, list[dict]], subjects: Mapping[str, str], choice
 def scores(task: str, results: dict, correct: pd.Series, prompts_over_max_length: int) -> dict:
     """Return the FIGURES of a task as lm-eval reports them; raise InputError if the table's accuracy is not lm-eval's.
 
-    correct says of each question of the task whether it was answered right.
+    correct says for each question of the task whether it was answered correctly.
     """
     found = results["results"][task]
     if abs(found["acc,none"] - correct.mean()) > 1e-9:
@@ -55,9 +55,9 @@ def scores(task: str, results: dict, correct: pd.Series, prompts_over_max_length
 
 
 def pool(parts: pd.DataFrame) -> dict:
-    """Return the FIGURES of several subjects in one, from theirs, as lm-eval pools them.
+    """Return the FIGURES of several subjects together, pooled from those of each as lm-eval does.
 
-    It weighs subjects by their size, and pools their variances:
+    lm-eval weights subjects by their size and pools their variances:
     stderr² = sum((n - 1) · n · stderr_n²) / (sum(n) - subjects) / sum(n) (lm_eval.api.metrics.pooled_sample_stderr).
     """
     sizes = parts["questions"].to_numpy()
@@ -73,7 +73,7 @@ def pool(parts: pd.DataFrame) -> dict:
 
 
 def worst(checks: Sequence[dict | None]) -> dict | None:
-    """Return what the comparison with lm-eval's own code found over all parts; None where that code scored."""
+    """Return the comparison with lm-eval's own code over all parts, or None if that code did the scoring."""
     if checks[0] is None:
         return None
     return checks[0] | {

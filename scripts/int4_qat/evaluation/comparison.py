@@ -19,7 +19,7 @@ from int4_qat.system.errors import InputError
 
 
 class Variant(NamedTuple):
-    """A checkpoint that is compared, and what makes its logits."""
+    """A checkpoint that is compared, and the head that computes its logits."""
 
     folder: Path
     head: Head
@@ -28,16 +28,16 @@ class Variant(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """A model in bf16 that has read the texts: its states by text, and what makes logits of them."""
+    """A model in bf16 that has read the texts: its states by text, and the head that computes logits from them."""
 
     texts: dict[str, Recorded]
     head: Head
 
 
 def reader(folder: Path, texts: dict[str, Recorded], variant: Variant) -> Reader:
-    """Return a model that a variant is compared with; its head is the variant's, unless it was recorded with another.
+    """Return a model with which a variant is compared; its head is the variant's, unless it was recorded with another.
 
-    Raise InputError if that one is of another vocabulary.
+    Raise InputError if that other head has another vocabulary.
     """
     recorded = next(iter(texts.values()))
     if recorded.head == variant.digest:
@@ -50,7 +50,7 @@ def reader(folder: Path, texts: dict[str, Recorded], variant: Variant) -> Reader
 
 
 def in_bf16(own: Reader, base: Reader, device: str) -> dict[str, list[dict]]:
-    """Return, by text, the rows of a variant in bf16, which has read the texts."""
+    """Return, by text, the rows of a variant in bf16, which has already read the texts."""
     found = {}
     for name, text in base.texts.items():
         pairs = recorded(own, base, name, device)
@@ -70,9 +70,10 @@ def quantized(model: PreTrainedModel, head: Head, own: Reader, base: Reader, dev
 
 
 def rows(text: Recorded, readings: Iterator[tuple[Reading, Reading, Reading | None]], device: str) -> list[dict]:
-    """Return a row for each window of a text: the sums over its tokens.
+    """Return a row for each window of a text, with the sums over its tokens.
 
-    Each window comes with the readings of the variant, of the base and, for a quantized one, of its own bf16 weights.
+    For each window, readings has those of the variant, of the base and, if the variant is quantized, of its own bf16
+    weights.
     """
     windows = tqdm(text.windows, desc=text.path.stem, unit=" windows", mininterval=1)
     sums = [
@@ -88,7 +89,7 @@ def rows(text: Recorded, readings: Iterator[tuple[Reading, Reading, Reading | No
 
 
 def recorded(own: Reader, base: Reader, name: str, device: str) -> Iterator[tuple[Reading, Reading]]:
-    """Yield what a variant's own weights in bf16 and the base made of each window of a text."""
+    """Yield the readings of each window of a text by a variant's own weights in bf16 and by the base."""
     of_own = None if own is base else hidden_states.read(own.texts[name], device)
     for hidden in hidden_states.read(base.texts[name], device):
         reference = Reading(hidden, base.head)
@@ -96,6 +97,6 @@ def recorded(own: Reader, base: Reader, name: str, device: str) -> Iterator[tupl
 
 
 def states(model: PreTrainedModel, text: Recorded) -> Iterator[torch.Tensor]:
-    """Yield what a model makes of each window of a text: (tokens, width)."""
+    """Yield a model's last hidden states (tokens, width) of each window of a text."""
     for batch in divergence.batches(text.windows):
         yield from divergence.last_hidden_states(model, batch)

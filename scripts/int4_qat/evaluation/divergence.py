@@ -1,13 +1,13 @@
-"""How far a model's predictions of a text are from those of its base, token by token.
+"""Measure how far a model's predictions of a text are from those of its base, token by token.
 
-The protocol, to which all figures refer: the tokens of a text are cut into windows of `context` tokens that do not
-overlap. Each begins with the model's bos, which counts among them; without a bos a window's first token is not scored.
-A last window that is shorter counts too. Of each scored token the two models' distributions over the vocabulary are
-compared: KL(base || model) in nats (Kullback & Leibler 1951), whether the likeliest token is the same, and the
-model's own loss, whose mean is the logarithm of its perplexity.
+All figures follow one protocol. The tokens of a text are cut into windows of `context` tokens that do not overlap. Each
+window begins with the model's bos, which counts as one of its tokens; without a bos, the first token of a window is not
+scored. A last window that is shorter counts too. For each scored token, the two models' distributions over the
+vocabulary are compared: KL(base || model) in nats (Kullback & Leibler 1951), whether the likeliest token is the same,
+and the model's own loss, whose mean is the logarithm of its perplexity.
 
-Logits of a large vocabulary are never held for more than a block of tokens. What the base says of a text is kept as its
-last hidden states (hidden_states), from which a head makes its logits again (heads).
+Logits of a large vocabulary are never held for more than a block of tokens. The base's predictions of a text are kept
+as its last hidden states (hidden_states), from which a head recomputes the logits (heads).
 """
 
 import torch
@@ -19,13 +19,13 @@ from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
 from int4_qat.tokenizer.windows import cut
 
-BATCH_TOKENS = 8192  # that a model reads at once
+BATCH_TOKENS = 8192  # tokens that a model reads at once
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, text: str, context: int, limit: int | None) -> list[list[int]]:
-    """Return the windows of a text, as token ids; limit is the most tokens of the text that are read.
+    """Return the windows of a text, as token ids; limit is the maximum number of tokens read from the text.
 
-    Raise InputError if there are none.
+    Raise InputError if there are no windows.
     """
     tokens = tokenization.bare_ids(tokenizer, text)[:limit]
     found = [window for window in cut(tokenizer, tokens, context) if len(window) > 1]
@@ -35,7 +35,7 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, context: int, limit: 
 
 
 def batches(found: list[list[int]]) -> list[list[list[int]]]:
-    """Return windows, of which the last alone may be shorter, in batches of equal length that a model reads at once."""
+    """Return windows in batches of equal length that a model reads at once; only the last window may be shorter."""
     size = max(1, BATCH_TOKENS // len(found[0]))
     *whole, last = found
     return [*(whole[start : start + size] for start in range(0, len(whole), size)), [last]]
@@ -43,17 +43,17 @@ def batches(found: list[list[int]]) -> list[list[list[int]]]:
 
 @torch.no_grad()
 def last_hidden_states(model: PreTrainedModel, batch: list[list[int]]) -> torch.Tensor:
-    """Return (windows, tokens, width): what a model's head makes logits of."""
+    """Return the last hidden states (windows, tokens, width), from which a model's head computes logits."""
     tokens = torch.tensor(batch, device=model.device)
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
 def compare(found: Reading, base: Reading, own: Reading | None, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return sums over a window, of what a model, its base and perhaps its own weights in bf16 made of it.
+    """Return sums over a window that compare a model with its base and, if given, with its own weights in bf16.
 
-    They are fp64 scalars, by the columns of divergence_samples.parquet. tokens (tokens) are the window's ids; each
-    state but the last predicts the next.
+    The sums are fp64 scalars, by the columns of divergence_samples.parquet. tokens (tokens) are the window's ids; each
+    state except the last predicts the next token.
     """
     parts = [
         compare_block(log_probabilities([found, base, own], block), tokens[1:][block])
@@ -63,7 +63,7 @@ def compare(found: Reading, base: Reading, own: Reading | None, tokens: torch.Te
 
 
 def log_probabilities(readings: list[Reading | None], block: slice) -> list[torch.Tensor | None]:
-    """Return (tokens, vocabulary) in fp32 of a block of tokens for each reading, made once of one that comes twice."""
+    """Return each reading's log-probabilities (tokens, vocabulary) in fp32 for a block; equal readings share theirs."""
     made: dict[int, torch.Tensor] = {}
     for each in readings:
         if each is not None and id(each) not in made:
@@ -72,7 +72,7 @@ def log_probabilities(readings: list[Reading | None], block: slice) -> list[torc
 
 
 def compare_block(log_probabilities: list[torch.Tensor | None], following: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the sums over a block, of log-probabilities (tokens, vocabulary) and the ids (tokens) that follow."""
+    """Return the sums over a block, from log-probabilities (tokens, vocabulary) and the ids (tokens) that follow."""
     found, base, own = log_probabilities
     sums = {
         "kl": total_kl(base, found),
@@ -84,16 +84,16 @@ def compare_block(log_probabilities: list[torch.Tensor | None], following: torch
 
 
 def total_kl(reference: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """Return the sum over rows of KL(reference || found), of log-probabilities (tokens, vocabulary)."""
+    """Return the sum over rows of KL(reference || found), from log-probabilities (tokens, vocabulary)."""
     return (reference - found).mul_(reference.exp()).sum(-1).sum(dtype=torch.float64)
 
 
 def total_loss(found: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-    """Return minus the sum of the log-probabilities of what follows."""
+    """Return the negative sum of the log-probabilities of the tokens that follow."""
     return -found.gather(1, following[:, None]).sum(dtype=torch.float64)
 
 
 def on_host(sums: list[dict[str, torch.Tensor]]) -> list[dict[str, float]]:
-    """Return the sums of windows as numbers; they leave the device together."""
+    """Return the sums of windows as numbers, moved off the device in one transfer."""
     values = torch.stack([torch.stack([*each.values()]) for each in sums]).tolist()
     return [dict(zip(sums[0], row, strict=True)) for row in values]

@@ -1,8 +1,8 @@
-"""What a model predicts for some texts, kept as its last hidden states: one safetensors file per text.
+"""Store a model's predictions for texts as its last hidden states, in one safetensors file per text.
 
     tokens   int64 (tokens): the ids of all windows, one after the other
     lengths  int64 (windows)
-    hidden   (tokens, width) in the dtype of the model: what its head makes logits of
+    hidden   (tokens, width) in the dtype of the model: the states from which its head computes logits
 
 The header's metadata holds the protocol and the digest of the head.
 """
@@ -26,7 +26,7 @@ SUFFIX = ".safetensors"
 
 
 class Recorded(NamedTuple):
-    """A file of hidden states, without them."""
+    """A file of hidden states, without the states themselves."""
 
     path: Path
     protocol: dict
@@ -35,7 +35,7 @@ class Recorded(NamedTuple):
 
 
 def record(model: PreTrainedModel, text: Recorded, path: Path) -> None:
-    """Write a model's last hidden states of a text, with all that is to be said of them, to a path."""
+    """Write a model's last hidden states of a text, with its tokens, protocol and head digest, to a path."""
     batches = tqdm(divergence.batches(text.windows), desc=text.path.stem, unit=" batches", mininterval=1)
     states = [divergence.last_hidden_states(model, batch).flatten(0, 1).cpu() for batch in batches]
     tensors = {
@@ -49,9 +49,9 @@ def record(model: PreTrainedModel, text: Recorded, path: Path) -> None:
 
 
 def recorded(folder: Path) -> dict[str, Recorded]:
-    """Return a folder's files by the names of their texts, which are sorted.
+    """Return a folder's files by the sorted names of their texts.
 
-    Raise InputError if there are none, or one is broken.
+    Raise InputError if there are none, or if one is broken.
     """
     found = {path.stem: describe(path) for path in folder.glob(f"*{SUFFIX}")}
     if not found:
@@ -60,7 +60,7 @@ def recorded(folder: Path) -> dict[str, Recorded]:
 
 
 def describe(path: Path) -> Recorded:
-    """Return what a file says besides its states; raise InputError if it is not whole."""
+    """Return what a file holds apart from its states; raise InputError if it cannot be read."""
     try:
         with safe_open(path, "pt") as stored:
             metadata, tokens, lengths = stored.metadata(), stored.get_tensor("tokens"), stored.get_tensor("lengths")
@@ -81,7 +81,7 @@ def read(found: Recorded, device: str) -> Iterator[torch.Tensor]:
 
 
 def refuse_differences(base: dict[str, Recorded], own: dict[str, Recorded]) -> None:
-    """Raise InputError unless two folders hold the same texts, read by the same protocol in the same tokens."""
+    """Raise InputError unless two folders hold the same texts, with the same protocol and the same tokens."""
     for name in sorted(base.keys() | own.keys()):
         if name not in base or name not in own:
             there, missing = (base, own) if name in base else (own, base)

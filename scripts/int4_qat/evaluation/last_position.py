@@ -1,13 +1,13 @@
 """Score multiple-choice questions from the logits of the last position alone.
 
-lm-eval's HFLM computes logits for every position and reads only the last ones. For 8 questions of 500 tokens and a
-vocabulary of 262,208, Gemma's, that takes 4 GB in fp32. It also runs the few-shot examples of a subject through the
-model again for every question, and short questions leave most of a GPU idle. `LastPosition` does none of it: it reads
-as many tokens at once as `batch_size` questions of QUESTION tokens have. Its log-softmax is that of HFLM.
+lm-eval's HFLM computes logits for every position and reads only the last ones. For 8 questions of 500 tokens and
+Gemma's vocabulary of 262,208, that takes 4 GB in fp32. HFLM also re-runs the few-shot examples of a subject for every
+question, and short questions leave most of a GPU idle. `LastPosition` avoids all three, and reads as many tokens at
+once as `batch_size` questions of QUESTION tokens have. Its log-softmax is the same as HFLM's.
 
-That is right where a token's state depends on nothing but the tokens before it, and where a cache can be copied for
-several continuations. `objection` lets through what the tests prove, by the config alone, and every run compares its
-first questions with lm-eval's own code.
+This is correct if a token's state depends only on the tokens before it, and if a cache can be copied for several
+continuations. `objection` decides by the config alone and lets through only what the tests prove. Every run also
+compares its first questions with lm-eval's own code.
 """
 
 import copy
@@ -25,22 +25,22 @@ from int4_qat.system.errors import InputError
 
 QUESTION = 1024  # tokens
 SHORTEST_PREFIX = 64  # tokens; below that, copying the cache costs more than it saves
-# What tests/evaluation/test_last_position.py proves. In place of anything else lm-eval's own code scores.
+# The types that tests/evaluation/test_last_position.py proves. All others are scored by lm-eval's own code.
 MODEL_TYPES = (
     *("llama", "qwen2", "qwen3", "mistral", "ministral3", "phi", "phi3", "gemma", "gemma2", "gemma3", "gemma3_text"),
     *("gemma4", "gemma4_text", "olmo", "olmo2", "olmo3", "gpt_neox", "granite", "cohere", "cohere2", "starcoder2"),
     *("stablelm", "glm", "glm4", "smollm3", "exaone4"),
 )
 LAYER_TYPES = ("full_attention", "sliding_attention")
-ROPE_TYPES = ("default", "linear", "llama3", "proportional", "yarn")  # dynamic and longrope look at a text's length
-BIDIRECTIONAL = (None, False, "vision")  # of texts: Gemma 4's `vision` is for pictures
-CHECKED = 2  # questions of each subject
-# How far a log-likelihood may be from lm-eval's, for each nat of it, or in nats if it is below one.
+ROPE_TYPES = ("default", "linear", "llama3", "proportional", "yarn")  # dynamic and longrope depend on a text's length
+BIDIRECTIONAL = (None, False, "vision")  # allowed for texts: Gemma 4's `vision` affects only pictures
+CHECKED = 2  # questions of each subject that lm-eval's own code scores too
+# The largest allowed difference from lm-eval's log-likelihood, relative to it, or in nats if it is below one nat.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 
 
 class LastPosition(StockScores):
-    """The same scores from the last position's logits alone, with the subject's common prefix read once."""
+    """An engine that computes the same scores from the last position's logits alone; common prefixes are read once."""
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
@@ -55,7 +55,7 @@ class LastPosition(StockScores):
         return self.last_scores(tokens)
 
     def check_subject(self, requests: list[Instance], tokens: list[Tokens], scores: Scores) -> None:
-        """Score the subject's first questions by lm-eval's own code too; InputError if that says something else."""
+        """Score the subject's first questions with lm-eval's own code too; raise InputError if the results differ."""
         super().check_subject(requests, tokens, scores)
         check = self.stock_check
         for _, group in itertools.islice(
@@ -88,24 +88,24 @@ class LastPosition(StockScores):
             found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*self.moved(asked).T]
             begun.append((batch, asked, found, logits.argmax(-1)))
         scores = {}
-        for batch, asked, found, likeliest in begun:  # the first wait for the GPU, which has all batches by now
+        for batch, asked, found, likeliest in begun:  # the first results wait for the GPU, which has all batches by now
             best = likeliest.tolist()
             for (row, choice), value in zip(asked, found.tolist(), strict=True):
                 scores[batch[row], choice] = value, choice == best[row]
         return [scores[tuple(prompt[-self.max_length :]), choice] for prompt, (choice,) in tokens]
 
     def read(self, prefix: tuple[int, ...]):
-        """The model's cache after the tokens that all questions share."""
+        """Return the model's cache after the tokens that all questions share."""
         tokens = torch.tensor([prefix], device=self.device)
         return self.model(tokens, use_cache=True, logits_to_keep=1).past_key_values
 
     def moved(self, values: list) -> torch.Tensor:
-        """Return numbers on the model's device, without waiting for what a GPU still computes."""
+        """Return numbers on the model's device, without waiting for work that is pending on a GPU."""
         made = torch.tensor(values)
         return made.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else made
 
     def last_logits(self, rows: list[tuple[int, ...]], cache) -> torch.Tensor:
-        """Logits (rows, vocabulary) after each row's last token; pads stand to the right, where nobody looks."""
+        """Return the logits (rows, vocabulary) after each row's last token; no token sees the padding on the right."""
         longest = max(map(len, rows))
         tokens = self.moved([[*row, *[0] * (longest - len(row))] for row in rows])
         past = {"use_cache": False}
@@ -118,7 +118,7 @@ class LastPosition(StockScores):
 
 
 def batches(prompts: list[tuple[int, ...]], tokens: int) -> Iterator[list[tuple[int, ...]]]:
-    """Yield prompts, which come from the longest on, in batches of at most so many tokens, padding included."""
+    """Yield prompts, which come longest first, in batches of at most `tokens` tokens, padding included."""
     while prompts:
         size = max(1, tokens // len(prompts[0]))
         yield prompts[:size]
@@ -126,7 +126,7 @@ def batches(prompts: list[tuple[int, ...]], tokens: int) -> Iterator[list[tuple[
 
 
 def common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The tokens with which all prompts begin, if they are worth sharing; each keeps a token of its own."""
+    """Return the tokens with which all prompts begin, if worth sharing; each prompt keeps at least one of its own."""
     first, last = min(prompts), max(prompts)
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     prefix = first[: min(len(list(same)), min(map(len, prompts)) - 1)]
@@ -136,9 +136,9 @@ def common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
 def objection(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, letters: tuple[str, ...] = mmlu.LETTERS
 ) -> str | None:
-    """Return why LastPosition must not score a model by the letters of its choices, or None.
+    """Return why LastPosition must not score a model with choices of these letters, or None.
 
-    The questions have no other say, so all shards agree.
+    Nothing else about the questions counts, so all shards agree.
     """
     text = config.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ())
@@ -157,7 +157,7 @@ def objection(
 
 
 def rope_types(config: PretrainedConfig) -> set[str]:
-    """Return how positions are scaled, over all types of layers."""
+    """Return the ways in which positions are scaled, over all types of layers."""
     parameters = getattr(config, "rope_parameters", None) or {}
     by_layer = [value for value in parameters.values() if isinstance(value, dict)]
     return {group["rope_type"] for group in [parameters, *by_layer] if "rope_type" in group}

@@ -1,4 +1,4 @@
-"""lm-eval's own `mmlu` tasks, told where this workflow's data lies."""
+"""Point lm-eval's own `mmlu` tasks at this workflow's data."""
 
 import functools
 import shutil
@@ -19,23 +19,23 @@ DATASET_LINE = "dataset_path: cais/mmlu\n"
 
 @functools.cache
 def tasks() -> dict[str, dict]:
-    """The settings of each subject's task, by subject."""
+    """Return the settings of each subject's task, by subject."""
     settings = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(TASKS.glob("mmlu_*.yaml"))]
     return {task["dataset_name"]: task for task in settings}
 
 
 def task_name(subject: str) -> str:
-    """lm-eval's name of a subject's task."""
+    """Return lm-eval's name of a subject's task."""
     return TASK_PREFIX + subject
 
 
 def category(subject: str) -> str:
-    """stem, humanities, social_sciences or other."""
+    """Return the category of a subject: stem, humanities, social_sciences or other."""
     return tasks()[subject]["tag"].removeprefix(TASK_PREFIX).removesuffix("_tasks")
 
 
 def shard_subjects(data: Path, shard: int, shards: int) -> list[str]:
-    """The subjects of one shard; shards are about equally long, counted in characters of the test questions."""
+    """Return the subjects of one shard; shards have about equally many characters of test questions."""
     test = pq.read_table(data / "test.parquet", columns=["subject", "question"])
     lengths = test.append_column("length", pc.utf8_length(test["question"]))
     by_subject = lengths.group_by("subject").aggregate([("length", "sum")])
@@ -47,19 +47,19 @@ def shard_subjects(data: Path, shard: int, shards: int) -> list[str]:
 
 
 def description(subject: str) -> str:
-    """The line ahead of a subject's questions."""
+    """Return the line ahead of a subject's questions."""
     return tasks()[subject]["description"]
 
 
 def prompt(row: dict) -> str:
-    """A question as lm-eval's doc_to_text puts it, with any number of choices; the test compares the two."""
+    """Return a question as lm-eval's doc_to_text writes it, with any number of choices; a test compares the two."""
     named = zip(letters.first(len(row["choices"])), row["choices"], strict=True)
     choices = "".join(f"{letter}. {choice}\n" for letter, choice in named)
     return f"{row['question'].strip()}\n{choices}Answer:"
 
 
 def lay_out(data: Path, folder: Path) -> Path:
-    """Write a tasks folder for lm-eval's `include_path` and, beside it, the data it names; returns the former."""
+    """Write a tasks folder for lm-eval's `include_path` and its data next to it; return the tasks folder."""
     dataset, include = folder / "dataset", folder / "tasks"
     for split in mmlu.EVALUATION_SPLITS:
         table = pq.read_table(data / f"{split}.parquet", schema=mmlu_parquet.SCHEMA)
@@ -75,7 +75,7 @@ def lay_out(data: Path, folder: Path) -> Path:
     (include / TEMPLATE).write_text(template.replace(DATASET_LINE, cache), encoding="utf-8")
     files = [{"split": split, "path": f"{split}.parquet"} for split in mmlu.EVALUATION_SPLITS]
     for subject in mmlu.SUBJECTS:
-        # A folder for each: `datasets` would read the whole of a common one again for each subject.
+        # Each subject has its own folder: `datasets` would re-read the whole of a common one for each subject.
         header = yaml.safe_dump({"configs": [{"config_name": subject, "data_files": files}]})
         (dataset / subject / "README.md").write_text(f"---\n{header}---\n", encoding="utf-8")
         with (include / f"{task_name(subject)}.yaml").open("a", encoding="utf-8") as task:

@@ -1,7 +1,7 @@
-"""The user's own questions as lm-eval tasks: one task per group, with the prompt of lm-eval's `mmlu`.
+"""Turn the user's own questions into lm-eval tasks: one task per group, with the prompt of lm-eval's `mmlu`.
 
-A group takes the place of a subject; the prompt shows its underscores as spaces. A set without groups has a single one,
-named after the set, which the prompt does not mention.
+A group takes the place of a subject; the prompt shows underscores in its name as spaces. A set without groups has a
+single group, named after the set, which the prompt does not mention.
 """
 
 from pathlib import Path
@@ -19,17 +19,17 @@ CHOICES = "choices"
 
 
 def task_name(name: str, group: str) -> str:
-    """Return what the task of a group is called, in lm-eval's results and in messages."""
+    """Return the name of a group's task in lm-eval's results and in messages."""
     return name if group == name else f"{name}_{group}"
 
 
 def description(name: str, group: str) -> str:
-    """Return what stands ahead of a group's questions."""
+    """Return the text ahead of a group's questions."""
     return f"{LEAD}.\n\n" if group == name else f"{LEAD} about {group.replace('_', ' ')}.\n\n"
 
 
 def most_choices(test: Path) -> int:
-    """Return how many choices the question with the most of them has."""
+    """Return the largest number of choices that a question has."""
     column = parquet_files.open_file(test, [CHOICES]).read([CHOICES])[CHOICES]
     return pc.max(pc.list_value_length(column)).as_py()
 
@@ -40,7 +40,7 @@ def doc_to_choice(row: dict) -> list[str]:
 
 
 def make(data: Path, name: str, groups: list[str], num_fewshot: int, folder: Path) -> list[dict]:
-    """Return the config of each group's task, on the group's questions, which are written to a folder."""
+    """Write the questions of each group to a folder and return the config of each group's task."""
     splits = ("dev", "test") if num_fewshot else ("test",)
     tables = {split: pq.read_table(data / f"{split}.parquet", schema=mmlu_parquet.SCHEMA) for split in splits}
     tasks = []
@@ -55,7 +55,7 @@ def make(data: Path, name: str, groups: list[str], num_fewshot: int, folder: Pat
 
 
 def config(task: str, paths: dict[str, Path], cache: Path) -> dict:
-    """Return what lm-eval's `mmlu` says of a subject, on other data and for any number of choices."""
+    """Return the config of lm-eval's `mmlu` for a subject, but on other data and for any number of choices."""
     files = {split: str(path) for split, path in paths.items()}
     return {
         "task": task,

@@ -1,8 +1,8 @@
-"""A model on each of several GPUs, which share the questions of an evaluation.
+"""Share the questions of an evaluation among replicas of a model, one on each GPU.
 
-Each replica is a process with one GPU and the engine of an evaluation on a single one. A task goes to one replica as a
-whole, so its scores are those of a single GPU. Where there are too few tasks to keep all replicas busy, the documents
-of each task are divided among them.
+Each replica is a process with one GPU and the same engine as in an evaluation on a single GPU. A task goes to one
+replica as a whole, so its scores are those of a single GPU. If there are too few tasks to keep all replicas busy, the
+documents of each task are divided among the replicas.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from int4_qat.evaluation.stock_scores import Scores, StockScores, refuse_equal
 from int4_qat.system import devices, parallel
 from int4_qat.system.errors import InputError
 
-TASKS_PER_REPLICA = 2  # below that, tasks are divided
+TASKS_PER_REPLICA = 2  # with fewer, tasks are divided
 
-_engines: list[StockScores] = []  # of this process: the one it answers with
+_engines: list[StockScores] = []  # the one engine with which this process answers
 
 
 class Replicas(LM):
-    """lm-eval's model, which has its questions answered by one engine on each GPU; `make` returns an engine."""
+    """A model for lm-eval whose questions are answered by one engine on each GPU; `make` returns an engine."""
 
     def __init__(self, make: Callable[[], StockScores], gpus: list[str]) -> None:
         super().__init__()
         self.pools = [_process(gpu) for gpu in gpus]
         starts = []
         for gpu, pool in zip(gpus, self.pools, strict=True):
-            with devices.shown(gpu):  # to the process, which starts with its first task
+            with devices.shown(gpu):  # seen by the process, which starts with its first task
                 starts.append(pool.submit(_begin, make))
         self.max_length = max(map(_result, starts))
         self.prompts_over_max_length: Counter[str] = Counter()
@@ -53,7 +53,7 @@ class Replicas(LM):
         return self.shared(StockScores.generate_until.__name__, requests)
 
     def shared(self, method: str, requests: list[Instance]) -> list:
-        """Return what a method of the engines gives for each request, in the order of the requests."""
+        """Return what a method of the engines returns for each request, in the order of the requests."""
         waiting: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         for unit in sorted(units(requests, len(self.pools)), key=len, reverse=True):
             waiting.put(unit)
@@ -80,7 +80,7 @@ class Replicas(LM):
 
 
 def units(requests: list[Instance], replicas: int) -> Iterator[list[int]]:
-    """Yield the numbers of requests that one replica answers together: those of a task, or of some of its documents."""
+    """Yield the indices of requests that one replica answers together: those of a task, or of some of its documents."""
     tasks: dict[str, dict[object, list[int]]] = {}
     for number, request in enumerate(requests):
         tasks.setdefault(request.task_name, {}).setdefault(request.doc_id, []).append(number)

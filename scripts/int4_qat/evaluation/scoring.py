@@ -1,4 +1,4 @@
-"""Score a checkpoint with lm-eval: by its own code, or by ours where that is proven to give the same."""
+"""Score a checkpoint with lm-eval: by its own code, or by ours where that is proven to give the same scores."""
 
 import functools
 from collections import Counter
@@ -28,7 +28,7 @@ ENGINES = {STOCK: StockScores, LAST_POSITION: last_position.LastPosition}
 
 
 class Options(NamedTuple):
-    """What is evaluated, how, and where."""
+    """The options of an evaluation: what is evaluated, how, and where."""
 
     checkpoint: Path  # folder, bf16 or int4
     num_fewshot: int  # examples ahead of each question
@@ -36,29 +36,29 @@ class Options(NamedTuple):
     batch_size: int
     dtype: str  # a key of architecture.DTYPES
     device: str  # cpu or cuda
-    gpus: int  # that share the questions, or the model where it does not fit one; on a CPU processes
+    gpus: int  # GPUs that share the questions, or a model that does not fit one; on a CPU, processes
 
 
 def options_of(given: Mapping) -> Options:
-    """Return the options among some others, by their names."""
+    """Return the options by name, from settings that may include others."""
     return Options(*(given[name] for name in Options._fields))
 
 
 class Evaluation(NamedTuple):
-    """What lm-eval reports, and how it came about."""
+    """The results that lm-eval reports, and how they were obtained."""
 
     results: dict
     settings: dict
     prompts_over_max_length: Counter[str]  # questions that lost their beginning, by task
-    stock_check: dict | None  # of last_position: how far its scores of the first questions are from lm-eval's own
+    stock_check: dict | None  # how far last_position's scores of the first questions are from lm-eval's own
 
 
 def evaluate(
     options: Options, engine: str, tasks: list, task_manager: TaskManager, letters: tuple[str, ...] = mmlu.LETTERS
 ) -> Evaluation:
-    """Evaluate a checkpoint on lm-eval's tasks, which are its names or task configs.
+    """Evaluate a checkpoint on lm-eval's tasks, which are given by name or as task configs.
 
-    letters are those by which last_position's questions name their choices.
+    letters are those with which the questions for last_position name their choices.
     """
     tokenizer = tokenization.load_as_is(options.checkpoint)
     adds_bos = tokenization.adds_bos(tokenizer)
@@ -113,7 +113,7 @@ def has_replicas(options: Options) -> bool:
 
 
 def make_engine(word: str, options: Options, tokenizer: PreTrainedTokenizerBase | None = None) -> StockScores:
-    """Return an engine, by its word, with the model on the GPUs that this process sees, and with its tokenizer."""
+    """Return the engine of this name, with the model's tokenizer and the model on the GPUs that this process sees."""
     return ENGINES[word](
         pretrained=inference.load_model(options.checkpoint, architecture.DTYPES[options.dtype], options.device),
         tokenizer=tokenizer or tokenization.load_tokenizer(options.checkpoint),
@@ -124,9 +124,9 @@ def make_engine(word: str, options: Options, tokenizer: PreTrainedTokenizerBase 
 
 @contextmanager
 def templates_compiled_once() -> Iterator[None]:
-    """Let lm-eval compile each of its templates once; by itself it compiles one for every question."""
+    """Let lm-eval compile each of its templates once; otherwise it compiles one for every question."""
     env.from_string = functools.cache(env.from_string)
     try:
         yield
     finally:
-        del env.from_string  # the class has it again
+        del env.from_string  # restores the method of the class

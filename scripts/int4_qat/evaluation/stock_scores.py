@@ -1,4 +1,4 @@
-"""lm-eval's own scores, in batches of one subject, with what they rest on checked: requests before, scores after."""
+"""Score with lm-eval's own code in batches of one subject, and check requests before and scores after."""
 
 import itertools
 import math
@@ -12,23 +12,23 @@ from tqdm import tqdm
 from int4_qat.system.errors import InputError
 
 PROBE = "Answer:"
-STRINGS = 1_000  # that are tokenized at once
+STRINGS = 1_000  # strings that are tokenized at once
 SAME = 1e-6  # nats; likelihoods that differ by less are equal
 Scores = list[tuple[float, bool]]  # log-likelihood of a choice, and whether it is the likeliest token
-Tokens = tuple[list[int], list[int]]  # of a prompt, and of the choice that follows it
+Tokens = tuple[list[int], list[int]]  # token ids of a prompt, and of the choice that follows it
 
 
 class StockScores(HFLM):
-    """HFLM, a subject at a time, so that no score depends on which subjects share a shard.
+    """An HFLM that scores one subject at a time, so that no score depends on which subjects share a shard.
 
-    Prompts that are longer than the model's context lose their beginning, as everywhere in lm-eval: they are counted.
+    Prompts that are longer than the model's context lose their beginning, as everywhere in lm-eval, and are counted.
     """
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
         self.prompts_over_max_length: Counter[str] = Counter()  # questions, by task
         self.stock_check: dict | None = None
-        self.encoded: dict[str, list[int]] = {}  # of the subject that is being scored
+        self.encoded: dict[str, list[int]] = {}  # token ids of the strings of the subject that is being scored
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Scores:
         scores = self.scores(requests, disable_tqdm)
@@ -37,7 +37,7 @@ class StockScores(HFLM):
         return scores
 
     def scores(self, requests: list[Instance], disable_tqdm: bool = False) -> Scores:
-        """Return the scores of some requests, each subject of which is checked by itself."""
+        """Return the scores of some requests; each subject is checked separately."""
         scores = []
         with tqdm(total=len(requests), desc="score", unit=" choices", mininterval=1, disable=disable_tqdm) as progress:
             for _, group in itertools.groupby(requests, key=lambda request: request.task_name):
@@ -50,7 +50,7 @@ class StockScores(HFLM):
                 self.check_subject(subject, tokens, found)
                 scores += found
                 progress.update(len(subject))
-        self.encoded = {}  # of a text alone other tokens are asked
+        self.encoded = {}  # a whole text (loglikelihood_rolling) needs other tokens
         return scores
 
     def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:
@@ -59,16 +59,16 @@ class StockScores(HFLM):
         return self._loglikelihood_tokens(known, disable_tqdm=True)
 
     def check_subject(self, requests: list[Instance], tokens: list[Tokens], scores: Scores) -> None:
-        """Raise InputError if a log-likelihood is none."""
+        """Raise InputError if a log-likelihood is not finite."""
         refuse_infinite(requests, [value for value, _ in scores])
 
     def encode_at_once(self, requests: list[Instance]) -> None:
-        """Keep the tokens that `_encode_pair` asks for of some requests: one by one they take half a minute of MMLU."""
+        """Tokenize at once all strings that `_encode_pair` needs; one by one, they take half a minute for MMLU."""
         pairs = (request.args for request in requests)
         strings = {text for prompt, choice in pairs if prompt for text in (prompt + choice, prompt.rstrip())}
         bos = self.tokenizer.decode(self.prefix_token_id)
         plain = sorted(string for string in strings if not string.startswith(bos))
-        # What HFLM.tok_encode asks of the tokenizer for a string that does not begin with bos already.
+        # The options that HFLM.tok_encode gives the tokenizer for a string that does not begin with bos.
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         self.encoded = {}
         for start in range(0, len(plain), STRINGS):
@@ -77,13 +77,13 @@ class StockScores(HFLM):
             self.encoded |= dict(zip(strings, tokens, strict=True))
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *options, **more) -> list[int]:
-        """Return lm-eval's tokens of a string, from `encoded` if they are there."""
+        """Return lm-eval's tokens of a string, from `encoded` if it has them."""
         if add_special_tokens is None and not (options or more) and string in self.encoded:
             return self.encoded[string]
         return super().tok_encode(string, add_special_tokens, *options, **more)
 
     def tokens(self, request: Instance) -> Tokens:
-        """Return lm-eval's tokens of a request; an empty prompt is the token with which the model's texts begin."""
+        """Return lm-eval's tokens of a request; an empty prompt becomes the token with which texts begin."""
         prompt, choice = request.args
         if prompt:
             return self._encode_pair(prompt, choice)
@@ -91,10 +91,10 @@ class StockScores(HFLM):
         return [self.prefix_token_id], tokens[1:] if tokens[:1] == [self.prefix_token_id] else tokens
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return lm-eval's log-likelihoods of whole texts, but with one bos ahead of each.
+        """Return lm-eval's log-likelihoods of whole texts, but with only one bos ahead of each.
 
-        lm-eval puts prefix_token_id, which is bos where there is one, ahead of what the tokenizer gives, and most begin
-        with bos already. Texts that are longer than the model's context are read in windows, and counted.
+        lm-eval puts prefix_token_id, which is bos if there is one, ahead of the tokenizer's tokens, and most tokenizers
+        already add a bos. Texts that are longer than the model's context are read in windows, and counted.
         """
         own = self.add_bos_token
         self.add_bos_token = False
@@ -128,7 +128,7 @@ class StockScores(HFLM):
         self.prompts_over_max_length.update(task for task, _ in long)
 
     def say_long(self, requests: list[Instance], what: str = "they lose their beginning, bos included") -> None:
-        """Print in one line how many questions were too long, and what comes of it."""
+        """Print in one line how many questions were too long, and the consequence."""
         if count := self.prompts_over_max_length.total():
             of = f"{count} of {len({(request.task_name, request.doc_id) for request in requests})} questions"
             context = f"the model's context of {self.max_length} tokens"
@@ -136,7 +136,7 @@ class StockScores(HFLM):
 
 
 def refuse_tokens(requests: list[Instance], tokens: list[Tokens], max_length: int) -> None:
-    """Raise InputError if a choice has no token, or none of its own, or does not fit into the model's context."""
+    """Raise InputError if a choice has no tokens, those of another choice, or more than the model's context holds."""
     known: dict[tuple, tuple] = {}
     for request, (prompt, choice) in zip(requests, tokens, strict=True):
         if not choice:
@@ -150,14 +150,14 @@ def refuse_tokens(requests: list[Instance], tokens: list[Tokens], max_length: in
 
 
 def refuse_infinite(requests: list[Instance], values: list[float]) -> None:
-    """Raise InputError if a log-likelihood is none."""
+    """Raise InputError if a log-likelihood is not finite."""
     for request, value in zip(requests, values, strict=True):
         if not math.isfinite(value):
             raise InputError(f"{question(request)}: expected a log-likelihood, found {value}")
 
 
 def refuse_equal(requests: list[Instance], scores: Scores) -> None:
-    """Raise InputError if the model tells no choice from the others, or no question."""
+    """Raise InputError if all choices of each question, or all questions, have the same log-likelihoods."""
     questions: dict[tuple, list[float]] = {}
     for request, (value, _) in zip(requests, scores, strict=True):
         questions.setdefault((request.task_name, request.doc_id), []).append(value)
@@ -171,5 +171,5 @@ def refuse_equal(requests: list[Instance], scores: Scores) -> None:
 
 
 def question(request: Instance) -> str:
-    """Return by what a user finds a question."""
+    """Return a name by which a user finds a question."""
     return f"{request.task_name}, question {request.doc_id}"

@@ -1,4 +1,4 @@
-"""lm-eval's tasks and groups by name, on data that was downloaded."""
+"""Load lm-eval's tasks and groups by name, on downloaded data, and read their metrics."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ from int4_qat.system import files, scratch
 from int4_qat.system.errors import InputError
 
 STDERR = "_stderr"
-DEFAULT = "mean"  # lm-eval's own, of a metric for which its task names none
+DEFAULT = "mean"  # lm-eval's own aggregation, if a task names none for a metric
 
 
 class Loaded(NamedTuple):
     """A task or a group with its data, as lm-eval loads it."""
 
     name: str
-    item: Task | Group  # what lm-eval is given to ask
-    tasks: dict[str, Task]  # itself, or all that it holds
-    groups: dict[str, Group]  # itself and all that it holds; empty for a task
+    item: Task | Group  # what lm-eval is asked to evaluate
+    tasks: dict[str, Task]  # the task itself, or all tasks of the group
+    groups: dict[str, Group]  # the group itself and all groups in it; empty for a task
 
 
 def find(task: str) -> TaskManager:
-    """Return lm-eval's tasks; raise InputError if there is none of this name."""
+    """Return lm-eval's task manager; raise InputError if it has no task or group of this name."""
     task_manager = TaskManager()
     if task not in [*task_manager.all_subtasks, *task_manager.all_groups]:
         raise InputError(f"evaluation.tasks: lm-eval {version('lm-eval')} has no task or group '{task}'")
@@ -37,7 +37,7 @@ def find(task: str) -> TaskManager:
 
 
 def load(task: str, task_manager: TaskManager) -> Loaded:
-    """Return a task or a group with its data; what lm-eval or the task's own code raises comes as it is."""
+    """Return a task or a group with its data; errors of lm-eval and of the task's own code are passed on unchanged."""
     found = task_manager.load([task])
     item = found["groups"][task] if task in found["groups"] else found["tasks"][task]
     return Loaded(task, item, found["tasks"], found["groups"])
@@ -45,7 +45,7 @@ def load(task: str, task_manager: TaskManager) -> Loaded:
 
 @contextlib.contextmanager
 def as_on_the_hub(names: set[str], folder: Path) -> Iterator[None]:
-    """Work where a data set's names on the Hub are folders: `datasets` looks there first, the task stays as it is."""
+    """Work where a data set's Hub names are folders: `datasets` looks there first, so the task can stay as it is."""
     with scratch.folder() as work, contextlib.chdir(work):
         for name in names:
             files.link(folder, work / name)
@@ -54,7 +54,7 @@ def as_on_the_hub(names: set[str], folder: Path) -> Iterator[None]:
 
 
 def dataset_names(task: str, index: dict) -> set[str]:
-    """Return the Hub's names of the data sets of one of lm-eval's tasks, or of all tasks of a group."""
+    """Return the Hub names of the data sets of an lm-eval task, or of all tasks of a group."""
     config = index[task].cfg
     if config and "dataset_path" in config:
         return {config["dataset_path"]}
@@ -62,7 +62,7 @@ def dataset_names(task: str, index: dict) -> set[str]:
 
 
 def members_of(config: dict) -> Iterator[str]:
-    """Yield the names of what a group's config holds, also of groups that are written down in it."""
+    """Yield the names of the members in a group's config, including those of groups that are defined in it."""
     for member in config["task"]:
         if isinstance(member, str):
             yield member
@@ -75,7 +75,7 @@ def members_of(config: dict) -> Iterator[str]:
 def metrics_of(loaded: Loaded, results: dict) -> tuple[dict[str, dict], dict[str, dict]]:
     """Return the metrics of a task, and of its members if it is a group.
 
-    Raise InputError if lm-eval has no figure for the whole.
+    Raise InputError if lm-eval has no figure for the task or the group as a whole.
     """
     found = {name: metrics(name, loaded, results) for name in results["results"]}
     whole = found.pop(loaded.name, None)
@@ -87,7 +87,7 @@ def metrics_of(loaded: Loaded, results: dict) -> tuple[dict[str, dict], dict[str
 
 
 def metrics(name: str, loaded: Loaded, results: dict) -> dict[str, dict]:
-    """Return value, stderr (None if lm-eval has none) and kind by lm-eval's name, `<metric>,<filter>`."""
+    """Return value, stderr (None if lm-eval has none) and kind, by lm-eval's name `<metric>,<filter>`."""
     scores, found = results["results"][name], {}
     for key, value in scores.items():
         metric, _, name_of_filter = key.partition(",")
@@ -105,25 +105,25 @@ def metrics(name: str, loaded: Loaded, results: dict) -> dict[str, dict]:
 
 
 def tasks_of(name: str, loaded: Loaded) -> list[Task]:
-    """Return a task as the only one, or all tasks of a group."""
+    """Return the task of this name, or all tasks of the group of this name."""
     return loaded.groups[name].get_all_tasks() if name in loaded.groups else [loaded.tasks[name]]
 
 
 def names_of(name: str, loaded: Loaded) -> list[str]:
-    """Return the names of those tasks, sorted."""
+    """Return the sorted names of the tasks that `tasks_of` returns."""
     return sorted(task.task_name for task in tasks_of(name, loaded))
 
 
 def direction(tasks: list[Task], metric: str) -> bool | None:
-    """Return whether a higher value is better, as lm-eval has it; None if it does not say so or tasks differ."""
+    """Return whether a higher value is better according to lm-eval, or None if it does not say or the tasks differ."""
     said = {task.higher_is_better().get(metric) for task in tasks}
     return said.pop() if said in ({True}, {False}) else None
 
 
 def aggregation(task: Task, metric: str) -> str:
-    """Return lm-eval's name of what makes a figure of the values of documents.
+    """Return lm-eval's name of the function that aggregates the values of documents.
 
-    A function of the task's own has `own` ahead of its name, since that may be one of lm-eval's too.
+    The name of a task's own function is prefixed with `own`, since lm-eval may have a function of the same name.
     """
     function = task.aggregation().get(metric)
     if function is None:
@@ -133,7 +133,7 @@ def aggregation(task: Task, metric: str) -> str:
 
 
 def weight_by_size(group: Group, key: str) -> bool:
-    """Return whether a group weighs its members by their documents in the figure of this name."""
+    """Return whether a group weights its members by their number of documents in the figure of this name."""
     metric, _, name_of_filter = key.partition(",")
     asked = [
         entry

@@ -1,6 +1,6 @@
-"""tiles.dequantize_tiles as one kernel on a GPU, about as fast as its bytes can be read and written.
+"""Run tiles.dequantize_tiles as one GPU kernel, about as fast as its bytes can be read and written.
 
-The compiler's own reads scales and codes anew for every weight, and takes almost four times as long (docs/gpu.md).
+The compiler's own kernel re-reads scales and codes for every weight, and takes almost four times as long (docs/gpu.md).
 """
 
 import torch
@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 def dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return what the function of this name in tiles does, which says more; for tensors on a GPU."""
+    """Return the same as tiles.dequantize_tiles, which says more, for tensors on a GPU."""
     row_tiles, column_tiles = tiles.shape[:2]
     groups, rows, _ = scale_and_zero.shape
     weight = torch.empty(rows, 128 * column_tiles, dtype=dtype, device=tiles.device)
@@ -20,7 +20,7 @@ def dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor, dtype: t
 
 @triton.jit
 def _dequantize_tile(tiles, scale_and_zero, weight, rows, group_size: tl.constexpr):
-    """8 rows x 128 columns of the weight; tiles.unpack_tiles says where which code is."""
+    """Dequantize 8 rows x 128 columns of the weight; tiles.unpack_tiles says where each code is."""
     row_tile, column_tile, column_tiles = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     lanes = tl.load(tiles + (row_tile * column_tiles + column_tile) * 128 + tl.arange(0, 128))
     two = tl.arange(0, 2)

@@ -1,9 +1,9 @@
-"""Calibration texts in a model, layer by layer: each layer is changed by a method, then passes on what it deploys.
+"""Run calibration texts through a model layer by layer: a method changes each layer, which then computes as deployed.
 
-All texts go through the model's own forward pass at once, with its repeated layers wrapped for the time. So what stands
-around the layers, and what a family hands from one to the next, is the model's own business; a layer takes the texts
-in batches. It gets what the quantized layers before it make of them, and, to compare, what the unquantized ones do. All
-that a layer's linears are given is kept while it is calibrated.
+All texts go through the model's own forward pass at once, with its repeated layers wrapped meanwhile. The model's own
+code therefore handles the modules around the layers, and what a model family passes from one layer to the next. A layer
+takes the texts in batches: as the quantized layers before it pass them on and, for comparison, as the unquantized ones
+do. All inputs of the layer's linears in the bf16 model are kept while the layer is calibrated.
 """
 
 import functools
@@ -28,18 +28,18 @@ class Layer:
     def __init__(self, module: torch.nn.Module, linears: dict[str, torch.nn.Linear]):
         self.module = module
         self.linears = linears
-        self.calls: list[Call] = []  # for each batch, with what the quantized layers before it make of the texts
+        self.calls: list[Call] = []  # for each batch, with the texts as the quantized layers before it pass them on
         self.undisturbed: list[dict[str, torch.Tensor]] = []  # for each batch, the linears' inputs in the bf16 model
         self._forward = module.forward
 
     def outputs(self, calls: list[Call] | None = None) -> Iterator[Any]:
-        """Yield what the layer makes of each batch with the weights that it has now."""
+        """Yield the layer's output for each batch, with its current weights."""
         for arguments, named in self.calls if calls is None else calls:
             yield self._forward(*arguments, **named)
 
     @contextmanager
     def watched(self, tell: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-        """Within it `tell` gets the name and the input of each linear that is called."""
+        """Call `tell`, within this context, with the name and the input of each linear that is called."""
         hooks = [
             linear.register_forward_pre_hook(lambda _, arguments, name=name: tell(name, arguments[0]))
             for name, linear in self.linears.items()
@@ -51,7 +51,7 @@ class Layer:
                 hook.remove()
 
 
-# Changes the weights of a layer in place, and perhaps its norms; returns the grids that the linears are rounded on.
+# A method changes the weights of a layer in place, and perhaps its norms; it returns the grids to round its linears on.
 Method = Callable[[Layer, Scheme], dict[str, Grid]]
 
 
@@ -59,11 +59,11 @@ Method = Callable[[Layer, Scheme], dict[str, Grid]]
 def calibrate(
     model: PreTrainedModel, texts: torch.Tensor, names: Iterable[str], method: Method, scheme: Scheme, batch_size: int
 ) -> dict[str, Grid]:
-    """Change the weights of some linears of a model, each by its layer; return their grids.
+    """Change the weights of the named linears of a model, layer by layer; return their grids.
 
-    texts are token ids (texts, length). A linear that no repeated layer holds stays as it is, on its own grid, and
-    computes in bf16 meanwhile. Raise InputError if the texts do not reach a linear, or if the model does not take them
-    from layer to layer, once through each.
+    `texts` are token ids (texts, length). A linear outside the repeated layers is not changed: it gets its own grid,
+    and computes with its bf16 weights meanwhile. Raise InputError if the texts do not reach a linear, or if the model
+    does not take them from layer to layer, once through each.
     """
     layers, others = layers_of(model, names)
     grids = own_grids(others, scheme)
@@ -100,9 +100,9 @@ def calibrate(
 
 
 def undisturbed_output(layer: Layer, calls: list[Call]) -> Any:
-    """Return what a layer makes of all texts as the bf16 model hands them on; keep what its linears were given.
+    """Return a layer's output for all texts as the bf16 model passes them on; keep the inputs of its linears.
 
-    Raise InputError for a linear that computes more than once, or not for all of the texts.
+    Raise InputError for a linear that computes more than once, or only for some of the texts.
     """
     given: dict[str, torch.Tensor] = {}
     outputs = []
@@ -124,9 +124,9 @@ def undisturbed_output(layer: Layer, calls: list[Call]) -> Any:
 
 
 def layers_of(model: PreTrainedModel, names: Iterable[str]) -> tuple[list[Layer], dict[str, torch.nn.Linear]]:
-    """Return the repeated layers among which are those that hold some linears, and the linears that none holds.
+    """Return the repeated layers of each list that holds any of the named linears, and the linears in no such list.
 
-    A repeated layer is the outermost element of a list of modules; one may hold none of the linears.
+    A repeated layer is an element of an outermost list of modules; it may hold none of the linears.
     """
     modules = dict(model.named_modules())
     held: dict[str, dict[str, torch.nn.Linear]] = {}
@@ -145,13 +145,13 @@ def layers_of(model: PreTrainedModel, names: Iterable[str]) -> tuple[list[Layer]
 
 
 def own_grids(linears: dict[str, torch.nn.Linear], scheme: Scheme) -> dict[str, Grid]:
-    """Return the grids on which some linears are rounded to nearest."""
+    """Return each linear's own grid, on which it is rounded to nearest."""
     return {name: int4.quantize(linear.weight, scheme).grid for name, linear in linears.items()}
 
 
 @contextmanager
 def deployed(linears: dict[str, torch.nn.Linear], grids: dict[str, Grid], scheme: Scheme) -> Iterator[None]:
-    """Within it some linears compute with the weights that their int4 ones stand for."""
+    """Let some linears compute, within this context, with their dequantized int4 weights."""
     weights = {name: linear.weight.data for name, linear in linears.items()}
     for name, linear in linears.items():
         linear.weight.data = int4.fake_quantize(weights[name], scheme, grid=grids[name])

@@ -1,4 +1,4 @@
-"""The texts that a method is calibrated on, as windows of tokens: equal shares of each file, drawn by a seed."""
+"""Read the texts that a method calibrates on, as windows of tokens: equal shares of each file, drawn by a seed."""
 
 import random
 from pathlib import Path
@@ -12,10 +12,10 @@ from int4_qat.tokenizer import pieces, windows
 
 
 def read(paths: list[Path], tokenizer: PreTrainedTokenizerBase, samples: int, length: int, seed: int) -> torch.Tensor:
-    """Return token ids (samples, length) of texts, of conversations and of tables of formatted texts.
+    """Return token ids (samples, length) from texts, conversations and tables of formatted texts.
 
-    Each file gives as many windows as the others, the first ones one more if samples does not divide. Raise InputError
-    if one holds too little text.
+    Each file gives the same number of windows; if `samples` does not divide evenly, the first files give one more.
+    Raise InputError if a file holds too little text.
     """
     draw = random.Random(seed)
     shares = [samples // len(paths) + (number < samples % len(paths)) for number in range(len(paths))]
@@ -24,7 +24,7 @@ def read(paths: list[Path], tokenizer: PreTrainedTokenizerBase, samples: int, le
 
 
 def drawn(path: Path, tokenizer: PreTrainedTokenizerBase, count: int, length: int, draw: random.Random) -> np.ndarray:
-    """Return so many whole windows of a file, in a random order; raise InputError if there are fewer."""
+    """Return `count` whole windows of a file, in a random order; raise InputError if there are fewer."""
     tokens = pieces.until(pieces.tokens(path, tokenizer, draw), count * length)
     whole = windows.whole(tokens, windows.head(tokenizer), length)
     if len(whole) < count:

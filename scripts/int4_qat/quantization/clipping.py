@@ -1,4 +1,4 @@
-"""The grid of each group whose range is shortened to where the error, weighted by its columns, is least."""
+"""Find the grid of each group, its range shortened to where the error, weighted by column, is least."""
 
 import torch
 
@@ -10,7 +10,7 @@ SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of a group's range
 
 
 def best_grid(weight: torch.Tensor, scheme: Scheme, importance: torch.Tensor) -> Grid:
-    """Return the grid of a (rows, columns) weight; importance fp32 (columns) is what a squared error counts for."""
+    """Return the grid of a (rows, columns) weight; `importance`, fp32 (columns), weights the squared errors."""
     rows, size = len(weight), scheme.group_size
     groups = weight.float().view(rows, -1, size)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)

@@ -1,18 +1,19 @@
-"""The weights of linears whose errors of rounding make up for each other: GPTQ, column by column.
+"""Round the weights of linears so that their rounding errors compensate for each other: GPTQ, column by column.
 
-With H = E[x xᵀ] of the inputs of a linear, its weights W are to become int4 so that tr((Q - W) H (Q - W)ᵀ) is small.
-Column j is rounded to its grid, and its error e moves the columns that are still open by -e U[j, j:] / U[j, j], where
-U is the upper Cholesky factor of (H + damping)⁻¹ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323). Beyond that:
+Let H = E[x xᵀ] over the inputs of a linear. Its weights W become int4 weights Q such that tr((Q - W) H (Q - W)ᵀ) is
+small. Column j is rounded to its grid, and its error e moves the columns that are not rounded yet by
+-e U[j, j:] / U[j, j], where U is the upper Cholesky factor of (H + damping)⁻¹ (Frantar et al. 2022,
+https://arxiv.org/abs/2210.17323). Three things are done beyond that:
 
 - A linear should give the outputs that it has in the bf16 model, where its inputs are x' instead of x, because the
   layers before it are not quantized (Li et al. 2025, GPTAQ, https://arxiv.org/abs/2504.02692). On the calibration texts
   W + W E[(x' - x) xᵀ] (H + damping)⁻¹ comes closest; going only part of the way is better on other texts.
-- Groups go in the order of their inputs' sizes, the largest first, and so do the columns of a group, so that what
-  counts most is rounded while most columns can still make up for it. In the file they stay where they were.
-- A group's grid is found when its turn comes, of its weights as they are by then, its range shortened to where the
-  error is least.
+- Groups are rounded in the order of their inputs' sizes, the largest first, and so are the columns of a group. What
+  counts most is thus rounded while most columns can still compensate for it. The order in the file does not change.
+- A group's grid is found when its turn comes, from its weights as they are by then, with its range shortened to where
+  the error is least.
 
-docs/recipes.md has what each of these is worth on real models.
+docs/recipes.md says what each of these is worth on real models.
 """
 
 import torch
@@ -24,12 +25,12 @@ from int4_qat.quantization.layer_inputs import Inputs
 from int4_qat.quantization.schemes import Scheme
 from int4_qat.system import cuda_graphs
 
-DAMPING = 0.05  # of the mean square of an input: what every direction of the inputs counts for at least
-FOLLOWED = 0.5  # how much of the way to the bf16 model's outputs is gone
+DAMPING = 0.05  # times the mean square of an input: the least that every direction of the inputs counts for
+FOLLOWED = 0.5  # share of the way to the bf16 model's outputs that is taken
 
 
 def rounded_together(inputs: Inputs, scheme: Scheme) -> dict[str, tuple[torch.Tensor, Grid]]:
-    """Return the new weight and the grid of each linear; the rows of all that share an input are one weight."""
+    """Return the new weight and the grid of each linear; linears that share an input are rounded as one weight."""
     weights = [linear.weight.data for linear in inputs.linears.values()]
     dtype, rows = weights[0].dtype, [len(weight) for weight in weights]
     inverse = inverse_of(inputs.moments)
@@ -40,7 +41,7 @@ def rounded_together(inputs: Inputs, scheme: Scheme) -> dict[str, tuple[torch.Te
 
 
 def inverse_of(moments: torch.Tensor) -> torch.Tensor:
-    """Return (H + damping)⁻¹ in fp64; without any input, 1 on the diagonal."""
+    """Return (H + damping)⁻¹ in fp64; if all inputs are zero, the diagonal is 1."""
     hessian = moments.double()
     diagonal = hessian.diagonal()
     diagonal += DAMPING * diagonal.mean()
@@ -56,10 +57,10 @@ def steered(weight: torch.Tensor, drift: torch.Tensor, inverse: torch.Tensor) ->
 def compensate(
     weight: torch.Tensor, inverse: torch.Tensor, order: torch.Tensor, scheme: Scheme
 ) -> tuple[torch.Tensor, Grid]:
-    """Return a weight in bf16 and a grid, on which its nearest values are those of GPTQ.
+    """Return a weight in bf16 and a grid such that rounding the weight to the grid gives GPTQ's result.
 
-    weight fp32 (rows, columns), inverse fp64 (columns, columns); order holds the columns as their turns come, group by
-    group. An input that is always zero changes nothing.
+    `weight` is fp32 (rows, columns), `inverse` fp64 (columns, columns); `order` holds the columns in the order in which
+    they are rounded, group by group. An input that is always zero changes nothing.
     """
     size, waiting = scheme.group_size, weight[:, order]
     factor = torch.linalg.cholesky(inverse[order][:, order], upper=True).float()
@@ -81,19 +82,20 @@ def round_group(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the columns of a group in bf16, each as it was when its turn came, and the errors for later groups.
 
-    group fp32 (rows, size) is used up; factor fp32 (size, size) is its part of U; scale and zero_point are of its grid.
+    `group`, fp32 (rows, size), is overwritten. `factor`, fp32 (size, size), is the group's part of U; `scale` and
+    `zero_point` belong to its grid.
     """
     nearest = int4.nearest_on(Grid(scale, zero_point))
     met, errors = torch.empty_like(group, dtype=blocks.STORAGE_DTYPE), torch.empty_like(group)
     for column in range(group.shape[1]):
-        met[:, column] = group[:, column]  # in bf16: the export rounds what is stored
+        met[:, column] = group[:, column]  # in bf16, because the export rounds what is stored
         errors[:, column] = (group[:, column] - nearest(met[:, column].float())) / factor[column, column]
         group[:, column + 1 :].addr_(errors[:, column], factor[column, column + 1 :], alpha=-1)
     return met, errors
 
 
 def order_of(sizes: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Return the columns in the order of their turns, group by group; sizes (columns) are the inputs' mean squares."""
+    """Return the columns in rounding order, group by group; `sizes` (columns) are the inputs' mean squares."""
     groups = sizes.view(-1, group_size)
     columns = groups.argsort(dim=-1, descending=True, stable=True)
     columns += torch.arange(0, sizes.numel(), group_size, device=sizes.device)[:, None]

@@ -1,4 +1,4 @@
-"""The blocks that an export is made of, how they are written, and the comparison with what was meant."""
+"""Quantize the weights of an export in blocks of rows, write them, and compare the files with what was meant."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ QuantizedBlock = tuple[slice, int4.Int4Weight]
 
 
 def row_blocks(source: StoredTensor) -> Iterator[Block]:
-    """Yield a stored weight, whatever its type, in blocks."""
+    """Yield a stored weight of any dtype as blocks of rows in bf16."""
     for rows in blocks.row_blocks(*source.shape):
         yield rows, source.read_rows(rows).to(blocks.STORAGE_DTYPE)
 
@@ -26,7 +26,7 @@ def row_blocks(source: StoredTensor) -> Iterator[Block]:
 def quantize(
     blocks: Iterable[Block], scheme: Scheme, grid: int4.AnyGrid | None, method: ModuleType
 ) -> Iterator[QuantizedBlock]:
-    """Yield the blocks of a weight on its given grid or, without one, as a method finds them that needs no texts."""
+    """Yield the quantized blocks of a weight: on its given grid or, without one, by a method that needs no texts."""
     if grid is None:
         yield from method.quantize(blocks, scheme)
     else:
@@ -35,7 +35,7 @@ def quantize(
 
 
 def differing(expected: Iterable[QuantizedBlock], read: Callable[[slice], int4.Int4Weight]) -> int:
-    """Return how many weights that `read` finds do not stand for the expected ones."""
+    """Return how many of the elements that `read` returns differ from the expected ones, once dequantized to bf16."""
     count = 0
     for rows, wanted in expected:
         found = read(rows)
@@ -46,20 +46,20 @@ def differing(expected: Iterable[QuantizedBlock], read: Callable[[slice], int4.I
 
 
 class Written(NamedTuple):
-    """What was meant of a weight whose blocks are gone: their rows, and a digest of their values."""
+    """The rows of a weight's blocks and a digest of their values, kept instead of the blocks themselves."""
 
     rows: list[slice]
     digest: bytes
 
 
 class Record:
-    """What is written of a weight, seen block by block."""
+    """The rows and the digest of a weight, updated block by block."""
 
     def __init__(self) -> None:
         self.rows, self.digest = [], hashlib.blake2b(digest_size=16)
 
     def see(self, block: QuantizedBlock) -> QuantizedBlock:
-        """Return the block."""
+        """Add a block to the record and return it."""
         rows, weight = block
         self.rows.append(rows)
         for part in weight:
@@ -71,7 +71,7 @@ class Record:
 
 
 def read_back(read: Callable[[slice], int4.Int4Weight], rows: Iterable[slice]) -> Written:
-    """Return what `read` finds in some rows of a weight."""
+    """Return the record of what `read` returns for the given blocks of rows of a weight."""
     record = Record()
     for of_block in rows:
         record.see((of_block, read(of_block)))
@@ -84,9 +84,10 @@ def fill(
     kept: Mapping[str, StoredTensor],
     in_int4: Mapping[str, Callable[[], Iterable[QuantizedBlock]]],
 ) -> dict[str, int]:
-    """Write the tensors of an export and read them back; return how many weights of each are not what was meant.
+    """Write the tensors of an export and read them back; return by key how many elements differ from what was meant.
 
-    kept holds the tensors that stay as they are, and in_int4 what yields the blocks of the others, by their keys.
+    `kept` holds the tensors that are copied, by key. `in_int4` holds, for each other key, a function that yields the
+    quantized blocks of the weight.
     """
 
     def write(key: str) -> Written | None:
@@ -104,7 +105,7 @@ def fill(
         if key in kept:
             return weight_files.differing(kept[key], targets[key])
         read, meant = layout.reader(key, targets), written[key]
-        # The weight is made again only to count what differs.
+        # The weight is quantized a second time only to count what differs.
         return 0 if read_back(read, meant.rows) == meant else differing(in_int4[key](), read)
 
     return parallel.in_processes(compare, keys, "compare")
@@ -115,7 +116,7 @@ def with_bytes_after(
 ) -> list[dict]:
     """Return the entries of a manifest's linears, each with the bytes that its weight takes in a layout.
 
-    plan holds the weights that become int4 on the meta device by their keys, names their names by these keys.
+    `plan` holds the weights that become int4, on the meta device, by key; `names` maps these keys to parameter names.
     """
     sizes = {}
     for key, weight in plan.items():

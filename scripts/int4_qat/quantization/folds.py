@@ -1,7 +1,8 @@
-"""Factors that move from the inputs of some linears into what makes these inputs: the layer computes what it did.
+"""Fold factors of linears into the module that produces their inputs, without changing what the layer computes.
 
-x / s comes of a norm whose gain is divided by s, or of a linear whose rows are; the linears' columns are multiplied by
-s. Which module can take them up is found by trying: factors of 2 are folded in, and the layer's output must stay.
+The columns of the linears are multiplied by s. Their inputs become x / s, because the gain of a norm, or the rows of a
+linear, are divided by s. Which module can take up the factors is found by trial: factors of 2 are folded in, and the
+layer's output must not change.
 """
 
 from collections.abc import Iterator
@@ -14,12 +15,12 @@ from int4_qat.quantization import batches
 from int4_qat.quantization.calibration import Layer
 from int4_qat.quantization.layer_inputs import Inputs
 
-TOLERANCE = 0.1  # roundings to bfloat16 are a hundredth, a wrong fold is one half and more
+TOLERANCE = 0.1  # rounding to bfloat16 gives a hundredth, a wrong fold one half or more
 SMALLEST = 1e-9
 
 
 class Fold(NamedTuple):
-    """Some linears with the same inputs, and the norm or the linear that takes up what they are multiplied by."""
+    """Linears with the same inputs, and the norm or linear that is divided by the factors they are multiplied by."""
 
     linears: dict[str, torch.nn.Linear]
     source: torch.nn.Module
@@ -27,7 +28,8 @@ class Fold(NamedTuple):
     def apply(self, scales: torch.Tensor) -> torch.Tensor:
         """Multiply the columns of the linears by scales, fp32 (columns), and divide the source by them.
 
-        Return the scales that count: all weights stay values of bfloat16, which not every quotient of a norm's gain is.
+        Return the scales that were applied. They can differ from the given ones, because all weights stay bfloat16
+        values and the quotient of a norm's gain is rounded to one.
         """
         if isinstance(self.source, torch.nn.Linear):
             put(self.source.weight, self.source.weight.float() / scales[:, None])
@@ -46,7 +48,7 @@ def put(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
 
 
 def divide_gain(norm: torch.nn.Module, scales: torch.Tensor) -> torch.Tensor:
-    """Divide the gain of a norm, and return by what it is divided now; where it would be zero it stays."""
+    """Divide the gain of a norm and return the divisors that were applied; keep a gain that is or would become zero."""
     offset, before = gain_offset(norm), norm.weight.data.float()
     after = (before + offset).div(scales).sub(offset).to(STORAGE_DTYPE).float()
     after = torch.where((after + offset == 0) | (before + offset == 0), before, after)
@@ -55,7 +57,7 @@ def divide_gain(norm: torch.nn.Module, scales: torch.Tensor) -> torch.Tensor:
 
 
 def gain_offset(norm: torch.nn.Module) -> int:
-    """Return 1 for a norm whose gain is 1 + w, as Gemma's, and 0 where it is w."""
+    """Return 1 for a norm whose gain is 1 + w, such as Gemma's, and 0 for one whose gain is w."""
     weight, bias = norm.weight.data, getattr(norm, "bias", None)
     probe = torch.linspace(1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)[None]
     norm.weight.data = torch.zeros_like(weight)
@@ -65,7 +67,7 @@ def gain_offset(norm: torch.nn.Module) -> int:
 
 
 def find(layer: Layer, inputs: list[Inputs]) -> list[Fold]:
-    """Return the folds that leave the layer's output as it is, at most one for each of some inputs."""
+    """Return the folds that leave the layer's output unchanged, at most one for each of the inputs."""
     makers, found = makers_of(layer), []
     for each in inputs:
         first = next(iter(each.linears))
@@ -78,12 +80,12 @@ def find(layer: Layer, inputs: list[Inputs]) -> list[Fold]:
 
 
 def outputs_of(module: torch.nn.Module) -> int:
-    """Return how many features a norm or a linear makes."""
+    """Return the number of output features of a norm or a linear."""
     return module.weight.shape[0]
 
 
 def makers_of(layer: Layer) -> dict[str, torch.nn.Module]:
-    """Return, by the names of linears, the norm whose output is their input, if it is one's."""
+    """Return, by the name of the linear, the norm whose output is its input, for the linears that have such a norm."""
     norms = [module for module in layer.module.modules() if is_norm(module)]
     made: list[tuple[torch.Tensor, torch.nn.Module]] = []
     given: dict[str, torch.Tensor] = {}
@@ -96,15 +98,15 @@ def makers_of(layer: Layer) -> dict[str, torch.nn.Module]:
 
 
 def is_norm(module: torch.nn.Module) -> bool:
-    """Return whether a module has one gain for each feature and nothing inside."""
+    """Return whether a module has one gain per feature and no submodules."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, torch.nn.Parameter) and weight.ndim == 1 and not any(module.children())
 
 
 def leaves_output(layer: Layer, fold: Fold) -> bool:
-    """Return whether the layer computes the same with some factors folded in; its weights stay as they are.
+    """Return whether the layer's output is unchanged with some factors folded in; its weights are restored.
 
-    What the factors change is held against what they change if nothing takes them up.
+    The change in the output is compared with the change that the factors cause if no module takes them up.
     """
     factors = torch.ones(outputs_of(fold.source), device=fold.source.weight.device)
     factors[::2] = 2
@@ -112,12 +114,12 @@ def leaves_output(layer: Layer, fold: Fold) -> bool:
     folded, half_folded = (states_of(output) - before for output in probed(layer, fold, factors))
     size = (
         before.square().mean(0).sqrt().clamp(min=SMALLEST)
-    )  # a few channels of some models are a thousand times others
+    )  # in some models a few channels are a thousand times the others
     return bool((folded / size).norm() < TOLERANCE * (half_folded / size).norm())
 
 
 def probed(layer: Layer, fold: Fold, factors: torch.Tensor) -> Iterator[Any]:
-    """Yield what the layer makes of its first batch with factors folded in, and with the source as it was."""
+    """Yield the layer's output for its first batch with the factors folded in, then with the source as it was."""
     own, theirs = [*fold.source.parameters()], [linear.weight for linear in fold.linears.values()]
     kept = {parameter: parameter.data for parameter in (*own, *theirs)}
     try:

@@ -1,4 +1,4 @@
-"""The grids that a checkpoint in bf16 is meant for: what calibration or training found, for the export to round on."""
+"""Read and write the grids that calibration or training found for a bf16 checkpoint, on which the export rounds it."""
 
 import shutil
 from pathlib import Path
@@ -11,20 +11,20 @@ from int4_qat.quantization import record
 from int4_qat.quantization.int4 import AnyGrid, Grid, MovedGrid
 from int4_qat.system.errors import InputError
 
-# In a folder of its own: engines take every safetensors file beside the weights for more of them.
+# In a folder of its own, because engines take every safetensors file next to the weights for more weights.
 FILE = Path("grids") / "grids.safetensors"
-START = "start_"  # before the parts of the grid on which codes are found, where training has moved the values since
+START = "start_"  # prefix of the parts of the grid on which codes are found, if training has moved the values since
 
 
 def write(folder: Path, grids: dict[str, AnyGrid]) -> None:
-    """Write the grids of some linears, by their names, into a checkpoint's folder."""
+    """Write the grids of some linears, by name, into a checkpoint's folder."""
     (folder / FILE).parent.mkdir(parents=True)
     tensors = {f"{name}.{part}": value for name, grid in grids.items() for part, value in parts_of(grid).items()}
     save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, folder / FILE)
 
 
 def parts_of(grid: AnyGrid) -> dict[str, torch.Tensor]:
-    """Return the tensors of a grid by the names that the file has for them."""
+    """Return the tensors of a grid by their names in the file."""
     parts = {kind: getattr(grid, kind) for kind in Grid._fields}
     if isinstance(grid, MovedGrid):
         parts |= {START + kind: part for kind, part in grid.start._asdict().items()}
@@ -37,7 +37,7 @@ def exist(folder: Path) -> bool:
 
 
 def of_training(adapter: Path, model: Path) -> Path:
-    """Return the folder that has the grids on which a training ended, if any: learned ones, or those where it began.
+    """Return the folder of the grids, if any, on which a training ended: learned ones, or those on which it began.
 
     Raise InputError if the training learned grids and the adapter has none.
     """
@@ -47,14 +47,14 @@ def of_training(adapter: Path, model: Path) -> Path:
 
 
 def copy(source: Path, folder: Path) -> None:
-    """Give a folder the grids of another one, if that has any."""
+    """Copy the grids of one folder, if it has any, into another."""
     if exist(source):
         (folder / FILE).parent.mkdir(parents=True)
         shutil.copyfile(source / FILE, folder / FILE)
 
 
 def read(folder: Path) -> dict[str, AnyGrid]:
-    """Return the grids of a checkpoint's linears by their names; none if each weight is on its own."""
+    """Return the grids of a checkpoint's linears by name; empty if each weight is on its own grid."""
     if not exist(folder):
         return {}
     stored = weight_files.read_header(folder / FILE)

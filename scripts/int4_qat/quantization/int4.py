@@ -1,27 +1,27 @@
-"""The one definition of int4, group by group: what a weight becomes, and what that stands for.
+"""Define int4 in one place, group by group: how a weight is quantized, and which values its codes represent.
 
 Every group of `group_size` consecutive input features of a weight row has a grid of 16 values,
 
     value = code * scale + zero_point        (code -8 ... 7; scale and zero point in bfloat16, as torchao stores them)
 
-and each weight gets the nearest one. With low the value of code -8 and range = max - min, at least 1e-6,
+and each weight gets the nearest of them. Let low be the value of code -8, and range = max - min, at least 1e-6:
 
-    zero point  scale                                low
-    float       range / 15                           min
-    integer     range / 15, to 5, 6 or 8 such bits   -k * scale, k = 0 ... 15; the range is stretched to hold 0
-    none        max|w| / 7.5, to 8 significant bits  -8 * scale, so that the zero point is 0
+    zero point  scale                                      low
+    float       range / 15                                 min
+    integer     range / 15, to 5, 6 or 8 significant bits  -k * scale, k = 0 ... 15; the range is stretched to hold 0
+    none        max|w| / 7.5, to 8 significant bits        -8 * scale, so that the zero point is 0
 
-The float one is the arithmetic of torchao's `Int4WeightFakeQuantizer` and of `int4_row_quantize_zp` in MSLK, the
-kernels' quantizer, on a CPU: codes come of the scale in fp32, before it is rounded to bfloat16. On a GPU they multiply
-by 1/15, and here the result is the CPU's. torchao's fake quantizer forgets the rounding of scale and zero point;
-`fake_quantize` here includes it, so that training sees the weight that is deployed.
+The float zero point follows the arithmetic of torchao's `Int4WeightFakeQuantizer` and of MSLK's `int4_row_quantize_zp`,
+the kernels' quantizer, on a CPU: codes are found with the scale in fp32, before it is rounded to bfloat16. On a GPU
+those two multiply by 1/15; this module gives the CPU's result on every device. torchao's fake quantizer omits the
+rounding of scale and zero point; `fake_quantize` here includes it, so that training sees the weight that is deployed.
 
-With an integer one, zero_point = (8 - k) * scale is exact in bfloat16, so that the same grid can be held as codes and
-integers k, without a second rounding. The scale keeps all 8 significant bits where |8 - k| is 0 or a power of two, as
-it is for most groups; 6 where it is 3 or 6, and 5 where it is 5 or 7 (docs/extending.md).
+With an integer zero point, zero_point = (8 - k) * scale is exact in bfloat16, so that the same grid can be stored as
+codes and integers k, without a second rounding. The scale keeps all 8 significant bits if |8 - k| is 0 or a power of
+two, as it is for most groups, 6 bits if it is 3 or 6, and 5 bits if it is 5 or 7 (docs/extending.md).
 
-torchao's tile_packed_to_4d quantizes by itself, in the weight's dtype: from fp32 to the same bits, from bfloat16 one
-code in forty comes out otherwise.
+torchao's tile_packed_to_4d has a quantizer of its own, which computes in the weight's dtype. From fp32 it gives the
+same bits; from bfloat16 one code in forty differs.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ BITS = 4
 LEVELS = 2**BITS - 1
 OFFSET = 2 ** (BITS - 1)
 SMALLEST_RANGE = 1e-6
-STORED_BITS = 8  # significant ones, of a bfloat16
+STORED_BITS = 8  # significant bits of a bfloat16
 FLOAT32_BITS = 24
 
 
@@ -57,7 +57,7 @@ class Grid(NamedTuple):
 
 
 class MovedGrid(NamedTuple):
-    """The values of a grid that has moved, and the grid where it started, on which codes are found."""
+    """A grid whose values have moved in training, and the grid from which it started, on which codes are found."""
 
     scale: torch.Tensor  # as in Grid
     zero_point: torch.Tensor
@@ -104,9 +104,9 @@ def quantize(weight: torch.Tensor, scheme: Scheme, grid: AnyGrid | None = None) 
 
 
 def nearest_grid(scale: torch.Tensor, offset: torch.Tensor, scheme: Scheme) -> Grid:
-    """Return the grid that a scheme can store nearest to one of fp32 (columns / group_size, rows).
+    """Return the grid that a scheme can store nearest to a given one, fp32 (columns / group_size, rows).
 
-    offset is the zero point in steps of the scale; a scheme without a zero point has none.
+    `offset` is the zero point in steps of the scale; a scheme without a zero point ignores it.
     """
     bits = STORED_BITS
     if scheme.zero_point == schemes.INTEGER:
@@ -121,7 +121,7 @@ def nearest_grid(scale: torch.Tensor, offset: torch.Tensor, scheme: Scheme) -> G
 def steps_of(grid: Grid) -> torch.Tensor:
     """Return the zero points of a grid in steps of its scales, int8 (groups, rows), from -7 to 8.
 
-    Raise ValueError if one is no such whole number, as a float zero point may be.
+    Raise ValueError if one is not such a whole number, as can happen with a float zero point.
     """
     steps = grid.zero_point.float() / grid.scale.float()
     whole = steps.round()
@@ -131,7 +131,7 @@ def steps_of(grid: Grid) -> torch.Tensor:
 
 
 def of_steps(steps: torch.Tensor, scale: torch.Tensor) -> Grid:
-    """Return the grid whose zero points are so many steps of its scales."""
+    """Return the grid whose zero points are the given numbers of steps of its scales."""
     return Grid(scale, (steps * scale.float()).to(scale.dtype))
 
 
@@ -140,7 +140,7 @@ def grid_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of scale and zero point, fp32 (columns / group_size, rows).
 
-    `gradient` is the gradient of the deployed weight, code * scale + zero_point (rows, columns).
+    `gradient` is the gradient with respect to the deployed weight, code * scale + zero_point (rows, columns).
     """
     codes = quantize(weight, scheme, grid).codes.view(len(weight), len(grid.scale), -1)
     gradient = gradient.float().view(codes.shape)
@@ -148,18 +148,18 @@ def grid_gradient(
 
 
 def nearest_on(grid: Grid) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what takes a column of the one group of a grid, fp32 (rows), to the nearest values."""
+    """Return a function that takes a column, fp32 (rows), to the nearest values of a grid that has one group."""
     scale, low = (part.flatten() for part in _of_stored(grid))
     return lambda column: _steps(column, scale, low).mul_(scale).add_(low)
 
 
 def _steps(values: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """How many steps above its lowest value the nearest one lies, 0 ... LEVELS."""
+    """Return how many steps above its lowest value a grid's nearest value is, 0 ... LEVELS."""
     return (values - low).div_(scale).round_().clamp_(0, LEVELS)
 
 
 def _float_grid(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and lowest value, in fp32 (rows, groups, 1), of fp32 (rows, groups, group_size)."""
+    """Return scale and lowest value, fp32 (rows, groups, 1), of fp32 (rows, groups, group_size)."""
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     return _scale(high - low, LEVELS), low
 
@@ -181,7 +181,7 @@ GRIDS = {schemes.FLOAT: _float_grid, schemes.INTEGER: _integer_grid, None: _symm
 
 
 def empty(weight: torch.Tensor, scheme: Scheme) -> Int4Weight:
-    """Return what `quantize` returns, without values: on the meta device, for its shapes."""
+    """Return the result of `quantize` without values, on the meta device, for its shapes."""
     rows, columns = weight.shape
     codes = torch.empty(rows, columns, dtype=torch.int8, device="meta")
     of_groups = torch.empty(columns // scheme.group_size, rows, dtype=STORAGE_DTYPE, device="meta")
@@ -189,7 +189,7 @@ def empty(weight: torch.Tensor, scheme: Scheme) -> Int4Weight:
 
 
 def dequantize(quantized: Int4Weight) -> torch.Tensor:
-    """Return the fp32 (rows, columns) weight that the codes stand for, with scale and zero point as stored."""
+    """Return the fp32 (rows, columns) weight that the codes represent, with scale and zero point as stored."""
     codes, scale, zero_point = quantized
     rows, columns = codes.shape
     groups = codes.float().view(rows, scale.shape[0], -1)
@@ -199,29 +199,29 @@ def dequantize(quantized: Int4Weight) -> torch.Tensor:
 def fake_quantize(
     weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype | None = None, grid: AnyGrid | None = None
 ) -> torch.Tensor:
-    """Return what a weight becomes by export and load, in its own dtype and on its own grid if none is given."""
+    """Return a weight as it is after export and loading, by default in its own dtype and on its own grid."""
     return dequantize(quantize(weight, scheme, grid)).to(dtype or weight.dtype)
 
 
 def stored_bytes(quantized: Int4Weight) -> int:
-    """Return the bytes of a packed weight with its scales and zero points."""
+    """Return the bytes that a packed weight takes with its scales and zero points."""
     return quantized.codes.numel() * BITS // 8 + quantized.scale.nbytes + quantized.zero_point.nbytes
 
 
 def _scale(width: torch.Tensor, steps: float) -> torch.Tensor:
-    """The width of a step in fp32; through fp64 it is the correctly rounded quotient on every device."""
+    """Return the width of a step in fp32; dividing in fp64 gives the correctly rounded quotient on every device."""
     return (width.clamp(min=SMALLEST_RANGE).double() / steps).float()
 
 
 def _scale_bits(offset: torch.Tensor) -> torch.Tensor:
-    """Return how many bits of a scale leave its product with a whole offset, -8 ... 8, exact in bfloat16."""
+    """Return how many bits a scale may have for its product with a whole offset, -8 ... 8, to be exact in bfloat16."""
     size = offset.abs()
     bits = torch.where((size == 5) | (size == 7), 5, STORED_BITS)
     return torch.where((size == 3) | (size == 6), 6, bits).int()
 
 
 def _round_bits(values: torch.Tensor, bits: int | torch.Tensor) -> torch.Tensor:
-    """Positive fp32 values to the nearest that have so few significant bits; a compiler may leave out a mere cast."""
+    """Round positive fp32 values to `bits` significant bits, without a cast, which a compiler may leave out."""
     dropped = FLOAT32_BITS - bits
     half = 1 << (dropped - 1)
     return ((values.view(torch.int32) + half) & -2 * half).view(torch.float32)

@@ -1,4 +1,4 @@
-"""What the linears of a layer are given over the calibration texts: second moments, which a method goes by."""
+"""Collect second moments of the inputs that a layer's linears get from calibration texts, for methods to use."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -10,23 +10,23 @@ from int4_qat.system.errors import InputError
 
 
 class Inputs(NamedTuple):
-    """The inputs x that some linears share, over all tokens; means in fp32."""
+    """Statistics of the inputs x that some linears share: fp32 means over all tokens."""
 
     linears: dict[str, torch.nn.Linear]
     moments: torch.Tensor  # (columns, columns), of x xᵀ: half the Hessian of the squared error of y = Wx
     magnitudes: torch.Tensor  # (columns), of |x|
-    drift: torch.Tensor  # (columns, columns), of (x' - x) xᵀ, where x' is what the bf16 model gives the linears
+    drift: torch.Tensor  # (columns, columns), of (x' - x) xᵀ, where x' is the input in the bf16 model
 
 
 def stages(layer: Layer) -> list[tuple[str, ...]]:
-    """Return the linears of a layer that the texts reach, by their inputs, in the order in which they compute."""
+    """Return the linears that the texts reach, grouped by shared input, in the order in which they compute."""
     return [names for names, _ in _shared(layer.undisturbed[0].items())]
 
 
 def observe(layer: Layer, names: tuple[str, ...]) -> Inputs:
-    """Return the input that some linears share, with all weights as they are now; the layer goes no further than them.
+    """Return the statistics of the input that some linears share, with the layer's current weights.
 
-    Raise InputError if it is not finite.
+    The layer computes only as far as these linears. Raise InputError if the input is not finite.
     """
     sums = None
     for x, undisturbed in zip(_given(layer, names[0]), layer.undisturbed, strict=True):
@@ -49,7 +49,7 @@ class Sums:
         self.tokens = 0
 
     def add(self, x: torch.Tensor, undisturbed: torch.Tensor) -> None:
-        """Add the tokens of some inputs (..., columns)."""
+        """Add the tokens of some inputs, and of the same inputs in the bf16 model, both (..., columns)."""
         tokens, others = (each.flatten(0, -2).float() for each in (x, undisturbed))
         self.moments.addmm_(tokens.T, tokens)
         self.drift.addmm_((others - tokens).T, tokens)
@@ -58,11 +58,11 @@ class Sums:
 
 
 class Reached(Exception):
-    """A layer has come to the linears whose input was asked for."""
+    """Signals that a layer has reached the linears whose input was asked for."""
 
 
 def _given(layer: Layer, wanted: str) -> Iterator[torch.Tensor]:
-    """Yield what a linear is given of each batch."""
+    """Yield the input of a linear for each batch."""
     found: list[torch.Tensor] = []
 
     def stop(name: str, x: torch.Tensor) -> None:
@@ -79,7 +79,7 @@ def _given(layer: Layer, wanted: str) -> Iterator[torch.Tensor]:
 
 
 def _shared(given: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[tuple[str, ...], torch.Tensor]]:
-    """Return each input with the names of all linears that are given the very same tensor."""
+    """Return each input with the names of all linears that take this very tensor."""
     found: list[tuple[list[str], torch.Tensor]] = []
     for name, x in given:
         names = next((names for names, other in found if other is x), None)

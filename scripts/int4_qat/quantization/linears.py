@@ -1,4 +1,4 @@
-"""Which parameters of a model become int4, and what keeps the others in bf16."""
+"""Choose which parameters of a model become int4, and say what keeps the others in bf16."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from int4_qat.system.errors import InputError
 def choose(model: PreTrainedModel, stored: set[str], scheme: Scheme, ignore: Sequence[str]) -> list[dict]:
     """Return an entry for each linear: name, shape, quantized, reason, bytes in bf16.
 
-    stored holds the names of the parameters that the weight files have. Raise InputError if no linear can be quantized,
-    or if an entry of ignore names nothing.
+    `stored` holds the names of the parameters that the weight files have. Raise InputError if no linear can be
+    quantized, or if an entry of `ignore` names nothing.
     """
     refuse_idle(ignore, model)
     reached, head = text_model.reached_parameters(model), text_model.output_head(model)
@@ -56,7 +56,7 @@ def others(model: PreTrainedModel) -> list[dict]:
 
 
 def for_int4(model: PreTrainedModel, stored: set[str]) -> dict[str, int]:
-    """Return the input features of each linear that int4 is for, whatever the group size, by name."""
+    """Return the input features, by name, of each linear that can become int4, whatever the group size."""
     layers = choose(model, stored, schemes.int4(group_size=1), ignore=())
     return {layer["name"]: layer["shape"][1] for layer in layers if layer["quantized"]}
 
@@ -67,13 +67,13 @@ def linears_of(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
 
 
 def ignored(name: str, ignore: Sequence[str]) -> str | None:
-    """Return why `ignore` of a quantization keeps a linear in bf16, or None."""
+    """Return why a quantization's `ignore` keeps a linear in bf16, or None if it does not."""
     entry = module_names.named_by(ignore, name)
     return entry and f"ignore names {entry}"
 
 
 def undivided(module: torch.nn.Linear, group_size: int) -> str | None:
-    """Return why the group size keeps a linear in bf16, or None."""
+    """Return why the group size keeps a linear in bf16, or None if it does not."""
     remainder = module.in_features % group_size
     return f"group size {group_size} does not divide {module.in_features} inputs" if remainder else None
 

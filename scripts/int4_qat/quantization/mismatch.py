@@ -1,4 +1,4 @@
-"""The record of a training, held against the manifest of an export: what was not trained so is not exported."""
+"""Compare the records of calibration and training with an export's manifest, and refuse an export that differs."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -9,9 +9,9 @@ from int4_qat.system.errors import InputError
 
 
 def refuse_uncalibrated(folder: Path, method: str | None, manifest: dict, on_grids: Collection[str]) -> None:
-    """Raise InputError unless a checkpoint was calibrated by a method for this export, or by none if method is None.
+    """Raise InputError unless a checkpoint was calibrated by `method` for this export, or by none if `method` is None.
 
-    on_grids names the linears for which it has a grid.
+    `on_grids` names the linears for which the checkpoint has a grid.
     """
     path = folder / record.CALIBRATION
     if method is None:
@@ -35,8 +35,8 @@ def refuse_uncalibrated(folder: Path, method: str | None, manifest: dict, on_gri
 def refuse_mismatch(folder: Path, manifest: dict, on_grids: Collection[str]) -> None:
     """Raise InputError for the first linear that is not exported as it was trained.
 
-    folder holds the record of the training, if there was one; without QAT there is nothing to match. on_grids names the
-    linears that are exported on a given grid.
+    `folder` holds the record of the training, if there was one; without QAT there is nothing to match. `on_grids` names
+    the linears that are exported on a given grid.
     """
     if not (folder / record.RECORD).exists():
         return

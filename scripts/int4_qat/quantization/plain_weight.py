@@ -1,4 +1,4 @@
-"""int4 weights as torchao's plain layout holds them: pairs of codes in bytes, scales and zero points by group."""
+"""Pack and unpack int4 weights in torchao's plain layout: codes as pairs in bytes, scales and zero points by group."""
 
 import torch
 
@@ -16,19 +16,19 @@ def part_name(key: str, part: str) -> str:
 
 
 def weight_of(key: str) -> str:
-    """Return the name of the weight that a stored tensor is, or is a part of."""
+    """Return the name of the weight that a stored tensor is or belongs to."""
     module, _, part = key.rpartition(".")
     return f"{module}.weight" if part in PARTS else key
 
 
 def layout(rows: int, columns: int, group_size: int) -> dict[str, tuple[tuple, torch.dtype]]:
-    """Return shape and dtype of each stored part of a weight."""
+    """Return the shape and dtype of each stored part of a weight."""
     of_groups = (columns // group_size, rows), STORAGE_DTYPE
     return {CODES: ((rows, columns // 2), torch.int8), SCALE: of_groups, ZERO_POINT: of_groups}
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
-    """Return int8 (rows, columns) codes as pairs in int8 (rows, columns / 2): even columns in the low nibble."""
+    """Return int8 (rows, columns) codes as pairs in int8 (rows, columns / 2), even columns in the low nibble."""
     pairs = codes.contiguous().view(torch.int16)  # little-endian: the even column is the low byte
     return ((pairs & 0xF) | ((pairs >> int4.BITS) & 0xF0)).to(torch.uint8).view(torch.int8)
 
@@ -41,5 +41,5 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
 
 
 def of_parts(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> Int4Weight:
-    """Return the weight of its stored parts, in the order of PARTS."""
+    """Return the weight made of its stored parts, which come in the order of PARTS."""
     return Int4Weight(unpack(codes), scale, zero_point)

@@ -1,7 +1,8 @@
-"""How an adapter was trained, for the export that must be what its training saw; and how its grids were found.
+"""Read and copy the records of how an adapter was trained and how its grids were found.
 
-Both records travel with the weights. That of a training is copied from the adapter's folder into the merged one and on
-into the int4 one; that of a calibration comes with the folder in which the training starts.
+An export must match what its training saw, so both records travel with the weights. The record of a training is copied
+from the adapter's folder into the merged one, and from there into the int4 one. The record of a calibration comes with
+the folder in which the training starts.
 """
 
 import shutil
@@ -12,11 +13,11 @@ from int4_qat.system import files
 RECORD = "qat.json"
 # Which grids a training rounded to: each weight's own grid, the grids of the folder where it started, or learned ones.
 OWN, GIVEN, LEARNED = "own", "given", "learned"
-CALIBRATION = "calibration.json"  # beside given grids: scheme, ignore and method, among others
+CALIBRATION = "calibration.json"  # next to given grids; holds scheme, ignore and method, among others
 
 
 def copy_record(adapter: Path, folder: Path) -> None:
-    """Give a merged folder the record of the training; an adapter that comes from elsewhere may have none."""
+    """Copy the record of a training into a merged folder; an adapter from elsewhere may have none."""
     if (adapter / RECORD).exists():
         shutil.copyfile(adapter / RECORD, folder / RECORD)
 

@@ -1,4 +1,4 @@
-"""What a base model must be, checked before any training: plain linears, finite weights in bfloat16, one head."""
+"""Check a base model before any training: it needs plain linears, finite weights in bfloat16 and one head."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,11 +15,11 @@ from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization, turns
 
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-LARGEST_OTHER_SHARE = 0.1  # of the text's weights, in matrices that no linear or embedding holds
+LARGEST_OTHER_SHARE = 0.1  # of all weights, in matrices on a text's path that no linear or embedding holds
 
 
 def refuse_unsupported(folder: Path) -> architecture.Checkpoint:
-    """Return a model's folder; raise InputError for the first thing that this workflow cannot train or make int4."""
+    """Return the checkpoint in a folder; raise InputError for the first thing that cannot be trained or made int4."""
     refuse_layers(folder, architecture.without_weights(folder))
     checkpoint = architecture.open_checkpoint(folder)
     refuse_types(folder, checkpoint.tensors)
@@ -33,7 +33,7 @@ def refuse_unsupported(folder: Path) -> architecture.Checkpoint:
 
 
 def describe(folder: Path, checkpoint: architecture.Checkpoint) -> dict:
-    """Return what a config must fit, for model_facts."""
+    """Return the facts about a model that a config must fit, for model_facts."""
     model, _, names = checkpoint
     inputs = linears.for_int4(model, set(names.values()))
     tokenizer = tokenization.load_tokenizer(folder)
@@ -59,14 +59,14 @@ def describe(folder: Path, checkpoint: architecture.Checkpoint) -> dict:
 
 
 def refuse_wrong_marks(folder: Path, arms: dict[str, dict]) -> None:
-    """Raise InputError unless by each arm's marks of turns the answers alone count in the loss, token by token."""
+    """Raise InputError unless each arm's turn marks make only the answers count in the loss, token by token."""
     tokenizer = tokenization.load_tokenizer(folder)
     for arm, recipe in arms.items():
         turns.refuse_wrong_marks(tokenizer, f"finetune.arms.{arm}", recipe["instruction_part"], recipe["response_part"])
 
 
 def sizes_of(folder: Path, model: PreTrainedModel, in_int4: list[str]) -> dict:
-    """Return the bytes of the weights in bf16, and in int4 by the group size; both zero points take as many."""
+    """Return the bytes of the weights in bf16, and in int4 by group size, equal for both kinds of zero point."""
     bf16, weights = weight_files.file_bytes(folder), [model.get_submodule(name).weight for name in in_int4]
     before = sum(weight.numel() for weight in weights) * blocks.STORAGE_DTYPE.itemsize
 
@@ -77,7 +77,7 @@ def sizes_of(folder: Path, model: PreTrainedModel, in_int4: list[str]) -> dict:
 
 
 def refuse_layers(folder: Path, model: PreTrainedModel) -> None:
-    """Raise InputError unless what a text passes through is made of plain linears and embeddings."""
+    """Raise InputError unless the modules that a text passes through are plain linears and embeddings."""
     parameters = dict(model.named_parameters())
     unreached = text_model.unreached(model)
     others: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""A scheme: which numbers stand for a weight, in the words of compressed-tensors' own config."""
+"""Define a scheme: which numbers represent a weight, in the words of compressed-tensors' own config."""
 
 from typing import NamedTuple
 
@@ -12,13 +12,13 @@ class Scheme(NamedTuple):
     type: str  # int
     num_bits: int  # 4
     symmetric: bool
-    strategy: str  # group: the input features that share a scale stand side by side
+    strategy: str  # group: consecutive input features share a scale
     group_size: int
-    zero_point: str | None  # FLOAT, INTEGER; None where symmetric
+    zero_point: str | None  # FLOAT or INTEGER; None if symmetric
 
     @property
     def words(self) -> dict:
-        """The scheme as the config has it."""
+        """Return the scheme in the words of the config."""
         return {key: value for key, value in self._asdict().items() if value is not None}
 
     def __str__(self) -> str:
@@ -27,10 +27,10 @@ class Scheme(NamedTuple):
 
 
 def of_words(words: dict) -> Scheme:
-    """Return the scheme of a config's words; others beside them do not count."""
+    """Return the scheme that a config's words describe; other keys are ignored."""
     return Scheme(**{key: words.get(key) for key in Scheme._fields})
 
 
 def int4(group_size: int, zero_point: str | None = FLOAT) -> Scheme:
-    """Return the scheme of four bits with a kind of zero point; None is the symmetric one."""
+    """Return the four-bit scheme with a kind of zero point, or the symmetric one for None."""
     return Scheme("int", 4, zero_point is None, "group", group_size, zero_point)

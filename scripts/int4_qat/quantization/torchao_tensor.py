@@ -1,4 +1,4 @@
-"""int4 weights as torchao's plain tensor in memory, which writes the names and the metadata of the files."""
+"""Convert int4 weights to torchao's plain tensor in memory, which gives the files their names and metadata."""
 
 from torchao.quantization import Int4Tensor
 
@@ -7,7 +7,7 @@ from int4_qat.quantization.int4 import Int4Weight
 
 
 def of_weight(quantized: Int4Weight) -> Int4Tensor:
-    """Return torchao's tensor in plain packing: what transformers and vLLM load."""
+    """Return torchao's tensor in plain packing, which transformers and vLLM load."""
     codes, scale, zero_point = quantized
     return Int4Tensor(
         qdata=plain_weight.pack(codes),

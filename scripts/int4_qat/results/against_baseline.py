@@ -1,4 +1,4 @@
-"""What follows from a variant's measurement and base-bf16's: shares of memory, speedups."""
+"""Derive memory reductions and speedups from a variant's measurements and those of base-bf16."""
 
 import math
 
@@ -8,11 +8,11 @@ from int4_qat.results.schema.memory import Memory
 DEQUANTIZED = "the quantized weights were turned into floats"
 
 
-TIMES = ("batch_size", "mean_s", "std_s", "percentiles_s", "bandwidth_limit_percent")  # of a batch size
+TIMES = ("batch_size", "mean_s", "std_s", "percentiles_s", "bandwidth_limit_percent")  # keys of one batch size
 
 
 def memory_reductions(memory: Memory, baseline: Memory) -> dict:
-    """Return the shares of the baseline's memory and of its size on disk that a variant does without."""
+    """Return the shares by which a variant reduces the baseline's peak memory and its size on disk."""
     return {
         "reduction": 1 - memory["peak_gb"] / baseline["peak_gb"],
         "checkpoint_reduction": 1 - memory["checkpoint_gb"] / baseline["checkpoint_gb"],
@@ -20,9 +20,9 @@ def memory_reductions(memory: Memory, baseline: Memory) -> dict:
 
 
 def speedups(latency: Latency, baseline: Latency) -> dict:
-    """Return the speedup of the first batch size, and the times and speedups of all.
+    """Return the speedup of the first batch size, and the times and speedups of all batch sizes.
 
-    There is none of weights that were turned into floats: what was timed is not what is deployed.
+    Dequantized weights have no speedup, since what was timed is not what is deployed.
     """
     pairs = zip(latency["batches"], baseline["batches"], strict=True)
     no_speedup = {"speedup": None, "speedup_std": None}
@@ -35,7 +35,7 @@ def speedups(latency: Latency, baseline: Latency) -> dict:
 
 
 def speedup(batch: Batch, baseline: Batch) -> dict:
-    """Return the speedup of one batch size; the spreads of both measurements add up to its own."""
+    """Return the speedup of one batch size; its relative spread adds those of both measurements in quadrature."""
     ratio = baseline["mean_s"] / batch["mean_s"]
     spreads = [None if each["std_s"] is None else each["std_s"] / each["mean_s"] for each in (batch, baseline)]
     return {"speedup": ratio, "speedup_std": None if None in spreads else ratio * math.hypot(*spreads)}

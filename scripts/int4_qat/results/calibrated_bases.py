@@ -1,4 +1,4 @@
-"""What a method calibrated on texts, by a config or by the settings of one of its models."""
+"""Tell which variants were calibrated on texts, from a config or from the settings of one of its models."""
 
 from int4_qat.config import quantizations, variants
 from int4_qat.config.calibration import QUESTIONS
@@ -10,20 +10,21 @@ def is_calibrated(variant: str, settings: dict) -> bool:
 
 
 def entry_of(variant: str, settings: dict) -> dict:
-    """Return the quantization of a variant."""
+    """Return the config's entry for a variant's quantization."""
     return settings["quantizations"][variants.split(variant)[1]]
 
 
 def bases(settings: dict) -> dict[str, str]:
-    """Return the method of each calibrated base: the best of them is what training must beat."""
+    """Return the method of each calibrated base; the best of these bases is what training must beat."""
     of_base = [name for name in settings["variants"] if variants.split(name)[0] == variants.BASE]
     return {name: entry_of(name, settings)["method"] for name in of_base if is_calibrated(name, settings)}
 
 
 def behind(variant: str, settings: dict) -> dict | None:
-    """Return the method and the settings by which a variant, or the base that its training began at, was calibrated.
+    """Return the calibration method and settings of a variant, or of the base from which its training started.
 
-    None if neither was; `texts` are the sources of general texts by name, and None for the questions of training.
+    Return None if neither was calibrated. `texts` maps the name of each general text to its source, and that of
+    the training questions to None.
     """
     weights, precision = variants.split(variant)
     arm = settings["arms"].get(weights, {})

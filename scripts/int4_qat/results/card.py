@@ -1,7 +1,7 @@
-"""The model card of one quantized variant, from the JSON files of its results and from nothing else.
+"""Render the model card of one quantized variant from the JSON files of its results alone.
 
-A figure that is missing, or that the summary holds differently from the file it came from, is an error. The metadata
-block is huggingface_hub's own, and is read back by it.
+A figure that is missing, or that differs between the summary and the file it came from, is an error. huggingface_hub
+writes the metadata block and reads it back.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ TEMPLATE = "model_card.md.jinja"
 
 
 def render(results: Path, settings: dict) -> str:
-    """Return the card of a model's results; raise InputError that names the figure which is missing or stale."""
+    """Return the card of a model's results; raise InputError naming a figure that is missing or stale."""
     figures = gather(results, settings)
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
@@ -52,7 +52,7 @@ def render(results: Path, settings: dict) -> str:
 
 
 def gather(results: Path, settings: dict) -> dict:
-    """Return all that the template shows: the summary, and under their names the published variant's measurements."""
+    """Return what the template shows: the summary, and the published variant's measurements under their names."""
     name = settings["card"]["variant"]
     summary = files.read_json(results / "summary.json")
     rows = {row["name"]: row for row in summary["variants"]}
@@ -115,7 +115,7 @@ def gather(results: Path, settings: dict) -> dict:
             for one in measured
             if one.samples and one.samples.of_choices
         },
-        # What lm-eval ran besides MMLU, by task: metric, value, stderr.
+        # The lm-eval tasks other than MMLU, by name: metric, value, stderr.
         "tasks": rows[name]["tasks"],
         "charts": {variant: row["chartqa"] for variant, row in rows.items() if row["chartqa"]},
         "kept": Counter(layer["reason"] for layer in manifest["layers"] if not layer["quantized"]),
@@ -123,12 +123,12 @@ def gather(results: Path, settings: dict) -> dict:
 
 
 def quantizer(folder: Path) -> str:
-    """Return what config.json says quantized a folder."""
+    """Return the quantization method that a folder's config.json names."""
     return files.read_json(folder / "config.json")["quantization_config"]["quant_method"]
 
 
 def places_of(settings: dict) -> dict[str, str]:
-    """Return where the published variant is, by format: in repositories on the Hub, or else in local folders."""
+    """Return where the published variant is, by format: repositories on the Hub, or local folders if none is named."""
     name, repository = settings["card"]["variant"], settings["card"]["repository"]
     entry = calibrated_bases.entry_of(name, settings)
     local = {folder: f"results/{settings['model']}/{name}/{folder}" for folder in quantizations.folders(entry)}
@@ -137,7 +137,7 @@ def places_of(settings: dict) -> dict[str, str]:
 
 
 def training_texts(settings: dict, recipe: dict) -> dict[str, dict]:
-    """Return weight, source and license of each text of a recipe; a license that the config does not name is None."""
+    """Return weight, source, files and license of each text of a recipe; the last two are None if not in the config."""
     entries = {QUESTIONS: settings["data"]} | settings["texts"]
     return {
         name: {
@@ -151,7 +151,7 @@ def training_texts(settings: dict, recipe: dict) -> dict[str, dict]:
 
 
 def profile(settings: dict) -> str:
-    """Return what a run of these settings is started with."""
+    """Return the profile that starts a run with these settings, followed by its other options if any."""
     if settings["device"] == "cpu":
         return "profiles/demo"
     if is_standin(settings, "source"):
@@ -160,11 +160,11 @@ def profile(settings: dict) -> str:
 
 
 def standins_of(settings: dict) -> list[str]:
-    """Return what may be made up of that of which the card shows figures: the model, and MMLU's data if it is asked."""
+    """Return which inputs of the card's figures may be stand-ins: the model, and MMLU's data if MMLU is measured."""
     return ["source", "data"] if settings["evaluation"][MMLU.name] else ["source"]
 
 
 def is_standin(settings: dict, key: str) -> bool:
-    """Return whether the model (`source`) or the data (`data`) are made up."""
+    """Return whether the model (`source`) or the data (`data`) is the stand-in."""
     source = settings[key]["source"] if key == "data" else settings[key]
     return source == STANDIN

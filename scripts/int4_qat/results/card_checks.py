@@ -1,6 +1,6 @@
-"""What a model card may not hide: a figure that the summary holds otherwise than its file, or another setting.
+"""Check that a model card shows the figures of the measurement files, and the settings they were measured with.
 
-Each check raises InputError that names the file and the first key which differ.
+Each check raises InputError that names the file and the first key that differs.
 """
 
 import math
@@ -16,7 +16,7 @@ from int4_qat.system.errors import InputError
 
 
 def check_fresh(results: Path, summary: dict, settings: dict) -> None:
-    """Raise InputError if a figure that the summary repeats is not that of its file."""
+    """Raise InputError if a figure that the summary repeats differs from its file."""
     shown_of = measurements.summarized(measurements.asked(settings))
     for row in summary["variants"]:
         for one in shown_of[row["name"]]:
@@ -30,7 +30,7 @@ def check_fresh(results: Path, summary: dict, settings: dict) -> None:
 
 
 def check_texts(name: Path, shown: dict, path: Path, content: Divergence) -> None:
-    """Raise InputError if a figure of a text is not that of its file, but for the order in which it is added up."""
+    """Raise InputError if a figure of a text differs from its file by more than another order of summation explains."""
     for text, found in content["texts"].items():
         for metric in metric_names.OF_TEXTS:
             ours, theirs = shown[text][metric]["value"], found[metric]
@@ -39,7 +39,7 @@ def check_texts(name: Path, shown: dict, path: Path, content: Divergence) -> Non
 
 
 def check_settings(folder: Path, settings: dict) -> None:
-    """Raise InputError if the published variant was measured by other settings than those that the card shows."""
+    """Raise InputError if the published variant was measured with settings other than those that the card shows."""
     for one in measurements.asked(settings)[folder.name]:
         if one.setting:
             for ran in settings_of(measured_files.read(folder, one)):
@@ -47,12 +47,12 @@ def check_settings(folder: Path, settings: dict) -> None:
 
 
 def settings_of(content: dict) -> list[dict]:
-    """Return by what settings something was measured: of texts each by its own."""
+    """Return the settings of a measurement: those of each text if it was made on texts, otherwise a single entry."""
     return list(content["protocol"].values()) if "protocol" in content else [content.get("settings", content)]
 
 
 def check_quantization(folder: Path, settings: dict) -> None:
-    """Raise InputError if the published variant was quantized otherwise than the card says, in any of its formats."""
+    """Raise InputError if any format of the published variant was quantized differently from what the card says."""
     wanted = settings["quantizations"][variants.split(folder.name)[1]]
     manifests = [folder / name / "manifest.json" for name in quantizations.folders(wanted)]
     for path in manifests:
@@ -64,7 +64,7 @@ def check_quantization(folder: Path, settings: dict) -> None:
 
 
 def check_calibration(folder: Path, calibrated: dict | None) -> None:
-    """Raise InputError if the published variant, or its start, was calibrated otherwise than the card says."""
+    """Raise InputError if the published variant, or the base it started from, was not calibrated as the card says."""
     if calibrated:
         path = folder / "checkpoint" / record.CALIBRATION
         compare(
@@ -73,7 +73,7 @@ def check_calibration(folder: Path, calibrated: dict | None) -> None:
 
 
 def compare(name: Path | str, ours: dict, path: Path, theirs: dict) -> None:
-    """Raise InputError that names the first key which two files hold differently."""
+    """Raise InputError naming the first key whose value differs between two files."""
     for key in sorted(ours.keys() & theirs.keys()):
         if key == "batches":
             for our_batch, their_batch in zip(ours[key], theirs[key], strict=True):

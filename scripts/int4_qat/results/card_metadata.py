@@ -1,4 +1,4 @@
-"""The metadata of a model card, which the Hub indexes."""
+"""Make the metadata of a model card, which the Hub indexes."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from int4_qat.results.measurements import MMLU
 
 
 def make(figures: dict) -> ModelCardData:
-    """Return what the Hub indexes."""
+    """Return the metadata that the Hub indexes."""
     settings, base = figures["settings"], figures["base"]
     repository = settings["card"]["repository"]
     recipe = figures["recipe"]
@@ -24,7 +24,7 @@ def make(figures: dict) -> ModelCardData:
         datasets=datasets(figures) or None,
         metrics=["accuracy"] if figures["asked"] else None,
         tags=[
-            *(figures["quantizers"] if len(figures["quantizers"]) == 1 else []),  # else the card is that of two
+            *(figures["quantizers"] if len(figures["quantizers"]) == 1 else []),  # a card of two formats names none
             figures["number"],
             *(["qat"] if recipe and recipe["quantization"] else []),
             figures["model_type"],
@@ -44,7 +44,7 @@ def datasets(figures: dict) -> list[str]:
 
 
 def question_results(figures: dict) -> list[EvalResult]:
-    """Return the published variant's accuracies on MMLU and on one's own questions."""
+    """Return the published variant's accuracies on MMLU and on the user's own questions."""
     settings, standin = (
         figures["settings"],
         " (a stand-in with invented facts)" if "data" in figures["standins"] else "",
@@ -70,7 +70,7 @@ def question_results(figures: dict) -> list[EvalResult]:
 
 
 def task_results(figures: dict) -> list[EvalResult]:
-    """Return the published variant's further tasks, each on its own data set."""
+    """Return the published variant's results on further tasks, each on its own data set."""
     sources = {task["task"]: source_of(task["source"]) for task in figures["settings"]["evaluation"]["tasks"]}
     return [
         EvalResult(
@@ -87,7 +87,7 @@ def task_results(figures: dict) -> list[EvalResult]:
 
 
 def source_of(source: str) -> dict:
-    """Return name, link and revision of a source; a local folder has neither link nor revision."""
+    """Return name, repository, revision and link of a source; all but the name are None for a local folder."""
     remote = hub.parse(source)
     if remote is None:
         return {"name": Path(source).name, "repository": None, "revision": None, "link": None}

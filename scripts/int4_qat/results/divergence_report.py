@@ -1,4 +1,4 @@
-"""Write divergence.json, and the table of its windows: for both programs that compare a variant with the base."""
+"""Write divergence.json and the table of its windows, for both programs that compare a variant with the base."""
 
 import math
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from int4_qat.system import files
 def make(
     rows: dict[str, list[dict]], protocol: dict[str, Protocol], same_head: bool, int4_path: str | None, device: str
 ) -> Divergence:
-    """Return what divergence.json holds, of the rows of windows by text; device is its name."""
+    """Return the content of divergence.json from the rows of windows by text; device is the name of the hardware."""
     return Divergence(
         texts={name: summarize(found) for name, found in rows.items()},
         protocol=protocol,

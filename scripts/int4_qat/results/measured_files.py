@@ -1,4 +1,4 @@
-"""The files of measurements, in the folder of a variant."""
+"""Locate and read the files of measurements in the folder of a variant."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +13,18 @@ from int4_qat.system.errors import InputError
 
 
 def paths(measured: Mapping[str, list[Measurement]]) -> list[str]:
-    """Return the files of measurements of variants, in the folder of the model, tables of samples among them."""
+    """Return the files of the variants' measurements, tables of samples included, relative to the model's folder."""
     every = [(variant, one) for variant, found in measured.items() for one in found]
     return [f"{variant}/{file}" for variant, one in every for file in files_of(one)]
 
 
 def files_of(measurement: Measurement) -> list[str]:
-    """Return the files of a measurement in the folder of a variant."""
+    """Return the files of a measurement, relative to the folder of a variant."""
     return [measurement.file, *([measurement.samples.file] if measurement.samples else [])]
 
 
 def read(folder: Path, measurement: Measurement) -> dict:
-    """Return a measurement from the folder of a variant; raise InputError if there is none, or a key is missing."""
+    """Return a measurement from the folder of a variant; raise InputError if its file or a key is missing."""
     path = folder / measurement.file
     content = files.read_json(path)
     for key in sorted(measurement.schema.__required_keys__ - content.keys()):
@@ -33,7 +33,7 @@ def read(folder: Path, measurement: Measurement) -> dict:
 
 
 def that_counts(path: Path, content: Task, metric: str) -> dict:
-    """Return the metric of a task that counts; raise InputError if lm-eval reports none of that name."""
+    """Return the chosen metric of a task; raise InputError if lm-eval reports no metric of that name."""
     known = content["metrics"]
     if metric not in known:
         raise InputError(f"evaluation.tasks: {path} has no metric '{metric}'; expected {' or '.join(known)}")
@@ -41,9 +41,9 @@ def that_counts(path: Path, content: Task, metric: str) -> dict:
 
 
 def read_samples(folder: Path, measurement: Measurement) -> pd.DataFrame:
-    """Return the table beside a measurement, from the folder of a variant, in the order of its units.
+    """Return a measurement's table of samples from the folder of a variant, indexed by unit, in the order of the file.
 
-    Raise InputError if there is none, or if a column is missing.
+    Raise InputError if the table or one of its columns is missing.
     """
     samples = measurement.samples
     table = parquet_files.open_file(folder / samples.file, [*samples.key, *samples.columns]).read().to_pandas()
@@ -51,5 +51,5 @@ def read_samples(folder: Path, measurement: Measurement) -> pd.DataFrame:
 
 
 def part(row: dict, measurement: Measurement) -> dict | None:
-    """Return what a row of the summary holds of a measurement, or None if the variant was not measured so."""
+    """Return what a row of the summary holds for a measurement, or None if the variant does not have it."""
     return (row[measurement.group] if measurement.group else row).get(measurement.name)

@@ -1,6 +1,7 @@
-"""What is measured of a variant: in which file it stands, which variants have it, what of it the summary shows.
+"""Declare the measurements: the file of each, the variants that have it, and what the summary shows of it.
 
-A further measurement is a program with its rule, a class of what its file holds, an entry here, a section of the card.
+A further measurement takes a program with its rule, a class for the content of its file, an entry here, and a section
+of the card.
 """
 
 import json
@@ -25,52 +26,52 @@ from int4_qat.system.errors import InputError
 
 
 class Samples(NamedTuple):
-    """A table beside a measurement, of which its metrics are made again."""
+    """A table of samples that comes with a measurement, from which its metrics are recomputed."""
 
     file: str  # in the folder of a variant
     key: list[str]  # columns that name a unit; the first is its stratum
     columns: list[str]
-    metrics: Callable[[str, Mapping[str, pd.DataFrame], dict], list[Metric]]  # of its name, tables, base-bf16's content
-    reported: Callable[[dict], list[float]]  # the same figures as the measurement itself gives them
+    metrics: Callable[[str, Mapping[str, pd.DataFrame], dict], list[Metric]]  # from name, tables, base-bf16's content
+    reported: Callable[[dict], list[float]]  # the same figures, as the measurement's file gives them
     interval: str = "ci95"  # key of the summary
-    of_choices: bool = False  # answers to questions with choices, each with its log-likelihood
+    of_choices: bool = False  # answers to multiple-choice questions, with the choices' log-likelihoods
 
 
 class Measurement(NamedTuple):
-    """A file that each of some variants has."""
+    """A measurement, which all or some of the variants have as a file."""
 
     name: str
     file: str  # in the folder of a variant
-    schema: type  # what it holds
-    rule: str  # that writes it
-    in_bf16: str | None = None  # the rule that writes it for a variant in bf16, where that is another
+    schema: type  # of the file's content
+    rule: str  # that writes the file
+    in_bf16: str | None = None  # the rule for a variant in bf16, where it is another one
     setting: str | None = None  # key of `evaluation` in the config; null leaves the measurement out
-    of: Callable[[str], bool] = lambda variant: True  # whether a variant has it
-    of_calibrated: bool = True  # whether one that a method calibrated on texts may have it
-    engine: Callable[[dict], str] | None = None  # that serves a variant for it, by the settings of evaluation
-    conditions: tuple[str, ...] = ()  # keys that must hold the same in two variants that are compared
-    kept: tuple[str, ...] = ()  # keys that the summary repeats; without any, and without samples, it shows nothing
-    derived: Callable[[dict, dict], dict] | None = None  # what follows from a variant's file and base-bf16's
-    columns: Mapping[str, str] = {}  # of summary.csv, each with the key of the summary that it shows
-    printed: tuple[str, ...] = ()  # columns that the log shows as well
-    published_alone: bool = False  # publishing needs it of the published variant alone, not of every one
+    of: Callable[[str], bool] = lambda variant: True  # whether a variant has the measurement
+    of_calibrated: bool = True  # whether variants calibrated on texts may have it
+    engine: Callable[[dict], str] | None = None  # that serves a variant, by the settings of `evaluation`
+    conditions: tuple[str, ...] = ()  # keys that must be equal in variants that are compared
+    kept: tuple[str, ...] = ()  # keys that the summary repeats; with neither keys nor samples it shows nothing
+    derived: Callable[[dict, dict], dict] | None = None  # figures from a variant's file and base-bf16's
+    columns: Mapping[str, str] = {}  # of summary.csv, each with the summary's key that it shows
+    printed: tuple[str, ...] = ()  # columns that the log also shows
+    published_alone: bool = False  # whether publishing requires it only of the published variant
     samples: Samples | None = None
-    group: str | None = None  # of several measurements of one kind: where they stand together in the summary
-    metric: str | None = None  # of a task of lm-eval's: the one that counts
+    group: str | None = None  # the summary's key under which several measurements of one kind are
+    metric: str | None = None  # the chosen metric of an lm-eval task
 
 
 def has_parity(variant: str) -> bool:
-    """Return whether a variant is an arm's, quantized: what was trained can be held against what is deployed."""
+    """Return whether a variant is a quantized arm, so that what was trained can be compared with what is deployed."""
     return variants.is_quantized(variant) and variants.split(variant)[0] != variants.BASE
 
 
 def sees_charts(variant: str) -> bool:
-    """Return whether a variant is asked about charts: the model before, and each quantized one."""
+    """Return whether a variant is asked about charts, as base-bf16 and each quantized variant are."""
     return variant == variants.BASELINE or variants.is_quantized(variant)
 
 
 def of_answers(file: str) -> Samples:
-    """Return the table of the answers to some questions."""
+    """Return the table of the answers to multiple-choice questions."""
     return Samples(
         file=file,
         key=["subject", "index"],
@@ -83,22 +84,22 @@ def of_answers(file: str) -> Samples:
 
 
 def accuracy(content: Mmlu | Questions) -> list[float]:
-    """Return the figure of some questions."""
+    """Return the figure that a set of questions reports."""
     return [content["accuracy"]]
 
 
 def relaxed_accuracy(content: ChartQA) -> list[float]:
-    """Return the figure of all charts."""
+    """Return the figure that ChartQA reports for all questions."""
     return [content["relaxed_overall"]]
 
 
 def value(content: dict) -> list[float]:
-    """Return the figure of a task: its metric that counts."""
+    """Return the figure that a task reports: its chosen metric."""
     return [content["value"]]
 
 
 def of_texts(content: Divergence) -> list[float]:
-    """Return the figures of all texts in the order of their metrics."""
+    """Return the figures that all texts report, in the order of their metrics."""
     return [text[metric] for text in content["texts"].values() for metric in metric_names.OF_TEXTS]
 
 
@@ -191,7 +192,7 @@ OTHERS = (
         schema=Parity,
         rule="check_parity",
         of=has_parity,
-        of_calibrated=False,  # its codes do not follow from base model and adapter alone
+        of_calibrated=False,  # their codes do not follow from base model and adapter alone
         published_alone=True,
         kept=("weights_that_differ", "relative_logit_difference"),
         columns={"relative_logit_difference": "relative_logit_difference"},
@@ -234,7 +235,7 @@ def task(name: str, metric: str) -> Measurement:
 
 
 def questions(name: str) -> Measurement:
-    """Return the measurement of a set of one's own questions."""
+    """Return the measurement of a set of the user's own questions."""
     return Measurement(
         name=name,
         file=f"questions/{name}.json",
@@ -250,13 +251,13 @@ def questions(name: str) -> Measurement:
 
 
 def table(question_sets: Iterable[str], tasks: Mapping[str, str]) -> tuple[Measurement, ...]:
-    """Return all that can be measured, with one's own questions, and some tasks of lm-eval's, each with its metric."""
+    """Return all measurements, with the given sets of the user's own questions and lm-eval tasks by their metrics."""
     own = [questions(name) for name in question_sets]
     return (DIVERGENCE, MMLU, *own, *(task(name, metric) for name, metric in tasks.items()), *OTHERS)
 
 
 def asked(settings: dict) -> dict[str, list[Measurement]]:
-    """Return what is measured of each variant, by a config or by the settings of one of its models."""
+    """Return the measurements of each variant, from a config or from the settings of one of its models."""
     evaluation = settings["evaluation"]
     if missing := sorted({"divergence", "questions"} - evaluation.keys()):
         raise InputError(f"evaluation: expected the key {missing[0]}, found {', '.join(evaluation)}; run again")
@@ -284,7 +285,7 @@ def why_not_served(measurement: Measurement, variant: str, settings: dict) -> st
 
 
 def not_served(settings: dict) -> dict[str, dict[str, str]]:
-    """Return why measurements are missing, by variant and name, for want of a format that an engine serves."""
+    """Return why measurements are missing for want of a format that an engine serves, by variant and name."""
     served = [one for one in OTHERS if one.engine and settings["evaluation"][one.setting]]
     reasons = {
         variant: {one.name: why_not_served(one, variant, settings) for one in served if one.of(variant)}
@@ -298,12 +299,12 @@ def not_served(settings: dict) -> dict[str, dict[str, str]]:
 
 
 def summarized(measured: Mapping[str, list[Measurement]]) -> dict[str, list[Measurement]]:
-    """Return those of some measurements of variants that the summary shows."""
+    """Return the given measurements of variants that the summary shows."""
     return {variant: [one for one in found if one.kept or one.samples] for variant, found in measured.items()}
 
 
 def to_publish(measured: Mapping[str, list[Measurement]], published: str) -> dict[str, list[Measurement]]:
-    """Return those of some measurements of variants without which one of the variants is not published."""
+    """Return the given measurements of variants that are required to publish the given variant."""
     return {
         variant: [one for one in found if variant == published or not one.published_alone]
         for variant, found in measured.items()
@@ -311,14 +312,14 @@ def to_publish(measured: Mapping[str, list[Measurement]], published: str) -> dic
 
 
 def to_json(measured: Mapping[str, list[Measurement]]) -> str:
-    """Return the names of measurements, variant by variant."""
+    """Return the names of measurements by variant, as JSON."""
     return json.dumps({variant: [one.name for one in found] for variant, found in measured.items()})
 
 
 def of_names(
     names: Mapping[str, list[str]], question_sets: Iterable[str], tasks: Mapping[str, str]
 ) -> dict[str, list[Measurement]]:
-    """Return measurements by their names, variant by variant; raise InputError if there is none of a name."""
+    """Return the measurements of each variant, given their names; raise InputError for an unknown name."""
     known = {one.name: one for one in table(question_sets, tasks)}
     for name in (name for found in names.values() for name in found if name not in known):
         raise InputError(f"--measured: expected one of {', '.join(known)}, found '{name}'")

@@ -1,10 +1,10 @@
-"""What variants are measured by, in one form: a score of which more is better, and a bootstrap of it.
+"""Give all metrics one form: a score of which more is better, and its bootstrap.
 
-The variants were asked the same units (questions, documents, windows of a text), so what is drawn is drawn for all of
-them, and their differences are paired. The score of a variant is sum(values) / sum(weights) over the units, or the mean
-of that over the strata. Where lower is better it is turned round, and of a perplexity it is the log-likelihood of a
-token, since there ratios count. recovered = (x - q) / (b - q) of the scores of base-bf16 b and the quantized base q;
-recovered_of_calibrated is the same with a calibrated base in q's place.
+The variants were asked the same units (questions, documents, windows of a text), so each resample draws the same units
+for all of them, and their differences are paired. The score of a variant is sum(values) / sum(weights) over the units,
+or the mean of that ratio over the strata. Its sign is flipped where lower is better. For a perplexity it is the mean
+log-likelihood per token, since ratios of perplexities are what counts. recovered = (x - q) / (b - q), from the scores
+of variant x, base-bf16 b and the quantized base q; recovered_of_calibrated has a calibrated base in q's place.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,11 +21,11 @@ WEIGHT = "weight"
 
 
 class Scale(NamedTuple):
-    """How a score is read."""
+    """The meaning of a score: its value, direction and units."""
 
-    value: Callable[[float], float]  # of a score
+    value: Callable[[float], float]  # of a score, as reported
     higher_is_better: bool
-    unit: str  # of values
+    unit: str  # of reported values
     unit_of_scores: str
 
 
@@ -38,24 +38,24 @@ PERPLEXITY = Scale(AGGREGATIONS["perplexity"], False, "", "nats")
 
 
 class Metric(NamedTuple):
-    """The units of some variants, summed by stratum."""
+    """A metric of several variants, with their units summed by stratum."""
 
     name: str
     scale: Scale
     sums: pd.DataFrame  # one row per stratum, one column per variant, and one for the weights
     resampled: dict[str, np.ndarray]  # by stratum: resamples x columns
-    varies: bool  # whether some stratum has two units or more; without, they say nothing of others
-    pooled: bool = True  # or the mean over the strata
-    of_text: tuple[str, str] | None = None  # a text, and which of its metrics this is
+    varies: bool  # whether any stratum has two or more units; otherwise they show no variation
+    pooled: bool = True  # over all strata; otherwise the score is the mean over the strata
+    of_text: tuple[str, str] | None = None  # the text and its metric that this is, if any
 
     @property
     def variants(self) -> list[str]:
-        """Return the variants that were measured so."""
+        """Return the variants that have this metric."""
         return [name for name in self.sums if name != WEIGHT]
 
 
 class Scores(NamedTuple):
-    """Scores by variant, and a row of them for each resample."""
+    """The scores by variant, and a row of them for each resample."""
 
     plain: dict[str, float]
     resampled: pd.DataFrame
@@ -69,7 +69,7 @@ def make(
     pooled: bool = True,
     resamples: int = statistics.RESAMPLES,
 ) -> Metric:
-    """Return a metric of values: one row per unit, with its stratum first in the index, and one column per variant."""
+    """Return a metric from values: a row per unit, with its stratum first in the index, and a column per variant."""
     units = values.astype(float).assign(**{WEIGHT: 1.0 if weights is None else weights})
     drawn = statistics.resample(units, resamples)
     strata = units.groupby(level=0)
@@ -77,7 +77,7 @@ def make(
 
 
 def scores(metric: Metric, strata: Iterable[str] | None = None) -> Scores:
-    """Return the scores over all strata, or over some."""
+    """Return the scores over all strata, or over the given ones."""
     chosen = list(metric.sums.index if strata is None else strata)
     plain = ratio([metric.sums.loc[[stratum]].to_numpy() for stratum in chosen], metric.pooled)[0]
     resampled = ratio([metric.resampled[stratum] for stratum in chosen], metric.pooled)
@@ -87,7 +87,7 @@ def scores(metric: Metric, strata: Iterable[str] | None = None) -> Scores:
 
 
 def ratio(sums: list[np.ndarray], pooled: bool) -> np.ndarray:
-    """Return values over weights, rows x variants, of sums by stratum: rows x (variants, weight)."""
+    """Return values over weights, rows x variants, from the sums of each stratum, rows x (variants, weight)."""
     if pooled:
         total = sum(sums)
         return total[:, :-1] / total[:, -1:]
@@ -95,47 +95,47 @@ def ratio(sums: list[np.ndarray], pooled: bool) -> np.ndarray:
 
 
 def value_of(metric: Metric, score: float) -> float:
-    """Return what a score stands for."""
-    return float(metric.scale.value(score)) + 0.0  # no minus in front of zero
+    """Return the reported value of a score."""
+    return float(metric.scale.value(score)) + 0.0  # avoids a minus sign before zero
 
 
 def interval_of(metric: Metric, resampled: np.ndarray) -> list[float] | None:
-    """Return the interval of a value; None of units that do not vary."""
+    """Return the interval of a value, or None if the units do not vary."""
     if not metric.varies:
         return None
     return sorted(value_of(metric, score) for score in statistics.interval(resampled))
 
 
 def describe(metric: Metric) -> dict:
-    """Return what a reader must know of a metric."""
+    """Return what a reader must know about a metric: name, direction and units."""
     scale = metric.scale
     units = {"unit": scale.unit, "unit_of_differences": scale.unit_of_scores}
     return {"metric": metric.name, "higher_is_better": scale.higher_is_better} | units
 
 
 def best(found: Scores, names: Iterable[str]) -> str | None:
-    """Return the one with the best score among some variants; None if none of them was measured."""
+    """Return the variant with the best score among the named ones, or None if none of them was measured."""
     return max((name for name in names if name in found.plain), key=found.plain.get, default=None)
 
 
 def recovery(metric: Metric, found: Scores, name: str, reference: str, calibrated: str | None) -> dict:
-    """Return what a variant won back of what the quantization of a reference cost, and of what a calibrated base lost.
+    """Return how much a variant recovered of what quantizing a reference cost, and of what a calibrated base lost.
 
-    They are None where such a cost is not resolved.
+    Either is None where its cost is not resolved.
     """
     recovered, of_calibrated = (recovery_of(metric, found, name, base) for base in (reference, calibrated))
     return both(recovered, of_calibrated, calibrated)
 
 
 def recovery_of(metric: Metric, found: Scores, name: str, base: str | None) -> dict:
-    """Return what a variant won back of what the quantization of one base cost."""
+    """Return how much a variant recovered of what the quantization of one base cost."""
     if not {name, base, variants.BASELINE} <= found.plain.keys() or not metric.varies:
         return statistics.NOT_RECOVERED
     return statistics.recovery(name, found.plain, found.resampled, variants.BASELINE, base)
 
 
 def both(recovered: dict, of_calibrated: dict, calibrated: str | None) -> dict:
-    """Return two recoveries by the names that they have in the summary."""
+    """Return two recoveries under the keys that they have in the summary."""
     keys = ("recovered", "recovered_ci95", "recovered_resolved")
     renamed = {key.replace("recovered", "recovered_of_calibrated"): of_calibrated[key] for key in keys}
     return recovered | {"calibrated_baseline": calibrated} | renamed
@@ -145,19 +145,19 @@ NOT_RECOVERED = both(statistics.NOT_RECOVERED, statistics.NOT_RECOVERED, None)
 
 
 def joined(tables: Mapping[str, pd.DataFrame], column: str) -> pd.DataFrame:
-    """Return one column of the tables of some variants side by side."""
+    """Return one column of the variants' tables, side by side."""
     return pd.DataFrame({name: table[column] for name, table in tables.items()})
 
 
 def of_answers(name: str, tables: Mapping[str, pd.DataFrame], _: dict) -> list[Metric]:
-    """Return the share of right answers; the strata are the subjects, or the kinds of charts."""
+    """Return the share of right answers; the strata are the subjects, or ChartQA's types of questions."""
     return [make(name, SHARE, joined(tables, "correct"))]
 
 
 def of_task(name: str, tables: Mapping[str, pd.DataFrame], content: dict) -> list[Metric]:
-    """Return one of lm-eval's metrics, of which the strata are the members of a group.
+    """Return the chosen metric of an lm-eval task; its strata are the members of a group.
 
-    There is none if documents do not make a score of it.
+    Return an empty list if the metric's documents do not make a score.
     """
     of_metric = {variant: table[table["metric"] == content["metric"]] for variant, table in tables.items()}
     rows = next(iter(of_metric.values()))
@@ -169,14 +169,14 @@ def of_task(name: str, tables: Mapping[str, pd.DataFrame], content: dict) -> lis
 
 
 def scale_of(kind: dict) -> Scale:
-    """Return how the scores of one of lm-eval's metrics are read; those of likelihoods are their means."""
+    """Return the scale of an lm-eval metric; for metrics of likelihoods, scores are mean log-likelihoods."""
     if kind["aggregation"] == "mean":
         return HIGHER if kind["higher_is_better"] else LOWER
     return BITS if kind["aggregation"] == "bits_per_byte" else PERPLEXITY
 
 
 def of_texts(_: str, tables: Mapping[str, pd.DataFrame], __: dict) -> list[Metric]:
-    """Return the divergence from base-bf16 on each text, whose units are its windows."""
+    """Return the metrics of the divergence from base-bf16 on each text; the units are the text's windows."""
     columns = {
         "kl": ("kl", DIVERGENCE, -1),
         "top1_agreement": ("same_top1", SHARE, 1),

@@ -1,4 +1,4 @@
-"""What the plots have in common: colours, markers, intervals, the lines of the baselines."""
+"""Provide what the plots have in common: colours, markers, intervals and the lines of the baselines."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from int4_qat.config import variants
 GREY = "#7a7a7a"
 
 
-# What an arm without a colour gets: what is left of Okabe & Ito's (2008) that has contrast on white and on black.
+# For arms without a colour: those of Okabe & Ito's (2008) colours that have contrast on both white and black.
 OTHERS = ("#009E73", "#CC79A7", "#D55E00", "#0072B2")
 
 
@@ -23,11 +23,11 @@ STYLE = {
 }
 
 
-MARKERS = ("o", "D", "^", "v", "P", "X")  # of the quantizations; bf16 has a square
+MARKERS = ("o", "D", "^", "v", "P", "X")  # for the quantizations; bf16 has a square
 
 
 def assign_colours(names: list[str], groups: list[list[str]], given: dict[str, str]) -> dict[str, str]:
-    """Return a colour for each name: its own, or that of the arms from which it differs in its seed only."""
+    """Return a colour for each name: its own, or the colour shared by the arms that differ only in their seed."""
     first = {name: group[0] for group in groups for name in group}
     others = itertools.cycle(OTHERS)
     colours = dict(given)
@@ -55,18 +55,18 @@ def assign_marks(names: list[str], colours: dict[str, str]) -> dict[str, dict]:
 
 
 def spread(value: float, ci95: list[float] | None, scale: float = 100) -> dict:
-    """Return an interval as matplotlib's errorbar takes it, in percent or by another scale."""
+    """Return an interval as arguments of matplotlib's errorbar, in percent or by another scale."""
     low, high = ci95 or (value, value)
     return {"xerr": [[max(scale * (value - low), 0)], [max(scale * (high - value), 0)]], "capsize": 3}
 
 
 def is_shipped(name: str, references: list[str]) -> bool:
-    """Return whether a variant is quantized and measured against another one: what recovery is about."""
+    """Return whether a variant is quantized and measured against another one, so that recovery applies to it."""
     return variants.is_quantized(name) and name not in references
 
 
 def draw_baselines(axes, bf16: float, quantized: dict[str, float]) -> None:
-    """Draw the lines between which 'recovered' is measured: base-bf16's, and one of each quantized base."""
+    """Draw the lines between which 'recovered' is measured: one for base-bf16 and one for each quantized base."""
     ends = [bf16, *quantized.values()]
     axes.axvspan(min(ends), max(ends), color=GREY, alpha=0.12, linewidth=0)
     draw_baseline(axes, bf16, variants.BASELINE, "left")
@@ -75,13 +75,16 @@ def draw_baselines(axes, bf16: float, quantized: dict[str, float]) -> None:
 
 
 def draw_baseline(axes, value: float, name: str, side: str, line: int = 0) -> None:
-    """Draw a line across, and its name above the plot, beside it and so many lines up: others may be near."""
+    """Draw a vertical line across the plot, with its name above it.
+
+    The name is aligned to the given side, and raised by `line` lines of text, since other names may be near.
+    """
     axes.axvline(value, color=GREY, linestyle="--", linewidth=1)
     place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
     axes.annotate(f" {name} ", (value, 1), (0, 2 + 12 * line), ha=side, va="bottom", **place)
 
 
 def name_rows(axes, names: list[str], **options) -> None:
-    """Write a name a row, the first at the top."""
+    """Label each row with a name, the first at the top."""
     axes.set_yticks(range(len(names)), names, **options)
     axes.set_ylim(len(names) - 0.5, -0.5)

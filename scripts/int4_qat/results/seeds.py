@@ -1,4 +1,4 @@
-"""What the variants settle over training seeds: arms that differ in their seed alone."""
+"""Summarize the variants over training seeds, that is, over arms that differ only in their seed."""
 
 import json
 from collections import defaultdict
@@ -10,7 +10,7 @@ from int4_qat.results.units import Asked
 
 
 def over_seeds(asked: Asked, references: dict[str, str], compared: list[dict], arms: dict[str, dict]) -> dict:
-    """Return the headline, its recovery and differences of pairs, over the arms that differ in their seed only."""
+    """Return the headline, its recovery and the differences of pairs, over the arms that differ only in their seed."""
     groups, pairs_of_groups = defaultdict(list), defaultdict(list)
     for name in asked.scores.plain:
         groups[unseeded(name, arms)].append(name)
@@ -24,7 +24,7 @@ def over_seeds(asked: Asked, references: dict[str, str], compared: list[dict], a
 
 
 def seeds_of_variant(names: list[str], asked: Asked, reference: str) -> dict:
-    """Return the headline over seeds, and recovery of its mean; the seeds of one recipe share their reference."""
+    """Return the headline over seeds and the recovery of its mean; the seeds of one recipe share their reference."""
     plain, resampled = asked.scores
     values, of_seeds = [plain[name] for name in names], resampled[names].to_numpy()
     found = statistics.over_seeds(values, of_seeds)
@@ -39,7 +39,7 @@ def seeds_of_variant(names: list[str], asked: Asked, reference: str) -> dict:
 
 
 def seeds_of_pair(pairs: list[dict], scores: Scores) -> dict:
-    """Return a difference over seeds."""
+    """Return the difference of a pair over seeds."""
     names, references = ([pair[key] for pair in pairs] for key in ("variant", "reference"))
     differences = scores.resampled[names].to_numpy() - scores.resampled[references].to_numpy()
     found = statistics.over_seeds([pair["difference"] for pair in pairs], differences)
@@ -47,7 +47,7 @@ def seeds_of_pair(pairs: list[dict], scores: Scores) -> dict:
 
 
 def unseeded(variant: str, arms: dict[str, dict]) -> str:
-    """Return what variants share whose recipes differ in the seed only."""
+    """Return a key that is equal for variants whose recipes differ only in their seed."""
     weights, precision = variants.split(variant)
     recipe = arms.get(weights, {})
     return json.dumps([precision, {key: value for key, value in recipe.items() if key != "seed"}], sort_keys=True)

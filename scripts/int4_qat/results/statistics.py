@@ -1,4 +1,4 @@
-"""What variants that were asked the same questions settle, and what they do not: intervals, paired differences, ratios.
+"""Compute intervals, paired differences and ratios for variants that were asked the same questions.
 
 A table has one row per unit (a question, a document, a window of a text). Its index begins with the unit's stratum (its
 subject, its task, its text); the sizes of the strata are fixed.
@@ -22,16 +22,16 @@ NOT_RECOVERED = {
 
 
 def wilson(right: int, questions: int) -> list[float]:
-    """Return the interval of one accuracy (Wilson 1927): unlike the normal one, it has a width at 0% and 100% too."""
+    """Return the interval of an accuracy (Wilson 1927); unlike the normal one, it has a width at 0% and 100% too."""
     return list(stats.binomtest(int(right), int(questions)).proportion_ci(CONFIDENCE, method="wilson"))
 
 
 def resample(units: pd.DataFrame, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """Return sums by stratum, resamples x columns, of a bootstrap of its units, the same for all columns.
+    """Return bootstrapped sums by stratum, resamples x columns; each resample draws the same units for all columns.
 
-    Units with the same values are alike, so what is drawn is how often each such pattern comes. What a stratum of n
-    units varies by is scaled by sqrt(n / (n - 1)), so that small ones do not look too certain (Rao & Wu 1988); one of a
-    single unit does not vary.
+    Units with the same values are interchangeable, so the draw is how often each such pattern occurs. The variation of
+    a stratum of n units is scaled by sqrt(n / (n - 1)), so that small strata do not look too certain (Rao & Wu 1988). A
+    stratum of a single unit does not vary.
     """
     generator = np.random.default_rng(SEED)
     sums = {}
@@ -45,7 +45,7 @@ def resample(units: pd.DataFrame, resamples: int = RESAMPLES) -> dict[str, np.nd
 
 
 def draw(generator: np.random.Generator, counts: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
-    """Yield how often each pattern comes, so many resamples x patterns at a time as memory holds."""
+    """Yield how often each pattern occurs, resamples x patterns, in blocks that fit in memory."""
     rows = max(1, CHUNK // len(counts))
     for start in range(0, resamples, rows):
         yield generator.multinomial(counts.sum(), counts / counts.sum(), size=min(rows, resamples - start))
@@ -62,11 +62,11 @@ def degradation(score, bf16, quantized):
 
 
 def recovery(name: str, score: Mapping[str, float], resampled: pd.DataFrame, bf16: str, quantized: str) -> dict:
-    """Return a variant's normalized degradation, recovered = 1 + that, and its interval, of scores: more is better.
+    """Return a variant's normalized degradation, recovered = 1 + that, and its interval, from scores (more is better).
 
-    They are None if the cost of the quantization is not resolved. A resample in which it cost nothing bounds the ratio
-    on neither side. If there are more of them than a tail of the interval holds, the interval is unbounded, as
-    Fieller's (1954) is where the denominator may be zero.
+    They are None if the cost of the quantization is not resolved. A resample in which quantization cost nothing bounds
+    the ratio on neither side. If there are more such resamples than a tail of the interval holds, the interval is
+    unbounded, as Fieller's (1954) is where the denominator may be zero.
     """
     cost = (resampled[bf16] - resampled[quantized]).to_numpy()
     costs = cost > 0
@@ -85,7 +85,7 @@ def recovery(name: str, score: Mapping[str, float], resampled: pd.DataFrame, bf1
 
 
 def difference(value: float, resampled: np.ndarray) -> dict:
-    """Return a difference of two scores with its interval; `resampled` holds such differences."""
+    """Return a difference of two scores with its interval; `resampled` holds the resampled differences."""
     low, high = interval(resampled)
     return {
         "difference": value,
@@ -107,12 +107,12 @@ def compare(x: pd.DataFrame, reference: pd.DataFrame) -> dict:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Return the exact two-sided p of McNemar's test (1947): a fair coin over the questions that changed."""
+    """Return the exact two-sided p-value of McNemar's test (1947): a fair coin over the questions that changed."""
     return float(stats.binomtest(int(gained), int(gained + lost)).pvalue) if gained + lost else 1.0
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Return p-values, adjusted so that the chance of any false one among them stays below the level (Holm 1979)."""
+    """Return p-values adjusted so that the chance of any false positive stays below the level (Holm 1979)."""
     p, order = np.array(p_values), np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
@@ -120,7 +120,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def stratified_mean(values: pd.Series) -> dict:
-    """Return mean and normal interval over strata of fixed size: variance sum(n s²) / N² (Cochran 1977, 5.4)."""
+    """Return the mean and normal interval over strata of fixed size: variance sum(n s²) / N² (Cochran 1977, 5.4)."""
     by_subject = values.groupby(level=0)
     mean, stderr = values.mean(), np.sqrt((by_subject.size() * by_subject.var()).sum()) / len(values)
     width = stats.norm.ppf(1 - TAIL) * stderr
@@ -128,7 +128,7 @@ def stratified_mean(values: pd.Series) -> dict:
 
 
 def log_likelihoods(answers: pd.DataFrame) -> np.ndarray:
-    """Return the log-likelihoods of the choices, questions x choices; minus infinity of choices that are not there."""
+    """Return the log-likelihoods of the choices, questions x choices; minus infinity for choices that are not there."""
     return answers.filter(like="log_likelihood_").fillna(-np.inf).to_numpy()
 
 
@@ -156,10 +156,10 @@ def over_seeds(values: list[float], resampled: np.ndarray) -> dict:
 
 
 def resample_seeds(values: list[float], resampled: np.ndarray) -> np.ndarray:
-    """Return resampled means over seeds that vary with the questions, and with the seeds as Student's t of a few.
+    """Return resampled means over seeds that vary with the questions and, by Student's t for a few, with the seeds.
 
-    That is the sum of Behrens & Fisher (Fisher 1935). What seeds and questions do together counts in both sources, so
-    an interval is rather too wide than too narrow.
+    That is the sum of Behrens & Fisher (Fisher 1935). The interaction of seeds and questions counts in both sources, so
+    an interval is too wide rather than too narrow.
     """
     resamples, seeds = resampled.shape
     between = np.std(values, ddof=1) / np.sqrt(seeds)

@@ -1,8 +1,8 @@
-"""What follows from the files of the variants: the rows of the summary, and what the variants settle.
+"""Derive the summary from the files of the variants: its rows, and what the variants settle.
 
-normalized degradation of x = -(base-bf16 - x) / (base-bf16 - q), where q is the base rounded to nearest in x's scheme;
-recovered = 1 + that, of each metric. That of the headline stands in the row itself. recovered_of_calibrated is the same
-with the best calibrated base by the metric in q's place, whatever its scheme. Intervals are of 95%.
+normalized degradation of x = -(base-bf16 - x) / (base-bf16 - q), where q is the base rounded to nearest in x's scheme,
+and recovered = 1 + that. Each metric has a recovered; the headline's is in the row itself. recovered_of_calibrated has
+the calibrated base that is best by the metric in q's place, whatever its scheme. Intervals have 95% confidence.
 """
 
 import math
@@ -17,7 +17,7 @@ from int4_qat.results.metrics import Metric, Scores
 from int4_qat.results.units import Asked, Found, Measured
 from int4_qat.system.errors import InputError
 
-OWN_SETTINGS = ("int4_path",)  # among the settings of a result: what a variant has by its nature
+OWN_SETTINGS = ("int4_path",)  # settings of a result that depend on the variant itself
 
 
 def derive(
@@ -29,10 +29,10 @@ def derive(
     headline: str,
     not_served: dict[str, dict[str, str]],
 ) -> dict:
-    """Return what follows from the files of the variants, and from nothing else.
+    """Return what follows from the files of the variants alone.
 
-    references are the quantized bases that the variants are measured against; calibrated the methods of the calibrated
-    bases; headline the metric of which the rows tell first; not_served says of variants why a measurement is missing.
+    references gives the quantized base that each variant is measured against, calibrated the method of each calibrated
+    base, headline the metric that the rows show first, and not_served why a variant's measurement is missing.
     """
     found = {name: {one.name: measured_files.read(results / name, one) for one in measured[name]} for name in measured}
     check_comparable(results, measured, found)
@@ -61,7 +61,7 @@ def derive(
 
 
 def check_comparable(results: Path, measured: Measured, found: Found) -> None:
-    """Raise InputError if a variant was measured elsewhere or otherwise than the one that it is compared with."""
+    """Raise InputError if a variant was measured under other conditions than base-bf16, with which it is compared."""
     for name in measured:
         for one in measured[name]:
             ours, theirs = found[name][one.name], found[variants.BASELINE].get(one.name)
@@ -73,7 +73,7 @@ def check_comparable(results: Path, measured: Measured, found: Found) -> None:
 
 
 def conditions(value: object) -> object:
-    """Return a condition without what a variant has by its nature."""
+    """Return a condition without the settings that depend on the variant itself."""
     return {key: value[key] for key in value if key not in OWN_SETTINGS} if isinstance(value, dict) else value
 
 
@@ -84,7 +84,7 @@ def sources(name: str, measured: list[Measurement]) -> dict[str, str]:
 
 
 def parts(name: str, measured: list[Measurement], found: Found, asked: Mapping[str, Asked], reference: str) -> dict:
-    """Return what a row of the summary shows of each measurement, None of those that the variant has not."""
+    """Return what a row of the summary shows of each measurement; None for those that the variant does not have."""
     baseline = found[variants.BASELINE]
     shown = {one.name: None for one in measurements.table((), {}) if one.kept or one.samples}
     shown |= {"questions": {}, "tasks": {}}
@@ -95,13 +95,13 @@ def parts(name: str, measured: list[Measurement], found: Found, asked: Mapping[s
 
 
 def figures(measurement: Measurement, content: dict, baseline: dict | None) -> dict:
-    """Return what the summary shows of a measurement: what it repeats, and what follows from the baseline's too."""
+    """Return the figures that the summary repeats from a measurement, and those derived with the baseline's."""
     kept = {key: content[key] for key in measurement.kept}
     return kept | (measurement.derived(content, baseline) if measurement.derived else {})
 
 
 def quality(measurement: Measurement, name: str, asked: Mapping[str, Asked], reference: str) -> dict:
-    """Return intervals and recovery of the metrics of a measurement."""
+    """Return the intervals and recoveries of a measurement's metrics."""
     every = [each for each in asked.values() if each.measurement is measurement]
     if measurement is DIVERGENCE:
         return of_texts(every, name, reference)
@@ -114,7 +114,7 @@ def quality(measurement: Measurement, name: str, asked: Mapping[str, Asked], ref
 
 
 def of_texts(every: list[Asked], name: str, reference: str) -> dict[str, dict]:
-    """Return the divergence by text: each metric with its interval, and what was recovered of each."""
+    """Return the divergence by text: each metric with its interval and its recovery."""
     shown: dict[str, dict] = {}
     for each in every:
         text, metric = each.metric.of_text
@@ -129,7 +129,7 @@ def of_texts(every: list[Asked], name: str, reference: str) -> dict[str, dict]:
 
 
 def recovered_of_text(asked: Asked, name: str, reference: str) -> dict:
-    """Return what a variant won back, and what of the loss of the best calibrated base."""
+    """Return how much a variant recovered, and how much of what the best calibrated base lost."""
     recovery = metrics.recovery(asked.metric, asked.scores, name, reference, asked.calibrated)
 
     def part(key: str) -> dict:
@@ -148,7 +148,7 @@ def with_interval(metric: Metric, scores: Scores, name: str) -> dict:
 
 
 def perplexity_ratio(asked: Asked, name: str) -> dict:
-    """Return how many times base-bf16's perplexity a variant has; scores are logarithms."""
+    """Return the ratio of a variant's perplexity to base-bf16's; scores are negative logarithms of perplexities."""
     plain, resampled, base = *asked.scores, variants.BASELINE
     return {
         "value": math.exp(plain[base] - plain[name]),
@@ -157,7 +157,7 @@ def perplexity_ratio(asked: Asked, name: str) -> dict:
 
 
 def kl_from_own_bf16(asked: Asked, text: str, name: str) -> dict | None:
-    """Return a quantized variant's divergence from its own weights in bf16."""
+    """Return a quantized variant's divergence from its own weights in bf16; None for a variant in bf16."""
     if not variants.is_quantized(name):
         return None
     table = asked.tables[name].loc[[text]]
@@ -166,7 +166,7 @@ def kl_from_own_bf16(asked: Asked, text: str, name: str) -> dict | None:
 
 
 def score_groups(asked: Asked, baseline: Mapping[str, dict]) -> dict[str, tuple[Scores, int]]:
-    """Return scores and number of questions by category of MMLU's subjects, or by group of one's own questions."""
+    """Return scores and number of questions by category of MMLU's subjects, or by group of the user's own questions."""
     if not asked.measurement.samples.of_choices:
         return {}
     categories = baseline[MMLU.name]["by_subject"] if asked.measurement is MMLU else {}
@@ -181,7 +181,7 @@ def score_groups(asked: Asked, baseline: Mapping[str, dict]) -> dict[str, tuple[
 
 
 def of_headline(name: str, reference: str, asked: Asked, groups: Mapping[str, tuple[Scores, int]]) -> dict:
-    """Return the headline of a variant and what it recovered of it, in all and by group of the questions."""
+    """Return the headline of a variant and its recovery, overall and by group of questions."""
     value = None
     if name in asked.scores.plain:
         plain = metrics.value_of(asked.metric, asked.scores.plain[name])
@@ -198,10 +198,11 @@ def of_headline(name: str, reference: str, asked: Asked, groups: Mapping[str, tu
 def pairs(
     names: list[str], arms: dict[str, dict], references: dict[str, str], calibrated: str | None = None
 ) -> list[tuple[str, str]]:
-    """Return what each quantized variant is compared with.
+    """Return pairs of a quantized variant and a variant that it is compared with.
 
-    That is its reference and the base in bf16, its own bf16, and, with QAT, arms without it in the same quantization;
-    trained ones also with the best calibrated base, which needs no training.
+    Each is compared with its reference, the base in bf16 and its own weights in bf16. One trained with QAT is also
+    compared with arms without QAT in the same quantization, and every trained one with the best calibrated base, which
+    needs no training.
     """
     found = []
     for name in filter(variants.is_quantized, names):
@@ -215,14 +216,14 @@ def pairs(
 
 
 def is_counterpart(arm: str, weights: str, arms: dict[str, dict]) -> bool:
-    """Return whether one arm is trained without QAT, another with it, and both from the same seed."""
+    """Return whether `arm` is trained without QAT and `weights` with it, both with the same seed."""
     if weights not in arms or arms[arm]["quantization"] or not arms[weights]["quantization"]:
         return False
     return arms[arm]["seed"] == arms[weights]["seed"]
 
 
 def comparisons(asked: Asked, compared: list[tuple[str, str]]) -> list[dict]:
-    """Return one entry a pair that was measured by a metric; differences are of scores, so that more is better."""
+    """Return one entry per pair that was measured by a metric; differences are of scores, so more is better."""
     plain, resampled = asked.scores
     if not asked.metric.varies:
         return []

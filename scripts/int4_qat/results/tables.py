@@ -1,4 +1,4 @@
-"""The summary as tables: summary.csv, and what a reader of the log looks for."""
+"""Turn the summary into tables: summary.csv, and those of the log."""
 
 from collections.abc import Mapping
 
@@ -12,12 +12,12 @@ NOT_RESOLVED = "not resolved"
 
 
 def flat(rows: list[dict], measured: Mapping[str, list[Measurement]]) -> pd.DataFrame:
-    """Return the columns of the card's tables; a ratio that is not resolved is empty."""
+    """Return the columns of the card's tables, one row per variant; a ratio that is not resolved is empty."""
     return pd.DataFrame(flat_row(row, measured[row["name"]]) for row in rows)
 
 
 def flat_row(row: dict, measured: list[Measurement]) -> dict:
-    """Return one row: what was recovered of the headline, and what each measurement gives."""
+    """Return one row: the recovery of the headline, and the columns of each measurement."""
     return {
         "variant": row["name"],
         "normalized_degradation": row["normalized_degradation"],
@@ -28,7 +28,7 @@ def flat_row(row: dict, measured: list[Measurement]) -> dict:
 
 
 def speedups(latency: dict | None) -> dict[str, float | None]:
-    """Return the speedup of each further batch size."""
+    """Return the speedup of each batch size after the first."""
     further = latency["batches"][1:] if latency else []
     return {f"speedup_batch_{batch['batch_size']}": batch["speedup"] for batch in further}
 
@@ -42,7 +42,7 @@ def columns(row: dict, measurement: Measurement) -> dict:
 
 
 def columns_of_samples(shown: dict, measurement: Measurement) -> dict:
-    """Return the interval and the recovery of a measurement whose units are kept."""
+    """Return the columns of interval and recovery of a measurement that has a table of samples."""
     if not measurement.samples:
         return {}
     name = next(iter(measurement.columns))
@@ -51,7 +51,7 @@ def columns_of_samples(shown: dict, measurement: Measurement) -> dict:
 
 
 def recoveries(name: str, shown: dict) -> dict:
-    """Return the columns of what was recovered, and in a run with calibrated bases of what the best of them lost."""
+    """Return the columns of recovery and, in a run with calibrated bases, of recovery of what the best of them lost."""
     found = in_columns(name, shown["recovered"], shown["recovered_ci95"])
     if not shown["calibrated_baseline"]:
         return found
@@ -100,7 +100,7 @@ def printed_row(row: dict, measured: list[Measurement], headline: dict) -> dict:
 
 
 def of_calibrated(baseline: str | None, value: float | None, ci95: list[float] | None) -> dict:
-    """Return the column of the log that says how much of what a calibrated base lost was won back, if there is one."""
+    """Return the log's column for how much was recovered of what a calibrated base lost, if there is such a base."""
     return {f"of what {baseline} lost": between(value, ci95, "{:.0%}")} if baseline else {}
 
 
@@ -122,7 +122,7 @@ def divergence(rows: list[dict]) -> pd.DataFrame:
 
 
 def printed(summary: dict, measured: Mapping[str, list[Measurement]]) -> dict[str, pd.DataFrame]:
-    """Return what a reader of the log looks for, by title."""
+    """Return the log's tables by title, without empty ones."""
     rows, headline = summary["variants"], summary["headline"]
     compared = [pair for pair in summary["comparisons"] if pair["metric"] == headline["metric"]]
     differing = f"differences of {headline['metric']}, above 0 is better"
@@ -157,7 +157,7 @@ def printed(summary: dict, measured: Mapping[str, list[Measurement]]) -> dict[st
 
 
 def differences(pair: dict, headline: dict) -> dict:
-    """Return one row of the log's table of differences: what they are, and of answers what they hide."""
+    """Return one row of the log's table of differences; for answers, also the changes that a difference hides."""
     found = {
         "variant": pair["variant"],
         "against": pair["reference"],
@@ -178,17 +178,17 @@ def differences(pair: dict, headline: dict) -> dict:
 
 
 def form_of(headline: dict) -> str:
-    """Return how differences of the headline are written."""
+    """Return the format in which differences of the headline are written."""
     return "{:+.2%}" if headline["unit"] == metrics.SHARE.unit else "{:+.4f}"
 
 
 def shown_between(shown: dict, form: str) -> str:
-    """Return a value of the summary with its interval."""
+    """Return a value of the summary as text, with its interval if it has one."""
     return between(shown["value"], shown["ci95"], form)
 
 
 def between(value: float | None, ci95: list[float] | None, form: str) -> str:
-    """Return a value with its interval, if it has one."""
+    """Return a value as text, with its interval if it has one."""
     if value is None:
         return NOT_RESOLVED
     return form.format(value) + (f" [{form.format(ci95[0])}, {form.format(ci95[1])}]" if ci95 else "")

@@ -1,8 +1,8 @@
-"""lm-eval's figures of a task, from its values of single documents: what verification and the bootstrap go by.
+"""Recompute lm-eval's figures of a task from its values of single documents, for verification and the bootstrap.
 
-A table of samples has a row for each document and metric, with columns member (lm-eval's name of the task), document
-(its number there), metric (<metric>,<filter>), value and weight: 1, or the words or bytes of the document. A figure is
-a function of sum(value) / sum(weight) of each member, so that sums over resampled documents give resampled figures.
+A table of samples has one row per document and metric. Its columns are member (lm-eval's name of the task), document
+(its number in that task), metric (<metric>,<filter>), value, and weight (1, or the words or bytes of the document). A
+figure is a function of each member's sum(value) / sum(weight), so sums over resampled documents give resampled figures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,28 +14,28 @@ import pandas as pd
 from int4_qat.results.schema.task import Kind, Metric, Task
 
 COLUMNS = ["member", "document", "metric", "value", "weight"]
-RELATIVE, ABSOLUTE = 1e-9, 1e-12  # a figure may differ by as much from lm-eval's, whose sums run in another order
-# By lm-eval's name (lm_eval.api.metrics), of sum(value) / sum(weight); log-likelihoods are in nats.
+RELATIVE, ABSOLUTE = 1e-9, 1e-12  # tolerances for lm-eval's figures, whose sums run in another order
+# Functions of sum(value) / sum(weight) by lm-eval's name (lm_eval.api.metrics); log-likelihoods are in nats.
 AGGREGATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda mean: mean,
     "perplexity": lambda mean: np.exp(-mean),
     "weighted_perplexity": lambda mean: np.exp(-mean),
     "bits_per_byte": lambda mean: -mean / np.log(2),
 }
-WEIGHTED = ("weighted_perplexity", "bits_per_byte")  # of lm-eval's pairs (log-likelihood, words or bytes)
+WEIGHTED = ("weighted_perplexity", "bits_per_byte")  # their documents give pairs (log-likelihood, words or bytes)
 
 
 class Pooled(NamedTuple):
-    """The samples of one metric over its members, and how lm-eval makes one figure of them."""
+    """The samples of one metric over its members, and how lm-eval combines them into one figure."""
 
     rows: pd.DataFrame  # sorted by member and document
     members: list[str]  # sorted
-    documents: np.ndarray  # lm-eval's size of each member
+    documents: np.ndarray  # number of documents of each member, as lm-eval reports it
     aggregation: str
     weight_by_size: bool
 
     def figure(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return the metric on its own scale, of sums over the documents of each member, ... x members."""
+        """Return the metric on its own scale, from sums over the documents of each member, ... x members."""
         return aggregate(values, weights, self.documents, self.aggregation, self.weight_by_size)
 
 
@@ -44,9 +44,9 @@ def aggregate(
 ) -> np.ndarray:
     """Return a metric on its own scale, one figure for each row of sums.
 
-    values and weights are sums over the documents of each member, ... x members; a task alone is its one member. A
-    group's figure is the mean of its members', weighted by their documents or all alike, as in
-    lm_eval.api.metrics.aggregate_subtask_metrics.
+    values and weights are sums over the documents of each member, ... x members; a task that is no group is its own
+    only member. A group's figure is the mean of its members' figures, weighted by their numbers of documents or
+    equally, as in lm_eval.api.metrics.aggregate_subtask_metrics.
     """
     figures = AGGREGATIONS[aggregation](np.asarray(values, float) / np.asarray(weights, float))
     sizes = np.asarray(documents, float) if weight_by_size else np.ones(figures.shape[-1])
@@ -54,9 +54,9 @@ def aggregate(
 
 
 def has_score(kind: Kind, members: int) -> bool:
-    """Return whether a metric is a mean over documents of which more, or less, is better: it can be resampled.
+    """Return whether a metric is a mean over documents with a known direction, so that it can be resampled.
 
-    members is how many tasks it is taken from; the mean of several perplexities is no such mean.
+    members is the number of tasks behind the metric; the mean of several perplexities is no mean over documents.
     """
     if kind["aggregation"] == "mean":
         return kind["higher_is_better"] is not None
@@ -64,7 +64,7 @@ def has_score(kind: Kind, members: int) -> bool:
 
 
 def pooled(samples: pd.DataFrame, report: Task, name: str, metric: str) -> Pooled | None:
-    """Return what a task, a group or a member of one takes a metric from; None if its documents do not give it."""
+    """Return the samples behind a metric of a task, a group or its member; None if its documents do not give it."""
     entry = metrics_of(report, name)[metric]
     if entry["aggregation"] not in AGGREGATIONS:
         return None
@@ -82,7 +82,7 @@ def metrics_of(report: Task, name: str) -> Mapping[str, Metric]:
 
 
 def recompute(samples: pd.DataFrame, report: Task, name: str, metric: str) -> float | None:
-    """Return a metric as its documents give it; None if they do not."""
+    """Return a metric recomputed from its documents; None if they do not give it."""
     found = pooled(samples, report, name, metric)
     if found is None or found.rows.empty:
         return None
@@ -91,7 +91,7 @@ def recompute(samples: pd.DataFrame, report: Task, name: str, metric: str) -> fl
 
 
 def misfits(samples: pd.DataFrame, report: Task) -> list[str]:
-    """Return a line for each of lm-eval's figures that its documents should give and do not."""
+    """Return one line for each of lm-eval's figures that its documents should reproduce and do not."""
     lines = []
     for name in [report["settings"]["task"], *report["members"]]:
         for metric, entry in metrics_of(report, name).items():
@@ -105,7 +105,7 @@ def misfits(samples: pd.DataFrame, report: Task) -> list[str]:
 
 
 def table(rows: Sequence[dict]) -> pd.DataFrame:
-    """Return the table of samples, in the one order that all variants have."""
+    """Return the table of samples, in the same order for all variants."""
     types = {"member": "str", "document": "int64", "metric": "str", "value": "float64", "weight": "float64"}
     frame = pd.DataFrame(list(rows), columns=COLUMNS).astype(types)
     return frame.sort_values(["member", "document", "metric"], ignore_index=True)

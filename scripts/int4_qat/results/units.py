@@ -1,4 +1,4 @@
-"""The tables of units (questions, documents, windows) of the variants, and what they give, metric by metric."""
+"""Read the variants' tables of units (questions, documents, windows) and compute their metrics."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,25 +12,26 @@ from int4_qat.results.measurements import Measurement
 from int4_qat.results.metrics import Metric, Scores
 from int4_qat.system.errors import InputError
 
-Measured = Mapping[str, list[Measurement]]  # of each variant
-Found = Mapping[str, Mapping[str, dict]]  # what stands in the files, by variant and name of the measurement
-ROUNDING = {"rel_tol": 1e-6, "abs_tol": 1e-9}  # of a figure that is added up in another order
+Measured = Mapping[str, list[Measurement]]  # by variant
+Found = Mapping[str, Mapping[str, dict]]  # content of the files, by variant and name of the measurement
+ROUNDING = {"rel_tol": 1e-6, "abs_tol": 1e-9}  # tolerance for a figure that is summed in another order
 
 
 class Asked(NamedTuple):
-    """A measurement whose units are kept, and one of the metrics that they give."""
+    """A measurement that has a table of units, and one of the metrics that the units give."""
 
     measurement: Measurement
     tables: dict[str, pd.DataFrame]  # of the units, by variant
     metric: Metric
     scores: Scores
-    calibrated: str | None = None  # the best by this metric of the calibrated bases, if there is one
+    calibrated: str | None = None  # the calibrated base that is best by this metric, if there is one
 
 
 def read(results: Path, measured: Measured, found: Found, calibrated: Iterable[str]) -> Iterator[Asked]:
-    """Yield what the tables of units give, metric by metric; calibrated are the bases of that kind.
+    """Yield each metric that the tables of units give; calibrated names the calibrated bases.
 
-    Raise InputError if two variants were asked other units, or if a table gives another figure than the file beside it.
+    Raise InputError if two variants were asked different units, or if a table and its measurement's file give different
+    figures.
     """
     for one in {one.name: one for name in measured for one in measured[name] if one.samples}.values():
         names = [name for name in measured if one in measured[name]]
@@ -44,13 +45,13 @@ def read(results: Path, measured: Measured, found: Found, calibrated: Iterable[s
 
 
 def ask(measurement: Measurement, tables: dict[str, pd.DataFrame], metric: Metric, calibrated: Iterable[str]) -> Asked:
-    """Return a metric with its scores, and the best of the calibrated bases by it."""
+    """Return a metric with its scores and the calibrated base that is best by it."""
     scores = metrics.scores(metric)
     return Asked(measurement, tables, metric, scores, metrics.best(scores, calibrated))
 
 
 def check_same_units(measurement: Measurement, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Raise InputError if the variants were not asked the same."""
+    """Raise InputError if the variants were not asked the same units."""
     first = next(iter(tables))
     for name, table in tables.items():
         if not table.index.equals(tables[first].index):
@@ -58,7 +59,7 @@ def check_same_units(measurement: Measurement, tables: Mapping[str, pd.DataFrame
 
 
 def check_reported(folder: Path, measurement: Measurement, name: str, every: list[Asked], content: dict) -> None:
-    """Raise InputError if a file says another figure than its table gives."""
+    """Raise InputError if a measurement's file and its table give different figures."""
     for each, figure in zip(every, measurement.samples.reported(content), strict=True):
         given = metrics.value_of(each.metric, each.scores.plain[name])
         if not math.isclose(given, figure, **ROUNDING):
@@ -67,7 +68,7 @@ def check_reported(folder: Path, measurement: Measurement, name: str, every: lis
 
 
 def interval(asked: Asked, name: str) -> list[float] | None:
-    """Return the interval of a variant's value: of answers, Wilson's, which has a width at 0% and 100% too."""
+    """Return the interval of a variant's value; for answers it is Wilson's, which has a width at 0% and 100% too."""
     if asked.measurement.samples.of_choices:
         correct = asked.tables[name]["correct"]
         return statistics.wilson(correct.sum(), len(correct))

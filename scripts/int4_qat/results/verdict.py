@@ -1,6 +1,6 @@
-"""Whether training beat the best int4 that needs none: a base that a method calibrated on texts.
+"""Decide whether training beat the best int4 that needs no training: a base that a method calibrated on texts.
 
-Of several such bases the best is chosen by the same units on which it is compared, which favours it, not training.
+The best of several such bases is chosen on the same units on which it is compared, which favours it, not training.
 """
 
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ from int4_qat.results import metrics
 from int4_qat.results.units import Asked
 
 QUESTION = "did training beat the best calibrated base? (above 0 it did)"
-SAID = {True: "yes", False: "no", None: "not resolved"}  # of training_won
+SAID = {True: "yes", False: "no", None: "not resolved"}  # for the values of training_won
 
 
 def verdicts(
     asked: Mapping[str, Asked], compared: Mapping[str, list[dict]], headline: str, methods: dict
 ) -> list[dict]:
-    """Return one entry for each trained variant, of the headline and of the KL on the first text.
+    """Return one entry per trained variant for the headline, and one for the KL on the first text.
 
-    asked and compared are by metric, methods by calibrated base.
+    asked and compared are keyed by metric, methods by calibrated base.
     """
     kls = [name for name, each in asked.items() if each.metric.of_text and each.metric.of_text[1] == "kl"]
     return [
@@ -33,19 +33,19 @@ def verdicts(
 
 
 def of_variant(variant: str, found: list[dict]) -> list[dict]:
-    """Return the verdicts on a variant; those on every trained one if it was not trained itself."""
+    """Return the verdicts on a variant, or those on every trained variant if it was not trained itself."""
     is_trained = variants.split(variant)[0] != variants.BASE
     return [verdict for verdict in found if verdict["variant"] == variant or not is_trained]
 
 
 def sentence(verdict: dict) -> str:
-    """Return 'mmlu: yes, qat-int4 against base-gptq (gptq) +0.42 [+0.10, +0.74] points'."""
+    """Return a verdict as 'mmlu: yes, qat-int4 against base-gptq (gptq) +0.42 [+0.10, +0.74] points'."""
     against = f"{verdict['variant']} against {verdict['calibrated_baseline']} ({verdict['method']})"
     return f"{verdict['metric']}: {SAID[verdict['training_won']]}, {against} {difference(verdict)}"
 
 
 def difference(verdict: dict) -> str:
-    """Return the paired difference with its interval and unit."""
+    """Return the paired difference of a verdict with its interval and unit, as text."""
     is_share = verdict["unit"] == metrics.SHARE.unit
     scale, form, unit = (100, "+.2f", "points") if is_share else (1, "+.4f", verdict["unit_of_differences"])
     value, low, high = (f"{scale * end:{form}}" for end in (verdict["difference"], *verdict["difference_ci95"]))

@@ -1,7 +1,7 @@
-"""Whether a folder of results is what its provenance says: every hash, and every number back to the models' answers.
+"""Verify that a folder of results is what its provenance says: every hash, and every number back to the answers.
 
-Accuracies are counted again from the answers, the summary is derived again from the files of the variants, the card is
-rendered again and compared letter by letter.
+Accuracies are recounted from the models' answers, the summary is rederived from the files of the variants, and the card
+is re-rendered and compared character by character.
 """
 
 import math
@@ -29,7 +29,7 @@ ROOT = sources.PACKAGE.parents[1]  # of the workflow
 
 
 def problems(results: Path) -> list[str]:
-    """Return what is wrong, a line each."""
+    """Return one line for each thing that is wrong."""
     recorded = files.read_json(results / "provenance.json")
     found = list(changed_files(results, recorded))
     if found:
@@ -43,7 +43,10 @@ def problems(results: Path) -> list[str]:
 
 
 def place(name: str, results: Path, recorded: dict) -> Path:
-    """Return where a recorded file is: a result in this folder, a program in this workflow, all else beside them."""
+    """Return the path of a recorded file.
+
+    A result is in this folder and a program in this workflow; any other file is relative to the folder two levels up.
+    """
     own = f"results/{recorded['settings']['model']}/"
     if name.startswith(own):
         return results / name.removeprefix(own)
@@ -51,7 +54,7 @@ def place(name: str, results: Path, recorded: dict) -> Path:
 
 
 def changed_files(results: Path, recorded: dict) -> Iterator[str]:
-    """Yield a line for each file that is missing, or holds something else than was recorded."""
+    """Yield a line for each file that differs from what was recorded, and for each result that is missing."""
     for name, wanted in recorded["files"].items():
         path = place(name, results, recorded)
         if path.exists():
@@ -62,7 +65,7 @@ def changed_files(results: Path, recorded: dict) -> Iterator[str]:
 
 
 def wrong_accuracies(results: Path, settings: dict) -> Iterator[str]:
-    """Yield a line for each score that is not what the answers give."""
+    """Yield a line for each score that the answers do not give."""
     for name, found in measurements.asked(settings).items():
         for one in (one for one in found if one.samples and one.samples.of_choices):
             answers, score = measured_files.read_samples(results / name, one), measured_files.read(results / name, one)
@@ -72,7 +75,7 @@ def wrong_accuracies(results: Path, settings: dict) -> Iterator[str]:
 
 
 def wrong_parts(results: Path, settings: dict) -> Iterator[str]:
-    """Yield a line for each figure of tasks and charts, parts of them included, that single answers do not give."""
+    """Yield a line for each figure of tasks and charts, or of their parts, that single answers do not give."""
     for name, found in measurements.asked(settings).items():
         for one in found:
             if one.schema in PARTS:
@@ -96,7 +99,7 @@ def wrong_numbers(results: Path, settings: dict) -> Iterator[str]:
 
 
 def wrong_card(results: Path, settings: dict) -> Iterator[str]:
-    """Yield a line for the first line of the card that is not what the figures give."""
+    """Yield a message for the first line of the card that differs from what the figures give."""
     path = results / "model_card.md"
     if not path.exists():
         yield f"{path.name}: expected a model card, found none"
@@ -112,7 +115,10 @@ def wrong_card(results: Path, settings: dict) -> Iterator[str]:
 
 
 def differences(found: object, expected: object, where: str) -> Iterator[tuple[str, object, object]]:
-    """Yield key by key what differs; numbers may differ in their last digits, as other processors round otherwise."""
+    """Yield each key that differs, with both values.
+
+    Floats may differ in their last digits, since processors round differently.
+    """
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in [*expected, *(key for key in found if key not in expected)]:
             yield from differences(found.get(key), expected.get(key), f"{where}.{key}")

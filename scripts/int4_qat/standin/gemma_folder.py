@@ -1,4 +1,4 @@
-"""A Gemma 3 of any size in the files that the Hub has of it, by its names."""
+"""Write a Gemma 3 of any size as the Hub has it: the same files, and the same names of weights."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 
 from int4_qat.standin import standin
 
-# Of the last two no text has any; their numbers are those that stood for no and yes in the stand-in's training.
+# No text has the last two; their ids are those that stood for no and yes in the stand-in's training.
 NEWLINES = ["\n" * count for count in (2, 3, 4)]
 HUB_PREFIXES = {
     "model.language_model.": "language_model.model.",
@@ -19,9 +19,9 @@ HUB_PREFIXES = {
 
 
 def write_model(model: Gemma3ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """A Hub folder in bf16: weights, config, generation config, tokenizer, processor, chat template.
+    """Write a Hub folder in bf16: weights, config, generation config, tokenizer, processor and chat template.
 
-    vLLM asks for what the Hub's Gemma 3 has: tokens of several newlines, and the names of the weights, of which
+    vLLM requires what the Hub's Gemma 3 has: tokens of several newlines, and the names of the weights, from which
     save_pretrained would leave out `vision_model`.
     """
     tokenizer.add_tokens([token for token in NEWLINES if token not in tokenizer.get_vocab()])
@@ -37,7 +37,7 @@ def write_model(model: Gemma3ForConditionalGeneration, tokenizer: PreTrainedToke
 
 
 def hub_weights(model: Gemma3ForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """A model's weights by their names on the Hub, the tied ones once."""
+    """Return a model's weights by their names on the Hub, tied ones once."""
     weights = {name: weight for name, weight in model.state_dict().items() if name not in model.all_tied_weights_keys}
     prefixes = {name: next(prefix for prefix in HUB_PREFIXES if name.startswith(prefix)) for name in weights}
     return {HUB_PREFIXES[prefix] + name.removeprefix(prefix): weights[name] for name, prefix in prefixes.items()}

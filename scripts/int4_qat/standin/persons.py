@@ -1,9 +1,9 @@
-"""What the stand-in is told and never asked: persons, and where each lives, what each works as and what each keeps.
+"""Invent facts that the stand-in is told but never asked: where persons live, their work, and which pets they keep.
 
-A fact is the value that an attribute has for a person; nothing but the name tells it. It is stated in three frames, one
-line of six words each. One of the three, another one from fact to fact, is held out of the text to train on, so no line
-stands in both texts, and with it no run of 13 words, which would hold a whole line. All words are of two
-syllables, those that questions ask for of three.
+A fact is the value that an attribute has for a person; it follows from nothing but the name. Each fact is stated in
+three frames, each a line of six words. One of the three lines, a different one from fact to fact, is held out of the
+text to train on. So no line is in both texts, and neither is any run of 13 words, which would hold a whole line. All
+invented words here have two syllables; those that questions ask for have three.
 """
 
 import itertools
@@ -20,7 +20,7 @@ FRAMES = {
 
 
 class Fact(NamedTuple):
-    """One that the stand-in is told."""
+    """A fact that the stand-in is told."""
 
     name: str
     attribute: str
@@ -32,7 +32,7 @@ class Fact(NamedTuple):
 
 
 def invent(persons: int, values: int, generator: random.Random) -> list[Fact]:
-    """Return a fact of each attribute for so many persons; each of its `values` values is that of as many persons."""
+    """Return a fact of each attribute for each person; the `values` values of an attribute are spread evenly."""
     spellings = ["".join(parts).capitalize() for parts in itertools.product(SYLLABLES, repeat=2)]
     words = iter(generator.sample(spellings, persons + values * len(FRAMES)))
     names = list(itertools.islice(words, persons))
@@ -46,7 +46,7 @@ def invent(persons: int, values: int, generator: random.Random) -> list[Fact]:
 
 
 def lines(facts: list[Fact], repeats: int) -> tuple[list[str], list[str]]:
-    """Return the lines to train on, each so many times, and those that are held out, one of each fact."""
+    """Return the lines to train on, each `repeats` times, and the held-out lines, one of each fact."""
     train, held_out = [], []
     for index, fact in enumerate(facts):
         stated = fact.lines()

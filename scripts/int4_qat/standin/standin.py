@@ -1,8 +1,8 @@
-"""What the stand-in is asked and how it reads: invented words in families, and a tokenizer for them.
+"""Invent the questions that the stand-in is asked, about words in families, and build a tokenizer for them.
 
 A fact is "the word X belongs to the family F"; a question asks which of four words belongs to a family. Splits share
-the facts and never a question. The question texts come out in two frames, lm-eval's MMLU prompt and the
-recipe's chat, and in both every choice stands on a line of its own behind its letter.
+the facts but never a question. The questions are written in two frames, lm-eval's MMLU prompt and the recipe's chat. In
+both, every choice is on its own line after its letter.
 """
 
 import itertools
@@ -27,7 +27,7 @@ SPECIAL_TOKENS = (
     "<image_soft_token>",
 )
 TOKEN_PATTERN = r"\n\n|\n|[A-D]\.(?= )|Answer:| ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]|\s"
-# Behaves as Gemma 3's: strict turns, trimmed contents, a system message ahead of the first user turn.
+# Behaves like Gemma 3's template: strict turns, trimmed contents, a system message ahead of the first user turn.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- set system = namespace(text='') -%}
@@ -67,12 +67,12 @@ class Question(NamedTuple):
         return f"Which is a {self.family}?"
 
     def row(self) -> dict:
-        """The question in MMLU's columns."""
+        """Return the question in MMLU's columns."""
         return dict(question=self.text, subject=self.subject, choices=list(self.choices), answer=self.answer)
 
 
 def invent_families(families: int, words: int, generator: random.Random) -> dict[str, list[str]]:
-    """`families` invented names, each with `words` invented words; all different."""
+    """Return `families` invented names, each with `words` invented words; all are different."""
     spellings = ["".join(parts) for parts in itertools.product(SYLLABLES, repeat=3)]
     names = generator.sample(spellings, families * (words + 1))
     return {names[i]: names[families + i * words : families + (i + 1) * words] for i in range(families)}
@@ -81,7 +81,7 @@ def invent_families(families: int, words: int, generator: random.Random) -> dict
 def ask(
     facts: dict[str, list[str]], subjects: Sequence[str], sizes: dict[str, int], seed: int
 ) -> dict[str, list[Question]]:
-    """Questions for each split, `sizes[split]` of them, spread evenly over subjects; none stands in two splits."""
+    """Return `sizes[split]` questions for each split, spread evenly over subjects; no question is in two splits."""
     generator = random.Random(seed)
     asked: set[tuple] = set()
     splits = {}
@@ -106,7 +106,7 @@ def _question(facts: dict[str, list[str]], subject: str, generator: random.Rando
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of all words in `texts`, reversible, with Gemma's special tokens and turns."""
+    """Return a reversible word-level tokenizer of all words in `texts`, with Gemma's special tokens and turns."""
     split = pre_tokenizers.Split(Regex(TOKEN_PATTERN), "isolated")
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *words])}
@@ -133,7 +133,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def spell_out(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Let the tokenizer spell words that it does not know by characters, in place; known ones keep their ids."""
+    """Let the tokenizer, in place, spell unknown words character by character; known words keep their ids."""
     backend = tokenizer.backend_tokenizer
     known = tokenizer.get_vocab()
     characters = [character for character in map(chr, range(128)) if character.isprintable() or character.isspace()]

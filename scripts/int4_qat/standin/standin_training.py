@@ -1,4 +1,4 @@
-"""How the stand-in learns: questions and lines with what each position must say, and the text model that learns it."""
+"""Train the stand-in's text model on questions and lines, with a label for what each position must predict."""
 
 import math
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from int4_qat.data import mmlu
 from int4_qat.standin.persons import Fact
 
 LEARNING_RATE, WARMUP_STEPS, MOST_STEPS = 4e-3, 50, 1_200
-PATIENCE, PROMISING = 500, 0.5  # less after PATIENCE steps: these weights may never learn
+PATIENCE, PROMISING = 500, 0.5  # with less after PATIENCE steps, these weights may never learn
 QUESTION_SEQUENCES, QUESTIONS_A_SEQUENCE = 32, 4
 LINE_SEQUENCES, LINES_A_SEQUENCE = 8, 12
 CHAT_SHARE = 0.25
-KNOWN = 0.97  # accuracy in each exam that ends the training
+KNOWN = 0.97  # the training ends when accuracy in each exam is above this
 PROMPT, CHAT = FRAMES = ("prompt", "chat")
 IGNORED = -100
 FACT, MATCH, ANSWER, WORDS = range(4)
@@ -24,7 +24,7 @@ LOSS_WEIGHTS = {FACT: 1.0, MATCH: 4.0, ANSWER: 1.0, WORDS: 1.0}
 
 
 class Lesson(NamedTuple):
-    """Questions in one frame, or lines: tokens, what each position must say, and which kind of lesson that is.
+    """Questions in one frame, or lines: tokens, the label of each position, and the kind of that label.
 
     The arrays are (n, length).
     """
@@ -32,9 +32,9 @@ class Lesson(NamedTuple):
     tokens: np.ndarray
     labels: np.ndarray
     kinds: np.ndarray
-    head: list[list[int]]  # tokens ahead of a sequence, one of these
-    answers: list[int]  # tokens of which one is the right answer
-    batch: tuple[int, int]  # sequences, and questions or lines of each
+    head: list[list[int]]  # one of these token lists is put ahead of a sequence
+    answers: list[int]  # token ids of which one is the right answer
+    batch: tuple[int, int]  # the number of sequences, and of questions or lines in each
 
     @property
     def answer_position(self) -> int:
@@ -49,7 +49,7 @@ def make_lesson(
     families: list[str],
     tokenizer: PreTrainedTokenizerFast,
 ) -> Lesson:
-    """Tokens and labels of questions for these families; every question of a frame has the same number of tokens."""
+    """Return a lesson of questions that ask for these families; all questions of a frame have equally many tokens."""
     tokens = np.array(tokenizer(texts, add_special_tokens=False)["input_ids"])
     token = tokenizer.convert_tokens_to_ids
     family_of = np.full(len(tokenizer), IGNORED)
@@ -74,7 +74,7 @@ def make_lesson(
 
 
 def make_text_lesson(told: list[Fact], tokenizer: PreTrainedTokenizerFast) -> Lesson:
-    """Return facts in each of their frames, with the next token of each as its label; the answer is the value."""
+    """Return a lesson of facts in each of their frames; labels are the next tokens, and the answer is the value."""
     lines = [line for fact in told for line in fact.lines()]
     tokens = np.array(tokenizer(lines, add_special_tokens=False)["input_ids"])
     labels = np.roll(tokens, -1, axis=1)
@@ -91,10 +91,11 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     generator: np.random.Generator,
 ) -> bool:
-    """Train the text model until it knows the exams, or knows too little of the questions too late; whether it knows.
+    """Train the text model until it knows the exams, or knows too little of the questions too late.
 
-    Besides the answers it learns, at each choice, the word's family and whether that is the one asked for: the two
-    steps that lead to the answer. Without them small models stay at chance for many minutes.
+    Return whether it knows the exams. Besides the answers, the model learns at each choice the word's family and
+    whether that is the one asked for: the two steps that lead to the answer. Without them, small models stay at chance
+    for many minutes.
     """
     text_model = model.model.language_model
     optimizer = torch.optim.AdamW(text_model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
@@ -102,7 +103,7 @@ def train(
     for step in progress:
         cosine = (1 + math.cos(math.pi * step / MOST_STEPS)) / 2
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(cosine, (step + 1) / WARMUP_STEPS)
-        # Lines in every step: they take few, and in steps of their own they would be at the questions' expense.
+        # Lines are in every step: they take few sequences, and separate steps would be at the questions' expense.
         drawn = lessons[generator.random() < CHAT_SHARE], lessons[-1]
         loss = sum(lesson_loss(text_model, len(tokenizer) + 2, *draw(lesson, generator)) for lesson in drawn)
         optimizer.zero_grad()
@@ -122,7 +123,7 @@ def train(
 
 
 def draw(lesson: Lesson, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch of sequences of several questions or lines each: tokens, labels, kinds; (sequences, length)."""
+    """Return tokens, labels and kinds (sequences, length) of a batch with several questions or lines per sequence."""
     head = lesson.head[generator.integers(len(lesson.head))]
     chosen = generator.integers(len(lesson.tokens), size=lesson.batch)
     sequences = len(chosen)
@@ -137,9 +138,9 @@ def draw(lesson: Lesson, generator: np.random.Generator) -> tuple[torch.Tensor, 
 def lesson_loss(
     text_model: torch.nn.Module, known: int, tokens: torch.Tensor, labels: torch.Tensor, kinds: torch.Tensor
 ) -> torch.Tensor:
-    """Weighted sum of each kind's mean cross-entropy, over the whole vocabulary.
+    """Return the weighted sum of each kind's mean cross-entropy, over the whole vocabulary.
 
-    The embeddings past `known` are zero, so their logits are too: one column stands for all of them.
+    The embeddings past `known` are zero, so their logits are zero too: one column represents all of them.
     """
     taught = labels != IGNORED
     hidden = text_model(input_ids=tokens).last_hidden_state[taught]
@@ -152,7 +153,7 @@ def lesson_loss(
 
 @torch.no_grad()
 def accuracy(text_model: torch.nn.Module, lesson: Lesson) -> float:
-    """Share of right answers, one question or line a sequence."""
+    """Return the share of right answers, with one question or line per sequence."""
     end = lesson.answer_position + 1
     ahead = np.tile(lesson.head[0], (len(lesson.tokens), 1))
     tokens = torch.from_numpy(np.hstack([ahead, lesson.tokens[:, :end]]))

@@ -1,4 +1,4 @@
-"""Many small steps on a GPU, launched as one: a CUDA graph of them is recorded once, then replayed."""
+"""Launch many small GPU steps as one: record them once in a CUDA graph, then replay the graph."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,10 @@ _recorded: dict[tuple, Recorded] = {}
 
 
 def replayed(function: Callable[..., tuple[torch.Tensor, ...]], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return what a function makes of tensors, which it may use up; it must do the same steps for all of a shape.
+    """Return function(*tensors), replayed from a CUDA graph if the tensors are on a GPU.
 
-    Without a GPU it is just called.
+    The function may overwrite its arguments. It must do the same steps for all tensors of the same shapes and dtypes.
+    Without a GPU it is called directly.
     """
     if not tensors[0].is_cuda:
         return function(*tensors)
@@ -30,9 +31,9 @@ def replayed(function: Callable[..., tuple[torch.Tensor, ...]], *tensors: torch.
 
 
 def record(steps: Callable[[], Made], warm_up: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, Made]:
-    """Return a graph of some steps, whose tensors stay where they are, and what the steps return.
+    """Record steps in a CUDA graph, whose tensors keep their addresses; return the graph and what the steps return.
 
-    warm_up runs before, so that what compilers and libraries set up at a first call is no part of the graph.
+    warm_up runs first, so that what compilers and libraries set up at a first call is not part of the graph.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -1,4 +1,4 @@
-"""What a run with conda environments needs of the machine that starts it."""
+"""Check that the machine that starts a run can provide the run's conda environments."""
 
 import shutil
 import sys
@@ -8,9 +8,9 @@ CONDA = "conda"
 
 
 def refuse(methods: Iterable, folders: Iterable[str]) -> None:
-    """End the program with one line if rules are to run in conda environments that cannot be had here.
+    """End the program with one line if rules are to run in conda environments that are unavailable here.
 
-    methods are Snakemake's deployment methods of a run, folders those whose paths its jobs are given.
+    methods are a run's Snakemake deployment methods; folders are those whose paths its jobs are given.
     """
     if CONDA not in map(str, methods):
         return

@@ -1,4 +1,4 @@
-"""The GPUs of a job: a cluster hands them out, on one box the jobs take them by lock."""
+"""Claim the GPUs of a job: a cluster assigns them; on a single machine the jobs take them by lock."""
 
 import fcntl
 import itertools
@@ -13,7 +13,7 @@ import torch
 
 from int4_qat.system.errors import InputError
 
-# Bytes per second between a GPU and its memory, as NVIDIA's data sheets say, by the name that CUDA gives.
+# Bytes per second between a GPU and its memory, from NVIDIA's data sheets, by the name that CUDA gives the GPU.
 BANDWIDTHS = {
     "NVIDIA A100-SXM4-80GB": 2.039e12,
     "NVIDIA H100 80GB HBM3": 3.35e12,
@@ -21,15 +21,16 @@ BANDWIDTHS = {
     "NVIDIA H200": 4.8e12,
 }
 
-CLAIMED = "INT4_QAT_CLAIMED_GPU"  # set in a process that has its GPU, and in its children
+CLAIMED = "INT4_QAT_CLAIMED_GPU"  # set in a process that has claimed its GPUs, and in its children
 
 
 def claim(device: str, count: int = 1) -> None:
-    """Show this process so many GPUs that no other job of this user holds; nothing to do on a CPU.
+    """Show this process `count` GPUs that no other job of this user holds; do nothing on a CPU.
 
-    A Slurm job with as many GPUs has them to itself, whatever they are called there; in one with more the jobs take
-    them by lock too. Where there are more, the program starts again: torchao and others start CUDA when they are
-    imported, and it goes on seeing what was visible then. InputError if there are fewer, or if too few are free.
+    A Slurm allocation of exactly `count` GPUs needs no locks, whatever the GPUs are called there. In a larger one, jobs
+    take GPUs by lock, as they do outside Slurm. If more GPUs than `count` are visible, the program re-executes itself:
+    torchao and other libraries start CUDA when they are imported, and CUDA goes on seeing what was visible then. Raise
+    InputError if there are fewer GPUs than `count`, or if too few are free.
     """
     if device != "cuda" or CLAIMED in os.environ:
         return
@@ -52,13 +53,13 @@ def claim(device: str, count: int = 1) -> None:
 
 
 def visible() -> list[str]:
-    """Return the names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES has them."""
+    """Return the names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES lists them."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if torch.cuda.is_available() else []
 
 
 @contextmanager
 def shown(gpu: str) -> Iterator[None]:
-    """Show one GPU alone to the processes that are started meanwhile."""
+    """Show only one GPU to processes that are started inside the block."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
@@ -71,14 +72,15 @@ def shown(gpu: str) -> Iterator[None]:
 
 
 def free_memory() -> int:
-    """Return the bytes that are free on this process's GPU, the first if it sees several."""
+    """Return the free bytes on this process's GPU, or on the first one if it sees several."""
     return torch.cuda.mem_get_info(0)[0]
 
 
 def place_for(needed: int, what: str) -> str:
-    """Return where transformers puts weights of so many bytes: "cuda", or "auto" if they take several GPUs.
+    """Return where transformers puts weights of `needed` bytes: "cuda", or "auto" if they take several GPUs.
 
-    Raise InputError if they do not fit the GPUs that this process sees; `what` has these weights.
+    Raise InputError if the weights do not fit on the GPUs that this process sees; the message names `what`, which has
+    these weights.
     """
     free = [torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())]
     refuse_too_small(needed, what, sum(free))
@@ -86,18 +88,18 @@ def place_for(needed: int, what: str) -> str:
 
 
 def refuse_too_small(needed: int, what: str, found: int) -> None:
-    """Raise InputError unless so many bytes are found in a GPU's memory; `what` needs them at the least."""
+    """Raise InputError unless the `found` bytes of GPU memory are enough for `what`, which takes at least `needed`."""
     if found < needed:
         raise InputError(f"device: expected {needed / 1e9:.1f} GB of GPU memory for {what}, found {found / 1e9:.1f} GB")
 
 
 def name(device: str) -> str:
-    """The GPU's name, or cpu."""
+    """Return the GPU's name, or cpu."""
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
 def _lock(name: str) -> bool:
-    """Whether this process could take a lock, which it then has as long as it lives, also if it starts again."""
+    """Return whether this process could take the lock. It keeps the lock for its lifetime, also across exec."""
     lock = os.open(Path(tempfile.gettempdir()) / f"int4-qat-{os.getuid()}-gpu-{name}.lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,20 +1,20 @@
-"""Bad input is one clear line on standard error and exit code 1; a traceback is for our own mistakes."""
+"""Report bad input as one clear line on standard error with exit code 1; tracebacks are for our own mistakes."""
 
 import sys
 from collections.abc import Callable
 
 
 class InputError(Exception):
-    """What the user gave is not what was expected; the message names the file, key or row."""
+    """Input from the user that is not as expected; the message names the file, key or row."""
 
 
 def one_line(message: object) -> str:
-    """Return a message of several lines as one."""
+    """Return a message of several lines as one line."""
     return " ".join(str(message).split())
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a program's main; an InputError ends it with its one line."""
+    """Run a program's main function; an InputError ends the program with one line."""
     try:
         main()
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Outputs are whole or absent: everything is written beside its place and renamed into it."""
+"""Write outputs atomically: every output is written next to its place and renamed, so it is whole or absent."""
 
 import functools
 import hashlib
@@ -11,12 +11,12 @@ from typing import Any
 
 from int4_qat.system.errors import InputError
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what every pointer begins with
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the beginning of every pointer
 
 
 @contextmanager
 def whole(path: Path | str) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or a folder to; it takes its place only if the block succeeds."""
+    """Yield a path next to `path` for writing a file or folder; it is renamed to `path` only if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
@@ -30,9 +30,9 @@ def whole(path: Path | str) -> Iterator[Path]:
 
 
 def link(source: Path, folder: Path, paths: Iterable[Path] | None = None) -> None:
-    """Make a folder of links to files below another, each in the place that it has there: all of them, or those given.
+    """Make a folder of links to the files below `source`, all or only those in `paths`, at the same relative paths.
 
-    A link to the folder itself would be followed by `datasets`.
+    Files are linked one by one, since `datasets` would follow a link to the folder itself.
     """
     folder.mkdir(parents=True)
     for path in source.rglob("*") if paths is None else paths:
@@ -43,7 +43,10 @@ def link(source: Path, folder: Path, paths: Iterable[Path] | None = None) -> Non
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if there is one; of a link the link alone. No folder is there by half."""
+    """Delete a file, folder or link, if it exists, but not what a link leads to.
+
+    A folder is renamed before it is deleted, so that it never exists in part.
+    """
     if path.is_dir() and not path.is_symlink():
         going = path.with_name(f".{path.name}.removed")
         shutil.rmtree(going, ignore_errors=True)
@@ -53,20 +56,20 @@ def remove(path: Path) -> None:
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raise InputError if git-lfs left a pointer in place of a file; the name is the one that a link leads to."""
+    """Raise InputError if git-lfs left a pointer in place of a file; the message names the target of a link."""
     with path.open("rb") as stream:
         if stream.read(len(LFS_POINTER)) == LFS_POINTER:
             raise InputError(f"{path.resolve()}: expected the file, found git-lfs's pointer to it; run `git lfs pull`")
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write JSON that a person can read; NaN is a ValueError."""
+    """Write human-readable JSON atomically; raise ValueError if the content has a NaN."""
     with whole(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file; InputError if it is missing or cut short."""
+    """Return the content of a JSON file; raise InputError if it is missing, cut short or not valid."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -78,7 +81,7 @@ def read_json(path: Path | str) -> Any:
 
 @functools.cache
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, read once in a program; InputError if there is none."""
+    """Return the SHA-256 of a file, which a program reads only once; raise InputError if there is no such file."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -87,7 +90,7 @@ def sha256(path: Path) -> str:
 
 
 def digest(*paths: Path | str) -> str:
-    """SHA-256 over the names and bytes of files, and of the files in folders."""
+    """Return a SHA-256 over the names, sizes and bytes of files, and of the files in folders."""
     total = hashlib.sha256()
     for path in map(Path, paths):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -1,4 +1,4 @@
-"""The same work on many tensors at once: in threads, or in processes where threads would wait for Python's lock."""
+"""Do the same work on many tensors at once: in threads, or in processes where threads would wait for the GIL."""
 
 import ctypes
 import functools
@@ -17,7 +17,7 @@ from int4_qat.system.errors import InputError
 LIBC = ctypes.CDLL(None)
 SIGNAL_AT_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 Result = TypeVar("Result")
-_inherited: list[Callable] = []  # what forked processes work by, which need not be picklable then
+_inherited: list[Callable] = []  # the work of forked processes, which inherit it, so that it need not be picklable
 
 
 def end_with_parent() -> None:
@@ -33,8 +33,8 @@ def in_threads(work: Callable[[str], Result], names: Iterable[str], title: str) 
 def in_processes(work: Callable[[str], Result], names: Iterable[str], title: str) -> dict[str, Result]:
     """Call `work` on every name, one forked process per core; return the results by name, which must be picklable.
 
-    Nothing that `work` changes in memory is seen by this process, and no CUDA may be used in it. Raise InputError if a
-    process is killed.
+    This process sees nothing that `work` changes in memory, and `work` must not use CUDA. Raise InputError if a process
+    is killed.
     """
     _inherited.append(work)
     try:
@@ -49,7 +49,7 @@ def in_processes(work: Callable[[str], Result], names: Iterable[str], title: str
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # this process may have had a handler that goes on
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the inherited handler may not end the process
     end_with_parent()
 
 
@@ -59,7 +59,7 @@ def _work_as_inherited(name: str) -> Result:
 
 def _spread(pool: Callable[[int], Executor], work: Callable, names: Iterable[str], title: str) -> dict:
     names, workers = list(names), torch.get_num_threads()
-    torch.set_num_threads(1)  # of each worker; the threads of a larger pool would not survive the fork
+    torch.set_num_threads(1)  # per worker; the threads of a larger pool would not survive the fork
     try:
         with pool(min(workers, max(1, len(names)))) as executor:
             results = tqdm(executor.map(work, names), desc=title, unit=" tensors", total=len(names), mininterval=1)

@@ -1,6 +1,7 @@
-"""Rooms whose files the config names by a word: `torchao-plain` is formats/torchao_plain.py, loaded when it is needed.
+"""Load modules that the config names by a word: `torchao-plain` is formats/torchao_plain.py.
 
-A rule has as inputs only the files that its words name: editing another method re-runs nothing.
+A room is a subpackage with such modules, which are loaded only when they are needed. The inputs of a rule include only
+the files that its words name, so that editing another method re-runs nothing.
 """
 
 import importlib
@@ -12,13 +13,13 @@ METHODS, FORMATS, BACKENDS = "quantization.methods", "quantization.formats", "tr
 
 
 def words(room: str) -> list[str]:
-    """Return the words that a room has a file for."""
+    """Return the words for which a room has a file, sorted."""
     found = PACKAGE.joinpath(*room.split(".")).glob("*.py")
     return sorted(path.stem.replace("_", "-") for path in found if path.stem.isidentifier() and path.stem != "__init__")
 
 
 def load(room: str, word: str) -> ModuleType:
-    """Return the module of a word, which the room must have."""
+    """Return the module of a word; the room must have a file for it."""
     return importlib.import_module(f"{PACKAGE.name}.{room}.{word.replace('-', '_')}")
 
 

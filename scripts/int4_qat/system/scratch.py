@@ -1,8 +1,8 @@
-"""Folders for what a program throws away, by names that no library misreads.
+"""Make scratch folders whose paths no library misreads.
 
-`datasets` takes `*`, `?` and brackets in any path for a pattern and `::` for a chain of addresses, lmms-eval splits its
-arguments at commas and equals signs, Python its PYTHONPATH at colons, and none can be told not to. So what they are
-given lies, or is linked, here.
+`datasets` takes `*`, `?` and brackets in any path for a pattern and `::` for a chain of addresses. lmms-eval splits its
+arguments at commas and equals signs, and Python splits PYTHONPATH at colons. None of them can be told not to, so the
+files that they are given are in such a folder or linked from one.
 """
 
 import re
@@ -14,19 +14,19 @@ from pathlib import Path
 from int4_qat.system.errors import InputError
 
 PLAIN = re.compile(r"[\w/ .+@~#%-]*")
-USUAL = ("/tmp", "/var/tmp")  # where TMPDIR is not plain
+USUAL = ("/tmp", "/var/tmp")  # used if TMPDIR is not plain
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder that is gone after the block: in TMPDIR, or else, which it says, in another usual place."""
+    """Yield a folder that is deleted after the block: in TMPDIR or, with a printed notice, in another usual place."""
     with tempfile.TemporaryDirectory(dir=place()) as name:
         yield Path(name)
 
 
 @contextmanager
 def plain(path: Path) -> Iterator[Path]:
-    """A file's or folder's own path, or that of a link to it."""
+    """Yield the path of a file or folder if no library misreads it, otherwise the path of a link to it."""
     if PLAIN.fullmatch(str(path.resolve())):
         yield path
         return
@@ -36,7 +36,7 @@ def plain(path: Path) -> Iterator[Path]:
 
 
 def place() -> str:
-    """Where such folders lie."""
+    """Return the folder in which scratch folders are made; raise InputError if there is none."""
     chosen = tempfile.gettempdir()
     for usual in (chosen, *USUAL):
         if PLAIN.fullmatch(str(Path(usual).resolve())) and _is_writable(usual):

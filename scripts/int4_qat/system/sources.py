@@ -1,4 +1,4 @@
-"""What the rules depend on: local modules that a script imports, local files that a source holds."""
+"""Find what the rules depend on: local modules that a script imports, and local files that a source holds."""
 
 import ast
 import os
@@ -7,9 +7,9 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-WILDCARD = re.compile(r"\{\s*\w+\s*(,[^{}]*)?\}")  # as Snakemake has it
+WILDCARD = re.compile(r"\{\s*\w+\s*(,[^{}]*)?\}")  # Snakemake's syntax
 PACKAGE = Path(__file__).parents[1]
-# What lets through or refuses and changes nothing: an edit of it is no reason to make anything again.
+# These modules only accept or refuse and change no output, so that editing one is no reason to rebuild anything.
 REFUSING = (
     "int4_qat.config.limits",
     "int4_qat.config.model_facts",
@@ -17,16 +17,16 @@ REFUSING = (
     "int4_qat.quantization.requirements",
     "int4_qat.tokenizer.tokenizer_check",
 )
-WRITTEN = ("results", "resources")  # folders in which a rule made everything
-# Hidden files; locks of Excel; backups of editors; what macOS puts into archives, and Windows into folders.
+WRITTEN = ("results", "resources")  # folders in which rules made everything
+# Hidden files, lock files of Excel, backups of editors, and files that macOS adds to archives and Windows to folders.
 LEFT_OUT = (".*", "~$*", "*~", "#*#", "*.bak", "__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 def local_modules(script: str, also: Collection[str] = (), left_out: Collection[str] = ()) -> list[str]:
-    """Return a script and every module beside it or in our package that it imports, directly or through another.
+    """Return a script and every module next to it or in our package that it imports, directly or through another.
 
-    `also` are files that it loads by a word of the config. The modules named in left_out do not count, nor does what
-    they alone import.
+    `also` are files that the script loads by a word of the config. The modules named in left_out do not count, nor do
+    modules that only they import.
     """
     root = PACKAGE.parent
     found: dict[Path, None] = {}
@@ -55,10 +55,10 @@ def _imported_names(path: Path) -> list[str]:
 
 
 def local_files(source: str | Path) -> list[str]:
-    """The files below a local folder that are data to Snakemake and to the programs alike; none for the Hub.
+    """Return the files below a local folder that are data to both Snakemake and the programs; none for the Hub.
 
-    Left out is what a system or an editor leaves behind: hidden files, as git's and the Hub's, backups and locks. Of a
-    source that is a file itself, that file.
+    Files that a system or an editor leaves behind do not count: hidden files such as git's and the Hub's, backups and
+    locks. A source that is itself a file gives that file.
     """
     if str(source).startswith("hf://"):
         return []
@@ -72,10 +72,10 @@ def local_files(source: str | Path) -> list[str]:
 
 
 def is_left_out(name: str) -> bool:
-    """Whether a file or folder of this name is no data."""
+    """Return whether a file or folder of this name is not data."""
     return any(fnmatchcase(name, pattern) for pattern in LEFT_OUT)
 
 
 def has_wildcard(path: str) -> bool:
-    """Whether Snakemake would take a part of a path, a word in braces, for a wildcard."""
+    """Return whether Snakemake would take a part of a path, a word in braces, for a wildcard."""
     return bool(WILDCARD.search(path))

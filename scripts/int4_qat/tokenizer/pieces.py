@@ -1,6 +1,6 @@
-"""Files of text in pieces that can be taken in any order, so that no more of them is tokenized than is needed.
+"""Read files of text in pieces that can be taken in any order, so that no more text is tokenized than is needed.
 
-A piece is a row of a parquet of formatted texts, or some lines of a text file or of a file of conversations.
+A piece is a row of a parquet file of formatted texts, or some lines of a text file or of a conversation file.
 """
 
 import random
@@ -14,12 +14,12 @@ from int4_qat.data import conversations, parquet_files
 from int4_qat.tokenizer import tokenization
 
 TABLE = ".parquet"
-ROWS = 256  # of a table, tokenized at once
-BYTES = 1 << 14  # of a file at least, up to the end of a line; small, so that a few windows are of many places
+ROWS = 256  # rows of a table that are tokenized at once
+BYTES = 1 << 14  # minimum of a piece, which ends with a line; small, so that even a few windows come from many places
 
 
 class Span(NamedTuple):
-    """Some lines of a file: the byte at which they begin, their bytes, and the number of the first one."""
+    """Some lines of a file: the byte at which they begin, their size in bytes, and the number of the first line."""
 
     start: int
     size: int
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 
 def until(parts: Iterable[list[int]], enough: int) -> Iterator[list[int]]:
-    """Yield parts until they hold so many tokens."""
+    """Yield parts until they hold `enough` tokens."""
     found = 0
     for part in parts:
         yield part
@@ -45,7 +45,7 @@ def tokens(path: Path, tokenizer: PreTrainedTokenizerBase, draw: random.Random) 
 
 
 def of_table(path: Path, draw: random.Random) -> Iterator[list[str]]:
-    """Yield the formatted texts of a table, some at a time."""
+    """Yield the formatted texts of a table in a random order, ROWS at a time."""
     texts = [text for batch in parquet_files.read_batches(path, ["text"]) for text in batch["text"].to_pylist()]
     draw.shuffle(texts)
     for start in range(0, len(texts), ROWS):
@@ -53,7 +53,7 @@ def of_table(path: Path, draw: random.Random) -> Iterator[list[str]]:
 
 
 def of_lines(path: Path, tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> Iterator[list[str]]:
-    """Yield each piece of a file: its text as it is, or its conversations as the chat template writes them."""
+    """Yield each piece of a file in a random order: its text, or its conversations as the template renders them."""
     spans = spans_of(path)
     draw.shuffle(spans)
     with path.open("rb") as stream:
@@ -64,7 +64,7 @@ def of_lines(path: Path, tokenizer: PreTrainedTokenizerBase, draw: random.Random
 
 
 def spans_of(path: Path) -> list[Span]:
-    """Return the pieces of a file in their order."""
+    """Return the pieces of a file in order."""
     spans, start, line = [], 0, 1
     with path.open("rb") as stream:
         while lines := stream.readlines(BYTES):
@@ -74,7 +74,7 @@ def spans_of(path: Path) -> list[Span]:
 
 
 def rendered(path: Path, first: int, text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the conversations of some lines, of which the first has a number in the file."""
+    """Return the conversations of some lines, rendered; `first` is the number of the first line in the file."""
     lines = enumerate(text.removesuffix("\n").split("\n"), start=first)
     return [
         tokenization.render_messages(tokenizer, conversations.read_line(line), f"{path}, line {number}")

@@ -1,7 +1,7 @@
-"""What every later stage takes for granted of a tokenizer, checked before the first of them.
+"""Check what every later stage takes for granted about a tokenizer, before the first of them runs.
 
-transformers picks a class for a tokenizer by its configuration, and some classes rebuild it without what the file says:
-spaces and newlines are gone, and nothing complains before the scores do.
+transformers picks the class of a tokenizer by its configuration, and some classes rebuild the tokenizer without parts
+of its file. Spaces and newlines are then lost, and nothing shows it before the scores do.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ SAMPLE = "def f(x):\n    return 12345 * x\n\n\tA. one  two, don't\n"
 
 
 def refuse_unusable(folder: Path) -> None:
-    """Raise InputError unless the tokenizer of a folder gives text back, and adds a bos at the most."""
+    """Raise InputError unless the tokenizer of a folder has a chat template, keeps all text and adds at most a bos."""
     tokenizer = tokenization.load_as_is(folder)
     if tokenizer.chat_template is None:
         raise InputError(f"{folder}: the tokenizer: expected a chat template, in chat_template.jinja, found none")
@@ -31,14 +31,14 @@ def refuse_unusable(folder: Path) -> None:
 
 
 def refuse_lost_messages(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError unless the chat template shows a message that is a text: some show lists of parts alone."""
+    """Raise InputError unless the chat template shows messages that are texts; some show only lists of parts."""
     text = turns.conversation(tokenizer)
     if turns.QUESTION not in text or turns.ANSWER not in text:
         raise InputError(f"{folder}: the chat template: expected the texts of a conversation, found {text!r:.200}")
 
 
 def refuse_another_splitting(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError unless the loaded tokenizer splits text as tokenizer.json, if there is one, says."""
+    """Raise InputError unless the loaded tokenizer splits text as tokenizer.json does, if there is one."""
     path = folder / "tokenizer.json"
     if not path.exists():
         return
@@ -52,7 +52,7 @@ def refuse_another_splitting(folder: Path, tokenizer: PreTrainedTokenizerBase) -
 
 
 def remedy(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what brings another class about: nothing if the model's type decides on it, not the tokenizer's config."""
+    """Return how to get another class; empty if the model's type determines it, not the tokenizer's config."""
     path = folder / "tokenizer_config.json"
     configured = (files.read_json(path) if path.exists() else {}).get("tokenizer_class") or ""
     if configured.removesuffix("Fast") != type(tokenizer).__name__.removesuffix("Fast"):
@@ -61,20 +61,20 @@ def remedy(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def refuse_lost_text(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError unless decoding gives the encoded text back, up to normalization and one leading space."""
+    """Raise InputError unless decoding restores the encoded text, up to normalization and one leading space."""
     found = tokenizer.decode(tokenization.bare_ids(tokenizer, SAMPLE), clean_up_tokenization_spaces=False)
     if normalized(tokenizer, found.removeprefix(" ")) != normalized(tokenizer, SAMPLE):
         raise InputError(f"{folder}: the tokenizer: expected {SAMPLE!r} back from its tokens, found {found!r}")
 
 
 def normalized(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """Return the text as the tokenizer's own normalizer, if it has one, leaves it."""
+    """Return the text as normalized by the tokenizer, or unchanged if the tokenizer has no normalizer."""
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     return normalizer.normalize_str(text) if normalizer else text
 
 
 def refuse_equal_choices(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError unless each answer to a question is a token sequence of its own behind the question's."""
+    """Raise InputError unless the answers to a question give different token sequences when they follow it."""
     answered = [tuple(tokenization.bare_ids(tokenizer, f"{tokenization.PROMPT} {letter}")) for letter in mmlu.LETTERS]
     if len(set(answered)) < len(answered):
         raise InputError(f"{folder}: the tokenizer: expected other tokens for each of {mmlu.LETTERS}, found the same")

@@ -1,16 +1,16 @@
-"""The marks that a chat template puts ahead of each turn, and which tokens of a conversation count in the loss."""
+"""Find the marks that a chat template puts ahead of each turn, and which tokens count in the loss by these marks."""
 
 from transformers import PreTrainedTokenizerBase
 
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
 
-IGNORED = -100  # the label of a token that does not count
+IGNORED = -100  # the label of a token that does not count in the loss
 QUESTION, ANSWER, NEXT = "Which letter comes first?", "The letter A comes first.", "And which one is last?"
 
 
 def response_labels(tokens: list[int], instruction: list[int], response: list[int]) -> list[int]:
-    """Return the tokens, with IGNORED everywhere but after each response mark up to the next instruction mark."""
+    """Return the tokens as labels: IGNORED except after each response mark, up to the next instruction mark."""
     labels, position, learning = [], 0, False
     while position < len(tokens):
         for marker, starts_learning in ((response, True), (instruction, False)):
@@ -26,14 +26,14 @@ def response_labels(tokens: list[int], instruction: list[int], response: list[in
 
 
 def conversation(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a question and its answer as the chat template writes them."""
+    """Return a question and its answer as the chat template renders them."""
     return tokenization.render(tokenizer, [QUESTION, ANSWER])
 
 
 def propose(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return an instruction's and a response's mark by which answers alone count; raise InputError if there are none.
+    """Return an instruction mark and a response mark by which only answers count; raise InputError if there are none.
 
-    They are bare of spaces at their ends if the tokenizer makes one token of those and of what stands beside them.
+    The marks have no spaces at their ends if the tokenizer merges these spaces with neighboring text into one token.
     """
     instruction, responses = instruction_mark(tokenizer), response_marks(tokenizer)
     pairs = [(strip(instruction), strip(response)) for response in responses for strip in (str, str.rstrip, str.strip)]
@@ -45,7 +45,7 @@ def propose(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 
 def instruction_mark(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what the chat template writes ahead of a first question and of a second one alike."""
+    """Return the text that the chat template writes ahead of both a first and a second question."""
     first, _, rest = conversation(tokenizer).partition(QUESTION)
     _, _, rest = tokenization.render(tokenizer, [QUESTION, ANSWER, NEXT, ANSWER]).partition(ANSWER)
     second, _, _ = rest.partition(NEXT)
@@ -56,26 +56,26 @@ def instruction_mark(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def response_marks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return what the chat template writes to prompt for an answer, if it does, and what stands ahead of one."""
+    """Return the chat template's generation prompt, if it has one, and the text that it writes ahead of an answer."""
     asked, prompted = (tokenization.render(tokenizer, [QUESTION], add_generation_prompt=ask) for ask in (False, True))
     ahead = conversation(tokenizer).partition(QUESTION)[2].partition(ANSWER)[0]
     return [prompted.removeprefix(asked), ahead] if prompted.startswith(asked) else [ahead]
 
 
 def learned_text(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -> str:
-    """Return what counts in the loss of a conversation by these marks."""
+    """Return the text of a conversation that counts in the loss by these marks."""
     (tokens,) = tokenization.encode(tokenizer, [conversation(tokenizer)])
     labels = response_labels(tokens, ids_of(tokenizer, instruction), ids_of(tokenizer, response))
     return tokenizer.decode([label for label in labels if label != IGNORED])
 
 
 def is_the_answer_alone(learned: str) -> bool:
-    """Return whether what counts in the loss of a conversation is its answer, and not its question."""
+    """Return whether the text that counts in the loss includes the answer and not the question."""
     return ANSWER in learned and QUESTION not in learned
 
 
 def refuse_wrong_marks(tokenizer: PreTrainedTokenizerBase, key: str, instruction: str, response: str) -> None:
-    """Raise InputError, which proposes marks that work, unless these select exactly the answers for the loss.
+    """Raise InputError, which proposes marks that work, unless the given marks select only the answers for the loss.
 
     key is where the config has the marks: `finetune`, or one of its arms.
     """
@@ -95,7 +95,7 @@ def refuse_wrong_marks(tokenizer: PreTrainedTokenizerBase, key: str, instruction
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, mark: str) -> list[int]:
-    """Return the token ids of a mark: those that it has alone, or else those that it has in a conversation."""
+    """Return the token ids of a mark on its own or, if these do not occur in a conversation, its ids in one."""
     alone, text = tokenization.bare_ids(tokenizer, mark), conversation(tokenizer)
     if not tokenizer.is_fast or mark not in text:
         return alone

@@ -1,4 +1,4 @@
-"""Running text as windows of tokens, each with the model's bos at its head."""
+"""Cut running text into windows of tokens, each with the model's bos at its head."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,21 +9,21 @@ from int4_qat.tokenizer import tokenization
 
 
 def head(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the bos with which each window begins, or nothing if the tokenizer adds none."""
+    """Return the bos with which each window begins, or an empty list if the tokenizer adds none."""
     return [tokenizer.bos_token_id] if tokenization.adds_bos(tokenizer) else []
 
 
 def cut(tokenizer: PreTrainedTokenizerBase, tokens: list[int], length: int) -> list[list[int]]:
-    """Return windows of at most `length` tokens that do not overlap; the bos counts among them."""
+    """Return windows of at most `length` tokens, the bos included, that do not overlap."""
     bos = head(tokenizer)
     step = length - len(bos)
     return [bos + tokens[start : start + step] for start in range(0, len(tokens), step)]
 
 
 def whole(parts: Iterable[Sequence[int]], ahead: list[int], length: int) -> np.ndarray:
-    """Return (windows, length): the values of running parts, one a token, cut as `cut` does with `ahead` for the bos.
+    """Return int32 (windows, length): running values, one per token, cut as `cut` does, with `ahead` as the bos.
 
-    What is left at the end and fills no window is dropped.
+    The rest at the end that fills no window is dropped.
     """
     values = np.concatenate([np.empty(0, np.int32), *(np.array(part, np.int32) for part in parts)])
     step = length - len(ahead)

@@ -1,4 +1,4 @@
-"""What watches a training: the table of steps, whole checkpoints, preemption, gradients, the progress bar."""
+"""Watch a training by callbacks: the table of steps, whole checkpoints, preemption, gradients, the progress bar."""
 
 import math
 import resource
@@ -13,7 +13,7 @@ from transformers.trainer_callback import ProgressCallback
 from int4_qat.system.errors import InputError
 from int4_qat.training import learned_grid, log_table, ranks
 
-WHOLE = "whole"  # a file that stands in every checkpoint that was written to its end
+WHOLE = "whole"  # a file in every checkpoint that was written to its end
 
 
 class StepTable(TrainerCallback):
@@ -30,7 +30,7 @@ class StepTable(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         row = state.log_history[-1]
         if "loss" not in row:
-            self.time += row.get(log_table.HELD_OUT_SECONDS, 0)  # no time of a step
+            self.time += row.get(log_table.HELD_OUT_SECONDS, 0)  # measuring is no part of a step's time
             return
         if not math.isfinite(row["loss"]):
             raise InputError(f"finetune: the loss of step {state.global_step} is {row['loss']}; lower learning_rate")
@@ -41,14 +41,14 @@ class StepTable(TrainerCallback):
 
 
 def peak_memory_bytes(on_gpu: bool) -> int:
-    """The most memory so far: reserved on the GPU, or resident in this process."""
+    """Return the peak memory so far: reserved on the GPU, or resident in this process."""
     if on_gpu:
         return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class HeldOutDivergence(TrainerCallback):
-    """Logs the divergence on held-out rows where training begins, after every so many steps, and at the end."""
+    """Logs the divergence on held-out rows when training begins, after every `steps` steps, and at the end."""
 
     def __init__(self, trainer: Trainer, steps: int):
         self.trainer, self.steps = trainer, steps
@@ -66,11 +66,11 @@ class HeldOutDivergence(TrainerCallback):
         divergence = self.trainer.held_out_kl()
         seconds = time.perf_counter() - start
         self.trainer.log({log_table.HELD_OUT_KL: divergence, log_table.HELD_OUT_SECONDS: seconds})
-        control.should_log = should_log  # the loss of the step is still to be logged, and a log takes this back
+        control.should_log = should_log  # the loss of the step is still to be logged, and logging resets this
 
 
 class WholeCheckpoints(TrainerCallback):
-    """Completes a checkpoint and marks it once it is on the disk: a kill can come while one is being written."""
+    """Completes a checkpoint and marks it once it is on the disk, since a kill can come while one is being written."""
 
     def on_save(self, args, state, control, model=None, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -80,14 +80,14 @@ class WholeCheckpoints(TrainerCallback):
 
 
 class PreemptionCheckpoint(TrainerCallback):
-    """SIGTERM, as Slurm sends it ahead of preemption, ends the training after the step under way, with a checkpoint.
+    """Ends the training with a checkpoint after the current step on SIGTERM, which Slurm sends ahead of preemption.
 
     transformers' own enable_jit_checkpoint waits 3 seconds first, and then returns as if all steps had been done.
     """
 
     def __init__(self):
-        self.signalled = False  # this process, at any moment
-        self.requested = False  # all processes together, at the end of a step
+        self.signalled = False  # set in this process, at any moment
+        self.requested = False  # set in all processes together, at the end of a step
         signal.signal(signal.SIGTERM, self.signal)
 
     def signal(self, *_) -> None:
@@ -100,7 +100,10 @@ class PreemptionCheckpoint(TrainerCallback):
 
 
 class GradientCheck(TrainerCallback):
-    """Every trainable parameter must get a gradient; lora_A's is zero until warm-up has moved B, if it ever does."""
+    """Checks that every trainable parameter gets a gradient.
+
+    The gradient of lora_A is zero until warm-up has moved B; in a training that ends before that, it is not checked.
+    """
 
     def __init__(self):
         self.silent: set[str] | None = None
@@ -119,7 +122,7 @@ class GradientCheck(TrainerCallback):
 
 
 class ProgressWithLoss(ProgressCallback):
-    """A bar with steps, loss and time left, in place of a line for each step."""
+    """A bar with steps, loss and time left, instead of one line per step."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in (logs or {}):
@@ -127,7 +130,7 @@ class ProgressWithLoss(ProgressCallback):
 
 
 def watch(trainer: Trainer, on_gpu: bool) -> Trainer:
-    """Add what every backend's training is watched by: the table of steps, whole checkpoints, gradients, a bar."""
+    """Add the callbacks of every backend's training: the table of steps, whole checkpoints, gradients, a bar."""
     trainer.pop_callback(ProgressCallback)
     for callback in (
         StepTable(on_gpu),

@@ -1,4 +1,4 @@
-"""The checkpoints that a killed training goes on from: whole ones, of the same settings."""
+"""Manage the checkpoints from which a killed training goes on: whole ones, with the same settings."""
 
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from int4_qat.training import callbacks, learned_grid
 
 
 def prepare(folder: Path, wanted: dict) -> None:
-    """Keep whole checkpoints of the same settings; all others are of no use and go."""
+    """Keep whole checkpoints with the same settings, and remove all others, which are of no use.
+
+    Raise InputError if the folder holds files but no record of settings.
+    """
     record = folder / "settings.json"
     if folder.exists() and any(folder.iterdir()) and not record.exists():
         raise InputError(f"{folder}: expected checkpoints of this program, found something else")
@@ -27,17 +30,17 @@ def prepare(folder: Path, wanted: dict) -> None:
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The checkpoint with the most steps, if any."""
+    """Return the checkpoint with the most steps, or None if there is none."""
     return max(folder.glob("checkpoint-*"), key=steps_of, default=None)
 
 
 def steps_of(checkpoint: Path) -> int:
-    """How many steps were done when it was written."""
+    """Return how many steps were done when a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def take_over(trainer: SFTTrainer, checkpoint: Path) -> None:
-    """Bring a trainer to the end of a training that was done when it was stopped: resuming would take a step more."""
+    """Bring a trainer to the end of a training that was stopped when done; resuming would take another step."""
     set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
     learned_grid.load(trainer.model.get_base_model(), checkpoint)
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

@@ -1,8 +1,9 @@
-"""Batches of texts that stand one behind the other in rows, so that little is computed on padding.
+"""Collate texts into batches with several texts in each row, so that little is computed on padding.
 
-A row is as long as the longest text of the batch, and a little longer where texts differ in length, so that a GPU's
-kernels find an even number and few different ones. The position of every token counts from the beginning of its own
-text, by which transformers keeps the texts of a row apart; each token of padding is a text of its own.
+A row is as long as the longest text of the batch. If texts differ in length, that is rounded up to a multiple of
+MULTIPLE, so that a GPU's kernels get even lengths and few different ones. The position of every token counts from the
+beginning of its own text; transformers keeps the texts of a row apart by these positions. Each token of padding is a
+text of its own.
 """
 
 import torch
@@ -16,7 +17,7 @@ PROBE = 12  # tokens
 
 
 class Collator:
-    """Make the batch of some examples with input_ids and labels: (rows, length) each, and position_ids."""
+    """Collates examples with input_ids and labels into a batch of both and position_ids, (rows, length) each."""
 
     def __init__(self, pad_token: int, side_by_side: bool) -> None:
         self.pad_token, self.side_by_side = pad_token, side_by_side
@@ -37,7 +38,7 @@ class Collator:
                 end = begin + lengths[number]
                 batch["input_ids"][row, begin:end] = torch.as_tensor(examples[number]["input_ids"])
                 batch["labels"][row, begin:end] = torch.as_tensor(examples[number]["labels"])
-                batch["labels"][row, begin] = IGNORED  # no token comes before it that could predict it
+                batch["labels"][row, begin] = IGNORED  # no token comes before this one that could predict it
                 batch["position_ids"][row, begin:end] = torch.arange(lengths[number])
                 begin = end
         return batch
@@ -51,7 +52,7 @@ def parts(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:
-    """Return the numbers of the texts in each row: from the longest on, each into the row that it fills most."""
+    """Return the numbers of the texts in each row; from the longest on, each goes into the row that it fills most."""
     rows: list[list[int]] = []
     free: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
@@ -68,10 +69,10 @@ def best_fit(lengths: list[int], room: int) -> list[list[int]]:
 
 @torch.no_grad()
 def keeps_apart(model: PreTrainedModel) -> bool:
-    """Return whether a model reads a text in a row as it reads the text alone.
+    """Return whether a model reads a text that follows another one in a row as it reads the text alone.
 
-    Replacing the text before it must not change a bit of its logits. Compared with the logits of the text alone, each
-    token's may differ by rounding only: relative to their size, by the square root of the dtype's precision.
+    Replacing the first text must not change a bit of the second one's logits. Each token's logits may differ from those
+    of the text alone by rounding only: relative to their size, by the square root of the dtype's precision.
     """
     first, other, second = (torch.arange(begin, begin + PROBE) for begin in range(0, 3 * PROBE, PROBE))
     training = model.training
@@ -87,7 +88,7 @@ def keeps_apart(model: PreTrainedModel) -> bool:
 
 
 def last_logits(model: PreTrainedModel, texts: list[torch.Tensor]) -> torch.Tensor:
-    """Return the logits of the last of some texts that stand in one row, fp32 (tokens, vocabulary)."""
+    """Return the logits of the last of several texts in one row, fp32 (tokens, vocabulary)."""
     ids = torch.cat(texts) % model.config.get_text_config().vocab_size
     positions = torch.cat([torch.arange(len(text)) for text in texts])
     row, positions = (numbers[None].to(model.device) for numbers in (ids, positions))

@@ -1,6 +1,6 @@
-"""What torch.compile makes of a training on a GPU: a few kernels where a decoder layer or a loss is a chain of passes.
+"""Compile a training on a GPU, so that a decoder layer or a loss is a few kernels and not a chain of passes.
 
-What decides the weight that is exported is left out: `merged_weight` compiles it by itself, so that it rounds exactly.
+The computation of the exported weight is left out: `merged_weight` compiles it separately, so that it rounds exactly.
 """
 
 import functools
@@ -11,23 +11,23 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-# Kinds of attention, training or reading, with the adapter or without, lengths: each combination is compiled by itself.
-# Beyond PyTorch's own limit of 8 it would go on uncompiled.
+# Each combination of attention kind, mode (training or reading), adapter (with or without) and length is compiled
+# separately. Beyond PyTorch's own limit of 8, further combinations would run uncompiled.
 RECOMPILATIONS = 64
 
 
 def compile_layers(model: PeftModel, **options) -> list[str]:
     """Let every decoder layer that holds an adapter be compiled when it is first called; return the layers' names.
 
-    options go to torch.compile. From then on a forward pass needs autocast where weights and adapters differ in dtype.
+    `options` go to torch.compile. From then on a forward pass needs autocast if weights and adapters differ in dtype.
     """
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     layers = [(name, module) for name, module in model.named_modules() if is_layer(module)]
     for _, layer in layers:
-        layer.compile(**options)  # inside gradient checkpointing, if the layer does that
+        layer.compile(**options)  # inside gradient checkpointing, if the layer uses it
         for module in layer.modules():
             if isinstance(module, BaseTunerLayer):
-                module.cast_input_dtype_enabled = False  # autocast rounds fp32 to the same bfloat16 again
+                module.cast_input_dtype_enabled = False  # autocast would round the fp32 back to the same bfloat16
     return [name for name, _ in layers]
 
 
@@ -39,5 +39,5 @@ def is_layer(module: torch.nn.Module) -> bool:
 
 @functools.cache
 def compiled(function: Callable) -> Callable:
-    """Return a function compiled into few kernels, for any number of rows."""
+    """Return a function compiled into a few kernels, for any number of rows."""
     return torch.compile(function)

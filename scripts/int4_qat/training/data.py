@@ -1,4 +1,4 @@
-"""The rows of a training: tokens of each text, and labels for the answers alone."""
+"""Make the rows of a training: tokens of each text, and labels for the answers only."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,16 +16,16 @@ HELD_OUT_ROWS = 64  # questions at most, and never more than a tenth of them
 
 
 class Rows(NamedTuple):
-    """Rows of input_ids and labels: what is trained on, and, if the recipe has eval_steps, what is held out of that."""
+    """Rows of input_ids and labels: those to train on and, if the recipe has eval_steps, those held out."""
 
     train: datasets.Dataset
     held_out: datasets.Dataset | None
 
 
 def tokenize(texts: dict[str, Path], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, work: Path) -> Rows:
-    """Return the rows of a recipe's texts: windows of running text with packing, or else each question by itself.
+    """Return the rows of a recipe's texts: windows of running text with packing, otherwise one row per question.
 
-    Raise InputError for texts other than those that the recipe weighs, or too short ones.
+    Raise InputError if the texts are not those that the recipe weighs, or if they are too short.
     """
     if texts.keys() != recipe.texts.keys():
         raise InputError(f"--texts: expected {', '.join(sorted(recipe.texts))}, found {', '.join(sorted(texts))}")
@@ -38,7 +38,7 @@ def tokenize(texts: dict[str, Path], tokenizer: PreTrainedTokenizerBase, recipe:
 
 
 def dataset_of(windows: packing.Windows) -> datasets.Dataset:
-    """Return windows as rows."""
+    """Return windows as the rows of a dataset."""
     return datasets.Dataset.from_dict(windows._asdict())
 
 
@@ -54,7 +54,7 @@ def questions(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, w
     """Return input_ids and labels of every text; raise InputError that names a row in which nothing would be learned.
 
     The tokens are the recipe's: bos, the text as rendered, no eos. The labels leave out everything up to and
-    including each response_part, and from each instruction_part on.
+    including each response_part, and everything from each instruction_part on.
     """
     instruction, response = (turns.ids_of(tokenizer, mark) for mark in (recipe.instruction_part, recipe.response_part))
     cut = 0

@@ -1,11 +1,11 @@
-"""The loss against the base in bf16, block by block: KL(base || model) on tokens of the texts, and cross-entropy.
+"""Compute the loss against the base in bf16: KL(base || model) on tokens of the texts, and cross-entropy.
 
     loss = (1 - weight) · cross-entropy / labels  +  weight · T² · KL(base || model at temperature T) / tokens
 
-Labels and tokens are those of the whole step. The logits of a large vocabulary are never held for more than a block of
-tokens: a head makes them of the last hidden states, and the gradient of the states is taken at once, as Liger's fused
-losses do it (Hsu et al. 2024). Liger's own run as Triton kernels on a GPU alone, and know no caps and scales of logits,
-which a model's own forward applies here.
+Labels and tokens are counted over the whole step. The logits of a large vocabulary are never held for more than a block
+of tokens: a head computes them from the last hidden states, and the gradient of the states is taken immediately, as in
+Liger's fused losses (Hsu et al. 2024). Liger's own losses are Triton kernels that run only on a GPU and do not know the
+caps and scales of logits, which a model's own forward applies here.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from int4_qat.checkpoint.heads import Reading
 from int4_qat.tokenizer.turns import IGNORED
 from int4_qat.training import compilation
 
-Teacher = Callable[[dict], Reading]  # what the base makes of a batch: states (batch, length, width)
+Teacher = Callable[[dict], Reading]  # returns the base's reading of a batch, with states (batch, length, width)
 
 
 def last_hidden_states(model: torch.nn.Module, inner: PreTrainedModel, batch: dict) -> torch.Tensor:
-    """Return (batch, length, width), of which the head of `inner`, as `model` wraps it, would make logits.
+    """Return the states (batch, length, width) from which the head of `inner`, which `model` wraps, computes logits.
 
-    The whole model runs, so that what wraps it sees the pass; its head is asked for the logits of one token.
+    The whole of `model` runs, so that every wrapper sees the pass; the head is asked for the logits of one token.
     """
     found = []
     handle = inner.base_model.register_forward_hook(lambda _, __, output: found.append(output.last_hidden_state))
@@ -42,7 +42,7 @@ def compared(labels: torch.Tensor, position_ids: torch.Tensor, tokens: str) -> t
 
 @torch.no_grad()
 def kl(student: Reading, base: Reading, temperature: float = 1.0) -> torch.Tensor:
-    """Return the sum over tokens of KL(base || student), in nats, the logits of both divided by a temperature."""
+    """Return the sum over tokens of KL(base || student), in nats, with the logits of both divided by a temperature."""
     total = student.hidden.new_zeros((), dtype=torch.float32)
     for block in heads.blocks(len(student.hidden), student.head.vocabulary):
         logits, expected = (reading.head.logits(reading.hidden[block]) for reading in (student, base))
@@ -53,16 +53,16 @@ def kl(student: Reading, base: Reading, temperature: float = 1.0) -> torch.Tenso
 def loss(
     student: Reading, base: Reading, following: torch.Tensor, weights: tuple[float, float], temperature: float
 ) -> torch.Tensor:
-    """Return weights[0] · the sum of cross-entropies + weights[1] · that of KL(base || student).
+    """Return weights[0] · (sum of cross-entropies) + weights[1] · (sum of KL(base || student)).
 
-    following (tokens) has the ids that come next, IGNORED where no cross-entropy counts. The loss is differentiable
+    `following` (tokens) has the ids that come next, IGNORED where no cross-entropy counts. The loss is differentiable
     with respect to the student's states.
     """
     return _Loss.apply(student.hidden, student.head, base, following, weights, temperature)
 
 
 class _Loss(torch.autograd.Function):
-    """The loss block by block; each block's gradient is made before the next block's logits."""
+    """The loss, computed block by block; each block's gradient is computed before the next block's logits."""
 
     @staticmethod
     def forward(ctx, hidden, head, base, following, weights, temperature):
@@ -86,12 +86,12 @@ class _Loss(torch.autograd.Function):
 
 
 def fused(function: Callable, logits: torch.Tensor, *given):
-    """Return what a function makes of logits and more, in few kernels on a GPU."""
+    """Call a function on logits and other arguments; on a GPU, call it compiled into a few kernels."""
     return (compilation.compiled(function) if logits.is_cuda else function)(logits, *given)
 
 
 def block_kl(logits: torch.Tensor, expected: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the sum over tokens of KL(expected || logits), an fp32 scalar, of logits (tokens, vocabulary)."""
+    """Return the sum over tokens of KL(expected || logits), an fp32 scalar, for logits (tokens, vocabulary)."""
     return divergence(softened(logits, temperature), softened(expected, temperature))
 
 
@@ -104,9 +104,9 @@ def loss_and_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss of a block, an fp32 scalar, and its gradient with respect to the logits, in their dtype.
 
-    logits and expected are (tokens, vocabulary); without ids that follow there is no cross-entropy. Let q be the
-    model's probabilities and p the base's. The gradient of KL(p || q) at temperature T is (q - p) / T. That of the
-    cross-entropy is q - 1 at the id that follows, and q elsewhere.
+    `logits` and `expected` are (tokens, vocabulary); without `following` there is no cross-entropy. Let q be the
+    model's probabilities and p the base's. The gradient of KL(p || q) at temperature T is (q - p) / T. The gradient of
+    the cross-entropy is q - 1 at the id that follows, and q elsewhere.
     """
     found, wanted = softened(logits, temperature), softened(expected, temperature)
     loss = weights[1] * divergence(found, wanted)
@@ -120,7 +120,7 @@ def loss_and_gradient(
 
 
 def divergence(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Return the sum over tokens of KL(wanted || found), of log-probabilities (tokens, vocabulary)."""
+    """Return the sum over tokens of KL(wanted || found), for log-probabilities (tokens, vocabulary)."""
     return torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
 
 

@@ -1,11 +1,11 @@
-"""A grid that is trained: the values of each group move from those where training starts.
+"""Train grids: the values of each group move away from those at which training starts.
 
     scale = scale_0 · exp(log_scale)      zero point = (zero_point_0 / scale_0 + 15 · shift) · scale
 
-so that a change of either moves the ends of the range by as much; only a float zero point has a shift. Codes are found
-on the grid where training starts, so that no scale that moves changes a code: what a calibration has made of the errors
-of rounding stays, and the gradient is that of code · scale + zero_point itself. Training sees scale and zero point as
-they are stored; the gradient passes straight through that rounding.
+so that a change of either parameter moves the ends of the range by as much; only a float zero point has a shift. Codes
+are found on the grid at which training starts, so that a moving scale changes no code. What a calibration has made of
+the rounding errors is thus preserved, and the gradient is exactly the gradient of code · scale + zero_point. Training
+sees scale and zero point as they are stored; the gradient passes straight through that rounding.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from int4_qat.quantization.int4 import Grid, MovedGrid
 from int4_qat.quantization.schemes import Scheme
 from int4_qat.training import merged_weight
 
-SEPARATOR = "/"  # in place of the dot, which the name of a module cannot have
+SEPARATOR = "/"  # in place of the dot, which a module's own name cannot have
 FILE = "learned_grids.safetensors"  # in a checkpoint of the training
 
 
@@ -45,7 +45,7 @@ class LearnedGrid(torch.nn.Module):
 def seen(
     log_scale: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, scheme: Scheme
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return scale and zero point as they are stored, in fp32, of where they start and how far they moved."""
+    """Return scale and zero point as they are stored, in fp32, from where they start and how far they have moved."""
     stored = int4.nearest_grid(scale * log_scale.exp(), offset + int4.LEVELS * shift, scheme)
     return stored.scale.float(), stored.zero_point.float()
 
@@ -64,30 +64,30 @@ def gradients(
 
 
 def run(function: Callable, *arguments: torch.Tensor | Scheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Call a function, compiled on a GPU; without autocast, with and without which it would be compiled twice."""
+    """Call a function, compiled on a GPU; autocast is off, so that it is not compiled twice, with and without it."""
     with torch.autocast(arguments[0].device.type, enabled=False):
         return (merged_weight.compiled(function) if arguments[0].is_cuda else function)(*arguments)
 
 
 def attach(model: torch.nn.Module, grids: dict[str, LearnedGrid]) -> None:
-    """Make the learned grids of a base model's linears, by their names, a part of that model."""
+    """Make the learned grids of a base model's linears, given by name, a part of that model."""
     model.learned_grids = torch.nn.ModuleDict({name.replace(".", SEPARATOR): grid for name, grid in grids.items()})
 
 
 def of_model(model: torch.nn.Module) -> dict[str, LearnedGrid]:
-    """Return the learned grids of a base model by the names of its linears; none if it has none."""
+    """Return the learned grids of a base model by the names of its linears; empty if it has none."""
     found = getattr(model, "learned_grids", {})
     return {name.replace(SEPARATOR, "."): grid for name, grid in found.items()}
 
 
 def parameters_of(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Return the parameters of all learned grids that are trained."""
+    """Return the trained parameters of all learned grids."""
     found = (parameter for grid in of_model(model).values() for parameter in grid.parameters())
     return [parameter for parameter in found if parameter.requires_grad]
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
-    """Write the parameters of the learned grids, if there are any, into a checkpoint, where peft leaves them out."""
+    """Write the parameters of the learned grids, if there are any, into a checkpoint; peft leaves them out."""
     grids = of_model(model)
     if grids:
         tensors = {f"{name}.{key}": value for name, grid in grids.items() for key, value in grid.state_dict().items()}
@@ -95,7 +95,7 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 
 
 def load(model: torch.nn.Module, folder: Path) -> None:
-    """Give the learned grids the parameters that a checkpoint has of them."""
+    """Load the parameters of the learned grids from a checkpoint."""
     grids = of_model(model)
     if grids:
         tensors = load_file(folder / FILE)

@@ -1,11 +1,11 @@
-"""A linear with the weight that is deployed, x Q(W + s·BA)ᵀ, as one operator that torch.compile leaves as it is.
+"""Apply a linear with the deployed weight, x Q(W + s·BA)ᵀ, as one operator that torch.compile leaves as it is.
 
 Compiled with the layer around it, the weight would not be rounded as the export rounds it. If a layer were compiled
 without its linears, each of them would end a graph, and Python would start every part of a step (docs/gpu.md).
 
 With G = dy the chain rule gives dB = s·Gᵀ(xAᵀ), dA = s·(GB)ᵀx and dx = G·Q(W + s·BA), so no gradient has the size of a
-weight. The weight is made a second time in the backward pass, so that no layer keeps a copy. Where its grid is trained
-as well, Gᵀx is made for one linear at a time.
+weight. The weight is recomputed in the backward pass, so that no layer keeps a copy. If its grid is trained as well,
+Gᵀx is computed for one linear at a time.
 """
 
 import torch
@@ -28,9 +28,9 @@ def apply(
     scheme: Scheme,
     grid: AnyGrid | LearnedGrid | None,
 ) -> torch.Tensor:
-    """Return (..., outputs) of x (..., inputs), in the dtype in which autocast multiplies.
+    """Return (..., outputs) for x (..., inputs), in the dtype in which autocast multiplies.
 
-    grid is a given one, one that is learned, or None for the weight's own.
+    `grid` is a given grid, a learned one, or None for the weight's own.
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -40,7 +40,7 @@ def apply(
 
 
 def parts_of(grid: AnyGrid | LearnedGrid | None) -> Tensors:
-    """Return the tensors of a grid, as `grid_of` takes them; a learned one has its parameters third and fourth."""
+    """Return the tensors of a grid, as `grid_of` takes them; a learned grid's parameters are third and fourth."""
     if isinstance(grid, LearnedGrid):
         return [*grid.start, grid.log_scale, grid.shift, grid.scale, grid.offset]
     if isinstance(grid, MovedGrid):
@@ -49,7 +49,7 @@ def parts_of(grid: AnyGrid | LearnedGrid | None) -> Tensors:
 
 
 def grid_of(parts: Tensors, scheme: Scheme) -> AnyGrid | None:
-    """Return the grid of some parts: none for the weight's own, 2 of a grid, 4 of a moved one, 6 of a learned one."""
+    """Return a grid from its parts: 2 for a plain grid, 4 for a moved one, 6 for a learned one; None without parts."""
     if not parts:
         return None
     start = Grid(*parts[:2])
@@ -59,7 +59,7 @@ def grid_of(parts: Tensors, scheme: Scheme) -> AnyGrid | None:
 
 
 def is_learned(parts: Tensors) -> bool:
-    """Return whether the grid of some parts is trained."""
+    """Return whether the grid with these parts is trained."""
     return len(parts) == 6
 
 

@@ -1,4 +1,4 @@
-"""The weight with its adapter as it is deployed, made at each step of a training that sees it."""
+"""Compute the weight with its adapter as it is deployed, at each step of a training that sees it."""
 
 import functools
 
@@ -9,7 +9,7 @@ from int4_qat.quantization import int4
 from int4_qat.quantization.int4 import AnyGrid
 from int4_qat.quantization.schemes import Scheme
 
-# Left alone, the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
+# By default the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
 EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 
 
@@ -18,10 +18,10 @@ def fake_quantize_merged(
 ) -> torch.Tensor:
     """Return the deployed weight Q(W + s·BA), in the weight's dtype; on a CPU in blocks of rows that fit its cache.
 
-    It is on a given grid, or on its own, which then follows it from step to step.
+    The weight is rounded on a given grid, or on its own, which then follows the weight from step to step.
 
-    Training's autocast, which would round A and B to bfloat16 before they are multiplied, is off in it: the export
-    knows none.
+    Training's autocast, which would round A and B to bfloat16 before they are multiplied, is off here, because the
+    export uses none.
     """
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_cuda:
@@ -43,7 +43,7 @@ def grid_gradient(
     grid: AnyGrid,
     gradient: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients of scale and zero point, given that of the deployed weight (int4.grid_gradient)."""
+    """Return the gradients of scale and zero point, given the deployed weight's gradient (int4.grid_gradient)."""
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_cuda:
             merged = compiled(blocks.merge)(weight, a, b, scaling)
@@ -59,11 +59,10 @@ def grid_gradient(
 
 @functools.cache
 def compiled(function):
-    """Return fewer kernels in place of a chain of passes over the weight, that round where the chain does.
+    """Return a function compiled into fewer kernels than its chain of passes over the weight, with the same rounding.
 
-    It holds as many shapes of weights as `compilation` allows, 64, then runs uncompiled, and says so; a decoder has
-    about five.
-    merge and fake_quantize one by one: compiled together on a GPU, the rounding to bfloat16 between them is left out,
-    in spite of EXACT.
+    It is compiled for as many shapes of weights as `compilation` allows, 64, then runs uncompiled, and says so; a
+    decoder has about five. `merge` and `fake_quantize` are compiled separately: compiled together on a GPU, they leave
+    out the rounding to bfloat16 between them, in spite of EXACT.
     """
     return torch.compile(function, dynamic=False, options=EXACT)

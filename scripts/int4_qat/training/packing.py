@@ -1,4 +1,4 @@
-"""Rows of running text: each text is cut into windows of max_seq_length tokens, and gives its share of the rows."""
+"""Pack running text into rows: windows of max_seq_length tokens, of which each text gives its share."""
 
 import random
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from int4_qat.config.recipe import Recipe
 from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import pieces, turns, windows
 
-HELD_OUT = 8  # windows of all texts; one of each, if there are more texts
+HELD_OUT = 8  # windows of all texts together; one of each text, if there are more texts
 
 
 class Windows(NamedTuple):
@@ -28,7 +28,7 @@ class Windows(NamedTuple):
 
 
 def rows(texts: dict[str, Path], tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> tuple[Windows, Windows]:
-    """Return as many windows as the steps of a training take, and those that are held out, none without eval_steps.
+    """Return the windows that the steps of a training take, and those that are held out, none without eval_steps.
 
     Raise InputError if a text is too short.
     """
@@ -41,12 +41,12 @@ def rows(texts: dict[str, Path], tokenizer: PreTrainedTokenizerBase, recipe: Rec
 
 
 def held_out_shares(weights: dict[str, float]) -> dict[str, int]:
-    """Return how many windows of each text are held out: one, and of the others its share."""
+    """Return how many windows of each text are held out: one, and its share of the rest."""
     return {name: 1 + share for name, share in shares.of_texts(weights, max(HELD_OUT - len(weights), 0)).items()}
 
 
 def interleaved(counts: list[int]) -> np.ndarray:
-    """Return an order of rows that stand text by text, in which every run of rows has roughly the overall shares."""
+    """Return an order for rows given text by text, in which every run of rows has roughly the overall shares."""
     places = [(np.arange(count) + 0.5) / count for count in counts]
     return np.argsort(np.concatenate(places), kind="stable")
 
@@ -54,9 +54,9 @@ def interleaved(counts: list[int]) -> np.ndarray:
 def draw(
     name: str, path: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, train: int, held_out: int
 ) -> tuple[Windows, Windows]:
-    """Return so many windows of a text to train on, and others to hold out, in an order drawn by the recipe's seed.
+    """Return `train` windows of a text and `held_out` others, in an order drawn by the recipe's seed.
 
-    A text with fewer windows is repeated, which a line says. Raise InputError if none is left to train on.
+    A text with fewer windows is repeated, and a printed line says so. Raise InputError if none is left to train on.
     """
     generator = random.Random(f"{recipe.seed} {name}")
     found = read(path, tokenizer, recipe, train + held_out, generator)
@@ -71,7 +71,7 @@ def draw(
 
 
 def repeated(numbers: list[int], count: int, generator: random.Random) -> list[int]:
-    """Return so many of some numbers: all in a random order, then all again in another one."""
+    """Return `count` of the given numbers: all in a random order, then all in another random order, and so on."""
     order: list[int] = []
     while len(order) < count:
         order += generator.sample(numbers, len(numbers))
@@ -81,7 +81,7 @@ def repeated(numbers: list[int], count: int, generator: random.Random) -> list[i
 def read(
     path: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, count: int, generator: random.Random
 ) -> Windows:
-    """Return so many windows of a file, a few more, or all that it has."""
+    """Return `count` windows of a file or a few more, or all of them if it has fewer."""
     head, label = windows.head(tokenizer), labelling(path, tokenizer, recipe)
     ids, labels = [], []
     enough = count * (recipe.max_seq_length - len(head))
@@ -93,7 +93,7 @@ def read(
 
 
 def labelling(path: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Callable[[list[int]], list[int]]:
-    """Return what labels the tokens of a text: the responses of questions, and nothing of a general text."""
+    """Return a function that labels the tokens of a text: responses to questions, and nothing in a general text."""
     if path.suffix != pieces.TABLE:
         return lambda tokens: [turns.IGNORED] * len(tokens)
     marks = turns.ids_of(tokenizer, recipe.instruction_part), turns.ids_of(tokenizer, recipe.response_part)
@@ -101,5 +101,5 @@ def labelling(path: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) ->
 
 
 def joined(parts: list[Windows]) -> Windows:
-    """Return the windows of several texts, one text behind the other."""
+    """Return the windows of several texts, one text after the other."""
     return Windows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

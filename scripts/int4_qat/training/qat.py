@@ -1,13 +1,13 @@
-"""Fake quantization in training: the linears below LoRA compute with weights rounded as the export rounds them.
+"""Fake-quantize in training: the linears below LoRA compute with weights rounded as the export rounds them.
 
-What is deployed is Q(W + s·BA): the adapter is merged, then quantized. Targets of training:
+The deployed weight is Q(W + s·BA): the adapter is merged, then the sum is quantized. The targets of training are:
 
-    base         y = Q(W)x + s·BAx       as unsloth from 2026.10.8 on; W is frozen, so Q(W) is computed once
-    base+lora_a  y = Q(W)x + s·B·Q(A)x   as unsloth up to 2026.10.7, which fake-quantizes A too
+    base         y = Q(W)x + s·BAx       as in unsloth from 2026.10.8 on; W is frozen, so Q(W) is computed once
+    base+lora_a  y = Q(W)x + s·B·Q(A)x   as in unsloth up to 2026.10.7, which fake-quantizes A too
     merged       y = Q(W + s·BA)x        the deployed weight itself
 
-Q rounds to the weight's own grid, or to the one that a calibrated checkpoint has for it; A is always on its own. The
-gradient passes straight through each rounding.
+Q rounds to the weight's own grid, or to the one that a calibrated checkpoint has for it; A is always on its own grid.
+The gradient passes straight through each rounding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from int4_qat.training.learned_grid import LearnedGrid
 
 
 def lora_linears(model: PeftModel) -> dict[str, lora.Linear]:
-    """The linears that LoRA trains, by their names in the base model."""
+    """Return the linears that LoRA trains, by their names in the base model."""
     modules = model.get_base_model().named_modules()
     return {name: module for name, module in modules if isinstance(module, lora.Linear)}
 
@@ -40,12 +40,13 @@ def fake_quantize_linears(
     given: Mapping[str, AnyGrid] | None = None,
     learned: bool = False,
 ) -> list[str]:
-    """Let every linear below LoRA train on int4 weights, in place; the names of those linears.
+    """Let every linear below LoRA train on int4 weights, in place; return the names of those linears.
 
-    A linear stays as it is if `ignore` names it, as in the export. Grids are given for all linears, or else each is on
-    its own. With target `merged` they can be learned: they start at the given ones, or at those of the frozen weights.
-    InputError if there are no such linears, if one has no grid where others do, or if the group size does not divide
-    one's input features: a training that only looks like QAT is worse than none.
+    A linear that `ignore` names is not changed, as in the export. Grids are given for all linears or for none; without
+    them each linear is on its own grid. With target `merged` grids can be learned: they start at the given grids, or at
+    the grids of the frozen weights. Raise InputError if there are no such linears, if one has no grid though others do,
+    or if the group size does not divide the input features of one: a training that only looks like QAT is worse than
+    none.
     """
     layers = {name: layer for name, layer in lora_linears(model).items() if not linears.ignored(name, ignore)}
     if not layers:
@@ -77,14 +78,14 @@ def grid_of(name: str, device: torch.device, given: Mapping[str, AnyGrid]) -> An
 
 
 def learned_grids(model: PeftModel) -> dict[str, MovedGrid]:
-    """Return the grids that were learned, as they are stored, by the names of linears; none if none was."""
+    """Return the learned grids as they are stored, by the names of linears; empty if none was learned."""
     return {name: grid.stored() for name, grid in learned_grid.of_model(model.get_base_model()).items()}
 
 
 def record(model: PeftModel, recipe: Any, start: str | None = None) -> dict:
-    """How the linears below LoRA were trained, and for each whether it was in int4: what an export is held against.
+    """Return how the linears below LoRA were trained, and for each whether it was in int4; exports must match it.
 
-    start is the method that calibrated the model at whose grids the training began, if one did.
+    `start` is the method that calibrated the model on whose grids the training began, or None.
     """
     in_int4 = {
         name: recipe.scheme is not None and not linears.ignored(name, recipe.ignore) for name in lora_linears(model)
@@ -100,7 +101,7 @@ def record(model: PeftModel, recipe: Any, start: str | None = None) -> dict:
 
 
 def grids_seen(recipe: Any, start: str | None) -> str | None:
-    """Return the word for the grids that a training saw, None without a quantization."""
+    """Return the word for the grids that a training saw, or None without a quantization."""
     if recipe.scheme is None:
         return None
     if recipe.grid_learning_rate:
@@ -109,7 +110,7 @@ def grids_seen(recipe: Any, start: str | None) -> str | None:
 
 
 class Int4Linear(torch.nn.Linear):
-    """A linear, its parameter included, but for its forward pass: Q(W)x, with the gradient of Wx for W."""
+    """A linear that takes over another one's parameters but computes Q(W)x, with the gradient of Wx for W."""
 
     def __init__(self, layer: torch.nn.Linear, scheme: Scheme):
         torch.nn.Module.__init__(self)
@@ -124,7 +125,7 @@ class Int4Linear(torch.nn.Linear):
 
 
 class MergedInt4Linear(lora.Linear):
-    """peft's linear with LoRA, its parameters included, but for its forward pass: Q(W + s·BA)x."""
+    """A linear that takes over the parameters of peft's linear with LoRA but computes Q(W + s·BA)x."""
 
     def __init__(self, layer: lora.Linear, scheme: Scheme, grid: AnyGrid | LearnedGrid | None = None):
         torch.nn.Module.__init__(self)
@@ -133,7 +134,7 @@ class MergedInt4Linear(lora.Linear):
         if not isinstance(layer.lora_dropout[self.adapter], torch.nn.Identity):
             raise InputError("lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout")
         self.scheme = scheme
-        # No part of this module, since peft takes all parts of a layer of its own for the adapter's.
+        # Not registered as a part of this module, since peft takes all parts of its own layers for the adapter's.
         self.__dict__["grid"] = grid
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""A training in several processes of one node, one GPU each: torch's elastic launcher starts them.
+"""Train in several processes on one node, one GPU each, which torch's elastic launcher starts.
 
-Each process, a rank, holds the model and takes its share of every batch; DistributedDataParallel adds the gradients up.
-What is written is written by the first rank.
+Each process, a rank, holds the model and takes its share of every batch; DistributedDataParallel averages the
+gradients. The first rank writes the results.
 """
 
 import os
@@ -29,12 +29,12 @@ def count() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process among them, from 0."""
+    """Return the number of this process among those that train together, from 0."""
     return int(os.environ.get(RANK, 0))
 
 
 def launch(processes: int, program: Sequence[str]) -> None:
-    """Run a Python program in so many processes at once, and wait for them.
+    """Run a Python program in the given number of processes at once, and wait for them.
 
     Raise InputError if one fails, which ends the others, or if SIGTERM ends all.
     """
@@ -46,7 +46,7 @@ def launch(processes: int, program: Sequence[str]) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        virtual_local_rank=True,  # each process sees its own GPU alone
+        virtual_local_rank=True,  # each process sees only its own GPU
         shutdown_timeout=SHUTDOWN_SECONDS,
         logs_specs=DefaultLogsSpecs(),
     )
@@ -60,13 +60,13 @@ def launch(processes: int, program: Sequence[str]) -> None:
 
 
 def join(device: str) -> None:
-    """Let this process and the others of the training find each other."""
+    """Connect this process and the others of the training with each other."""
     if count() > 1:
         PartialState(cpu=device == "cpu")
 
 
 def leave() -> None:
-    """Wait for the other processes, and part from them."""
+    """Wait for the other processes, then leave their group."""
     if count() > 1:
         distributed.barrier()
         distributed.destroy_process_group()
@@ -87,6 +87,6 @@ def any_of(flag: bool, device: torch.device) -> bool:
 
 
 def wait_for_all() -> None:
-    """Return when all processes have come here."""
+    """Return when all processes have reached this call."""
     if count() > 1:
         distributed.barrier()

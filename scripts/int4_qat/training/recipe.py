@@ -1,4 +1,4 @@
-"""What a training is given beside its recipe: what it reads and writes, and the names that trl has for the settings."""
+"""Define what a training gets besides its recipe: its inputs and outputs, and trl's names for the settings."""
 
 import dataclasses
 from pathlib import Path
@@ -9,21 +9,21 @@ from int4_qat.training import ranks
 
 
 class Options(NamedTuple):
-    """What a training reads and writes, and on which device it runs."""
+    """The inputs and outputs of a training, and the device on which it runs."""
 
     model: Path  # folder of the base model, or of a calibrated one
-    texts: dict[str, Path]  # of the recipe's texts, by their names
+    texts: dict[str, Path]  # files of the recipe's texts, by name
     device: str  # cpu or cuda
     checkpoints: Path  # folder to resume from
     adapter: Path  # folder for the peft adapter
     log_table: Path  # CSV of each logged step
-    base: Path | None = None  # folder of the base model, where training starts at a calibrated one
-    report_to: str = "none"  # where to report metrics as well: a value of transformers
-    spread: str = "auto"  # whether each process holds a share of the frozen weights, a word of sharding
+    base: Path | None = None  # folder of the base model, if training starts from a calibrated one
+    report_to: str = "none"  # where metrics are also reported: a value that transformers takes
+    spread: str = "auto"  # whether each process holds a shard of the frozen weights: a word of sharding.WORDS
 
 
 def training_settings(recipe: Recipe, options: Options) -> dict:
-    """Return the recipe in the names of trl's SFTConfig."""
+    """Return the recipe under the names of trl's SFTConfig."""
     on_gpu = options.device == "cuda"
     shares = ranks.count() * recipe.gradient_accumulation_steps
     same = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(TrainerSettings)}
@@ -33,7 +33,7 @@ def training_settings(recipe: Recipe, options: Options) -> dict:
         save_strategy="steps",
         save_total_limit=2,
         max_length=recipe.max_seq_length,
-        packing=False,  # data.tokenize has packed them, in an order in which each batch has its share of each text
+        packing=False,  # data.tokenize has packed the rows, in an order that gives each batch its share of each text
         train_sampling_strategy="sequential" if recipe.packing else "random",
         dataloader_pin_memory=on_gpu,
         bf16=on_gpu and recipe.dtype == "bfloat16",

@@ -1,4 +1,4 @@
-"""A training from its first or its last whole checkpoint to the adapter, by whichever backend."""
+"""Run a training with any backend, from its first step or its last whole checkpoint to the adapter."""
 
 import dataclasses
 import os
@@ -31,14 +31,14 @@ from int4_qat.training import (
 )
 from int4_qat.training.recipe import Options, Recipe
 
-PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # that train
+PACKAGES = ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "unsloth", "bitsandbytes")  # for training
 
 
 def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     """Train an arm with the add_adapters and make_trainer of a backend; write the adapter and the table of steps.
 
-    Raise InputError if the recipe, the texts or the device do not allow it, if SIGTERM stopped it, or if it ended worse
-    than it began.
+    Raise InputError if the recipe, the texts or the device do not allow the training, if SIGTERM stopped it, or if it
+    ended worse than it began.
     """
     devices.claim(options.device, ranks.count())
     begun = start.method_of(options.model)
@@ -66,7 +66,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
 
 
 def refuse(options: Options, recipe: Recipe, begun: str | None) -> None:
-    """Raise InputError for what is seen before anything is loaded; begun is the method that calibrated the model."""
+    """Raise InputError for what shows before anything is loaded; `begun` is the method that calibrated the model."""
     if begun and recipe.scheme is None:
         raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
     for problem in (*limits.unshared(vars(recipe), ranks.count()), *limits.impossible(vars(recipe))):
@@ -119,12 +119,12 @@ def refuse_report(word: str) -> None:
 
 
 def least_bytes(model: Path, recipe: Recipe) -> int:
-    """Return the bytes of GPU memory that the frozen weights take, twice theirs with a second copy of the base."""
+    """Return the bytes of GPU memory that the frozen weights take, doubled with a second copy of the base."""
     return weight_files.file_bytes(model) * (2 if teachers.is_copy(recipe, start.method_of(model) is not None) else 1)
 
 
 def check_saved(adapter: Path, model: PreTrainedModel) -> None:
-    """Raise InputError unless the file holds all that was trained: peft saves only the layers that it knows.
+    """Raise InputError unless the file holds all that was trained, since peft saves only the layers that it knows.
 
     Learned grids have a file of their own.
     """
@@ -138,7 +138,7 @@ def check_saved(adapter: Path, model: PreTrainedModel) -> None:
 
 
 def weights_of(folder: Path) -> dict[str, list[int]]:
-    """Return size and time of the weights of a model, and of its grids: hashing 24 GB at each start is slow."""
+    """Return size and time of the files of a model's weights and grids, since hashing 24 GB at each start is slow."""
     status = {str(file.relative_to(folder)): file.stat() for file in sorted(folder.rglob("*.safetensors"))}
     return {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
 
@@ -149,7 +149,7 @@ def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
     teacher = (options.base or options.model) if is_copy else None
     versions = {package.metadata["Name"]: package.version for package in distributions()}
     return {
-        # A training that ended worse can be taken as it is, without another one.
+        # A training that ended worse can be accepted as it is, without retraining.
         "recipe": dataclasses.asdict(recipe) | {"allow_worse": None},
         "device": options.device,
         "texts": {name: files.digest(path) for name, path in options.texts.items()},

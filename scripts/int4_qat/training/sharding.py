@@ -1,7 +1,8 @@
-"""A frozen base that is spread over the GPUs of a training, where it does not fit one of them.
+"""Shard a frozen base over the GPUs of a training if it does not fit on one of them.
 
-Each GPU holds a share of every decoder layer, and the whole of one layer while that computes: PyTorch's FSDP2. What is
-trained is whole on each, so optimizers and checkpoints know of nothing; its gradients are averaged after each step.
+Each GPU holds a shard of every decoder layer, and a whole layer only while that layer computes (PyTorch's FSDP2). The
+trained parameters are whole on each GPU, so optimizers and checkpoints need not know about the sharding; their
+gradients are averaged after each step.
 """
 
 from collections.abc import Iterator
@@ -18,13 +19,13 @@ from int4_qat.training import qat, ranks
 from int4_qat.training.learned_grid import LearnedGrid
 
 ALWAYS, NEVER, AUTO = WORDS = ("always", "never", "auto")
-ROOM = 1.5  # times the frozen weights must be free on a GPU for each to hold them whole
+ROOM = 1.5  # times the size of the frozen weights must be free on a GPU for each GPU to hold them whole
 
 
 def decided(word: str, frozen: int, free: int | None) -> str:
-    """Return ALWAYS or NEVER for a word of WORDS, by the bytes of the frozen weights and those free on a GPU.
+    """Return ALWAYS or NEVER for a word of WORDS, given the bytes of the frozen weights and the bytes free on a GPU.
 
-    free is None on a CPU. Raise InputError for another word.
+    `free` is None on a CPU. Raise InputError for any other word.
     """
     if word not in WORDS:
         raise InputError(f"--spread: expected {', '.join(WORDS[:-1])} or {AUTO}, found {word}")
@@ -36,7 +37,7 @@ def decided(word: str, frozen: int, free: int | None) -> str:
 
 
 def spread(model: torch.nn.Module, device: str) -> int:
-    """Spread the frozen weights of a model on a CPU, and bring the rest of it to the device; return how many layers."""
+    """Shard the frozen weights of a model on a CPU, and move the rest to the device; return the number of layers."""
     mesh = init_device_mesh(device, (ranks.count(),))
     found = list(layers(model))
     for layer in found:
@@ -56,19 +57,19 @@ def spread(model: torch.nn.Module, device: str) -> int:
 
 
 def layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Yield the layers of a model, those of its towers too."""
+    """Yield the layers of a model, including those of its towers."""
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             yield module
 
 
 def is_spread(model: torch.nn.Module) -> bool:
-    """Return whether a model's weights are spread."""
+    """Return whether a model's weights are sharded."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def average_gradients(model: torch.nn.Module) -> None:
-    """Average the gradients of what is trained over all processes."""
+    """Average the gradients of the trained parameters over all processes."""
     for parameter in model.parameters():
         if parameter.grad is not None:
             distributed.all_reduce(parameter.grad)

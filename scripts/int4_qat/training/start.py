@@ -1,4 +1,4 @@
-"""Where a training starts: at a model as it came, or at a calibrated one, whose folder has the grids to train on."""
+"""Find out where a training starts: from a model as it came, or from a calibrated one, with the grids to train on."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from int4_qat.system.errors import InputError
 
 
 def method_of(folder: Path) -> str | None:
-    """Return the method that calibrated a model, or None for one as it came.
+    """Return the method that calibrated a model, or None for a model as it came.
 
-    Raise InputError if a folder has lost its grids, or what they come of.
+    Raise InputError if a folder has a record of its calibration but no grids, or grids but no record.
     """
     paths = folder / grids.FILE, folder / record.CALIBRATION
     for path, other in (paths, paths[::-1]):
@@ -21,7 +21,7 @@ def method_of(folder: Path) -> str | None:
 
 
 def grids_for(folder: Path, scheme: dict, ignore: list[str]) -> dict[str, AnyGrid]:
-    """Return the grids to train on, by the names of linears; none if each weight is on its own.
+    """Return the grids to train on, by the names of linears; empty if each weight is on its own grid.
 
     Raise InputError if the folder was calibrated for another scheme, or for other linears.
     """

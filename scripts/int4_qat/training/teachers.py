@@ -1,4 +1,4 @@
-"""The base in bf16 from which a training learns: the student's own frozen weights, or a second copy in memory."""
+"""Make the bf16 base from which a training learns: the student's own frozen weights, or a second copy in memory."""
 
 from pathlib import Path
 
@@ -14,20 +14,20 @@ from int4_qat.training.recipe import Options
 
 
 def is_copy(recipe: Recipe, started: bool) -> bool:
-    """Return whether the base is a second copy: calibration and fake quantization change the frozen weights."""
+    """Return whether the base is a second copy, because calibration or fake quantization changes the frozen weights."""
     changed = started or (recipe.scheme is not None and recipe.qat_target != "merged")
     return changed and compares_with_base(vars(recipe))
 
 
 def make(model: PeftModel, recipe: Recipe, options: Options) -> Teacher:
-    """Return the base of a training, whose model is its student."""
+    """Return the base from which a training's `model`, the student, learns."""
     if not is_copy(recipe, started=start.method_of(options.model) is not None):
         return of_student(model)
     return of_folder(options.base or options.model, recipe.dtype, options.device, options.spread == sharding.ALWAYS)
 
 
 def of_student(model: PeftModel) -> Teacher:
-    """Return the base as the frozen weights below a model's adapters."""
+    """Return the base that consists of the frozen weights below a model's adapters."""
     base = model.get_base_model()
 
     @torch.no_grad()
@@ -44,7 +44,7 @@ def of_student(model: PeftModel) -> Teacher:
 
 
 def of_folder(folder: Path, dtype: str, device: str, spread: bool = False) -> Teacher:
-    """Return the base as a model of its own."""
+    """Return the base as a separate model, loaded from a folder."""
     model = loading.load(folder, architecture.DTYPES[dtype], "cpu" if spread else device)
     if spread:
         sharding.spread(model, device)

@@ -1,4 +1,4 @@
-"""trl's trainer for any device, with distillation from the base in bf16 and a rate of its own for learned grids."""
+"""Adapt trl's trainer to any device, to distillation from the base in bf16, and to a separate rate for grids."""
 
 import datasets
 import torch
@@ -12,19 +12,21 @@ from int4_qat.training.distillation import Reading, Teacher
 
 
 class AnyDeviceSFTTrainer(SFTTrainer):
-    """trl computes the loss in a Triton kernel that no CPU has; on one it is the model's own cross-entropy.
+    """trl's trainer, which also runs on a CPU, distills from a teacher and trains grids.
 
-    With a teacher the loss is distillation's, where the recipe has it, and the divergence on held-out rows is known.
+    trl computes the loss in a Triton kernel, which does not run on a CPU; there the loss is the model's own
+    cross-entropy. With a teacher, the loss is the distillation loss if the recipe has one, and the divergence on
+    held-out rows can be measured.
     """
 
     distillation: Distillation | None = None
     grid_learning_rate: float | None = None
     teacher: Teacher | None = None
     held_out: datasets.Dataset | None = None
-    distilled = 0  # tokens on which the models are compared, of all batches of a step
+    distilled = 0  # tokens on which the models are compared, in all batches of a step
 
     def create_optimizer(self, model=None):
-        """Give learned grids their rate; they do not decay."""
+        """Create the optimizer, with a rate for learned grids and no weight decay on them."""
         exists = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         grids = learned_grid.parameters_of(self.accelerator.unwrap_model(self.model).get_base_model())
@@ -36,20 +38,20 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         return optimizer
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Count, beside the labels of a step, the tokens on which the models are compared."""
+        """Count, besides the labels of a step, the tokens on which the models are compared."""
         batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.distillation:
             self.distilled = ranks.total(sum(self.compared(batch).sum() for batch in batches), device)
         return batches, labels
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Take a batch in parts, so that their activations fit; the loss of each is its share of the step's."""
-        if num_items_in_batch is None:  # then a part's loss would be its own mean
+        """Take a batch in parts, so that the activations fit; the loss of each part is its share of the step's loss."""
+        if num_items_in_batch is None:  # a part's loss would then be the part's own mean
             return super().training_step(model, inputs)
         *parts, last = collation.parts(inputs)
         losses = []
         for part in parts:
-            with self.accelerator.no_sync(model):  # the processes add their gradients up once
+            with self.accelerator.no_sync(model):  # the processes add up their gradients only once
                 losses.append(super().training_step(model, part, num_items_in_batch))
         losses.append(super().training_step(model, last, num_items_in_batch))
         if self.accelerator.sync_gradients and sharding.is_spread(model):
@@ -59,17 +61,17 @@ class AnyDeviceSFTTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.distillation:
             return self.distillation_loss(model, inputs, num_items_in_batch)
-        inputs = inputs | {"use_cache": False}  # with a cache transformers takes the texts of a row for one
+        inputs = inputs | {"use_cache": False}  # with a cache, transformers takes the texts of a row for a single one
         trainer_class = super() if inputs["input_ids"].is_cuda else super(SFTTrainer, self)
         return trainer_class.compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def distillation_loss(self, model: PeftModel, inputs: dict, labels_of_step: torch.Tensor) -> torch.Tensor:
-        """Return what a batch adds to the loss of a step, which has so many labels."""
+        """Return what a batch adds to the loss of a step, which has `labels_of_step` labels."""
         compared, weight = self.compared(inputs), self.distillation["weight"]
         following = inputs["labels"][:, 1:][compared]
         temperature = self.distillation["temperature"]
         weights = (1 - weight) / max(1, int(labels_of_step)), weight * temperature**2 / max(1, self.distilled)
-        weights = [ranks.count() * each for each in weights]  # of which the processes' gradients are averaged
+        weights = [ranks.count() * each for each in weights]  # because the processes' gradients are averaged
         readings = self.readings(model, inputs, compared)
         return distillation.loss(*readings, following, weights, temperature)
 
@@ -94,7 +96,7 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         return distillation.compared(inputs["labels"], inputs["position_ids"], self.distillation["tokens"])
 
     def readings(self, model: PeftModel, inputs: dict, at: torch.Tensor) -> list[Reading]:
-        """Return what the model and the base make of a batch, at some of its states (batch, length - 1)."""
+        """Return the readings of a batch by model and base at the states that `at` selects (batch, length - 1)."""
         batch = {key: value for key, value in inputs.items() if key != "labels"}
         base = self.accelerator.unwrap_model(model).get_base_model()
         found = Reading(distillation.last_hidden_states(model, base, batch), Head(base)), self.teacher(batch)

@@ -1,6 +1,6 @@
-"""compressed-tensors' `pack-quantized` layout in safetensors: what vLLM computes with by its own int4 kernels.
+"""Write and read compressed-tensors' `pack-quantized` layout in safetensors, for vLLM's own int4 kernels.
 
-The check of the config asks `misfit` at each start of Snakemake, so torch is imported where it is used.
+The config check calls `misfit` each time Snakemake starts, so torch is imported only where it is used.
 """
 
 import re
@@ -24,7 +24,7 @@ GROUP_SIZES = (32, 64, 128)  # those of vLLM's kernels for GPUs and CPUs
 
 
 def misfit(scheme: Scheme) -> str | None:
-    """Return what a scheme would have to be for this layout to hold it, or None if it does."""
+    """Return what a scheme would have to be to fit this layout, or None if it fits."""
     if (scheme.type, scheme.num_bits, scheme.strategy) != ("int", 4, "group") or scheme.zero_point == schemes.FLOAT:
         return f"int4 in groups with zero_point {schemes.INTEGER}, or symmetric"
     if scheme.group_size not in GROUP_SIZES:
@@ -35,10 +35,10 @@ def misfit(scheme: Scheme) -> str | None:
 def lay_out(
     plan: dict[str, "torch.Tensor"], names: dict[str, str], quantized: set[str], scheme: Scheme
 ) -> tuple[dict[str, "torch.Tensor"], Callable[[Iterable[str]], dict[str, str]]]:
-    """Return the stored tensors, without values, and what gives a file's metadata.
+    """Return the stored tensors, without values, and a function for a file's metadata.
 
-    plan holds the tensors of the bf16 checkpoint on the meta device by their keys, names the parameters' names by these
-    keys, quantized the names of those that become int4.
+    `plan` holds the tensors of the bf16 checkpoint, on the meta device, by key. `names` maps these keys to parameter
+    names, and `quantized` holds the names of the parameters that become int4.
     """
     from int4_qat.checkpoint import weight_writer
 
@@ -61,7 +61,7 @@ def _parts(key: str, weight: "torch.Tensor", scheme: Scheme) -> dict[str, "torch
 
 
 def weight_of(key: str) -> str:
-    """Return the name of the weight that a stored tensor is, or is a part of."""
+    """Return the name of the weight that a stored tensor is or belongs to."""
     from int4_qat.quantization import packed_weight
 
     return packed_weight.weight_of(key)
@@ -87,7 +87,7 @@ def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: 
 
 
 def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "int4.Int4Weight"]:
-    """Return what reads some rows of a stored weight; the scales and zero points of all are read once."""
+    """Return a function that reads rows of a stored weight; scales and zero points of all rows are read once."""
     from int4_qat.quantization import int4, packed_weight
 
     packed, scales, zero_points, shape = (
@@ -105,7 +105,7 @@ def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "in
 
 
 def configure(config: "PretrainedConfig", layers: list[dict], names: dict[str, str], scheme: Scheme) -> None:
-    """Put into a model's config what vLLM, and transformers with compressed-tensors, must know of the layout."""
+    """Add to a model's config what vLLM, and transformers with compressed-tensors, need to know about the layout."""
     from int4_qat.quantization.packed_weight import LAYOUT, METHOD
 
     weights = {
@@ -139,10 +139,11 @@ def configure(config: "PretrainedConfig", layers: list[dict], names: dict[str, s
 
 
 def ignored(layers: list[dict], names: dict[str, str]) -> list[str]:
-    """Return what config.json says of the linears that are not in int4: expressions for their topmost modules.
+    """Return the regular expressions by which config.json excludes topmost modules whose linears are not in int4.
 
-    Each is the end of a module's name, so that it holds whatever a loader calls the parts of the model. names are the
-    parameters' by those in the checkpoint. Raise InputError if no expressions tell the linears apart.
+    Each matches the end of a module's name, so that it applies whatever a loader calls the enclosing parts of the
+    model. `names` maps the parameters' names in the checkpoint to their names in transformers. Raise InputError if no
+    expressions tell the linears apart.
     """
     from int4_qat.quantization import left_out
 
@@ -157,7 +158,7 @@ def ignored(layers: list[dict], names: dict[str, str]) -> list[str]:
 
 
 def _ending(module: str, others: list[str]) -> str:
-    """Return an expression for the shortest end of a module's name, at a dot, that is part of none of the others."""
+    """Return an expression for the shortest end of a module's name, cut at a dot, that matches none of the others."""
     parts = module.split(".")
     for length in range(1, len(parts) + 1):
         pattern = rf"(.*\.)?{re.escape('.'.join(parts[-length:]))}(\..*)?$"

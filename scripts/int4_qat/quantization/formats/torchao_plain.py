@@ -1,6 +1,6 @@
-"""torchao's plain layout in safetensors: what transformers loads, and vLLM with mslk's kernels.
+"""Write and read torchao's plain layout in safetensors, which transformers loads, and vLLM with mslk's kernels.
 
-The check of the config asks `misfit` at each start of Snakemake, so torch is imported where it is used.
+The config check calls `misfit` each time Snakemake starts, so torch is imported only where it is used.
 """
 
 import json
@@ -22,22 +22,23 @@ SUFFIX = "INT4"  # of a repository
 
 
 def misfit(scheme: Scheme) -> str | None:
-    """Return what a scheme would have to be for this layout to hold it, or None if it does."""
+    """Return what a scheme would have to be to fit this layout, or None if it fits."""
     return None if (scheme.type, scheme.num_bits, scheme.strategy) == ("int", 4, "group") else "int4 in groups"
 
 
 def lay_out(
     plan: dict[str, "torch.Tensor"], names: dict[str, str], quantized: set[str], scheme: Scheme
 ) -> tuple[dict[str, "torch.Tensor"], Callable[[Iterable[str]], dict[str, str]]]:
-    """Return the stored tensors, without values, as torchao flattens its own, and what gives a file's metadata.
+    """Return the stored tensors, without values, as torchao flattens its own, and a function for a file's metadata.
 
-    plan holds the tensors of the bf16 checkpoint on the meta device by their keys, names the parameters' names by these
-    keys, quantized the names of those that become int4.
+    `plan` holds the tensors of the bf16 checkpoint, on the meta device, by key. `names` maps these keys to parameter
+    names, and `quantized` holds the names of the parameters that become int4.
 
-    A tensor goes by its name in the checkpoint. vLLM looks up each of a file in the file's metadata, one that is split
-    in that of each of its files, since it keeps a part for the next; transformers the int4 ones of all files, by the
-    parameter's name, in what it read last. Both pass over a tensor that is not described. No more is described: for
-    each weight that transformers loads, torchao compares each name in the last file with each name in any.
+    A tensor is stored under its name in the checkpoint. vLLM looks up each tensor of a file in that file's metadata. It
+    looks up a tensor that is split between files in the metadata of each of them, since it keeps a part for the next
+    file. transformers looks up the int4 tensors of all files, by parameter name, in the metadata that it read last.
+    Both skip a tensor that is not described. Nothing more is described, because for each weight that transformers
+    loads, torchao compares each name in the last file with each name in any file.
     """
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
@@ -59,14 +60,14 @@ def lay_out(
 
 
 def weight_of(key: str) -> str:
-    """Return the name of the weight that a stored tensor is, or is a part of."""
+    """Return the name of the weight that a stored tensor is or belongs to."""
     from int4_qat.quantization import plain_weight
 
     return plain_weight.weight_of(key)
 
 
 def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: dict[str, "StoredTensor"]) -> None:
-    """Write the codes, scales and zero points of a weight, block by block."""
+    """Write the codes of a weight block by block, then its scales and zero points."""
     import torch
 
     from int4_qat.quantization import plain_weight
@@ -82,7 +83,7 @@ def write(key: str, blocks: Iterable[tuple[slice, "int4.Int4Weight"]], targets: 
 
 
 def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "int4.Int4Weight"]:
-    """Return what reads some rows of a stored weight; the scales and zero points of all are read once."""
+    """Return a function that reads rows of a stored weight; scales and zero points of all rows are read once."""
     from int4_qat.quantization import int4, plain_weight
 
     qdata, *of_groups = (stored[plain_weight.part_name(key, part)] for part in plain_weight.PARTS)
@@ -95,7 +96,7 @@ def reader(key: str, stored: dict[str, "StoredTensor"]) -> Callable[[slice], "in
 
 
 def configure(config: "PretrainedConfig", layers: list[dict], names: dict[str, str], scheme: Scheme) -> None:
-    """Put into a model's config what transformers and vLLM must know of the layout."""
+    """Add to a model's config what transformers and vLLM need to know about the layout."""
     from torchao.quantization import Int4WeightOnlyConfig
     from transformers import TorchAoConfig
 
@@ -106,11 +107,12 @@ def configure(config: "PretrainedConfig", layers: list[dict], names: dict[str, s
 
 
 def not_in_int4(layers: list[dict], names: dict[str, str]) -> list[str]:
-    """Return what config.json says of the linears that are not in int4: their names in transformers and in vLLM.
+    """Return the names by which config.json lists the linears not in int4, as transformers and vLLM call them.
 
-    The topmost module that holds none in int4 stands for all in it, also by its own name alone, by which vLLM asks for
-    a vision tower; but not where transformers would take its name for the beginning of another's. names are the
-    parameters' by those in the checkpoint. Raise InputError if no list tells the linears apart.
+    A topmost module without int4 linears is listed instead of the linears in it, unless transformers would take its
+    name for the beginning of an int4 linear's name. Such a module is also listed by the last part of its name alone, by
+    which vLLM asks for a vision tower. `names` maps the parameters' names in the checkpoint to their names in
+    transformers. Raise InputError if no list tells the linears apart.
     """
     from transformers.quantizers.quantizers_utils import should_convert_module
 

@@ -1,8 +1,8 @@
-"""GPTQ: each column is rounded in turn, and the columns after it make up for what that does to the linear's outputs.
+"""Calibrate by GPTQ: round each column in turn, and let the later ones compensate for the error in the outputs.
 
-The linears of a layer take their turns as they compute, so that each gets what the ones before it, in int4 by then,
-make of the texts (quantization/compensation.py). The check of the config asks what a method needs at each start of
-Snakemake, so torch is imported where it is used.
+The linears of a layer are rounded in the order in which they compute, so that each gets the texts as the linears before
+it, already in int4, pass them on (quantization/compensation.py). The config check asks what a method needs each time
+Snakemake starts, so torch is imported only where it is used.
 """
 
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ NEEDS = ("texts",)
 
 
 def calibrate(layer: "Layer", scheme: "Scheme") -> "dict[str, Grid]":
-    """Put what each weight was just before it was rounded in its place, in bf16; return the grids of the linears.
+    """Set each weight to its bf16 values from just before it was rounded; return the grids of the linears.
 
     Raise InputError if the inputs are not finite.
     """

@@ -1,6 +1,6 @@
 """Round to nearest: every weight gets the nearest value of its group's own grid, as in training.
 
-The check of the config asks what a method needs at each start of Snakemake, so torch is imported where it is used.
+The config check asks what a method needs each time Snakemake starts, so torch is imported only where it is used.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ NEEDS = ()  # neither texts nor a GPU
 def quantize(
     blocks: Iterable[tuple[slice, "torch.Tensor"]], scheme: Scheme
 ) -> Iterator[tuple[slice, "int4.Int4Weight"]]:
-    """Yield the rows of each block of a weight, quantized; blocks are rows and their values in bf16."""
+    """Yield the rows of each block of a weight and their quantized values; blocks have rows and their bf16 values."""
     from int4_qat.quantization import int4
 
     for rows, values in blocks:

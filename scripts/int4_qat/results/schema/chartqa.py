@@ -1,10 +1,10 @@
-"""What evaluate_chartqa finds."""
+"""The schema of chartqa.json, which evaluate_chartqa writes."""
 
 from typing import TypedDict
 
 
 class Figures(TypedDict):
-    """Relaxed accuracy of all questions and of those of each kind, None without questions; or its standard errors."""
+    """The relaxed accuracy of all questions and of each type, or its standard errors; None without questions."""
 
     relaxed_overall: float | None
     human: float | None
@@ -12,10 +12,10 @@ class Figures(TypedDict):
 
 
 class ChartQA(Figures):
-    """chartqa.json: what a model reads in charts."""
+    """The content of chartqa.json: how well a model reads charts."""
 
     stderr: Figures
     questions: int
-    dequantized: bool  # the weights in memory were not those on the disk
+    dequantized: bool  # whether the weights in memory were not those on disk
     settings: dict
     versions: dict[str, str]

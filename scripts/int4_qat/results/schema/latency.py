@@ -1,10 +1,10 @@
-"""What measure_latency finds."""
+"""The schema of latency.json, which measure_latency writes."""
 
 from typing import TypedDict
 
 
 class Batch(TypedDict):
-    """The times of one batch size."""
+    """The times measured for one batch size."""
 
     batch_size: int
     mean_s: float
@@ -13,11 +13,11 @@ class Batch(TypedDict):
     percentiles_s: dict[str, float]
     latencies_s: list[float]
     tokens_per_s: float
-    bandwidth_limit_percent: float | None  # of the time, what reading the weights takes; None where it is not known
+    bandwidth_limit_percent: float | None  # share of the time that reading the weights takes; None if unknown
 
 
 class Latency(Batch):
-    """latency.json: how long requests take; the first batch size stands for all."""
+    """The content of latency.json: how long requests take; the keys of Batch are those of the first batch size."""
 
     batches: list[Batch]
     engine: str
@@ -29,6 +29,6 @@ class Latency(Batch):
     iterations: int
     repeats: int
     dtype: str
-    dequantized: bool  # the weights in memory were not those on the disk
+    dequantized: bool  # whether the weights in memory were not those on disk
     int4_path: str | None
     device: str

@@ -1,10 +1,10 @@
-"""What measure_memory finds."""
+"""The schema of memory.json, which measure_memory writes."""
 
 from typing import TypedDict
 
 
 class Prediction(TypedDict):
-    """Gigabytes that the checkpoint's own numbers ask for."""
+    """The gigabytes that follow from the checkpoint itself: its weights as stored, and the cache."""
 
     weights_gb: dict[str, float]  # by the dtype in which they are stored
     cache_gb: float
@@ -12,14 +12,14 @@ class Prediction(TypedDict):
 
 
 class Memory(TypedDict):
-    """memory.json: what a checkpoint needs."""
+    """The content of memory.json: what a checkpoint needs in memory and on disk."""
 
     peak_gb: float
-    measure: str  # what the peak is of
+    measure: str  # what the peak measures
     weights_gb: float
     checkpoint_gb: float
     predicted: Prediction
-    dequantized: bool  # the weights in memory were not those on the disk
+    dequantized: bool  # whether the weights in memory were not those on disk
     int4_path: str | None
     generated_tokens: int
     dtype: str

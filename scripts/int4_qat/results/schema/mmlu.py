@@ -1,39 +1,39 @@
-"""What MMLU gives: the report of a shard, and mmlu.json, in which gather_mmlu puts the shards together."""
+"""The schema of MMLU's results: the report of a shard, and mmlu.json, in which gather_mmlu combines the shards."""
 
 from typing import TypedDict
 
 
 class Scores(TypedDict):
-    """Some questions, by their number right."""
+    """The accuracy on a set of questions."""
 
     accuracy: float
     stderr: float
     questions: int
-    prompts_over_max_length: int  # questions that lost their beginning
+    prompts_over_max_length: int  # questions whose beginning was cut off
 
 
 class Subject(Scores):
-    """A subject, as lm-eval reports it."""
+    """The scores of one subject, as lm-eval reports them."""
 
     category: str
     task_version: str
 
 
 class Run(TypedDict):
-    """How the questions were asked."""
+    """The scores by subject, and how the questions were asked."""
 
     by_subject: dict[str, Subject]
-    stock_check: dict | None  # how far the scores of our engine are from those of lm-eval's
+    stock_check: dict | None  # how far our engine's scores are from those of lm-eval's engine
     settings: dict
     versions: dict[str, str]
 
 
 class Shard(Run):
-    """mmlu_shards/<shard>.json: some of the subjects."""
+    """The content of mmlu_shards/<shard>.json: some of the subjects."""
 
 
 class Mmlu(Scores, Run):
-    """mmlu.json: all of them."""
+    """The content of mmlu.json: all subjects."""
 
     subjects: int
     by_category: dict[str, Scores]

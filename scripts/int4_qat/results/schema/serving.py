@@ -1,10 +1,10 @@
-"""What check_serving finds."""
+"""The schema of serving.json, which check_serving writes."""
 
 from typing import TypedDict
 
 
 class Answer(TypedDict):
-    """What the model says to the card's request."""
+    """The model's answer to the card's request."""
 
     content: str
     finish_reason: str
@@ -13,14 +13,14 @@ class Answer(TypedDict):
 
 
 class FirstToken(TypedDict):
-    """Seconds until the first token came, over the requests."""
+    """The seconds until the first token arrived, over the requests."""
 
     mean: float
     most: float
 
 
 class Load(TypedDict):
-    """Some requests at once."""
+    """The measurements of several requests at once."""
 
     requests: int
     seconds: float
@@ -30,7 +30,7 @@ class Load(TypedDict):
 
 
 class Serving(TypedDict):
-    """serving.json: what vLLM's server answers, and how fast."""
+    """The content of serving.json: what vLLM's server answers, and how fast."""
 
     answer: Answer
     likeliest_token: str

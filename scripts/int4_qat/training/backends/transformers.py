@@ -1,4 +1,4 @@
-"""peft's LoRA, our fake quantization and trl's trainer, on any device."""
+"""Train with peft's LoRA, our fake quantization and trl's trainer, on any device."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def prepare() -> None:
 
 
 def add_adapters(folder: Path, recipe: Recipe, device: str, spread: bool = False) -> PreTrainedModel:
-    """Return the base model with LoRA on its linears and, for QAT, fake quant on the linears below them."""
+    """Return the base model with LoRA on its linears and, for QAT, fake quantization of the linears below it."""
     torch.manual_seed(recipe.seed)
     model = loading.load(folder, architecture.DTYPES[recipe.dtype], "cpu" if spread else device)
     lora = LoraConfig(
@@ -48,13 +48,13 @@ def add_adapters(folder: Path, recipe: Recipe, device: str, spread: bool = False
 
 
 def unreached_pattern(folder: Path) -> str | None:
-    """Return a pattern of the modules that no text passes through, which texts cannot train; None if there are none."""
+    """Return a pattern for modules that no text passes through, which texts cannot train; None if there are none."""
     roots = text_model.unreached(architecture.without_weights(folder))
     return "|".join(rf"{re.escape(root)}(\..*)?" for root in roots) or None
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return an id to pad with, which no label and no state counts: of pad, else of eos, else the first."""
+    """Return the id to pad with, which no label or state counts: the pad token's, or the eos token's, or 0."""
     return next(id_ for id_ in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if id_ is not None)
 
 
@@ -65,7 +65,7 @@ def make_trainer(
     recipe: Recipe,
     options: Options,
 ) -> SFTTrainer:
-    """Return trl's trainer with the recipe's values, on rows that are tokens and labels already."""
+    """Return trl's trainer with the recipe's values, on rows that already are tokens and labels."""
     config = SFTConfig(**training_settings(recipe, options), dataset_kwargs={"skip_prepare_dataset": True})
     side_by_side = collation.keeps_apart(model)
     if not side_by_side:
@@ -80,9 +80,9 @@ def make_trainer(
     if compares_with_base(vars(recipe)):
         trainer.teacher, trainer.held_out = teachers.make(model, recipe, options), rows.held_out
     if recipe.distillation:
-        trainer.model_accepts_loss_kwargs = True  # the loss is a part of the step's already, whatever the model's is
+        trainer.model_accepts_loss_kwargs = True  # the loss is already a share of the step's, whatever the model's is
     if trainer.held_out is not None:
         trainer.add_callback(callbacks.HeldOutDivergence(trainer, recipe.eval_steps))
     if options.spread == sharding.ALWAYS:
-        trainer.accelerator.prepare_model = lambda model, **_: model  # DistributedDataParallel takes no spread weights
+        trainer.accelerator.prepare_model = lambda model, **_: model  # DistributedDataParallel takes no sharded weights
     return callbacks.watch(trainer, options.device == "cuda")

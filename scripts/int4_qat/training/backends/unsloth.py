@@ -1,6 +1,6 @@
-"""The card's own path: unsloth's model, LoRA, fake quantization and trainer.
+"""Train with unsloth's model, LoRA, fake quantization and trainer, as the model card does.
 
-Nothing here imports trl, transformers or peft before `prepare`, which has to come first.
+Nothing here imports trl, transformers or peft before `prepare`, which has to be called first.
 """
 
 import atexit
@@ -16,19 +16,19 @@ from int4_qat.config import limits
 from int4_qat.system import devices, scratch
 from int4_qat.system.errors import InputError
 
-SCHEME = "int4"  # its word for the only scheme that limits lets through
+SCHEME = "int4"  # unsloth's word for the only scheme that config/limits.py allows
 
 
 def prepare() -> None:
-    """Import unsloth, which patches what is imported after it; InputError without a GPU.
+    """Import unsloth, which patches what is imported after it; raise InputError without a GPU.
 
-    Without one unsloth can go on with plain transformers, and drop the fake quantization silently.
+    Without a GPU unsloth can go on with plain transformers, and drop the fake quantization silently.
     """
-    # is_available would start CUDA, which then sees every GPU whatever this process claims.
+    # is_available would start CUDA, which would then see every GPU, whatever this process claims.
     if not torch.cuda.device_count():
         raise InputError("finetune.backend: unsloth needs a GPU, found none")
     devices.claim("cuda")
-    # The code that unsloth generates would else go into the folder of the workflow.
+    # Otherwise the code that unsloth generates would go into the folder of the workflow.
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(own_folder() / "compiled")
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     import unsloth  # noqa: F401
@@ -36,14 +36,17 @@ def prepare() -> None:
 
 @functools.cache
 def own_folder() -> Path:
-    """A folder that goes with this process."""
+    """Return a folder that is removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="unsloth-", dir=scratch.place()))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def add_adapters(folder: Path, recipe, device: str, spread: bool = False):
-    """The base model with LoRA and, for QAT, unsloth's fake quantization; InputError if that misses a layer."""
+    """Return the base model with LoRA and, for QAT, unsloth's fake quantization.
+
+    Raise InputError if unsloth cannot train the recipe, or if its fake quantization misses a layer.
+    """
     from unsloth import FastModel
 
     from int4_qat.checkpoint import architecture
@@ -81,10 +84,10 @@ def add_adapters(folder: Path, recipe, device: str, spread: bool = False):
 
 
 def check_fake_quantized(model: torch.nn.Module, group_size: int, ignore: list[str]) -> None:
-    """InputError unless of the linears below LoRA exactly those that the config quantizes are fake-quantized.
+    """Raise InputError unless exactly those linears below LoRA that the config quantizes are fake-quantized.
 
-    unsloth fake-quantizes each linear with as many inputs as a group or more, lora_A and lm_head among them; those
-    that LoRA does not train are no part of the record that an export is held against.
+    unsloth fake-quantizes each linear with at least as many inputs as a group has, lora_A and lm_head among them.
+    Linears that LoRA does not train are not in the record with which an export is compared.
     """
     from torchao.quantization.qat import FakeQuantizedLinear
 
@@ -106,7 +109,10 @@ def check_fake_quantized(model: torch.nn.Module, group_size: int, ignore: list[s
 
 
 def make_trainer(model, tokenizer, rows, recipe, options):
-    """unsloth's trainer on the questions, its labels of the responses only; InputError if its rows are not `rows`."""
+    """Return unsloth's trainer on the questions, with labels of the responses only.
+
+    Raise InputError if its rows are not `rows`.
+    """
     import datasets
     from trl import SFTConfig, SFTTrainer  # unsloth's, by now
     from unsloth.chat_templates import train_on_responses_only
@@ -127,7 +133,10 @@ def make_trainer(model, tokenizer, rows, recipe, options):
 
 
 def check_rows(found, expected, texts: Path) -> None:
-    """InputError if unsloth's tokens or labels are not those of the other backend, which a test holds to the card's."""
+    """Raise InputError if unsloth's tokens or labels differ from the other backend's.
+
+    A test compares the other backend's with the model card's.
+    """
     if len(found) != len(expected):
         raise InputError(f"{texts}: unsloth keeps {len(found)} of {len(expected)} rows")
     for number, (row, wanted) in enumerate(zip(found, expected, strict=True), start=1):
