@@ -19,7 +19,8 @@ config = workflow_config.of_run(workflow.basedir, config, workflow.config_settin
 # How many GPUs a stage has, if not one; a profile sets it, as `set-resources: {finetune: {gpu: 2}}`.
 set_resources = workflow.resource_settings.overwrite_resources
 gpus = {rule: resources["gpu"].value for rule, resources in set_resources.items() if "gpu" in resources}
-workflow_config.refuse_gpus(config, gpus)
+if workflow.is_main_process:
+    workflow_config.refuse_gpus(config, gpus, workflow.global_resources.get("gpu").value)
 
 # Compute nodes often have no network: only what runs `online` may touch the Hub, if its user does not forbid it.
 # SIGTERM comes ahead of preemption: bash and the log wait for the program, which has its last words to save.

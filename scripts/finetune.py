@@ -13,14 +13,11 @@ patches trl, transformers and peft only if it is imported before them.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from int4_qat.data import named_files
 from int4_qat.system import errors, rooms
-
-LAUNCHED = "RANK"  # set by torch's launcher
 
 
 def main() -> None:
@@ -30,10 +27,8 @@ def main() -> None:
     parser.add_argument("--texts", required=True, nargs="+", metavar="NAME=PATH", help="the texts of the recipe")
     parser.add_argument("--recipe", required=True, type=json.loads, help="JSON: an arm of `finetune` in the config")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--processes", type=int, default=1, help="that train together, one a GPU")
-    parser.add_argument(
-        "--spread", default="auto", help="each process holds a share of the frozen weights: always, never"
-    )
+    parser.add_argument("--processes", type=int, default=1, help="how many train together, each on a GPU of its own")
+    parser.add_argument("--spread", default="auto", help="whether each process holds a share of the frozen weights")
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder to resume from")
     parser.add_argument("--adapter", required=True, type=Path, help="folder for the peft adapter")
     parser.add_argument("--log-table", required=True, type=Path, help="CSV of each logged step")
@@ -41,13 +36,34 @@ def main() -> None:
     parser.add_argument("--allow-worse", type=int, default=0, choices=[0, 1], help="1: it may end worse than it began")
     options = vars(parser.parse_args())
     processes = options.pop("processes")
-    if processes > 1 and LAUNCHED not in os.environ:
-        from int4_qat.system import devices
-        from int4_qat.training import ranks
-
-        devices.claim(options["device"], processes)
-        ranks.launch(processes, [__file__, *sys.argv[1:]])
+    if processes == 1:
+        train(options)
         return
+    from int4_qat.training import ranks
+
+    if not ranks.launched():
+        launch(processes, options)
+        return
+    try:
+        train(options)
+    except errors.InputError as error:
+        ranks.give_reason(error)
+        raise
+
+
+def launch(processes: int, options: dict) -> None:
+    """Train in several processes; raise InputError if one fails, or if SIGTERM ended them before the last step."""
+    from int4_qat.system import devices
+    from int4_qat.training import ranks
+
+    devices.claim(options["device"], processes)
+    stopped = ranks.launch(processes, [__file__, *sys.argv[1:]])
+    if stopped and not (options["adapter"].exists() and options["log_table"].exists()):
+        raise errors.InputError("finetune: stopped by SIGTERM; the next run goes on from the last checkpoint")
+
+
+def train(options: dict) -> None:
+    """Train in this process."""
     words = options.pop("recipe") | {"allow_worse": bool(options.pop("allow_worse"))}
     options["texts"] = named_files.parse("--texts", options["texts"], "text or parquet")
     backend = rooms.load(rooms.BACKENDS, words["backend"])

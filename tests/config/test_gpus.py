@@ -51,7 +51,24 @@ def test_the_profile_gives_a_training_its_gpus(tmp_path):
 def test_a_stage_that_takes_one_gpu_is_given_no_more(tmp_path):
     result = demo(tmp_path, "--dry-run", "--set-resources", "calibrate:gpu=2", "measure_memory:gpu=1")
     assert result.returncode == 1
-    assert re.findall("config error: .*", result.stderr) == ["config error: calibrate: expected gpu=1, found 2"]
+    assert re.findall("config error: .*", result.stderr) == ["config error: calibrate: expected gpu: 1, found 2"]
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (["measure_latency:gpu=2"], "measure_latency: expected gpu: 1, found 2"),
+        (
+            ["evaluate_mmlu:gpu=4", "--resources", "gpu=2"],
+            "evaluate_mmlu: expected at most the 2 of `resources: gpu`, found 4",
+        ),
+    ],
+)
+def test_gpus_that_a_stage_cannot_use_are_a_line(tmp_path, more, line):
+    """Snakemake would give a job as many as there are, and say nothing."""
+    result = demo(tmp_path, "--dry-run", "--set-resources", *more)
+    assert result.returncode == 1
+    assert re.findall("config error: (.*)", result.stderr) == [line]
 
 
 def test_the_old_key_names_the_new_one(tmp_path):

@@ -1,7 +1,10 @@
 """Replicas of a model that share an evaluation give what one gives."""
 
+import functools
 import os
 import signal
+import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -74,3 +77,28 @@ def killed():
 def test_a_killed_replica_is_one_line():
     with pytest.raises(InputError, match=r"^score: a process was killed, as one is when memory runs out$"):
         replicas.Replicas(killed, ["", ""])
+
+
+class Engine:
+    """Scores requests one by one, but for those of one task; writes down each task that it is given."""
+
+    max_length, stock_check = 100, None
+
+    def __init__(self, seen):
+        self.seen, self.prompts_over_max_length = seen, Counter()
+
+    def scores(self, requests, disable_tqdm):
+        with self.seen.open("a") as seen:
+            seen.write(f"{requests[0].task_name}\n")
+        if requests[0].task_name == "task 0":
+            raise InputError("task 0: expected something else")
+        time.sleep(0.3)
+        return [(-1.0 - number, False) for number, _ in enumerate(requests)]
+
+
+def test_an_error_of_a_replica_ends_the_others_after_their_task(tmp_path):
+    seen = tmp_path / "seen"
+    both = replicas.Replicas(functools.partial(Engine, seen), ["", ""])
+    with pytest.raises(InputError, match=r"^task 0: expected something else$"):
+        both.loglikelihood(asked(9, *[3] * 20))
+    assert len(seen.read_text().split("\n")) < 10

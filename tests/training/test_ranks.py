@@ -8,12 +8,18 @@ import time
 
 import pandas as pd
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from int4_qat.config.recipe import Recipe
 from int4_qat.quantization import grids
-from programs import ROOT, finetune_options, run_script, seen
+from int4_qat.tokenizer import tokenization
+from int4_qat.training import data
+from int4_qat.training.backends import transformers
+from programs import RECIPE, ROOT, finetune_options, run_script, seen, training_options
 
 DISTILLED = {"weight": 0.5, "tokens": "all", "temperature": 2.0}
 MERGED = seen() | {"qat_target": "merged"}
@@ -28,7 +34,7 @@ def trained(untrained, texts, folder, processes, *more, **changes):
     """The table, the adapter and the grids of a training."""
     folder.mkdir()
     options = finetune_options(untrained, texts, folder, **changes)
-    result = run_script("finetune", *options, "--processes", processes, "--allow-worse", 1, *more)
+    result = run_script("finetune", *options, "--processes", processes, "--allow-worse", 1, *more, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     adapter = folder / "adapter"
     return pd.read_csv(folder / "training.csv"), load_file(adapter / "adapter_model.safetensors"), grids.read(adapter)
@@ -53,6 +59,28 @@ def test_two_processes_take_the_steps_of_one(untrained, texts, tmp_path, trainin
     for name, tensor in adapter.items():
         torch.testing.assert_close(other_adapter[name], tensor, rtol=1e-5, atol=1e-5)
     assert learned.keys() == other_learned.keys()
+    for name, grid in learned.items():
+        for tensor, other in zip(grid, other_learned[name], strict=True):
+            torch.testing.assert_close(other, tensor, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--spread", "always"]])
+def test_processes_with_unequal_parts_take_the_steps_of_one(untrained, tmp_path, more):
+    """One has long texts, in three parts of a step; the other has short ones, in one."""
+    turns = "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\nAnswer: A<end_of_turn>\n"
+    lengths = [450 if number % 16 < 8 else 10 for number in range(64)]
+    texts = tmp_path / "texts.parquet"
+    words = [
+        turns.format(" ".join(f"w{(number * 7 + at) % 50}" for at in range(n))) for number, n in enumerate(lengths)
+    ]
+    pq.write_table(pa.table({"text": words}), texts)
+    changes = {"max_steps": 2, "save_steps": 2, "train_batch_size": 16, "learning_rate": 1e-4}
+    table, adapter, _ = trained(untrained, texts, tmp_path / "one", 1, **changes)
+    other, other_adapter, _ = trained(untrained, texts, tmp_path / "two", 2, *more, **changes)
+    assert other["loss"].tolist() == pytest.approx(table["loss"].tolist(), rel=1e-4)
+    for name, tensor in adapter.items():
+        torch.testing.assert_close(other_adapter[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(untrained, texts, tmp_path):
@@ -60,7 +88,8 @@ def test_a_batch_that_cannot_be_shared_is_one_line(untrained, texts, tmp_path):
     result = run_script("finetune", *options, "--processes", 2)
     assert result.returncode == 1
     assert "finetune.train_batch_size: expected a multiple of 2 GPUs x 1 passes, found 7" in result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+    expected = "error: finetune.train_batch_size: expected a multiple of 2 GPUs x 1 passes, found 7"
+    assert result.stderr.strip().splitlines()[-1] == expected
 
 
 def started(options):
@@ -131,3 +160,25 @@ def test_a_training_goes_on_in_another_number_of_processes(untrained, texts, tmp
     assert f"going on from {checkpoints[0]}" in resumed.stdout
     table = pd.read_csv(folder / "training.csv")
     assert table["loss"].tolist() == pytest.approx(whole[0]["loss"].tolist(), rel=1e-4)
+
+
+def test_a_spread_model_computes_in_autocast_without_its_gradients_being_gathered(untrained, texts, tmp_path):
+    """accelerate's prepare_model would do both; the gradients of spread weights are averaged by ourselves."""
+    recipe = Recipe(**RECIPE | {"max_steps": 1})
+    options = training_options(untrained, texts, tmp_path)._replace(spread="always")
+    model = transformers.add_adapters(options.model, recipe, "cpu")
+    tokenizer = tokenization.load_tokenizer(options.model)
+    rows = data.tokenize(options.texts, tokenizer, recipe, tmp_path)
+    accelerator = transformers.make_trainer(model, tokenizer, rows, recipe, options).accelerator
+    accelerator.native_amp, before = True, accelerator.state._mixed_precision
+    accelerator.state._mixed_precision = "bf16"
+    try:
+        prepared = accelerator.prepare_model(model)
+    finally:
+        accelerator.state._mixed_precision = before
+    assert prepared is model
+    ids = torch.tensor([[5, 6, 7]])
+    found = []
+    model.get_base_model().register_forward_pre_hook(lambda *_: found.append(torch.is_autocast_enabled("cpu")))
+    prepared(input_ids=ids)
+    assert found == [True]

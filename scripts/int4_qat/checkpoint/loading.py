@@ -40,8 +40,16 @@ def load(folder: Path | str, dtype: torch.dtype, device: str, **options) -> PreT
     if problems:
         raise InputError(f"{folder}: the weights do not fit the config: {problems}")
     if place != device:
+        refuse_offloading(model, folder)
         answer_where_asked(model.base_model, model.device)
     return model.eval()
+
+
+def refuse_offloading(model: PreTrainedModel, folder: Path | str) -> None:
+    """Raise InputError if transformers kept layers of a spread model off the GPUs, since they did not fit."""
+    elsewhere = [name for name, place in model.hf_device_map.items() if place in ("cpu", "disk")]
+    if elsewhere:
+        raise InputError(f"device: expected GPU memory for all layers of {folder}, found none for {elsewhere[0]}")
 
 
 def answer_where_asked(body: torch.nn.Module, device: torch.device) -> None:

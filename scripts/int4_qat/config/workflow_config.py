@@ -49,12 +49,20 @@ def of_run(workflow: str, given: Mapping, overrides: Mapping, configfiles: Itera
     return config
 
 
-def refuse_gpus(config: dict, counts: dict[str, int]) -> None:
+def refuse_gpus(config: dict, counts: dict[str, int], available: int | None) -> None:
     """End the program with a line for each stage that cannot use as many GPUs as `counts` gives it.
 
-    A stage that `counts` does not name has one GPU.
+    A stage that `counts` does not name has one GPU. available is the number of GPUs of the run, None where a cluster
+    assigns them.
     """
-    found = [f"{rule}: expected gpu=1, found {counts[rule]}" for rule in limits.ONE_GPU if counts.get(rule, 1) > 1]
+    one = list(limits.ONE_GPU)
+    latency = config["evaluation"]["latency"]
+    if latency and latency["engine"] != quantizations.VLLM:
+        one.append("measure_latency")
+    found = [f"{rule}: expected gpu: 1, found {counts[rule]}" for rule in one if counts.get(rule, 1) > 1]
+    if available is not None:
+        more = {rule: count for rule, count in counts.items() if count > available}
+        found += [f"{rule}: expected at most the {available} of `resources: gpu`, found {more[rule]}" for rule in more]
     for name in recipes.arms_of(config):
         problems = limits.unshared(recipes.recipe_of(config, name), counts.get("finetune", 1))
         found += [f"finetune.arms.{name}.{line}" for line in problems]

@@ -10,7 +10,7 @@ import multiprocessing
 import queue
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from lm_eval.api.instance import Instance
@@ -18,7 +18,7 @@ from lm_eval.api.model import LM
 from tqdm import tqdm
 
 from int4_qat.evaluation import answers
-from int4_qat.evaluation.stock_scores import Scores, StockScores, refuse_equal
+from int4_qat.evaluation.stock_scores import IN_WINDOWS, Scores, StockScores, refuse_equal, say_long
 from int4_qat.system import devices, parallel
 from int4_qat.system.errors import InputError
 
@@ -32,25 +32,31 @@ class Replicas(LM):
 
     def __init__(self, make: Callable[[], StockScores], gpus: list[str]) -> None:
         super().__init__()
-        self.pools = [_process(gpu) for gpu in gpus]
+        self.pools = [_process() for _ in gpus]
         starts = []
         for gpu, pool in zip(gpus, self.pools, strict=True):
-            with devices.shown(gpu):  # seen by the process, which starts with its first task
+            with devices.shown(gpu):  # a pool's process starts with its first task
                 starts.append(pool.submit(_begin, make))
-        self.max_length = max(map(_result, starts))
+        with _killed_in_one_line():
+            self.max_length = max(start.result() for start in starts)
         self.prompts_over_max_length: Counter[str] = Counter()
         self.stock_check: dict | None = None
 
     def loglikelihood(self, requests: list[Instance]) -> Scores:
         scores = self.shared(StockScores.scores.__name__, requests)
         refuse_equal(requests, scores)
+        say_long(self, requests)
         return scores
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        return self.shared(StockScores.loglikelihood_rolling.__name__, requests)
+        values = self.shared(StockScores.rolling_scores.__name__, requests)
+        say_long(self, requests, IN_WINDOWS)
+        return values
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        return self.shared(StockScores.generate_until.__name__, requests)
+        texts = self.shared(StockScores.continuations.__name__, requests)
+        say_long(self, requests)
+        return texts
 
     def shared(self, method: str, requests: list[Instance]) -> list:
         """Return what a method of the engines returns for each request, in the order of the requests."""
@@ -64,16 +70,21 @@ class Replicas(LM):
         ):
 
             def work(pool: ProcessPoolExecutor) -> None:
-                with contextlib.suppress(queue.Empty):
-                    while True:
-                        unit = waiting.get_nowait()
-                        found_here = _result(pool.submit(_answer, method, [requests[number] for number in unit]))
-                        for number, answer in zip(unit, found_here, strict=True):
-                            found[number] = answer
-                        progress.update(len(unit))
+                while unit := _next(waiting):
+                    try:
+                        answered = pool.submit(_answer, method, [requests[number] for number in unit]).result()
+                    except BaseException:
+                        while _next(waiting):  # the other replicas take no more
+                            pass
+                        raise
+                    for number, answer in zip(unit, answered, strict=True):
+                        found[number] = answer
+                    progress.update(len(unit))
 
-            list(threads.map(work, self.pools))
-        counts, checks = zip(*(_result(pool.submit(_record)) for pool in self.pools), strict=True)
+            with _killed_in_one_line():
+                list(threads.map(work, self.pools))
+        with _killed_in_one_line():
+            counts, checks = zip(*(pool.submit(_record).result() for pool in self.pools), strict=True)
         self.prompts_over_max_length = sum(counts, Counter())
         self.stock_check = answers.worst(checks)
         return found
@@ -93,14 +104,22 @@ def units(requests: list[Instance], replicas: int) -> Iterator[list[int]]:
                 yield [number for numbers in of_documents[begin:end] for number in numbers]
 
 
-def _process(gpu: str) -> ProcessPoolExecutor:
+def _process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), parallel.end_with_parent)
 
 
-def _result(future: Future):
-    """Return what a process answered; raise InputError if it was killed."""
+def _next(waiting: queue.SimpleQueue) -> list[int] | None:
+    """Return the next unit, or None if none is left."""
+    with contextlib.suppress(queue.Empty):
+        return waiting.get_nowait()
+    return None
+
+
+@contextlib.contextmanager
+def _killed_in_one_line() -> Iterator[None]:
+    """Raise InputError if a replica's process was killed."""
     try:
-        return future.result()
+        yield
     except BrokenProcessPool:
         raise InputError("score: a process was killed, as one is when memory runs out") from None
 

@@ -23,6 +23,7 @@ from int4_qat.system import devices
 from int4_qat.tokenizer import tokenization
 
 SEED = 1234
+ROOM = 1.25  # times the weights must be free on each GPU for each to hold a replica: activations take memory as well
 STOCK, LAST_POSITION = "stock", "last_position"
 ENGINES = {STOCK: StockScores, LAST_POSITION: last_position.LastPosition}
 
@@ -71,7 +72,8 @@ def evaluate(
     used = STOCK if reason else engine
     if has_replicas(options):
         make = functools.partial(make_engine, used, options)
-        language_model = Replicas(make, devices.visible() or [""] * options.gpus)
+        gpus = devices.visible() if options.device == "cuda" else [""] * options.gpus
+        language_model = Replicas(make, gpus)
     else:
         language_model = make_engine(used, options, tokenizer)
     with templates_compiled_once():
@@ -108,8 +110,7 @@ def has_replicas(options: Options) -> bool:
     """Return whether each GPU holds the whole model and answers a share of the questions."""
     if options.gpus == 1 or options.device == "cpu":
         return options.gpus > 1
-    needed = weight_files.file_bytes(options.checkpoint)
-    return devices.place_for(needed, str(options.checkpoint)) == options.device
+    return ROOM * weight_files.file_bytes(options.checkpoint) <= min(devices.free_memories())
 
 
 def make_engine(word: str, options: Options, tokenizer: PreTrainedTokenizerBase | None = None) -> StockScores:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
@@ -13,6 +14,8 @@ from int4_qat.system.errors import InputError
 
 PROBE = "Answer:"
 STRINGS = 1_000  # strings that are tokenized at once
+CUT = "they lose their beginning, bos included"
+IN_WINDOWS = "they are read in windows, of which the first alone begins with bos"
 SAME = 1e-6  # nats; likelihoods that differ by less are equal
 Scores = list[tuple[float, bool]]  # log-likelihood of a choice, and whether it is the likeliest token
 Tokens = tuple[list[int], list[int]]  # token ids of a prompt, and of the choice that follows it
@@ -33,7 +36,7 @@ class StockScores(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Scores:
         scores = self.scores(requests, disable_tqdm)
         refuse_equal(requests, scores)
-        self.say_long(requests)
+        say_long(self, requests)
         return scores
 
     def scores(self, requests: list[Instance], disable_tqdm: bool = False) -> Scores:
@@ -91,6 +94,11 @@ class StockScores(HFLM):
         return [self.prefix_token_id], tokens[1:] if tokens[:1] == [self.prefix_token_id] else tokens
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        values = self.rolling_scores(requests, disable_tqdm)
+        say_long(self, requests, IN_WINDOWS)
+        return values
+
+    def rolling_scores(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return lm-eval's log-likelihoods of whole texts, but with only one bos ahead of each.
 
         lm-eval puts prefix_token_id, which is bos if there is one, ahead of the tokenizer's tokens, and most tokenizers
@@ -105,10 +113,15 @@ class StockScores(HFLM):
             self.add_bos_token = own
         refuse_infinite(requests, values)
         self.count_long(requests, lengths)
-        self.say_long(requests, "they are read in windows, of which the first alone begins with bos")
         return values
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        texts = self.continuations(requests, disable_tqdm)
+        say_long(self, requests)
+        return texts
+
+    def continuations(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Return lm-eval's continuations of prompts; raise InputError if one leaves no room for the prompt."""
         lengths = []
         for request in requests:
             prompt, options = request.args
@@ -118,7 +131,6 @@ class StockScores(HFLM):
                 raise InputError(f"{request.task_name}: expected fewer new tokens than {context}, found {new}")
             lengths.append(len(self.tok_encode(prompt)) + new)
         self.count_long(requests, lengths)
-        self.say_long(requests)
         return super().generate_until(requests, disable_tqdm)
 
     def count_long(self, requests: list[Instance], lengths: list[int]) -> None:
@@ -127,12 +139,13 @@ class StockScores(HFLM):
         long = {(request.task_name, request.doc_id) for request, length in pairs if length > self.max_length}
         self.prompts_over_max_length.update(task for task, _ in long)
 
-    def say_long(self, requests: list[Instance], what: str = "they lose their beginning, bos included") -> None:
-        """Print in one line how many questions were too long, and the consequence."""
-        if count := self.prompts_over_max_length.total():
-            of = f"{count} of {len({(request.task_name, request.doc_id) for request in requests})} questions"
-            context = f"the model's context of {self.max_length} tokens"
-            print(f"{of} are longer than {context}: {what}", flush=True)
+
+def say_long(language_model: LM, requests: list[Instance], what: str = CUT) -> None:
+    """Print in one line how many questions were too long, and the consequence."""
+    if count := language_model.prompts_over_max_length.total():
+        of = f"{count} of {len({(request.task_name, request.doc_id) for request in requests})} questions"
+        context = f"the model's context of {language_model.max_length} tokens"
+        print(f"{of} are longer than {context}: {what}", flush=True)
 
 
 def refuse_tokens(requests: list[Instance], tokens: list[Tokens], max_length: int) -> None:

@@ -34,19 +34,20 @@ def claim(device: str, count: int = 1) -> None:
     """
     if device != "cuda" or CLAIMED in os.environ:
         return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    names, allocation = visible.split(",") if visible else [], os.environ.get("SLURM_JOB_ID", "")
+    names, allocation = visible(), os.environ.get("SLURM_JOB_ID", "")
     if len(names) < count:
         wanted = "a GPU" if count == 1 else f"{count} GPUs"
         raise InputError(f"device: expected {wanted} for 'cuda', found {len(names) or 'none'}")
     if allocation and len(names) == count:
+        _show(names)
         return
     free = (name for name in names if _lock(f"{allocation}-{name}" if allocation else name))
     claimed = list(itertools.islice(free, count))
     if len(claimed) < count:
-        held = f"each GPU ({visible}) is held by another job" if count == 1 else f"{len(claimed)} of {visible} are free"
+        seen = ",".join(names)
+        held = f"each GPU ({seen}) is held by another job" if count == 1 else f"{len(claimed)} of {seen} are free"
         raise InputError(f"device: {held}; run with --resources gpu=<number of GPUs>")
-    os.environ |= {"CUDA_VISIBLE_DEVICES": ",".join(claimed), CLAIMED: ",".join(claimed)}
+    _show(claimed)
     if len(names) > count:
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -54,7 +55,8 @@ def claim(device: str, count: int = 1) -> None:
 
 def visible() -> list[str]:
     """Return the names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES lists them."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if torch.cuda.is_available() else []
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    return listed.split(",") if listed else []
 
 
 @contextmanager
@@ -76,13 +78,17 @@ def free_memory() -> int:
     return torch.cuda.mem_get_info(0)[0]
 
 
+def free_memories() -> list[int]:
+    """Return the free bytes on each GPU that this process sees."""
+    return [torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())]
+
+
 def place_for(needed: int, what: str) -> str:
     """Return where transformers puts weights of `needed` bytes: "cuda", or "auto" if they take several GPUs.
 
-    Raise InputError if the weights do not fit on the GPUs that this process sees; the message names `what`, which has
-    these weights.
+    Raise InputError if the weights of `what` do not fit on the GPUs that this process sees.
     """
-    free = [torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())]
+    free = free_memories()
     refuse_too_small(needed, what, sum(free))
     return "cuda" if needed <= free[0] else "auto"
 
@@ -96,6 +102,11 @@ def refuse_too_small(needed: int, what: str, found: int) -> None:
 def name(device: str) -> str:
     """Return the GPU's name, or cpu."""
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def _show(names: list[str]) -> None:
+    """Show only the given GPUs to this process and its children, and mark them as claimed."""
+    os.environ |= {"CUDA_VISIBLE_DEVICES": ",".join(names), CLAIMED: ",".join(names)}
 
 
 def _lock(name: str) -> bool:

@@ -74,6 +74,7 @@ class WholeCheckpoints(TrainerCallback):
 
     def on_save(self, args, state, control, model=None, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        ranks.wait_for_all()  # each has written its state of the random numbers
         if state.is_world_process_zero:
             learned_grid.save(model.get_base_model(), folder)
             (folder / WHOLE).touch()
@@ -88,9 +89,9 @@ class PreemptionCheckpoint(TrainerCallback):
     def __init__(self):
         self.signalled = False  # set in this process, at any moment
         self.requested = False  # set in all processes together, at the end of a step
-        signal.signal(signal.SIGTERM, self.signal)
+        signal.signal(signal.SIGTERM, self.note)
 
-    def signal(self, *_) -> None:
+    def note(self, *_) -> None:
         self.signalled = True
 
     def on_step_end(self, args, state, control, **kwargs):

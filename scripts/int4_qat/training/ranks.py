@@ -1,13 +1,16 @@
 """Train in several processes on one node, one GPU each, which torch's elastic launcher starts.
 
 Each process, a rank, holds the model and takes its share of every batch; DistributedDataParallel averages the
-gradients. The first rank writes the results.
+gradients. Only the first rank writes.
 """
 
+import contextlib
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -19,25 +22,51 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from int4_qat.system.errors import InputError
 
-RANK, COUNT = "RANK", "WORLD_SIZE"  # as the launcher sets them
+REASON = "INT4_QAT_REASON"  # the file for the reason of the first process that fails
 SHUTDOWN_SECONDS = 50  # after SIGTERM, for the step under way and its checkpoint
+
+
+def launched() -> bool:
+    """Return whether torch's launcher started this process."""
+    return distributed.is_torchelastic_launched()
 
 
 def count() -> int:
     """Return how many processes train together."""
-    return int(os.environ.get(COUNT, 1))
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def rank() -> int:
     """Return the number of this process among those that train together, from 0."""
-    return int(os.environ.get(RANK, 0))
+    return int(os.environ["RANK"]) if launched() else 0
 
 
-def launch(processes: int, program: Sequence[str]) -> None:
-    """Run a Python program in the given number of processes at once, and wait for them.
+def launch(processes: int, program: Sequence[str]) -> bool:
+    """Run a Python program in several processes at once, and wait for them; return whether SIGTERM ended them.
 
-    Raise InputError if one fails, which ends the others, or if SIGTERM ends all.
+    If one fails, the others end too. Raise InputError then, with the reason that the first one gave.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[REASON] = str(Path(folder) / "reason")
+        try:
+            return _run(processes, program)
+        except ChildFailedError as error:
+            failed, failure = error.get_first_failure()
+            reason = Path(os.environ[REASON])
+            if reason.exists():
+                raise InputError(reason.read_text()) from None
+            ended = f"process {failed} of {processes} ended with exit code {failure.exitcode}"
+            raise InputError(f"finetune: {ended}") from None
+
+
+def give_reason(error: InputError) -> None:
+    """Tell the launcher why this process fails, unless another process has done so."""
+    with contextlib.suppress(FileExistsError), open(os.environ[REASON], "x") as reason:
+        reason.write(str(error))
+
+
+def _run(processes: int, program: Sequence[str]) -> bool:
+    """Run a program in several processes; return whether SIGTERM ended them."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -52,11 +81,9 @@ def launch(processes: int, program: Sequence[str]) -> None:
     )
     try:
         elastic_launch(config, sys.executable)(*program)
-    except ChildFailedError as error:
-        failed, failure = error.get_first_failure()
-        raise InputError(f"finetune: process {failed} of {processes} ended with exit code {failure.exitcode}") from None
     except SignalException:
-        raise InputError("finetune: stopped by SIGTERM; the next run goes on from the last checkpoint") from None
+        return True
+    return False
 
 
 def join(device: str) -> None:
@@ -79,6 +106,20 @@ def total(number: torch.Tensor | float, device: torch.device) -> float:
     of_all = torch.as_tensor(number, dtype=torch.float64, device=device).clone()
     distributed.all_reduce(of_all)
     return of_all.item()
+
+
+def least(number: int, device: torch.device | str) -> int:
+    """Return the least of a number over all processes."""
+    return -most(-number, device)
+
+
+def most(number: int, device: torch.device | str) -> int:
+    """Return the greatest of a number over all processes."""
+    if count() == 1:
+        return number
+    of_all = torch.tensor(number, device=device)
+    distributed.all_reduce(of_all, distributed.ReduceOp.MAX)
+    return int(of_all)
 
 
 def any_of(flag: bool, device: torch.device) -> bool:

@@ -7,6 +7,9 @@ from typing import NamedTuple
 from int4_qat.config.recipe import Recipe, TrainerSettings
 from int4_qat.training import ranks
 
+# With several processes accelerate would fill an epoch's last batch with rows that it has had already.
+SEVERAL = {"dataloader_drop_last": True}
+
 
 class Options(NamedTuple):
     """The inputs and outputs of a training, and the device on which it runs."""
@@ -39,7 +42,7 @@ def training_settings(recipe: Recipe, options: Options) -> dict:
         bf16=on_gpu and recipe.dtype == "bfloat16",
         use_cpu=not on_gpu,
         ddp_find_unused_parameters=False,
-        **({"ddp_backend": "nccl" if on_gpu else "gloo"} if ranks.count() > 1 else {}),
+        **(SEVERAL | {"ddp_backend": "nccl" if on_gpu else "gloo"} if ranks.count() > 1 else {}),
         include_num_input_tokens_seen="non_padding",
         logging_nan_inf_filter=False,
         report_to=options.report_to,

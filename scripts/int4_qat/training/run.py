@@ -43,10 +43,10 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     devices.claim(options.device, ranks.count())
     begun = start.method_of(options.model)
     refuse(options, recipe, begun)
-    free = devices.free_memory() if options.device == "cuda" else None
-    options = options._replace(spread=sharding.decided(options.spread, least_bytes(options.model, recipe), free))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(options.log_table.with_name("tensorboard")))
     ranks.join(options.device)
+    free = ranks.least(devices.free_memory(), "cuda") if options.device == "cuda" else None
+    options = options._replace(spread=sharding.decided(options.spread, least_bytes(options.model, recipe), free))
     if ranks.rank() == 0:
         checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
     ranks.wait_for_all()

@@ -1,5 +1,7 @@
 """Adapt trl's trainer to any device, to distillation from the base in bf16, and to a separate rate for grids."""
 
+import contextlib
+
 import datasets
 import torch
 from peft import PeftModel
@@ -24,6 +26,7 @@ class AnyDeviceSFTTrainer(SFTTrainer):
     teacher: Teacher | None = None
     held_out: datasets.Dataset | None = None
     distilled = 0  # tokens on which the models are compared, in all batches of a step
+    counts = True  # whether the part that is being computed counts
 
     def create_optimizer(self, model=None):
         """Create the optimizer, with a rate for learned grids and no weight decay on them."""
@@ -45,20 +48,30 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         return batches, labels
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Take a batch in parts, so that the activations fit; the loss of each part is its share of the step's loss."""
+        """Take a batch in parts, so that the activations fit; the loss of each part is its share of the step's loss.
+
+        All processes take the same number of parts, since the GPUs wait for each other in each part. A process that has
+        fewer repeats its last part, which does not count.
+        """
         if num_items_in_batch is None:  # a part's loss would then be the part's own mean
             return super().training_step(model, inputs)
-        *parts, last = collation.parts(inputs)
-        losses = []
-        for part in parts:
-            with self.accelerator.no_sync(model):  # the processes add up their gradients only once
-                losses.append(super().training_step(model, part, num_items_in_batch))
-        losses.append(super().training_step(model, last, num_items_in_batch))
+        parts = collation.parts(inputs)
+        rounds, losses = ranks.most(len(parts), self.args.device), []
+        for number in range(rounds):
+            self.counts, last = number < len(parts), number == rounds - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):  # gradients are averaged once
+                losses.append(super().training_step(model, parts[min(number, len(parts) - 1)], num_items_in_batch))
+        self.counts = True
         if self.accelerator.sync_gradients and sharding.is_spread(model):
             sharding.average_gradients(model)
         return torch.stack(losses).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = self.loss_of(model, inputs, return_outputs, num_items_in_batch)
+        return loss if self.counts else 0 * loss
+
+    def loss_of(self, model, inputs, return_outputs, num_items_in_batch):
+        """Return the loss of a part, and the model's outputs if they are asked for."""
         if self.distillation:
             return self.distillation_loss(model, inputs, num_items_in_batch)
         inputs = inputs | {"use_cache": False}  # with a cache, transformers takes the texts of a row for a single one
@@ -81,13 +94,16 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         total, tokens = 0.0, 0
         self.model.eval()
         own = range(ranks.rank(), len(self.held_out), ranks.count())
-        size = self.args.per_device_train_batch_size
-        for rows in (own[start : start + size] for start in range(0, len(own), size)):
-            batch = self._prepare_inputs(self.data_collator([self.held_out[row] for row in rows]))
+        size, most = self.args.per_device_train_batch_size, -(-len(self.held_out) // ranks.count())
+        for start in range(0, most, size):  # as many passes in each process, since the GPUs wait for each other
+            rows = own[start : start + size]
+            batch = self._prepare_inputs(self.data_collator([self.held_out[row] for row in rows or [0]]))
             every = distillation.compared(batch["labels"], batch["position_ids"], "all")
             with self.compute_loss_context_manager():
-                total += distillation.kl(*self.readings(self.model, batch, every)).item()
-            tokens += int(every.sum())
+                found = distillation.kl(*self.readings(self.model, batch, every)).item()
+            if rows:
+                total += found
+                tokens += int(every.sum())
         self.model.train()
         return ranks.total(total, self.args.device) / ranks.total(tokens, self.args.device)
 

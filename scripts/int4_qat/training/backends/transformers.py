@@ -11,6 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from int4_qat.checkpoint import architecture, loading, text_model
 from int4_qat.config.recipe import compares_with_base
 from int4_qat.quantization import schemes
+from int4_qat.system.errors import InputError
 from int4_qat.training import callbacks, collation, compilation, qat, ranks, sharding, start, teachers
 from int4_qat.training.data import Rows
 from int4_qat.training.recipe import Options, Recipe, training_settings
@@ -83,6 +84,11 @@ def make_trainer(
         trainer.model_accepts_loss_kwargs = True  # the loss is already a share of the step's, whatever the model's is
     if trainer.held_out is not None:
         trainer.add_callback(callbacks.HeldOutDivergence(trainer, recipe.eval_steps))
+    if ranks.count() > 1 and not trainer.model_accepts_loss_kwargs:
+        found = f"found a {type(model.get_base_model()).__name__}, which returns the mean of a batch"
+        raise InputError(f"finetune: expected a model whose loss can be summed over several GPUs, {found}; distil it")
     if options.spread == sharding.ALWAYS:
-        trainer.accelerator.prepare_model = lambda model, **_: model  # DistributedDataParallel takes no sharded weights
+        # DistributedDataParallel takes no spread weights. For evaluation a model is wrapped in autocast alone.
+        prepare = trainer.accelerator.prepare_model
+        trainer.accelerator.prepare_model = lambda model, **_: prepare(model, False, evaluation_mode=True)
     return callbacks.watch(trainer, options.device == "cuda")

@@ -1,0 +1,28 @@
+"""A job has the GPUs that it asked for, and so have the processes that it starts."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from programs import ROOT
+
+CHILD = """
+import os
+from int4_qat.system import devices
+devices.claim("cuda", 2)
+print(",".join(devices.visible()))
+os.environ["CUDA_VISIBLE_DEVICES"] = devices.visible()[1]  # as torch's launcher shows it to a rank
+devices.claim("cuda", 2)
+print(",".join(devices.visible()))
+"""
+
+
+@pytest.mark.parametrize("allocation", [{}, {"SLURM_JOB_ID": "7"}], ids=["box", "slurm"])
+def test_a_process_of_a_job_with_two_gpus_may_see_one(allocation, tmp_path):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "3,5", "TMPDIR": str(tmp_path)} | allocation
+    environment |= {"PYTHONPATH": str(ROOT / "scripts")}
+    result = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.split() == ["3,5", "5"]
