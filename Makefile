@@ -47,10 +47,11 @@ test: .venv/installed ## unit, workflow and chain tests
 test-slow: .venv/installed ## a real Slurm, vLLM's CPU build, environments, re-runs: each is skipped where it cannot be had
 	@$(PYTEST) -m slow
 
-lint: .venv/installed ## formats, style and the workflow's own lint
+lint: .venv/installed ## formats, style, spelling and the workflow's own lint
 	@ruff format --check .
 	@ruff check .
 	@snakefmt --check Snakefile rules
+	@codespell
 	@$(SNAKEMAKE) --lint
 
 docs: .venv-docs/installed ## the documentation as a site, in build/site; a broken link is an error

@@ -1,4 +1,4 @@
-"""Take the picture of a report that README.md shows, docs/report.png: `make report`, then this. Needs Chromium.
+"""Take the picture of a report that docs/results.md shows, docs/report.png: `make report`, then this. Needs Chromium.
 
 python docs/report_screenshot.py results/report.html
 """

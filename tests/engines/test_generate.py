@@ -1,4 +1,4 @@
-"""The README's way to use the int4 model."""
+"""The way to use the int4 model in docs/formats.md."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Each family that the README lists goes through every stage, from download_model to its scores and memory.
+"""Each family that docs/models.md lists goes through every stage, from download_model to its scores and memory.
 
 On a GPU if there is one, in bf16 then.
 """

@@ -21,7 +21,7 @@ from programs import ROOT, run_script
 from workflows import demo, planned, snakemake, write_config
 
 NOTHING = "Nothing to be done"
-PLAN = ["--sdm", "env-modules", "--dry-run"]  # where there is no conda, as the README has it
+PLAN = ["--sdm", "env-modules", "--dry-run"]  # where there is no conda, as docs/one-machine.md has it
 
 
 def test_the_default_config_plans_the_12b_chain_on_any_machine(tmp_path):
