@@ -18,7 +18,7 @@ from int4_qat.engines import decoding, inference
 from int4_qat.kernels import tiles
 from int4_qat.quantization import clipping, compensation, int4, plain_weight, schemes, torchao_tensor
 from int4_qat.system import cuda_graphs, files
-from int4_qat.training import learned_grid, merged_weight
+from int4_qat.training import learned_grid, merged_linear, merged_weight
 from programs import SCHEMES, quantize_options, run_script
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -58,16 +58,31 @@ def test_training_on_a_gpu_sees_what_the_export_on_a_cpu_writes(scaling, zero_po
 
 
 @pytest.mark.parametrize("zero_point", ZERO_POINTS)
+def test_a_merged_linear_in_a_compiled_layer_has_the_exported_weight(zero_point):
+    scheme = schemes.int4(128, zero_point)
+    w, a, b = normal(ROWS, COLUMNS), normal(8, COLUMNS, seed=1).float(), normal(ROWS, 8, seed=2).float()
+    expected = int4.dequantize(int4.quantize(blocks.merge(w.cpu(), a.cpu(), b.cpu(), 0.5), scheme)).to(torch.bfloat16)
+
+    def layer(x):
+        return merged_linear.apply(x.float() * 1.0, w, a, b, 0.5, scheme, None)
+
+    with torch.autocast("cuda", torch.bfloat16):
+        found = torch.compile(layer, fullgraph=True)(torch.eye(COLUMNS, device="cuda", dtype=torch.bfloat16))
+    assert torch.equal(found.T.cpu(), expected)
+
+
+@pytest.mark.parametrize("zero_point", ZERO_POINTS)
 def test_a_learned_grid_is_the_same_within_autocast_and_without(zero_point):
     """And equal to the plain chain of operations, which rounds in the same places; compiled once for both."""
     grid = int4.quantize(normal(ROWS, COLUMNS), scheme := schemes.int4(128, zero_point)).grid
     learned = learned_grid.LearnedGrid(grid, scheme).cuda()
     torch.nn.init.normal_(learned.log_scale, std=0.1, generator=torch.Generator("cuda").manual_seed(0))
-    expected = learned_grid.seen(learned.log_scale, learned.shift, learned.scale, learned.offset, scheme)
+    parameters = [part.detach() for part in (learned.log_scale, learned.shift, learned.scale, learned.offset)]
+    expected = learned_grid.seen(*parameters, scheme)
     with torch.autocast("cuda", torch.bfloat16):
-        within = learned()
+        within = learned_grid.run(learned_grid.seen, *parameters, scheme)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    without = learned()
+    without = learned_grid.run(learned_grid.seen, *parameters, scheme)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     for found in (within, without):
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
@@ -91,7 +106,9 @@ def test_mslk_computes_with_the_dequantized_weight(tokens, zero_point):
     pytest.importorskip("mslk")
     quantized = int4.quantize(normal(ROWS, COLUMNS), schemes.int4(128, zero_point))
     x = normal(tokens, COLUMNS, seed=3)
-    assert relative_difference(linear_of(quantized)(x), x.float() @ int4.dequantize(quantized).T) < 0.01
+    linear, weight = linear_of(quantized)
+    linear.weight = torch.nn.Parameter(torchao_tensor.of_weight(weight), requires_grad=False)
+    assert relative_difference(linear(x), x.float() @ int4.dequantize(weight).T) < 0.01
 
 
 @pytest.mark.parametrize(
