@@ -4,7 +4,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-# common.smk lays what is given over it; `configfile:` would run the models of both.
+# common.smk lays the given config over this file. `configfile:` would merge the two and run the models of both.
 workflow.configfiles.append(f"{workflow.basedir}/config.yaml")
 
 

@@ -1,4 +1,4 @@
-# Checkpoints whose weights and grids a method has found with the help of texts: what is rounded, or trained further.
+# Calibrate checkpoints: a method finds weights and grids from texts. The result is rounded, or trained further.
 #   in:  results/<model>/<weights>-bf16/checkpoint/, results/<model>/train.parquet, resources/texts/<text>.txt or .jsonl
 #   out: results/<model>/<weights>-<quantization>/calibrated/
 

@@ -1,5 +1,5 @@
-# Test questions that stand in the training texts, MMLU's and one's own; held-out text that stands in what a run trains or
-# calibrates on.
+# Count the test questions, MMLU's and your own, that occur in the training texts, and the held-out text that occurs in
+# what a run trains or calibrates on.
 #   in:  resources/mmlu/{auxiliary_train,test}.parquet, resources/questions/<questions>/,
 #        resources/texts/<text>.txt or .jsonl
 #   out: resources/contamination.json, resources/text_contamination.json
@@ -37,7 +37,7 @@ rule check_contamination:
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
 
-# By what there is before a model, so that it comes early; the summary waits for it, and neither training nor calibration.
+# This check needs no model, so it runs early. The summary waits for it; training and calibration do not.
 rule check_texts:
     input:
         code=code_of("check_texts"),

@@ -1,4 +1,4 @@
-# Whether each arm's training saw what is deployed.
+# Check whether the training of each arm saw what is deployed.
 #   in:  resources/models/<model>/ or results/<model>/base-<start>/calibrated/, results/<model>/<arm>/adapter/,
 #        results/<model>/<variant>/checkpoint/, results/<model>/train.parquet
 #   out: results/<model>/<variant>/parity.json

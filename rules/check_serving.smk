@@ -1,4 +1,4 @@
-# vLLM's server on a quantized checkpoint: does it answer, and how fast.
+# Serve a quantized checkpoint with vLLM, to check that it answers and to measure how fast.
 #   in:  results/<model>/<variant>/compressed-tensors/; checkpoint/ for transformers, to compare with
 #   out: results/<model>/<variant>/serving.json; vLLM's JSON and logs in vllm/
 
@@ -20,7 +20,7 @@ rule check_serving:
         gpu=1,
     params:
         settings=lambda wildcards: evaluation("serving"),
-        # Not an output, since Snakemake deletes the outputs of a job that fails.
+        # This is not an output, since Snakemake deletes the outputs of a job that fails.
         vllm_runs="results/{model}/{variant}/vllm",
         vllm_arguments=lambda wildcards: config["evaluation"]["serving"]["vllm_arguments"],
         device=config["device"],

@@ -1,6 +1,6 @@
-# Whether lm-eval can ask a further task on its data, before any GPU works for it.
+# Check whether lm-eval can ask a further task on its data, before any GPU works on it.
 #   in:  resources/datasets/<task>/
-#   out: resources/tasks/<task>.json; of the metric for the summary resources/metrics/<task>.json
+#   out: resources/tasks/<task>.json; for the metric of the summary resources/metrics/<task>.json
 
 
 localrules:

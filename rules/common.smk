@@ -2,7 +2,7 @@ import json
 import os
 import sys
 
-# What several rules need: the checked config, and where things come from.
+# Define what several rules need: the checked config, and the paths and code that their jobs depend on.
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
@@ -16,14 +16,15 @@ from int4_qat.system.errors import InputError
 deployment.refuse(workflow.deployment_settings.deployment_method, [workflow.basedir, os.getcwd()])
 config = workflow_config.of_run(workflow.basedir, config, workflow.config_settings.config, workflow.configfiles)
 
-# How many GPUs a stage has, if not one; a profile sets it, as `set-resources: {finetune: {gpu: 2}}`.
+# GPUs of each stage for which a profile sets their number, as `set-resources: {finetune: {gpu: 2}}`; others have one.
 set_resources = workflow.resource_settings.overwrite_resources
 gpus = {rule: resources["gpu"].value for rule, resources in set_resources.items() if "gpu" in resources}
 if workflow.is_main_process:
     workflow_config.refuse_gpus(config, gpus, workflow.global_resources.get("gpu").value)
 
-# Compute nodes often have no network: only what runs `online` may touch the Hub, if its user does not forbid it.
-# SIGTERM comes ahead of preemption: bash and the log wait for the program, which has its last words to save.
+# Compute nodes often have no network, so only commands that run with `online` may access the Hub, unless the user's own
+# HF_HUB_OFFLINE forbids it. SIGTERM precedes preemption. bash and the log then wait for the program, so that it can
+# save its state and its last output.
 shell.prefix(
     "set -euo pipefail; trap : TERM; of_user=${{HF_HUB_OFFLINE:-}}; "
     "export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false; "
@@ -31,7 +32,7 @@ shell.prefix(
     "show() {{ (trap '' TERM; exec tee \"$1\"); }}; "
 )
 
-SAID = ("source", "license")  # of a text, and not of how its files are read
+SAID = ("source", "license")  # keys of a text that do not say how its files are read
 quantized = [name for name in config["variants"] if variants.is_quantized(name)]
 measured = measurements.asked(config)
 summarized = measurements.summarized(measured)
@@ -68,81 +69,82 @@ wildcard_constraints:
 
 
 def code_of(script, also=()):
-    """A script and every module of ours that it imports, or loads by a word: editing one re-runs what depends on it.
+    """Return a script and every local module that it imports, so that editing one re-runs what depends on it.
 
-    What only refuses is none of them.
+    `also` are files that the script loads by a word of the config. Modules that only refuse are left out: they
+    change no output.
     """
     return sources.local_modules(f"{workflow.basedir}/scripts/{script}.py", also, left_out=sources.REFUSING)
 
 
 def finetune_code(wildcards):
-    """The program that trains, with the file of an arm's backend."""
+    """Return the code of the training program, with the file of an arm's backend."""
     backend = recipes.recipe_of(config, wildcards.arm)["backend"]
     return code_of("finetune", [rooms.file_of(rooms.BACKENDS, backend)])
 
 
 def quantization(wildcards):
-    """The entry of the config that a variant is quantized by."""
+    """Return the config's entry for the quantization of a variant."""
     return config["quantizations"][variants.split(wildcards.variant)[1]]
 
 
 def calibrate_code(wildcards):
-    """The program that calibrates, with the file of a variant's method."""
+    """Return the code of the calibration program, with the file of a variant's method."""
     return code_of("calibrate", [rooms.file_of(rooms.METHODS, quantization(wildcards)["method"])])
 
 
 def quantize_code(wildcards):
-    """The program that quantizes, with the files of a variant's method and of the format of a folder."""
+    """Return the code of the quantization program, with the files of a variant's method and of a folder's format."""
     method = rooms.file_of(rooms.METHODS, quantization(wildcards)["method"])
     return code_of("quantize", [method, rooms.file_of(rooms.FORMATS, formats[wildcards.variant][wildcards.folder])])
 
 
 def parity_code(wildcards):
-    """The program that compares, with the files of a variant's method and of the format that is loaded."""
+    """Return the code of the parity check, with the files of a variant's method and of the format that is loaded."""
     method = rooms.file_of(rooms.METHODS, quantization(wildcards)["method"])
     return code_of("check_parity", [method, rooms.file_of(rooms.FORMATS, quantizations.LOADED)])
 
 
 def result_files(measured):
-    """The files of measurements of variants, of one model."""
+    """Return the files of the given measurements of variants; the model remains a wildcard."""
     return [f"results/{{model}}/{path}" for path in measured_files.paths(measured)]
 
 
 def paths_of_texts(names, questions):
-    """The files of some texts; `questions` is that of the training questions."""
+    """Return the files of the named texts; `questions` is the file of the training questions."""
     places = {name: f"resources/texts/{file}" for name, file in text_files.items()}
     return [(places | {calibration.QUESTIONS: questions})[name] for name in names]
 
 
 def calibration_texts(wildcards):
-    """The files of the texts on which a model is calibrated, in the order of the config."""
+    """Return the files of the texts on which a model is calibrated, in the order of the config."""
     return paths_of_texts(calibration.texts_of(config), f"results/{wildcards.model}/train.parquet")
 
 
 def finetune_texts(wildcards):
-    """The files of the texts on which an arm is trained."""
+    """Return the files of the texts on which an arm is trained."""
     return paths_of_texts(named_texts.of_arm(config, wildcards.arm), f"results/{wildcards.model}/train.parquet")
 
 
 def named(names, paths):
-    """The command-line words for files with names."""
+    """Return a command-line word, name=path, for each file."""
     return [f"{name}={path}" for name, path in zip(names, paths)]
 
 
 def bf16_checkpoint(wildcards):
-    """The checkpoint in bf16 that a variant comes from, as it was trained or came."""
+    """Return the bf16 checkpoint of a variant's weights: the trained arm, or the base as it is."""
     return f"results/{wildcards.model}/{weights_of(wildcards)}-{variants.BF16}/checkpoint"
 
 
 def quantize_input(wildcards):
-    """The checkpoint in bf16 that a variant is made of: as calibration leaves it, or as it was trained or came."""
+    """Return the bf16 checkpoint that is quantized: as calibration leaves it, or that of bf16_checkpoint."""
     if wildcards.variant in calibrated:
         return f"results/{wildcards.model}/{wildcards.variant}/calibrated"
     return bf16_checkpoint(wildcards)
 
 
 def start_folder(wildcards):
-    """The checkpoint at which the training of an arm, or of a variant's arm, begins."""
+    """Return the checkpoint at which the training of an arm, or of a variant's arm, begins."""
     arm = wildcards.get("arm") or weights_of(wildcards)
     if start := recipes.recipe_of(config, arm)["start"]:
         return f"results/{wildcards.model}/{variants.BASE}-{start}/calibrated"
@@ -150,14 +152,20 @@ def start_folder(wildcards):
 
 
 def compared_base(wildcards):
-    """The base, if the training of an arm starts elsewhere and is compared with it; no other needs it twice."""
+    """Return the base if the training of an arm starts elsewhere and is compared with it, else nothing.
+
+    Any other training has the base as its start, or does not need it.
+    """
     settings = recipes.recipe_of(config, wildcards.arm)
     needed = settings["start"] and compares_with_base(settings)
     return f"resources/models/{wildcards.model}" if needed else []
 
 
 def served(engine):
-    """The folder of a variant that an engine serves; asking for one that it does not serve ends with the reason."""
+    """Return an input function that returns the folder of a variant that an engine serves.
+
+    The function raises InputError with the reason if the engine cannot serve the variant.
+    """
 
     def folder(wildcards):
         name, place = wildcards.variant, "checkpoint"
@@ -171,61 +179,61 @@ def served(engine):
 
 
 def weights_of(wildcards):
-    """The base or the arm of a variant."""
+    """Return the base or the arm of a variant."""
     return variants.split(wildcards.variant)[0]
 
 
 def of_base(wildcards, name):
-    """The folder of base-bf16 with a name, with which weights are compared; the base itself needs none."""
+    """Return the folder of base-bf16 with the given name, to compare weights with, or nothing for the base itself."""
     return [] if wildcards.weights == variants.BASE else f"results/{wildcards.model}/{variants.BASELINE}/{name}"
 
 
 def base_flags(input):
-    """The command-line words for the base, none for the base itself."""
+    """Return the command-line words that name the base, or none for the base itself."""
     return [f"--base={input.base}", f"--base-states={input.base_states}"] if input.base else []
 
 
 def recipe(wildcards):
-    """What the training of one arm goes by, as JSON."""
+    """Return the settings that the training of an arm depends on, as JSON."""
     return json.dumps(recipes.training_of(recipes.recipe_of(config, wildcards.arm)), sort_keys=True)
 
 
 def allow_worse(wildcards):
-    """1 if the training of an arm may end worse than it began, else 0."""
+    """Return 1 if the training of an arm may end worse than it began, else 0."""
     return int(recipes.recipe_of(config, wildcards.arm)["allow_worse"])
 
 
 def settings(wildcards):
-    """What the results of one model come from, as JSON."""
+    """Return the settings that the results of one model depend on, as JSON."""
     return json.dumps(recipes.settings_of(config, wildcards.model), sort_keys=True)
 
 
 def evaluation(task):
-    """The settings of one evaluation, sorted: another order of the keys is no change."""
+    """Return the settings of one evaluation, sorted, so that another order of the keys is not a change."""
     return dict(sorted(config["evaluation"][task].items()))
 
 
 def without(settings, *keys):
-    """Settings but for some keys, whose change runs nothing again here."""
+    """Return settings without the given keys, whose changes re-run nothing here."""
     return {key: value for key, value in settings.items() if key not in keys}
 
 
 def limit_flag(settings):
-    """The command-line words for `limit`, none for null."""
+    """Return the command-line words for `limit`, or none for null."""
     return [f"--limit={settings['limit']}"] if settings["limit"] is not None else []
 
 
 def gpu_stages(wildcards):
-    """The rules that hold GPUs, with how many a job has, as name=number."""
+    """Return the rules that hold GPUs, each as <rule>=<GPUs of a job>, or none on a CPU."""
     held = sorted(rule.name for rule in workflow.rules if "gpu" in rule.resources)
     return [f"{name}={gpus.get(name, 1)}" for name in held] if config["device"] == "cuda" else []
 
 
 def source_path(source, standin):
-    """The source itself, or where the stand-in is made."""
+    """Return the source itself, or the folder in which the stand-in is made."""
     return standin if source == workflow_config.STANDIN else source
 
 
 def source_input(source, standin):
-    """The stand-in, or a local folder's files: their content counts."""
+    """Return the stand-in's folder, or the files of a local source, since a change of their content counts."""
     return standin if source == workflow_config.STANDIN else sources.local_files(source)

@@ -1,4 +1,4 @@
-# Raw data and base models, the only rules that touch the network.
+# Download raw data and base models. Only these rules and upload_model use the network.
 #   in:  the Hub at a pinned commit, a local folder, or the stand-in
 #   out: resources/mmlu/<split>.parquet, resources/models/<model>/ and <model>.json, resources/datasets/<dataset>/,
 #        resources/questions/<questions>/, resources/texts/<text>.txt, or .jsonl of conversations
@@ -45,8 +45,8 @@ rule download_mmlu:
         "../envs/data.yaml"
     params:
         source=source_path(config["data"]["source"], "resources/standin/mmlu"),
-        # Snakemake counts no param that a function makes from `input`: another number of shots downloads, and so trains,
-        # nothing again. The check of the config knows what was downloaded.
+        # Snakemake ignores changes of a param that a function computes from `input`, so another number of shots re-runs
+        # neither the download nor the training. The check of the config knows what was downloaded.
         num_fewshot=lambda wildcards, input: (
             [f"--num-fewshot={evaluation('mmlu')['num_fewshot']}"] if mmlu_asked else []
         ),
@@ -77,7 +77,8 @@ rule download_model:
         "../envs/quantize.yaml"
     params:
         source=lambda wildcards: source_path(config["models"][wildcards.model]["source"], "resources/standin/model"),
-        # As with num_fewshot: only what the settings refuse depends on them, and the check of the config knows the facts.
+        # As with num_fewshot, a change re-runs nothing. The settings decide only what is refused, and the check of the
+        # config knows the facts.
         settings=lambda wildcards, input: settings(wildcards),
         results="results/{model}",
     message:
@@ -129,7 +130,7 @@ rule download_questions:
         "../envs/data.yaml"
     params:
         source=lambda wildcards: question_sets[wildcards.questions]["source"],
-        # As with MMLU: another number of shots downloads nothing again. evaluate_questions counts them too.
+        # As with MMLU, another number of shots re-runs no download. evaluate_questions counts the examples too.
         num_fewshot=lambda wildcards, input: question_sets[wildcards.questions]["num_fewshot"],
     message:
         "download_questions: {wildcards.questions}"

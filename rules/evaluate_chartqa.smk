@@ -1,4 +1,4 @@
-# lmms-eval's chartqa: what int4 costs a model that sees charts.
+# Run lmms-eval's chartqa, to measure what int4 costs a model that sees charts.
 #   in:  results/<model>/<variant>/checkpoint/, resources/datasets/chartqa/
 #   out: results/<model>/<variant>/chartqa.json, chartqa_samples.parquet; lmms-eval's log, JSON and answers in lmms/
 
@@ -22,7 +22,7 @@ rule evaluate_chartqa:
     params:
         settings=lambda wildcards: without(evaluation("chartqa"), "source"),
         limit=lambda wildcards: limit_flag(evaluation("chartqa")),
-        # Not an output, since Snakemake deletes the outputs of a job that fails.
+        # This is not an output, since Snakemake deletes the outputs of a job that fails.
         lmms_runs="results/{model}/{variant}/lmms",
         device=config["device"],
     message:

@@ -1,7 +1,7 @@
-# How far each variant's predictions of held-out texts are from base-bf16's.
+# Measure how far each variant's predictions of held-out texts are from base-bf16's.
 #   in:  results/<model>/<variant>/checkpoint/, resources/texts/<text>.txt
 #   out: results/<model>/<variant>/divergence.json, divergence_samples.parquet, results/<model>/<weights>-bf16/states/
-# A process of its own for each variant in bf16 would have to load again what the one that records its states has there.
+# record_hidden_states also measures the variants in bf16, since a separate process would have to reload their models.
 
 
 rule record_hidden_states:

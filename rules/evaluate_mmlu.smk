@@ -1,4 +1,4 @@
-# lm-eval's mmlu, the same settings for every variant; its subjects may be spread over several jobs.
+# Run lm-eval's mmlu with the same settings for every variant. Its subjects may be spread over several jobs.
 #   in:  results/<model>/<variant>/checkpoint/, resources/mmlu/{dev,validation,test}.parquet
 #   out: results/<model>/<variant>/mmlu.json, mmlu_samples.parquet
 

@@ -1,4 +1,4 @@
-# One's own multiple-choice questions, asked and scored as MMLU is, the same settings for every variant.
+# Ask and score your own multiple-choice questions in the same way as MMLU, with the same settings for every variant.
 #   in:  results/<model>/<variant>/checkpoint/, resources/questions/<questions>/
 #   out: results/<model>/<variant>/questions/<questions>.json, <questions>_samples.parquet
 

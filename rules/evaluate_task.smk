@@ -1,4 +1,4 @@
-# A task or group of lm-eval's, by its name: what the config lists in evaluation.tasks.
+# Run a task or group of lm-eval that the config lists by name in evaluation.tasks.
 #   in:  results/<model>/<variant>/checkpoint/, resources/datasets/<task>/,
 #        resources/tasks/<task>.json
 #   out: results/<model>/<variant>/tasks/<task>.json, <task>_samples.parquet

@@ -1,4 +1,4 @@
-# One LoRA adapter an arm; the arms differ in their keys in the config.
+# Train one LoRA adapter per arm. The arms differ in their keys in the config.
 #   in:  results/<model>/train.parquet and resources/texts/<text>.txt or .jsonl, as far as the arm names them,
 #        resources/models/<model>/ or results/<model>/base-<start>/calibrated/
 #   out: results/<model>/<arm>/adapter/, results/<model>/<arm>/training.csv
@@ -21,14 +21,14 @@ rule finetune:
         "../envs/finetune.yaml"
     resources:
         gpu=1,
-        # No params, since changing them does not retrain anything.
+        # These are not params, since changing them must not retrain anything.
         report_to=config["finetune"]["report_to"],
         allow_worse=allow_worse,
     params:
         base=lambda wildcards, input: [f"--base={input.base}"] if input.base else [],
         recipe=recipe,
         texts=lambda wildcards, input: named(named_texts.of_arm(config, wildcards.arm), input.texts),
-        # Not an output, since Snakemake deletes the outputs of a job that fails.
+        # This is not an output, since Snakemake deletes the outputs of a job that fails.
         checkpoints="results/{model}/{arm}/checkpoints",
         device=config["device"],
     message:

@@ -1,4 +1,4 @@
-# Training texts in the chat template of the model's own tokenizer.
+# Write the training texts in the chat template of the model's own tokenizer.
 #   in:  resources/mmlu/auxiliary_train.parquet, resources/models/<model>/
 #   out: results/<model>/train.parquet (text, subject)
 

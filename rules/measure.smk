@@ -1,6 +1,6 @@
-# What a variant needs: memory and time.
+# Measure the memory and the time that a variant needs.
 #   in:  results/<model>/<variant>/checkpoint/; for latency in vLLM the variant's compressed-tensors/
-#   out: results/<model>/<variant>/memory.json, latency.json; of vLLM also its JSON and logs, in vllm/
+#   out: results/<model>/<variant>/memory.json, latency.json; with vLLM also its JSON and logs, in vllm/
 
 
 rule measure_memory:
@@ -48,7 +48,7 @@ rule measure_latency:
         gpu=1,
     params:
         settings=evaluation("latency"),
-        # Not an output, since Snakemake deletes the outputs of a job that fails.
+        # This is not an output, since Snakemake deletes the outputs of a job that fails.
         vllm_runs="results/{model}/{variant}/vllm",
         vllm_arguments=config["evaluation"]["latency"]["vllm_arguments"],
         device=config["device"],

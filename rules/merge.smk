@@ -1,4 +1,4 @@
-# Checkpoints in bf16: the base model as it is, and each arm's adapter merged into it.
+# Make the bf16 checkpoints: link the base model, and merge each arm's adapter into the model where training began.
 #   in:  resources/models/<model>/ or results/<model>/base-<start>/calibrated/, results/<model>/<arm>/adapter/
 #   out: results/<model>/<weights>-bf16/checkpoint/
 

@@ -1,4 +1,4 @@
-# The model card of the quantized variant that `publish` names.
+# Write the model card of the quantized variant that `publish` names.
 #   in:  results/<model>/summary.json, the JSON files of its variants
 #   out: results/<model>/model_card.md
 

@@ -1,8 +1,8 @@
-# The results as pictures, each as SVG and PNG.
+# Plot the results, each plot as SVG and PNG.
 #   in:  results/<model>/summary.json, <variant>/<samples of the headline>, <arm>/training.csv
 #   out: results/<model>/plots/
 
-# What the report calls them.
+# The titles of the plots in the report.
 OF_TEXTS = {"divergence": "divergence from base-bf16"}
 OF_SUBJECTS = {
     "recovery_by_group": "recovered, by subject group",

@@ -1,6 +1,6 @@
-# The published checkpoint and its card on the Hub: `snakemake publish`, never part of the default target.
+# Upload the published checkpoint and its card to the Hub with `snakemake publish`. The default target never does this.
 #   in:  results/<model>/provenance.json and all that it lists
-#   out: a repository for each format, by the config's name; results/<model>/published.json
+#   out: a repository for each format, named as in the config; results/<model>/published.json
 
 
 localrules:

@@ -1,4 +1,4 @@
-# Quantized checkpoints, each with a manifest of every layer; a folder for each format.
+# Write quantized checkpoints, one folder for each format, each with a manifest of every layer.
 #   in:  results/<model>/<weights>-bf16/checkpoint/, or results/<model>/<weights>-<quantization>/calibrated/
 #   out: results/<model>/<weights>-<quantization>/checkpoint/, compressed-tensors/
 

@@ -1,4 +1,4 @@
-# Where each result comes from; nothing depends on it, since it holds dates and the commit.
+# Record where each result comes from. Nothing depends on this file, since it holds dates and the commit.
 #   in:  all other results of a model, and Snakemake's own records of how they were made
 #   out: results/<model>/provenance.json
 

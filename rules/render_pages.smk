@@ -1,4 +1,4 @@
-# The pages of the report: `snakemake --report report.html` puts them before the plots and the run times.
+# Render the pages that `snakemake --report report.html` puts before the plots and the run times.
 #   in:  results/<model>/model_card.md, provenance.json, costs.json
 #   out: results/<model>/report/
 

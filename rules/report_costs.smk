@@ -1,4 +1,4 @@
-# What each stage took: from the benchmark record of each job.
+# Report the costs of each stage, from the benchmark record of each job.
 #   in:  benchmarks/<rule>/*.tsv
 #   out: results/<model>/costs.json, costs.csv
 
@@ -46,7 +46,7 @@ rule report_costs:
             record
             for variant, found in measured.items()
             for one in found
-            if one.in_bf16 is None or variant in quantized  # what those rules took is among states
+            if one.in_bf16 is None or variant in quantized  # the records of the others are in `states`
             for record in expand(
                 getattr(rules, one.rule).benchmark,
                 variant=variant,

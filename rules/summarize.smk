@@ -1,5 +1,5 @@
-# One table of all variants.
-#   in:  results/<model>/<variant>/, what int4_qat/results/measurements.py lists; results/<model>/costs.json,
+# Summarize all variants in one table.
+#   in:  results/<model>/<variant>/, files that int4_qat/results/measurements.py lists; results/<model>/costs.json,
 #        resources/metrics/<task>.json
 #   out: results/<model>/summary.json, summary.csv
 
@@ -9,7 +9,8 @@ rule summarize:
         code=code_of("summarize"),
         data=rules.download_mmlu.output.report,
         contamination=rules.check_contamination.output[0],
-        # Not an input of calibrate: to hold out another text would calibrate, and train what starts there, again.
+        # This is not an input of calibrate; otherwise another held-out text would re-run calibration, and the training
+        # that starts from it.
         texts=rules.check_texts.output if trained_on or calibrated_on else [],
         costs=rules.report_costs.output.json,
         results=result_files(summarized),
