@@ -174,7 +174,7 @@ class Reference(NamedTuple):
 
     schema: dict
     config: dict[str, Shown]  # the keys of config.yaml, in its order
-    described: dict[str, Shown]  # the same, and those of the demo that it lacks
+    described: dict[str, Shown]  # the keys of config.yaml, then further keys of the demo's config
 
 
 def main() -> None:

@@ -7,9 +7,6 @@ from typing import NamedTuple
 from int4_qat.config.recipe import Recipe, TrainerSettings
 from int4_qat.training import ranks
 
-# With several processes accelerate would fill an epoch's last batch with rows that it has had already.
-SEVERAL = {"dataloader_drop_last": True}
-
 
 class Options(NamedTuple):
     """The inputs and outputs of a training, and the device on which it runs."""
@@ -42,7 +39,9 @@ def training_settings(recipe: Recipe, options: Options) -> dict:
         bf16=on_gpu and recipe.dtype == "bfloat16",
         use_cpu=not on_gpu,
         ddp_find_unused_parameters=False,
-        **(SEVERAL | {"ddp_backend": "nccl" if on_gpu else "gloo"} if ranks.count() > 1 else {}),
+        # With several processes accelerate would fill an epoch's last batch with rows that were already used.
+        dataloader_drop_last=ranks.count() > 1,
+        ddp_backend=None if ranks.count() == 1 else "nccl" if on_gpu else "gloo",
         include_num_input_tokens_seen="non_padding",
         logging_nan_inf_filter=False,
         report_to=options.report_to,

@@ -45,8 +45,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     refuse(options, recipe, begun)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(options.log_table.with_name("tensorboard")))
     ranks.join(options.device)
-    free = ranks.least(devices.free_memory(), "cuda") if options.device == "cuda" else None
-    options = options._replace(spread=sharding.decided(options.spread, least_bytes(options.model, recipe), free))
+    options = options._replace(spread=spread_of(options, recipe))
     if ranks.rank() == 0:
         checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
     ranks.wait_for_all()
@@ -77,10 +76,17 @@ def refuse(options: Options, recipe: Recipe, begun: str | None) -> None:
         config = architecture.read_config(options.model)
         architecture.refuse_long_text(config, recipe.max_seq_length, "finetune.max_seq_length")
     refuse_report(options.report_to)
-    if options.device == "cuda":
-        needed = least_bytes(options.model, recipe)
-        spread = sharding.decided(options.spread, needed, devices.free_memory()) == sharding.ALWAYS
-        devices.refuse_too_small(needed // ranks.count() if spread else needed, "training", devices.free_memory())
+
+
+def spread_of(options: Options, recipe: Recipe) -> str:
+    """Return whether the frozen weights are spread, the same in all processes; raise InputError if they do not fit."""
+    needed = least_bytes(options.model, recipe)
+    if options.device == "cpu":
+        return sharding.decided(options.spread, needed, None)
+    free = ranks.least(devices.free_memory(), options.device)
+    spread = sharding.decided(options.spread, needed, free)
+    devices.refuse_too_small(needed // ranks.count() if spread == sharding.ALWAYS else needed, "training", free)
+    return spread
 
 
 def take_steps(trainer: Trainer, recipe: Recipe, checkpoint: Path | None) -> None:
