@@ -16,6 +16,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -31,6 +32,13 @@ from int4_qat.system.errors import InputError
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 SMALLEST_TOKEN, TOKENS = 100, 10_000
 SEED = 0
+
+
+class Measured(NamedTuple):
+    """What one batch size took: the seconds of each iteration of each repeat."""
+
+    repeats: list[list[float]]
+    cuda_graph: bool | None = None  # whether the decoding step was replayed as a CUDA graph; vLLM does not report it
 
 
 def main() -> None:
@@ -57,7 +65,7 @@ def main() -> None:
     devices.claim(arguments.device, arguments.gpus)
     measure = {"transformers": with_transformers, "vllm": with_vllm}[arguments.engine]
     weights = text_bytes(arguments.checkpoint) / arguments.gpus  # per GPU
-    batches = [batch_report(size, repeats, weights, arguments) for size, repeats in measure(arguments).items()]
+    batches = [batch_report(size, measured, weights, arguments) for size, measured in measure(arguments).items()]
     files.write_json(
         arguments.output,
         Latency(
@@ -91,10 +99,10 @@ def int4_path(arguments: argparse.Namespace) -> str | None:
     return kernels[0]
 
 
-def batch_report(size: int, repeats: list[list[float]], weights: float, arguments: argparse.Namespace) -> Batch:
-    """Return the figures of one batch size, from the seconds of each repeat's iterations and the bytes of weights."""
-    means = [fmean(latencies) for latencies in repeats]
-    latencies = torch.tensor(repeats, dtype=torch.float64).flatten()
+def batch_report(size: int, measured: Measured, weights: float, arguments: argparse.Namespace) -> Batch:
+    """Return the figures of one batch size; weights is in bytes."""
+    means = [fmean(latencies) for latencies in measured.repeats]
+    latencies = torch.tensor(measured.repeats, dtype=torch.float64).flatten()
     mean = fmean(means)
     return Batch(
         batch_size=size,
@@ -107,6 +115,7 @@ def batch_report(size: int, repeats: list[list[float]], weights: float, argument
         bandwidth_limit_percent=bandwidth_limit_percent(
             weights, arguments.output_len, mean, devices.name(arguments.device)
         ),
+        cuda_graph=measured.cuda_graph,
     )
 
 
@@ -125,11 +134,13 @@ def bandwidth_limit_percent(weights: float, tokens: int, seconds: float, device:
     return bandwidth and 100 * weights * tokens / bandwidth / seconds
 
 
-def with_vllm(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
-    """Return the seconds of each iteration of each repeat, by batch size."""
+def with_vllm(arguments: argparse.Namespace) -> dict[int, Measured]:
+    """Return what each batch size took, by size."""
     with scratch.plain(arguments.checkpoint) as folder, scratch.folder() as cache:
         return {
-            size: [bench_latency(folder, cache, size, repeat, arguments) for repeat in range(arguments.repeats)]
+            size: Measured(
+                [bench_latency(folder, cache, size, repeat, arguments) for repeat in range(arguments.repeats)]
+            )
             for size in arguments.batch_sizes
         }
 
@@ -176,20 +187,21 @@ def read_latencies(report: Path, log: Path, iterations: int) -> list[float]:
     return latencies
 
 
-def with_transformers(arguments: argparse.Namespace) -> dict[int, list[list[float]]]:
-    """Return the seconds of each iteration of each repeat, by batch size."""
+def with_transformers(arguments: argparse.Namespace) -> dict[int, Measured]:
+    """Return what each batch size took, by size."""
     model = inference.load_model(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
     return {size: time_batch(model, size, arguments) for size in arguments.batch_sizes}
 
 
-def time_batch(model: PreTrainedModel, size: int, arguments: argparse.Namespace) -> list[list[float]]:
-    """Return the seconds of each iteration of each repeat, for one batch size, on random tokens."""
+def time_batch(model: PreTrainedModel, size: int, arguments: argparse.Namespace) -> Measured:
+    """Return what one batch size took, on random tokens."""
     torch.compiler.reset()  # each size is compiled separately, and PyTorch gives up after too many
     generator = torch.Generator().manual_seed(SEED)
     highest = min(TOKENS, model.config.get_text_config().vocab_size)
     prompts = torch.randint(SMALLEST_TOKEN, highest, (size, arguments.input_len), generator=generator)
     decoder = decoding.GreedyDecoder(model, arguments.input_len + arguments.output_len)
-    return [time_decoder(decoder, prompts.to(arguments.device), arguments) for _ in range(arguments.repeats)]
+    repeats = [time_decoder(decoder, prompts.to(arguments.device), arguments) for _ in range(arguments.repeats)]
+    return Measured(repeats, decoder.cuda_graph)
 
 
 def time_decoder(decoder: decoding.GreedyDecoder, prompts: torch.Tensor, arguments: argparse.Namespace) -> list[float]:

@@ -125,6 +125,7 @@ def latency(in_bf16: bool) -> Latency:
         latencies_s=[],
         tokens_per_s=1,
         bandwidth_limit_percent=50.0,
+        cuda_graph=True,
     )
     return Latency(
         **batch,

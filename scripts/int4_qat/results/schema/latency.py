@@ -14,6 +14,7 @@ class Batch(TypedDict):
     latencies_s: list[float]
     tokens_per_s: float
     bandwidth_limit_percent: float | None  # share of the time that reading the weights takes; None if unknown
+    cuda_graph: bool | None  # whether transformers' decoding step was replayed as a CUDA graph; None with vLLM
 
 
 class Latency(Batch):
