@@ -4,7 +4,7 @@ The server listens on a free loopback port and is stopped afterwards, whatever h
 `vllm serve`. The check requires one well-formed answer, and that the most likely next token is among the most likely
 ones of the same weights in transformers, since a server that had not loaded its weights would also answer. The
 measurements, by `vllm bench serve`, let each answer run to --max-tokens. They are the time to the first token of each
-request, and the tokens per second of all requests together.
+request, and the tokens per second of all requests together, after as many requests that do not count.
 
     python scripts/check_serving.py --checkpoint results/demo/qad-w4a16/checkpoint \\
         --served results/demo/qad-w4a16/compressed-tensors --dtype bfloat16 --concurrency 1 8 64 --max-tokens 256 \\
@@ -199,6 +199,7 @@ def measure(client: openai.OpenAI, requests: int, arguments: argparse.Namespace)
             "--dataset-path": prompts,
             "--custom-output-len": arguments.max_tokens,
             "--num-prompts": requests,
+            "--num-warmups": requests,  # vLLM compiles some kernels when it first sees so many requests
             "--max-concurrency": requests,
             **{f"--{key.replace('_', '-')}": value for key, value in SAMPLING.items()},
             "--top-k": TOP_K,
