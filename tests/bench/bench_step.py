@@ -37,6 +37,7 @@ STEPS, WARM_UP = 8, 3
 KINDS = {  # of a kernel, by parts of its name; the first that fits
     "attention": ("flash", "fmha", "attention", "softmax"),
     "matrix products": ("gemm", "nvjet", "cutlass", "sm90_xmma", "cublas"),
+    "deployed weight": ("_deploy", "_sum_gradients"),
     "compiled": ("triton",),
     "casts and copies": ("copy", "memcpy", "memset", "cat"),
     "element by element": ("elementwise", "reduce", "vectorized"),

@@ -14,7 +14,7 @@ from int4_qat.config.recipe import Recipe
 from int4_qat.quantization import grids, int4
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
-from int4_qat.training import callbacks, learned_grid, merged_weight, qat
+from int4_qat.training import callbacks, learned_grid, qat
 from int4_qat.training.backends import transformers
 from programs import (
     INT4,
@@ -138,10 +138,10 @@ def test_the_compiled_kernels_store_the_same_grid(scheme):
     grid = learned_grid.LearnedGrid(calibrated.grid_near(normal(32, 256), scheme), scheme)
     *moves, of_scale, of_zero_point = (normal(*grid.scale.shape, seed=seed) for seed in range(4))
     values = *moves, grid.scale, grid.offset
-    found = merged_weight.compiled(learned_grid.seen)(*values, scheme)
+    found = learned_grid.compiled(learned_grid.seen)(*values, scheme)
     assert all(torch.equal(*pair) for pair in zip(found, learned_grid.seen(*values, scheme), strict=True))
     upstream = of_scale, of_zero_point
-    found = merged_weight.compiled(learned_grid.gradients)(*values, *upstream)
+    found = learned_grid.compiled(learned_grid.gradients)(*values, *upstream)
     for ours, eager in zip(found, learned_grid.gradients(*values, *upstream), strict=True):
         torch.testing.assert_close(ours, eager)
 

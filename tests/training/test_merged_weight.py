@@ -1,13 +1,11 @@
-"""The deployed weight, made anew at each step: as the export makes it, in blocks, under autocast, and compiled."""
-
-import shutil
+"""The deployed weight, made anew at each step: as the export makes it, in blocks, and under autocast."""
 
 import pytest
 import torch
 
 import calibrated
 from int4_qat.checkpoint import blocks
-from int4_qat.quantization import int4, schemes
+from int4_qat.quantization import int4
 from int4_qat.training import merged_weight
 from programs import INT4, SCHEMES
 from weights import normal
@@ -35,25 +33,3 @@ def test_autocast_changes_nothing():
     expected = merged_weight.fake_quantize_merged(w, a, b, 0.02, INT4)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(merged_weight.fake_quantize_merged(w, a, b, 0.02, INT4), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.skipif(" " in torch.__file__, reason="torch.compile links nothing on a CPU from a path with a space in it")
-@pytest.mark.parametrize("zero_point", [schemes.FLOAT, schemes.INTEGER, None])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("kind", ["own", "given", "moved"])
-def test_the_compiled_kernels_round_as_the_export_does(dtype, zero_point, kind):
-    scheme = schemes.int4(128, zero_point)
-    w, a, b = normal(48, 256).to(dtype), normal(8, 256, seed=1), normal(48, 8, seed=2)
-    start = calibrated.grid_near(w, scheme)
-    values = int4.nearest_grid(1.1 * start.scale.float(), start.zero_point.float() / start.scale.float(), scheme)
-    grid = {"own": None, "given": start, "moved": int4.MovedGrid(*values, start)}[kind]
-    expected = int4.dequantize(int4.quantize(blocks.merge(w, a, b, 0.5), scheme, grid)).to(dtype)
-    merged = merged_weight.compiled(blocks.merge)(w, a, b, 0.5)
-    assert torch.equal(merged_weight.compiled(int4.fake_quantize)(merged, scheme, dtype, grid), expected)
-    if kind == "moved":
-        gradient = normal(48, 256, seed=3)
-        found = merged_weight.compiled(int4.grid_gradient)(merged, scheme, grid, gradient)
-        for ours, eager in zip(found, int4.grid_gradient(merged, scheme, grid, gradient), strict=True):
-            torch.testing.assert_close(ours, eager)

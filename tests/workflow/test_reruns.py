@@ -110,6 +110,7 @@ MODULES = {
     "evaluation/scoring.py": SCORED,
     "evaluation/stock_scores.py": SCORED,
     "evaluation/task_harness.py": {},  # no tasks in this run
+    "kernels/deployed_weight.py": TRAINED,
     "kernels/tile_kernel.py": INFERRED,
     "kernels/tiles.py": INFERRED,
     "quantization/batches.py": CALIBRATED,

@@ -1,6 +1,6 @@
 """Compile a training on a GPU, so that a decoder layer or a loss is a few kernels and not a chain of passes.
 
-The computation of the exported weight is left out: `merged_weight` compiles it separately, so that it rounds exactly.
+The computation of the exported weight is left out: it is an operator of its own (`merged_linear`), to round exactly.
 """
 
 import functools

@@ -8,6 +8,7 @@ the rounding errors is thus preserved, and the gradient is exactly the gradient 
 sees scale and zero point as they are stored; the gradient passes straight through that rounding.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from int4_qat.checkpoint import blocks
 from int4_qat.quantization import int4, schemes
 from int4_qat.quantization.int4 import Grid, MovedGrid
 from int4_qat.quantization.schemes import Scheme
-from int4_qat.training import merged_weight
 
 SEPARATOR = "/"  # in place of the dot, which a module's own name cannot have
+# By default the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
+EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 FILE = "learned_grids.safetensors"  # in a checkpoint of the training
 
 
@@ -66,7 +68,17 @@ def gradients(
 def run(function: Callable, *arguments: torch.Tensor | Scheme) -> tuple[torch.Tensor, torch.Tensor]:
     """Call a function, compiled on a GPU; autocast is off, so that it is not compiled twice, with and without it."""
     with torch.autocast(arguments[0].device.type, enabled=False):
-        return (merged_weight.compiled(function) if arguments[0].is_cuda else function)(*arguments)
+        return (compiled(function) if arguments[0].is_cuda else function)(*arguments)
+
+
+@functools.cache
+def compiled(function: Callable) -> Callable:
+    """Return a function compiled into fewer kernels than its chain of passes over a grid, with the same rounding.
+
+    It is compiled for as many shapes of grids as `compilation` allows, 64, then runs uncompiled, and says so; a decoder
+    has about five.
+    """
+    return torch.compile(function, dynamic=False, options=EXACT)
 
 
 def attach(model: torch.nn.Module, grids: dict[str, LearnedGrid]) -> None:

@@ -102,7 +102,7 @@ def _merged_linear_backward(
     deployed = merged_weight.fake_quantize_merged(weight, a, b, scaling, scheme, moved)
     dx = dy @ deployed.to(dy.dtype)
     rows, gradients = x.flatten(0, -2).to(dy.dtype), dy.flatten(0, -2)
-    db = scaling * gradients.T @ (rows @ a.T.to(dy.dtype))
+    db = gradients.T @ (scaling * (rows @ a.T.to(dy.dtype)))
     da = scaling * (gradients @ b.to(dy.dtype)).T @ rows
     found = [dx.to(x.dtype), da.to(a.dtype), db.to(b.dtype)]
     if is_learned(grid):

@@ -1,16 +1,11 @@
 """Compute the weight with its adapter as it is deployed, at each step of a training that sees it."""
 
-import functools
-
 import torch
 
 from int4_qat.checkpoint import blocks
 from int4_qat.quantization import int4
 from int4_qat.quantization.int4 import AnyGrid
 from int4_qat.quantization.schemes import Scheme
-
-# By default the compiler leaves out the rounding to bfloat16 between its steps, and divides less exactly on a GPU.
-EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 
 
 def fake_quantize_merged(
@@ -25,8 +20,9 @@ def fake_quantize_merged(
     """
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_cuda:
-            merged = compiled(blocks.merge)(weight, a, b, scaling)
-            return compiled(int4.fake_quantize)(merged, scheme, weight.dtype, grid)
+            from int4_qat.kernels import deployed_weight  # Triton comes only with torch for CUDA
+
+            return deployed_weight.fake_quantize(weight, a, b, scaling, scheme, grid)
         deployed = torch.empty_like(weight)
         for rows in blocks.row_blocks(*weight.shape):
             merged = blocks.merge(weight[rows], a, b[rows], scaling)
@@ -46,8 +42,9 @@ def grid_gradient(
     """Return the gradients of scale and zero point, given the deployed weight's gradient (int4.grid_gradient)."""
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_cuda:
-            merged = compiled(blocks.merge)(weight, a, b, scaling)
-            return compiled(int4.grid_gradient)(merged, scheme, grid, gradient)
+            from int4_qat.kernels import deployed_weight
+
+            return deployed_weight.grid_gradient(weight, a, b, scaling, scheme, grid, gradient)
         found = [
             int4.grid_gradient(
                 blocks.merge(weight[rows], a, b[rows], scaling), scheme, grid.of_rows(rows), gradient[rows]
@@ -55,14 +52,3 @@ def grid_gradient(
             for rows in blocks.row_blocks(*weight.shape)
         ]
         return tuple(torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-
-
-@functools.cache
-def compiled(function):
-    """Return a function compiled into fewer kernels than its chain of passes over the weight, with the same rounding.
-
-    It is compiled for as many shapes of weights as `compilation` allows, 64, then runs uncompiled, and says so; a
-    decoder has about five. `merge` and `fake_quantize` are compiled separately: compiled together on a GPU, they leave
-    out the rounding to bfloat16 between them, in spite of EXACT.
-    """
-    return torch.compile(function, dynamic=False, options=EXACT)
