@@ -26,13 +26,13 @@ def main() -> None:
 
 
 def chromium() -> str | None:
-    """The browser's program."""
+    """Return the path of the browser's program, None if there is none."""
     return shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @contextmanager
 def opened(report: Path) -> Iterator[Page]:
-    """A page of headless Chromium that shows the report, without a network."""
+    """Yield a page of headless Chromium that shows the report, without a network."""
     with sync_playwright() as playwright:
         # Chromium's sandbox does not run as root.
         options = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -44,14 +44,14 @@ def opened(report: Path) -> Iterator[Page]:
 
 
 def open_category(page: Page, category: str) -> None:
-    """From the first page to a category; of its results the first is shown."""
+    """Go from the first page to a category, and show the first of its results."""
     page.goto(page.url.partition("#")[0])
     page.locator(".prose a", has_text=category).click()
     page.locator("nav").first.locator("tbody tr a").first.click()
 
 
 def photograph(page: Page, picture: Path) -> None:
-    """The table of the variants."""
+    """Take a picture of the table of the variants."""
     open_category(page, "1 Results")
     heading = page.frame_locator("iframe").locator("h2", has_text="Quality")
     heading.evaluate("heading => heading.scrollIntoView()")

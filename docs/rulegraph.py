@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def flow() -> list[tuple[str, str]]:
-    """The edges by rule name, sorted: a diff shows what changed."""
+    """Return the edges by rule name, sorted, so that a diff shows what changed."""
     command = [sys.executable, "-m", "snakemake", "--rulegraph", "mermaid-js"]
     text = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     names = dict(re.findall(r"(id\d+)\[(\w+)\]", text))
@@ -49,7 +49,7 @@ def flow() -> list[tuple[str, str]]:
 
 
 def mermaid(edges: list[tuple[str, str]]) -> str:
-    """A diagram that a README can hold."""
+    """Return a diagram that a README can hold."""
     return "flowchart TB\n" + "".join(f"  {source} --> {target}\n" for source, target in edges)
 
 

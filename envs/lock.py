@@ -31,30 +31,30 @@ def main() -> None:
 
 
 def paths() -> list[Path]:
-    """The environments' files."""
+    """Return the files of the environments."""
     return sorted(ENVIRONMENTS.glob("*.yaml"))
 
 
 def owner(section: str) -> str | None:
-    """The environment that a section of pyproject.toml is for; None if it is for all."""
+    """Return the environment that a section of pyproject.toml is for, None if it is for all."""
     name = section.partition("]")[0].removeprefix("[tool.")
     return name if name in {path.stem for path in paths()} else None
 
 
 def pins(pyproject: str, environment: str | None = None) -> dict[str, re.Match]:
-    """What is pinned for all environments, or for one alone, by name."""
+    """Return the pins for all environments, or for a single one, by package."""
     sections = [section for section in SECTION.split(pyproject) if owner(section) == environment]
     return {pin["name"]: pin for section in sections for pin in PIN.finditer(section)}
 
 
 def fill(environment: str, pinned: dict[str, re.Match]) -> str:
-    """The environment with the version and the reason of every package that it names."""
+    """Return an environment's text with the version and the reason of every package that it names."""
     head, mark, packages = environment.partition("dependencies:\n")
     return head + mark + PACKAGE.sub(lambda line: line[1] + pinned[line[2]].expand(r"\1\2\3 # \4"), packages)
 
 
 def upgrade(pyproject: str) -> str:
-    """pyproject.toml with the newest versions from the index; conda's own and those of one environment alone stay."""
+    """Return pyproject.toml with the newest versions from the index, except conda's own and a single environment's."""
     pinned = pins(pyproject)
     wanted = [name + f"=={pin['version']}" * (name in HELD) for name, pin in pinned.items() if pin["equals"] == "=="]
     command = ["uv", "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", "--python-platform", "linux"]

@@ -26,6 +26,7 @@ def is_number(_, value: object) -> bool:
 
 
 def is_whole(_, value: object) -> bool:
+    """Return whether JSON can hold a value as a whole number: not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -45,6 +45,8 @@ FAILURES = (httpx.HTTPError, httpx.InvalidURL, OSError, RuntimeError, ValueError
 
 
 class HubSource(NamedTuple):
+    """A repository on the Hub at a pinned commit."""
+
     repository: str
     repository_type: str
     revision: str

@@ -57,6 +57,8 @@ SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "a
 
 
 class Question(NamedTuple):
+    """An invented multiple-choice question; answer is the index of the right choice."""
+
     subject: str
     family: str
     choices: tuple[str, ...]
