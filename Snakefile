@@ -54,3 +54,9 @@ onsuccess:
         for log in (Path(f"logs/{model}/{name}.log") for name in ("summarize", "report_costs")):
             if log.exists():
                 print(log.read_text())
+
+
+onerror:
+    print("Failed jobs, each with the last line of its log:", file=sys.stderr)
+    for path in log:
+        print(*failures.reasons(Path(path)), sep="\n", file=sys.stderr)

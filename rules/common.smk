@@ -10,7 +10,7 @@ from int4_qat.config import calibration, metric_names, named_texts, quantization
 from int4_qat.config.recipe import compares_with_base
 from int4_qat.data import mmlu
 from int4_qat.results import calibrated_bases, measured_files, measurements
-from int4_qat.system import deployment, rooms, sources
+from int4_qat.system import deployment, failures, rooms, sources
 from int4_qat.system.errors import InputError
 
 deployment.refuse(workflow.deployment_settings.deployment_method, [workflow.basedir, os.getcwd()])

@@ -318,7 +318,7 @@ def test_nothing_is_left_of_a_server_whose_check_is_interrupted(vllm, talkative,
     wait_for(lambda: not left_over(tmp_path))
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

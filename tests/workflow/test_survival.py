@@ -29,7 +29,9 @@ def test_a_variant_that_fails_leaves_the_others_running(copied_run, tmp_path):
     config["finetune"]["arms"]["broken"] = {"quantization": None, "max_seq_length": 8}
     result = copied_run.snakemake("--configfile", write_config(config, tmp_path / "config.yaml"))
     assert result.returncode == 1
-    assert "max_seq_length 8" in (copied_run.directory / "logs/demo/finetune_broken.log").read_text()
+    (last,) = [line for line in result.stderr.splitlines()[-6:] if line.startswith("finetune: error: ")]
+    assert "max_seq_length 8" in last
+    assert last.endswith(" (logs/demo/finetune_broken.log)")
     assert lost.exists()
     config["finetune"]["arms"]["broken"] = {"quantization": None}
     result = copied_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml"))
