@@ -32,7 +32,7 @@ EASY = {"train": 2, "validation": 2, "test": 12}
 
 @pytest.fixture
 def follow(llama, tmp_path, monkeypatch):
-    """Return a function that imports a data set, checks and runs a task on it, and returns check, report and samples."""
+    """Return a function that imports a data set, checks and runs a task on it, and returns check, report, samples."""
 
     # lm-eval resamples 100,000 times for the standard error of a perplexity or an F1, which takes minutes.
     monkeypatch.setattr(metrics, "bootstrap_stderr", lambda *_, **__: 0.25)
