@@ -1,4 +1,4 @@
-"""A folder as calibration leaves it, without a calibration: a model beside grids that are not its weights' own."""
+"""Write a folder as calibration leaves it, without calibrating: a model and grids that are not its weights' own."""
 
 import shutil
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from weights import normal
 
 
 def write(model: Path, folder: Path, scheme: Scheme, ignore: Iterable[str] = ()) -> Path:
-    """Copy a model's folder; each linear's grid is that of a weight near its own."""
+    """Copy a model's folder and add, for each linear, the grid of a weight near its own; return the folder."""
     shutil.copytree(model, folder)
     found = {name: grid_near(weight, scheme) for name, weight in weights_of(folder, scheme, ignore).items()}
     grids.write(folder, found)
@@ -25,12 +25,12 @@ def write(model: Path, folder: Path, scheme: Scheme, ignore: Iterable[str] = ())
 
 
 def grid_near(weight: torch.Tensor, scheme: Scheme) -> Grid:
-    """Return the grid of a weight that is some other one."""
+    """Return the grid of a weight that differs from the given one by random noise."""
     return int4.quantize(weight * (1 + 0.2 * normal(*weight.shape, seed=3)), scheme).grid
 
 
 def weights_of(folder: Path, scheme: Scheme, ignore: Iterable[str] = ()) -> dict[str, torch.Tensor]:
-    """Return the stored weights of the linears that an export quantizes, by the linears' names."""
+    """Return the stored weights of the linears that an export quantizes, by name of the linear."""
     model, sources, names = architecture.open_checkpoint(folder)
     stored = {name: sources[key] for key, name in names.items()}
     layers = linears.choose(model, stored.keys(), scheme, list(ignore))

@@ -1,4 +1,4 @@
-"""The configs that runs of the shipped files have, and the schema that they are held against."""
+"""Build the configs that runs with the shipped files have, and read the schema that validates them."""
 
 import copy
 from pathlib import Path
@@ -14,7 +14,7 @@ CARD = yaml.safe_load((ROOT / "config.yaml").read_text())
 
 
 def resolved(*files: Path, **overrides: object) -> dict:
-    """Return the config of a run with some files for --configfile, and some keys for --config."""
+    """Return the config of a run, given the files for --configfile and the keys for --config."""
     settings = ConfigSettings(config=overrides, configfiles=files)
     return layers.of_run(CARD, settings.overwrite_config, settings.config)
 
@@ -25,7 +25,7 @@ def demo_config() -> dict:
 
 
 def cards_arms() -> dict:
-    """Return the default config with the arms of the card and their texts alone, for a test to change."""
+    """Return the default config with only the card's arms and their texts, for a test to change."""
     config = copy.deepcopy(CARD)
     del config["texts"]["textbooks"]
     del config["finetune"]["arms"]["qad"], config["plots"]["colours"]["qad"]
@@ -38,12 +38,12 @@ CARDS_ARMS = cards_arms()
 
 
 def changed(path, value):
-    """Return the default config with another value at a place."""
+    """Return the default config with another value at the given path."""
     return _changed(CARD, path, value)
 
 
 def with_cards_arms(path, value):
-    """Return the default config with the arms of the card alone, and another value at a place."""
+    """Return the default config with only the card's arms, and with another value at the given path."""
     return _changed(CARDS_ARMS, path, value)
 
 

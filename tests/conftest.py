@@ -1,4 +1,4 @@
-"""What the tests share: a stand-in that was never trained, and a run of the whole demo."""
+"""Fixtures that the tests share, such as an untrained stand-in and a run of the whole demo."""
 
 import os
 import random
@@ -23,14 +23,14 @@ from workflows import Run, copy_workflow, demo, small_config, write_config
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """What needs the small run is slow; all tests that share a run of minutes go to one worker."""
+    """Mark tests that need the small run as slow, and send all tests that share a long run to one worker."""
     if "small_run" in item.fixturenames:
         item.add_marker(pytest.mark.slow)
     item.add_marker(pytest.mark.xdist_group("runs" if shares_a_run(item) else item.path.name))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those come first: a worker that began with them late would be waited for."""
+    """Put the tests that share a long run first: if their worker began late, the others would wait for it."""
     items.sort(key=shares_a_run, reverse=True)
 
 
@@ -40,7 +40,7 @@ def shares_a_run(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as make_standin writes it (mmlu/, model/, text/), without the minute of training."""
+    """Return a folder as make_standin writes it (mmlu/, model/, text/), without the minute of training."""
     folder = tmp_path_factory.mktemp("standin")
     torch.manual_seed(0)
     facts = standin.invent_families(4, 10, random.Random(0))
@@ -57,14 +57,14 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def words(untrained: Path) -> list[str]:
-    """Pieces of text, a token each to the stand-in's tokenizer."""
+    """Return words that are one token each to the stand-in's tokenizer."""
     vocabulary = tokenization.load_tokenizer(untrained / "model").get_vocab()
     return sorted(word for word in vocabulary if word.startswith(" ") and len(word) > 3)
 
 
 @pytest.fixture(scope="session")
 def texts(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in's questions, formatted for training."""
+    """Return the file of the stand-in's questions, formatted for training."""
     path = tmp_path_factory.mktemp("texts") / "train.parquet"
     source = untrained / "mmlu" / "all" / "auxiliary_train-00000-of-00001.parquet"
     result = run_script("format_mmlu", "--mmlu", source, "--tokenizer", untrained / "model", "--output", path)
@@ -74,7 +74,7 @@ def texts(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mmlu_folder(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in's questions, as download_mmlu keeps them."""
+    """Return the folder of the stand-in's questions, as download_mmlu writes it."""
     folder = tmp_path_factory.mktemp("mmlu") / "mmlu"
     result = run_script("download_mmlu", "--source", untrained / "mmlu", "--output", folder)
     assert result.returncode == 0, result.stderr
@@ -83,19 +83,22 @@ def mmlu_folder(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def llama(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny Llama."""
+    """Return the folder of a tiny Llama."""
     return families.write("llama", untrained / "model", tmp_path_factory.mktemp("families") / "llama")
 
 
 @pytest.fixture
 def spoiled(llama: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny Llama that a test may spoil."""
+    """Return a copy of the tiny Llama that a test may damage."""
     return shutil.copytree(llama, tmp_path / "source")
 
 
 @pytest.fixture
 def refused_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
-    """Bring a model that must be refused: the message, without the source's path; nothing is left of it."""
+    """Return a function that downloads a model that must be refused, and returns the message without the source's path.
+
+    It also checks that the refusal leaves no files and that the message is one line.
+    """
 
     def refuse(source: Path) -> str:
         before = sorted(tmp_path.iterdir())
@@ -110,7 +113,7 @@ def refused_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 @pytest.fixture(scope="session")
 def hub() -> Iterator[tuple[str, list[str]]]:
-    """A Hub on loopback that knows gated repositories only: its address, and the requests that came."""
+    """Yield the address of a Hub on loopback where all repositories are gated, and the list of requests it received."""
     requests: list[str] = []
 
     class Gated(BaseHTTPRequestHandler):
@@ -134,7 +137,10 @@ def hub() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory, hub: tuple[str, list[str]]) -> Path:
-    """The folder of a whole demo run; its name has a space, as a user's may, and the Hub is one that counts."""
+    """Return the folder of a whole demo run, which must send no request to the Hub.
+
+    The folder's name has a space, as a user's may.
+    """
     folder = tmp_path_factory.mktemp("whole demo")
     address, requests = hub
     requests.clear()
@@ -146,7 +152,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory, hub: tuple[str, list[str]
 
 @pytest.fixture(scope="session")
 def small_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The whole chain, small, with everything in copies that a test may edit."""
+    """Return a small run of the whole workflow, with all its inputs in copies that a test may edit."""
     folder = tmp_path_factory.mktemp("small run")
     standin = shutil.copytree(untrained, folder / "standin")
     config = write_config(small_config(standin), folder / "config.yaml")
@@ -158,7 +164,7 @@ def small_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def finished(small_run: Run, tmp_path: Path) -> Path:
-    """A copy of the results of the small run that a test may edit, with the data that they come from beside them."""
+    """Return a copy of the small run's results that a test may edit; the data behind them are copied too."""
     for name in ("results", "resources", "benchmarks"):
         shutil.copytree(small_run.directory / name, tmp_path / "copy" / name)
     return tmp_path / "copy" / "results" / "demo"
@@ -166,7 +172,7 @@ def finished(small_run: Run, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Slurm on loopback, gone afterwards; where it cannot be had the test is skipped, or fails if CI requires it."""
+    """Run Slurm on loopback for the session; without root or its packages, skip the test, or fail it if required."""
     folder = ROOT / "tests" / "cluster" / "slurm"
     state = tmp_path_factory.mktemp("slurm")
     needed = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
@@ -184,7 +190,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def mmlu_dir() -> Path:
-    """The real MMLU."""
+    """Return the folder of the real MMLU, or skip the test if MMLU_DIR is not set."""
     folder = os.environ.get("MMLU_DIR")
     if not folder:
         pytest.skip("MMLU_DIR is not set: no real MMLU to test with")

@@ -1,4 +1,4 @@
-"""Models that are sure of what they say, and the two programs that compare them, run in this process."""
+"""Write models with sharp predictions, and run the two programs that compare them in this process."""
 
 from pathlib import Path
 from types import ModuleType
@@ -18,14 +18,14 @@ from programs import INT4, quantize_options, run_in_process
 CONTEXT, LIMIT = 32, 150
 
 
-SCALED = {  # what these multiply logits by is far from 1
+SCALED = {  # these models multiply their logits by a factor far from 1
     "cohere": ("CohereConfig", families.SIZES | {"logit_scale": 0.0625}),
     "granite": ("GraniteConfig", families.SIZES | {"logits_scaling": 8.0}),
 }
 
 
 def sharpen(folder: Path, change: float = 0.0, seed: int = 0, head: bool = False) -> Path:
-    """Make a random model sure of what it says, in place, and change its linears, or its head instead, a little."""
+    """Sharpen a random model's predictions in place, with noise in its linears, or in its head instead, if asked."""
     weights = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(seed)
     for name, weight in weights.items():
@@ -56,7 +56,7 @@ def write_int4(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, 
 def found_by(
     program: ModuleType, monkeypatch: pytest.MonkeyPatch, words: list, checkpoint: Path
 ) -> tuple[dict, pd.DataFrame]:
-    """Run a program; returns its report on a checkpoint and its table of windows."""
+    """Run a program; return its report on a checkpoint and its table of windows."""
     report, samples = (Path(f"{checkpoint}_{name}") for name in ("divergence.json", "samples.parquet"))
     run_in_process(program, monkeypatch, *words, "--report", report, "--samples", samples)
     return files.read_json(report), pd.read_parquet(samples)

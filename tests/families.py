@@ -1,4 +1,4 @@
-"""Tiny random models of the families that the workflow supports, in the files that transformers saves of each."""
+"""Write tiny random models of the families that the workflow supports, in the files that transformers saves."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ SIZES = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
-HEADS = {"head_dim": 32}  # not hidden_size / num_attention_heads, as Gemma's and Qwen 3's
+HEADS = {"head_dim": 32}  # not hidden_size / num_attention_heads, as in Gemma and Qwen 3
 GEMMA_3 = SIZES | HEADS | {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
 GEMMA_4 = GEMMA_3 | {
     "global_head_dim": 32,
@@ -43,7 +43,8 @@ VISION = {
 }
 IMAGE_TOKENS = {"boi_token_index": 6, "eoi_token_index": 7, "image_token_index": 8}
 NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
-# Qwen's, which transformers puts into a Qwen2Tokenizer whatever the folder says: no bos, bytes for letters.
+# Qwen's template. transformers loads Qwen's tokenizer as a byte-level Qwen2Tokenizer without bos, whatever the
+# folder says.
 CHATML = """\
 {%- for message in messages -%}
     {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' -}}
@@ -54,7 +55,7 @@ CHATML_MARKS = {"instruction_part": "<|im_start|>user\n", "response_part": "<|im
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# name: class of the config, its values, linears in int4 of a layer
+# name: config class, its values, linears per layer in int4
 FAMILIES = {
     "llama": ("LlamaConfig", SIZES | {"tie_word_embeddings": False}, 7),
     "llama-tied": ("LlamaConfig", SIZES | {"tie_word_embeddings": True}, 7),
@@ -85,12 +86,12 @@ def write(name: str, tokenizer: Path, folder: Path) -> Path:
 
 
 def marks(name: str) -> dict[str, str]:
-    """Return the marks of a family's turns, by their keys in the config, if they are not Gemma's."""
+    """Return the marks of a family's turns, by their keys in the config; they are empty if Gemma's apply."""
     return CHATML_MARKS if name == "qwen2" else {}
 
 
 def write_byte_level_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of bytes in Qwen's form, in place of what is there."""
+    """Replace the tokenizer in a folder by a byte-level one in Qwen's form."""
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(letters, merges=[]))
     tokenizer.normalizer = normalizers.NFC()
@@ -106,7 +107,7 @@ def write_byte_level_tokenizer(folder: Path) -> None:
 
 
 def write_model(config: transformers.PretrainedConfig, tokenizer: Path, folder: Path) -> Path:
-    """Write the folder of a random model."""
+    """Write the folder of a random model, with the tokenizer and the chat template of another folder."""
     torch.manual_seed(0)
     auto = "AutoModelForImageTextToText" if hasattr(config, "vision_config") else "AutoModelForCausalLM"
     model = getattr(transformers, auto).from_config(config)
@@ -120,11 +121,11 @@ def write_model(config: transformers.PretrainedConfig, tokenizer: Path, folder: 
 
 
 def bring(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Bring a model to a folder, as the rule does; an InputError comes as it is."""
+    """Download a model to a folder, as the rule does; let an InputError propagate."""
     run_in_process(download_model, monkeypatch, "--source", source, "--output", folder)
     return folder
 
 
 def change_json(path: Path, **changes: object) -> None:
-    """Give keys of a JSON file other values."""
+    """Set keys of a JSON file to other values."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

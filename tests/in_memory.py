@@ -1,4 +1,4 @@
-"""Merge and quantize as transformers, peft and torchao do, with the model in memory: what a streaming export equals."""
+"""Merge and quantize in memory with transformers, peft and torchao: the reference for streaming exports."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from int4_qat.quantization.schemes import Scheme
 
 
 def merge(model: Path, adapter: Path, output: Path, dtype: torch.dtype, **options) -> None:
-    """merge_and_unload in `dtype`, stored as bf16."""
+    """Merge an adapter with merge_and_unload in `dtype`, and store the model as bf16."""
     base = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
     merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     merged.to(torch.bfloat16).save_pretrained(output, **options)
@@ -21,7 +21,7 @@ def merge(model: Path, adapter: Path, output: Path, dtype: torch.dtype, **option
 
 @torch.no_grad()
 def quantize(checkpoint: Path, scheme: Scheme, ignore: list[str], output: Path, **options) -> None:
-    """Linears become torchao's tensors one by one, save_pretrained flattens them."""
+    """Replace the linears' weights by torchao's tensors, which save_pretrained then flattens."""
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and not set(name.split(".")) & set(ignore):
@@ -34,5 +34,5 @@ def quantize(checkpoint: Path, scheme: Scheme, ignore: list[str], output: Path, 
 
 
 def to_weight(tensor: Int4Tensor) -> int4.Int4Weight:
-    """Return the codes, scale and zero point of torchao's tensor."""
+    """Return the codes, scale and zero point of a torchao tensor."""
     return int4.Int4Weight(plain_weight.unpack(tensor.qdata), tensor.scale, tensor.zero_point)

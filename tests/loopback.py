@@ -1,10 +1,10 @@
-"""An HTTP server on loopback, in place of the Hub."""
+"""Serve HTTP on loopback, in place of the Hub."""
 
 from http.server import BaseHTTPRequestHandler
 
 
 class Handler(BaseHTTPRequestHandler):
-    """What answers requests, and logs nothing."""
+    """A request handler that logs nothing."""
 
     def reply(self, status: int, headers: dict[str, str], content: bytes) -> None:
         """Answer a request; HEAD gets no content."""

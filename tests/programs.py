@@ -1,4 +1,4 @@
-"""Run the programs of scripts/, as rules do, and what the tests tell them."""
+"""Run the programs of scripts/ as rules do, and build the arguments that tests give them."""
 
 import importlib
 import json
@@ -62,7 +62,7 @@ def entry_of(scheme: Scheme) -> dict:
 
 
 def seen(scheme: Scheme = INT4, ignore: Iterable[str] = ()) -> dict:
-    """Return what a recipe says of the quantization that its training sees."""
+    """Return the part of a recipe that describes the quantization seen in training."""
     return {"scheme": scheme.words, "ignore": list(ignore)}
 
 
@@ -73,33 +73,33 @@ def quantize_options(scheme: Scheme = INT4, ignore: Iterable[str] = (), method: 
 
 
 def run_script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
-    """A program of scripts/, as a rule runs it."""
+    """Run a program of scripts/ as a rule does."""
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
     options.setdefault("env", os.environ | {"HF_HUB_OFFLINE": "1"})
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def run_in_process(program: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    """A program of scripts/ without the seconds that its imports take; an InputError comes as it is."""
+    """Run a program of scripts/ without the seconds that its imports take; let an InputError propagate."""
     monkeypatch.setattr("sys.argv", [program.__name__, *map(str, arguments)])
     program.main()
 
 
 def run_in_turn(monkeypatch: pytest.MonkeyPatch, *steps: tuple) -> None:
-    """Run programs of scripts/ one after the other in this process: a name and its arguments each."""
+    """Run programs of scripts/ one after the other in this process; each step is a name and its arguments."""
     for name, *arguments in steps:
         run_in_process(importlib.import_module(name), monkeypatch, *arguments)
 
 
 def training_options(untrained: Path, texts: Path, folder: Path) -> Options:
-    """Return what a training of the stand-in reads, and where in a folder it writes."""
+    """Return the inputs of a training of the stand-in, and its outputs in a folder."""
     outputs = {"checkpoints": "checkpoints", "adapter": "adapter", "log_table": "training.csv"}
     paths = {name: folder / place for name, place in outputs.items()}
     return Options(model=untrained / "model", texts={"questions": texts}, device="cpu", **paths)
 
 
 def finetune_options(untrained: Path, texts: Path, folder: Path, **changes) -> list:
-    """Options of finetune, for a recipe with some changes."""
+    """Return the options of finetune for a recipe with the given changes."""
     options = training_options(untrained, texts, folder)._asdict() | {"texts": f"questions={texts}"}
     given = [name for name in options if name not in Options._field_defaults]
     words = [word for name in given for word in (f"--{name.replace('_', '-')}", options[name])]
@@ -107,7 +107,7 @@ def finetune_options(untrained: Path, texts: Path, folder: Path, **changes) -> l
 
 
 def environment(name: str) -> dict[str, str]:
-    """The variables with which programs and rules run in .venv-<name>; the test is skipped, or fails in CI, without."""
+    """Return the environment to run programs and rules in .venv-<name>; without it, skip or, in CI, fail the test."""
     folder = Path(os.environ.get(f"{name.upper()}_ENVIRONMENT", ROOT / f".venv-{name}"))
     if not (folder / "bin" / "python").exists():
         reason = f"nothing in {folder}: run `make {name}-cpu`"

@@ -1,4 +1,4 @@
-"""Data sets for lm-eval's tasks, in the files, columns and card that the Hub has of each."""
+"""Write data sets for lm-eval's tasks, each with the files, columns and card that it has on the Hub."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -33,12 +33,12 @@ def write(folder: Path, configs: Mapping[str, Mapping[str, Sequence[dict]]], pla
 
 
 def questions(standin: Path, split: str = "test") -> list[dict]:
-    """Return the stand-in's questions of a split: question, subject, choices, answer."""
+    """Return the stand-in's questions of a split, each with question, subject, choices and answer."""
     return pq.read_table(standin / "mmlu" / "all" / f"{split}-00000-of-00001.parquet").to_pylist()
 
 
 def arc(folder: Path, config: str, rows: Sequence[dict], sizes: Mapping[str, int]) -> Path:
-    """Write a config of allenai/ai2_arc of questions, the last ones first."""
+    """Write a config of allenai/ai2_arc made of the given questions, the last ones first."""
     waiting, splits = list(rows), {}
     for split, size in sizes.items():
         splits[split] = [
@@ -54,7 +54,7 @@ def arc(folder: Path, config: str, rows: Sequence[dict], sizes: Mapping[str, int
 
 
 def mmlu_by_subject(folder: Path, standin: Path) -> Path:
-    """Write cais/mmlu with a config for each subject, of the stand-in's questions."""
+    """Write cais/mmlu with one config per subject, made of the stand-in's questions."""
     rows = {split: questions(standin, split) for split in ("test", "validation", "dev")}
     by_subject = {
         subject: {split: [row for row in of_split if row["subject"] == subject] for split, of_split in rows.items()}
@@ -64,40 +64,40 @@ def mmlu_by_subject(folder: Path, standin: Path) -> Path:
 
 
 def wikitext(folder: Path, pages: Sequence[str]) -> Path:
-    """Write EleutherAI/wikitext_document_level's config of wikitext-2; its splits are the same pages here."""
+    """Write the wikitext-2 config of EleutherAI/wikitext_document_level, with the same pages in each split."""
     rows = [{"page": page} for page in pages]
     splits = dict.fromkeys(("train", "validation", "test"), rows)
     return write(folder, {WIKITEXT: splits}, "{config}/{config}-{split}.parquet")
 
 
 def pages(words: int, count: int) -> list[str]:
-    """Return texts of so many words and more, of the wikitext that lies beside the clone or made up."""
+    """Return `count` texts of at least `words` words each, from the shared wikitext if it is there, else made up."""
     text = SHARED_TEXT.read_text() if SHARED_TEXT.exists() else MADE_UP * 1000
     pieces = text.split(" ")
     return [" ".join(pieces[start * words :][: words + start]) for start in range(count)]
 
 
 def truthful(folder: Path) -> Path:
-    """Write truthfulqa/truthful_qa's multiple_choice."""
+    """Write the multiple_choice config of truthfulqa/truthful_qa."""
     targets = {"choices": ["yes", "no"], "labels": [1, 0]}
     rows = [{"question": f"{index}?", "mc1_targets": targets, "mc2_targets": targets} for index in range(4)]
     return write(folder, {"multiple_choice": {"validation": rows}})
 
 
 def mrpc(folder: Path) -> Path:
-    """Write nyu-mll/glue's mrpc: a metric that follows from no single documents beside one that does."""
+    """Write nyu-mll/glue's mrpc, whose task has one metric per document (acc) and one over all documents (f1)."""
     rows = [{"sentence1": f"It is {n}.", "sentence2": "It is one.", "label": n % 2, "idx": n} for n in range(6)]
     return write(folder, {"mrpc": {"train": rows, "validation": rows}})
 
 
 def gsm8k(folder: Path) -> Path:
-    """Write openai/gsm8k's main: answers that are written, and read by two filters."""
+    """Write openai/gsm8k's main config, whose task generates answers and reads them with two filters."""
     rows = [{"question": f"What is {n} and 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(4)]
     return write(folder, {"main": {"train": rows, "test": rows}})
 
 
 def lambada(folder: Path, texts: Sequence[str]) -> Path:
-    """Write EleutherAI/lambada_openai's default config."""
+    """Write the default config of EleutherAI/lambada_openai."""
     folder.mkdir(parents=True)
     rows = [json.dumps({"text": text}) for text in texts]
     (folder / "data").mkdir()

@@ -1,8 +1,8 @@
-"""Random weights that are the same in every run."""
+"""Draw random weights that are the same in every run."""
 
 import torch
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Return normal numbers in fp32."""
+    """Return normally distributed numbers in fp32."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Run the workflow, as its users do, whole or in a copy that a test may edit."""
+"""Run the workflow as its users do, in place or in a copy that a test may edit."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ VARIANTS = ["base-bf16", "base-int4", "base-gptq", "lora-bf16", "lora-int4", "qa
 
 
 def command(workflow: Path, *arguments: object) -> list[str]:
-    """Snakemake's command line for the workflow in a folder."""
+    """Return Snakemake's command line for the workflow in a folder."""
     return [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile"), *map(str, arguments)]
 
 
@@ -25,12 +25,12 @@ def snakemake(*arguments: object, workflow: Path = ROOT, **options) -> subproces
 
 
 def demo(directory: Path, *arguments: object, **options) -> subprocess.CompletedProcess:
-    """The demo's profile in another folder."""
+    """Run the demo's profile in another folder."""
     return snakemake("--profile", "profiles/demo", "--directory", directory, *arguments, **options)
 
 
 def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
-    """Jobs by rule of a dry-run."""
+    """Return the number of jobs of each rule in a dry run."""
     assert result.returncode == 0, result.stderr[-3000:]
     pairs = [line.split() for line in result.stdout.splitlines()]
     counts = {
@@ -40,7 +40,7 @@ def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
 
 
 def copy_workflow(folder: Path) -> Path:
-    """The files that make up the workflow, to be edited."""
+    """Copy the files that make up the workflow to a new folder, for a test to edit."""
     folder.mkdir()
     shutil.copy(ROOT / "Snakefile", folder)
     shutil.copy(ROOT / "config.yaml", folder)
@@ -50,7 +50,7 @@ def copy_workflow(folder: Path) -> Path:
 
 
 def small_config(standin: Path) -> dict:
-    """The demo's config with the untrained stand-in as local folders, the card's arms alone, and little work."""
+    """Return a small config: the demo's, with the untrained stand-in's folders, only the card's arms, and few steps."""
     config = demo_config()
     config["models"]["demo"]["source"] = str(standin / "model")
     config["data"]["source"] = str(standin / "mmlu")
@@ -79,7 +79,7 @@ def write_config(config: dict, path: Path) -> Path:
 
 
 class Run(NamedTuple):
-    """A finished run: a copy of the workflow, of the stand-in and of the config, and where it ran."""
+    """A finished run: its copies of the workflow, the stand-in and the config, and the directory in which it ran."""
 
     workflow: Path
     standin: Path

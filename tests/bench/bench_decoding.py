@@ -1,8 +1,8 @@
-"""Time the tokens of vLLM or of the engine transformers, and say which kernels a GPU spends a token on.
+"""Time the tokens of vLLM or of the engine transformers, and list the kernels on which a GPU spends a token's time.
 
-The model continues prompts of --input-len random tokens, without an end, in this process. A token takes the time of
---output-len tokens less that of one, divided by the tokens in between; its kernels are those of another two runs, of at
-most PROFILED tokens, under the profiler.
+The model continues prompts of --input-len random tokens in this process and ignores end tokens. A token's time is that
+of --output-len tokens less that of one token, divided by --output-len less one. Its kernels come from two more runs
+under the profiler, of one token and of at most PROFILED tokens.
 
     python tests/bench/bench_decoding.py --engine vllm --checkpoint /dev/shm/gemma/compressed-tensors --output step.json
     python tests/bench/bench_decoding.py --engine vllm --checkpoint ... --vllm '{"linear_backend": "marlin"}' ...
@@ -29,7 +29,7 @@ from int4_qat.engines import decoding, inference
 from int4_qat.system import devices, files
 
 ROUNDS, SHOWN, PROFILED = 5, 30, 32
-Continue = Callable[[torch.Tensor, int], object]  # prompts (texts, tokens) by so many tokens
+Continue = Callable[[torch.Tensor, int], object]  # continues prompts (texts, tokens) by a number of tokens
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def of_transformers(arguments: argparse.Namespace) -> Callable[[], Continue]:
-    """Return what makes a decoder of the engine, which takes one number of prompts."""
+    """Return a function that makes a decoder of the engine; each decoder takes a single number of prompts."""
     model = inference.load_model(arguments.checkpoint, architecture.DTYPES["bfloat16"], arguments.device)
 
     def decoder() -> Continue:
@@ -69,8 +69,8 @@ def of_transformers(arguments: argparse.Namespace) -> Callable[[], Continue]:
 
 
 def of_vllm(arguments: argparse.Namespace) -> Callable[[], Continue]:
-    """Return what makes vLLM's continuation, for any number of prompts."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process the profiler would not see it
+    """Return a function that returns vLLM's continuation, which takes any number of prompts."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the profiler would not see another process
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -87,7 +87,7 @@ def of_vllm(arguments: argparse.Namespace) -> Callable[[], Continue]:
 
 
 def measure(run: Continue, prompts: torch.Tensor, arguments: argparse.Namespace) -> dict:
-    """Return the seconds of all tokens, and of one its milliseconds and those in which each kernel of a GPU ran."""
+    """Return the seconds of all tokens and, for one token, the milliseconds, in total and in each kernel of a GPU."""
     run(prompts, arguments.output_len)
     whole, first = (
         median(seconds(run, prompts, tokens) for _ in range(ROUNDS)) for tokens in (arguments.output_len, 1)

@@ -1,7 +1,8 @@
-"""Measure what the loss of distillation adds to a step: memory and seconds, at the vocabulary and width of Gemma 3 12B.
+"""Measure the memory and seconds that distillation's loss adds to a step, at Gemma 3 12B's vocabulary and width.
 
 The loss is the training's own, forward and backward, on random last hidden states of a student and a base that share a
-head. Its memory is the peak over what is there before: the head, both states and the gradient of the student's.
+head. Its memory is the peak above what is allocated before: the head, both states, and the gradient of the student's
+states.
 
     python tests/bench/bench_distillation.py --device cuda
     python tests/bench/bench_distillation.py --vocabulary 1024 --width 64 --tokens 512     # tried out on a CPU
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def head_of(vocabulary: int, width: int, device: str) -> Head:
-    """Return the head of a model of this vocabulary and width, whose body has next to no weights."""
+    """Return the head of a model of this vocabulary and width, whose body has almost no weights."""
     small = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 8}
     config = Gemma3TextConfig(vocab_size=vocabulary, hidden_size=width, num_hidden_layers=1, **small)
     with torch.device(device):
@@ -53,7 +54,7 @@ def head_of(vocabulary: int, width: int, device: str) -> Head:
 
 
 def measure(head: Head, arguments: argparse.Namespace, weights: tuple, temperature: float) -> tuple[str, float]:
-    """Return the memory in GB that a loss takes, nothing on a CPU, and its seconds, the median of some."""
+    """Return the memory in GB that a loss takes, an empty string on a CPU, and its median seconds."""
     generator = torch.Generator(arguments.device).manual_seed(0)
     shape = (arguments.tokens, arguments.width)
     student, base = (

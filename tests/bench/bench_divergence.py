@@ -1,7 +1,8 @@
-"""Measure what the divergence of a variant takes: seconds, where they go, and peak memory.
+"""Measure the seconds that the divergence of a variant takes, in total and by part, and its peak memory.
 
-For random weights in the shapes of Gemma 3 12B, or for any checkpoint in bf16: the base reads random words once and is
-compared with itself, then its int4, in groups of 128, with it, by programs of scripts/, each in a process of its own.
+The model has random weights in the shapes of Gemma 3 12B, or is any checkpoint in bf16. The base reads random words
+once and is compared with itself; then its int4 export, in groups of 128, is compared with it. The programs of scripts/
+do this, each in a separate process.
 
     python tests/bench/bench_divergence.py --folder /dev/shm/gemma --output divergence.json
     python tests/bench/bench_divergence.py --folder /tmp/tiny --output tiny.json --shapes tiny --device cpu
@@ -32,8 +33,8 @@ from int4_qat.system import devices, files
 from int4_qat.tokenizer import tokenization
 
 ROOT = Path(__file__).parents[2]
-SPARE = 1.5  # words for a token that is asked for: some words can become one token
-WATCHED = {  # module, function: what its seconds count as
+SPARE = 1.5  # words for each token that is asked for, since several words can become one token
+WATCHED = {  # module and function: the part that its seconds count as
     ("int4_qat.engines.inference", "load_model"): "load",
     ("int4_qat.checkpoint.heads", "load"): "load",
     ("int4_qat.evaluation.divergence", "last_hidden_states"): "forward",
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--tokens", default=100_000, type=int, help="of the text")
     parser.add_argument("--context", default=1024, type=int, help="tokens of a window")
     arguments = parser.parse_args()
-    if arguments.device == "cuda":  # the processes share the one GPU, one after the other
+    if arguments.device == "cuda":  # the processes use the one GPU in turn
         os.environ |= {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"), devices.CLAIMED: "0"}
     arguments.folder.mkdir(parents=True, exist_ok=True)
     model = arguments.model or make_model(arguments)
@@ -75,9 +76,9 @@ def main() -> None:
 
 
 def make_model(arguments: argparse.Namespace) -> Path:
-    """Return the folder of random weights, made if it is not there."""
+    """Return the folder of the model of random weights, and write it if it does not exist."""
     if not (arguments.folder / "model").exists():
-        import bench_gpu  # which lies beside this file
+        import bench_gpu  # in the same folder
 
         given = argparse.Namespace(device=arguments.device, folder=arguments.folder, tokens=64, tokenizer=None)
         bench_gpu.make_model(bench_gpu.SHAPES[arguments.shapes](), given)
@@ -85,7 +86,7 @@ def make_model(arguments: argparse.Namespace) -> Path:
 
 
 def write_text(model: Path, tokens: int, path: Path) -> None:
-    """Write random words of a model's vocabulary, as many as give so many tokens."""
+    """Write random words of a model's vocabulary, enough for the given number of tokens."""
     tokenizer = tokenization.load_tokenizer(model)
     known = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
     chosen = random.Random(0).choices(known, k=round(SPARE * tokens))
@@ -93,7 +94,7 @@ def write_text(model: Path, tokens: int, path: Path) -> None:
 
 
 def steps(arguments: argparse.Namespace, model: Path):
-    """Yield name, program and command line of what is measured; the int4 folder is made on the way."""
+    """Yield the name, program and options of each measured step; write the int4 folder in between."""
     folder, on = arguments.folder, ["--device", arguments.device]
     dtype = arguments.dtype or {"cuda": "bfloat16", "cpu": "float32"}[arguments.device]
     windows = ["--context", arguments.context, "--limit", arguments.tokens, "--dtype", dtype]
@@ -109,12 +110,12 @@ def steps(arguments: argparse.Namespace, model: Path):
 
 
 def outputs(folder: Path, name: str) -> list:
-    """Return the words for what both programs write."""
+    """Return the options for the outputs of both programs."""
     return ["--report", folder / f"{name}.json", "--samples", folder / f"{name}.parquet"]
 
 
 def measure(program: str, words: list[str], device: str) -> dict[str, float]:
-    """Return seconds, by what they went into, and peak gigabytes of a program in a process of its own."""
+    """Run a program in a separate process; return its seconds, in total and by part, and its peak gigabytes."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     start = time.perf_counter()
@@ -131,7 +132,7 @@ def measure(program: str, words: list[str], device: str) -> dict[str, float]:
 
 
 def run_watched(program: str, words: list[str], device: str, sender) -> None:
-    """Run a program with its parts watched, and send what was found."""
+    """Run a program with its parts watched, and send their seconds and the peak memory."""
     module, seconds = importlib.import_module(program), Counter()
     for (place, name), part in WATCHED.items():
         watch(importlib.import_module(place), name, part, seconds, device)
@@ -147,7 +148,7 @@ def run_watched(program: str, words: list[str], device: str, sender) -> None:
 
 
 def watch(owner, name: str, part: str, seconds: Counter, device: str) -> None:
-    """Let a function's seconds count as a part, until the GPU has done what it was asked."""
+    """Count a function's seconds as a part, including the time until the GPU has finished."""
     function = getattr(owner, name)
 
     @functools.wraps(function)

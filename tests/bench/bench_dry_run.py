@@ -1,7 +1,7 @@
-"""How the time of a dry-run grows with the number of jobs, as the table of docs/dry-run.md: `make bench`.
+"""Measure how the time of a dry run grows with the number of jobs, for the table of docs/dry-run.md: `make bench`.
 
-Each config is config.yaml with more models and arms; their sources are on the Hub, so that nothing is there yet.
-Prints medians of three dry-runs, the start of Python included; the processor's seconds do not count other work.
+Each config is config.yaml with more models and arms. Their sources are on the Hub, so that no input exists yet. The
+figures are medians of three dry runs, including the start of Python; processor seconds do not count other work.
 
     python tests/bench/bench_dry_run.py
 """
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def config(models: int, arms: int) -> dict:
-    """The default config with so many models and arms, and every arm measured in both precisions."""
+    """Return the default config with the given numbers of models and arms, every arm measured in both precisions."""
     default = yaml.safe_load((ROOT / "config.yaml").read_text())
     (source,) = default["models"].values()
     names = [f"arm{index}" for index in range(arms)]
@@ -47,7 +47,7 @@ def config(models: int, arms: int) -> dict:
 
 
 def dry_run(path: Path) -> tuple[int, float, float]:
-    """Jobs, seconds, and seconds of a processor."""
+    """Return the number of jobs, the seconds and the processor seconds of a dry run."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--configfile", path]
     command += ["--directory", path.parent, "--dry-run"]
     wall, processor = time.perf_counter(), processor_seconds()
@@ -57,7 +57,7 @@ def dry_run(path: Path) -> tuple[int, float, float]:
 
 
 def processor_seconds() -> float:
-    """Of all child processes so far."""
+    """Return the processor seconds of all child processes so far."""
     times = os.times()
     return times.children_user + times.children_system
 

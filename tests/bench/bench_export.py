@@ -1,8 +1,8 @@
-"""Measure merge and quantize beside transformers, peft and torchao doing the same in memory, and beside a plain copy.
+"""Compare merge and quantize with transformers, peft and torchao doing the same in memory, and with a plain copy.
 
-A checkpoint of 5.7 GB in Gemma 3 12B's shapes, 8 of its 48 layers, and an adapter on all its linears, both random.
-Each runs in a process of its own; peak memory is the process's resident set, seconds include its imports. Needs
-18 GB of disk in --directory, and leaves nothing there.
+The checkpoint has 5.7 GB in Gemma 3 12B's shapes, with 8 of its 48 layers, and the adapter is on all its linears; both
+are random. Each command runs in a separate process. Peak memory is the process's resident set, and seconds include its
+imports. The benchmark needs 18 GB of disk in --directory, and leaves nothing there.
 
     python tests/bench/bench_export.py --directory /tmp
 """
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def measure(command: list) -> tuple[float, float, int]:
-    """Seconds, seconds of all cores together, and peak resident bytes of a command.
+    """Return the seconds, the seconds of all cores together, and the peak resident bytes of a command.
 
     A process's peak starts at that of its parent, so nothing large is imported here.
     """
@@ -90,7 +90,7 @@ def measure(command: list) -> tuple[float, float, int]:
 
 
 def make_checkpoint(folder: Path) -> None:
-    """Random weights, written block by block, and a random adapter."""
+    """Write random weights, block by block, and a random adapter."""
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import save_file
@@ -129,7 +129,7 @@ def in_memory_quantize(folder: Path) -> None:
 
 
 def torchao_config(folder: Path) -> None:
-    """The nearest that torchao makes on a CPU: int4 values, a byte each."""
+    """Quantize with torchao's nearest equivalent on a CPU: int4 values in one byte each."""
     import torch
     from torchao.quantization import IntxWeightOnlyConfig, PerGroup
     from transformers import AutoModelForImageTextToText, TorchAoConfig

@@ -1,7 +1,7 @@
-"""format_mmlu beside the card's own code (two datasets.map passes) on 99,842 rows, in one run: `make bench`.
+"""Compare format_mmlu with the card's own code (two datasets.map passes) on 99,842 rows, in one run: `make bench`.
 
-The rows are those of MMLU_DIR's test split if it is set, else invented, repeated to the size of the real
-auxiliary_train. Prints the median seconds of each, and the ratio; the texts must be the same.
+The rows are those of MMLU_DIR's test split if it is set, and invented otherwise, repeated to the size of the real
+auxiliary_train. The benchmark prints the median seconds of each and the ratio, and fails if the texts differ.
 """
 
 import os
@@ -62,7 +62,7 @@ def seconds(function) -> float:
 
 
 def card_format(source: Path, tokenizer, cache: str) -> datasets.Dataset:
-    """What the card does: a conversation a row, then the chat template over batches of them."""
+    """Return the texts as the card makes them: one conversation per row, then the chat template over batches."""
 
     def conversation(row: dict) -> dict:
         user = f"{training_texts.QUESTION_LEAD}{row['question']}\n\nChoices:\n"

@@ -1,7 +1,8 @@
-"""Measure what GPTQ goes by on a real model: each of its settings changed by itself, by the KL from bf16 that results.
+"""Measure GPTQ's settings on a real model: change one setting at a time, and report the KL from bf16 that results.
 
-The model stays in memory and is calibrated again and again; the KL is of windows of 1,024 tokens that are spread evenly
-over each held-out text. --settings takes some of those below, by name; bench_recipes.py measures the winner whole.
+The model stays in memory and is recalibrated for each setting. The KL is over windows of 1,024 tokens that are spread
+evenly over each held-out text. --settings takes some of the settings below, by name; bench_recipes.py measures the best
+one in full.
 
     python tests/bench/bench_gptq.py --model models/gemma-3-270m --questions /tmp/train.parquet \\
         --general /data/text/wikitext2_valid.txt --held-out /data/text/wikitext2_test.txt /data/text/gsm8k.txt
@@ -22,8 +23,8 @@ from int4_qat.quantization import calibration, calibration_texts, clipping, comp
 from int4_qat.quantization.methods import awq, gptq
 from int4_qat.tokenizer import tokenization
 
-CONTEXT, BLOCK = 1024, 512  # tokens of a window, and of a block of logits
-# What a setting changes: an attribute of compensation or clipping, or what is calibrated.
+CONTEXT, BLOCK = 1024, 512  # tokens per window and per block of logits
+# A setting changes an attribute of compensation or clipping, or the calibration itself.
 SETTINGS = {
     "as it is": {},
     "seed 1": {"seed": 1},
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 class Bench:
-    """A model in memory, what it says of the held-out texts in bf16, and its weights as they were."""
+    """A model in memory, its bf16 hidden states on the held-out texts, and a copy of its original weights."""
 
     def __init__(self, arguments: argparse.Namespace, model):
         self.arguments, self.model = arguments, model
@@ -98,7 +99,7 @@ class Bench:
         return torch.cat([divergence.last_hidden_states(self.model, [window]) for window in windows])
 
     def run(self, setting: dict) -> tuple[list[str], float]:
-        """Calibrate by a setting; return KL and loss of each text, and the seconds of the calibration."""
+        """Calibrate with a setting; return the KL and loss of each text, and the seconds of the calibration."""
         arguments, setting = self.arguments, dict(setting)
         self.model.load_state_dict(self.state)
         scheme, method = setting.pop("scheme", schemes.int4(128, schemes.INTEGER)), setting.pop("method", gptq)
@@ -117,7 +118,7 @@ class Bench:
 
     @torch.no_grad()
     def compare(self, name: str) -> str:
-        """Return KL and loss of a text, in nats a token."""
+        """Return the KL and loss of a text, in nats per token."""
         windows = torch.tensor(self.texts[name], device=self.head.device)
         found, base = (states[:, :-1].flatten(0, 1) for states in (self.hidden(self.texts[name]), self.base[name]))
         targets, kl, loss = windows[:, 1:].flatten(), 0.0, 0.0
@@ -129,7 +130,7 @@ class Bench:
 
 
 class Changed:
-    """Within it some attributes of compensation and clipping have other values."""
+    """A context in which some attributes of compensation and clipping have other values."""
 
     def __init__(self, values: dict):
         self.values = {

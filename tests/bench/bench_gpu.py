@@ -1,13 +1,13 @@
 """Measure the recipe at the shapes of Gemma 3 12B, with random weights: training, export, memory, latency, MMLU.
 
-Every step is a program of scripts/, as a rule runs it, with the values of config.yaml. The JSON is written after each
-step and keeps what was measured if a later one fails; a step that failed makes the exit code 1.
+Every step is a program of scripts/, run as a rule does, with the values of config.yaml. The JSON is written after each
+step, so that it keeps the figures if a later step fails. If a step fails, the exit code is 1.
 
     python tests/bench/bench_gpu.py --folder /dev/shm/gemma --output gpu.json
     python tests/bench/bench_gpu.py --folder /tmp/tiny --output tiny.json --shapes tiny --device cpu --tokens 64
 
-With Gemma's own tokenizer and MMLU (download_mmlu's folder) it also trains on the questions, whose lengths differ, and
-scores MMLU; the answers of random weights are chance:
+With Gemma's own tokenizer and MMLU (download_mmlu's folder), the benchmark also trains on the questions, whose lengths
+differ, and scores MMLU, where random weights answer by chance:
 
     python tests/bench/bench_gpu.py --folder /dev/shm/gemma --output gpu.json --tokenizer models/gemma-3-270m \\
         --mmlu resources/mmlu --only quantize "finetune questions" mmlu
@@ -69,8 +69,8 @@ TRAINING_STEPS, WARM_UP_STEPS = 8, 3
 VOCABULARY = 262_208
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 ROWS = 256
-WINDOWS = 120  # for calibration: what ROWS texts of 512 tokens give
-# torch.compile stops at mslk 1.1.0's kernel, which vLLM takes for torchao's layout.
+WINDOWS = 120  # for calibration: as many as ROWS texts of 512 tokens give
+# torch.compile stops at mslk 1.1.0's kernel, which vLLM uses for torchao's layout.
 CUDA_GRAPHS_ALONE = ["--compilation-config", '{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}']
 PEAK = re.compile(r"peak GPU memory ([\d.]+) GB")
 
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def gemma(text: dict, vision: dict, image_tokens: int) -> Gemma3Config:
-    """The config of google/gemma-3-12b-it, but for some of its shapes."""
+    """Return the config of google/gemma-3-12b-it, with some of its shapes changed."""
     shapes = dict(
         vocab_size=VOCABULARY,
         hidden_size=3_840,
@@ -181,12 +181,12 @@ def make_model(config: Gemma3Config, arguments: argparse.Namespace) -> None:
         if arguments.tokenizer:
             for name in TOKENIZER_FILES:
                 shutil.copy(arguments.tokenizer / name, unfinished)
-    torch.cuda.empty_cache()  # the steps, other processes, want all of the GPU
+    torch.cuda.empty_cache()  # the steps run in other processes and need the whole GPU
     pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
 
 
 def steps(arguments: argparse.Namespace, config: dict):
-    """Name, command and main output of each step, in their order."""
+    """Yield the name, command and main output of each step, in order."""
     folder, on = arguments.folder, ["--device", arguments.device]
     small = arguments.shapes == "tiny"
     config["finetune"]["arms"] = ARMS
@@ -255,7 +255,10 @@ def steps(arguments: argparse.Namespace, config: dict):
 
 
 def take(name: str, command: list, output: Path) -> dict:
-    """Run one step: its command, exit code, wall seconds, resident bytes (at least this program's), its figures."""
+    """Run one step; return its command, exit code and figures, with wall seconds and resident gigabytes.
+
+    The resident memory is at least that of this program.
+    """
     script, *options = map(str, command)
     words = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *options]
     print(f"{name} ...", flush=True)
@@ -274,7 +277,7 @@ def take(name: str, command: list, output: Path) -> dict:
 
 
 def figures_of(name: str, output: Path) -> dict:
-    """What a step measured."""
+    """Return the figures that a step measured."""
     kind = name.split()[0]
     if kind == "finetune":
         rows = pd.read_csv(output / "steps.csv").iloc[WARM_UP_STEPS:]
@@ -296,13 +299,13 @@ def figures_of(name: str, output: Path) -> dict:
 
 
 def table(record: dict) -> str:
-    """All figures, a row a step."""
+    """Return a table of all figures, with one row per step."""
     rows = {name: step["figures"] | {"exit_code": step["exit_code"]} for name, step in record["steps"].items()}
     return pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="%.3f", na_rep="")
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages that decide the figures; None for those that are not installed."""
+    """Return the versions of the packages that decide the figures, and None for those that are not installed."""
     found = {}
     for package in PACKAGES:
         try:

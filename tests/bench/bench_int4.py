@@ -1,9 +1,9 @@
-"""Measure a linear of Gemma 3 12B, its dequantized weight beside the int4 kernels that a device has.
+"""Time a linear of Gemma 3 12B with its dequantized weight and with the int4 kernels that a device has.
 
-On a CPU the loader dequantizes; beside that PyTorch's own kernel. On a GPU bf16, what the loader makes, the kernel that
-it calls for few tokens, and, where these packages are installed, torchao's plain tensor on mslk's kernel and humming's
-kernels; in CUDA graphs, so that the kernels alone count, and on copies in turn, so that no weight is in the cache, as
-in a model.
+On a CPU, the loader dequantizes; this is compared with PyTorch's own int4 kernel. On a GPU, the benchmark times bf16,
+the loader's linear, the kernel that this linear calls for few tokens and, where these packages are installed, torchao's
+plain tensor on mslk's kernel and humming's kernels. It uses CUDA graphs, so that only the kernels count, and copies of
+the weight in turn, so that, as in a model, no weight is in the cache.
 
     python tests/bench/bench_int4.py
     python tests/bench/bench_int4.py --device cuda
@@ -28,8 +28,8 @@ from int4_qat.quantization import int4, packed_weight, schemes, torchao_tensor
 
 ROWS, COLUMNS, GROUP_SIZE, ROUNDS = 15360, 3840, 128, 15
 TOKENS = {"cpu": (1, 8, 256), "cuda": (1, 4, 8, 16, 24, 32, 64, 256, 2048, 8192, 32768)}
-COPIES = 8  # more than the 50 MB of an H100's cache
-CALLS = 3 * COPIES  # in a CUDA graph
+COPIES = 8  # together more than the 50 MB of an H100's cache
+CALLS = 3 * COPIES  # per CUDA graph
 Step = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def on_cpu(quantized: int4.Int4Weight) -> dict[str, Step]:
-    """fp32 and bf16 products with the dequantized weight, and PyTorch's int4 kernel."""
+    """Return the fp32 and bf16 products with the dequantized weight, and PyTorch's int4 kernel."""
     weight = int4.dequantize(quantized)
     pairs, scale_and_zero = tiles.pack_for_tinygemm(quantized)
     codes = torch.stack([pairs >> 4, pairs & 0xF], dim=-1).flatten(1).to(torch.int32)
@@ -69,7 +69,7 @@ def on_cpu(quantized: int4.Int4Weight) -> dict[str, Step]:
 
 
 def on_gpu(quantized: int4.Int4Weight) -> dict[str, Step]:
-    """The bf16 product, the loader's linears, their kernel for few tokens, and torchao's own if its kernel is there."""
+    """Return the bf16 product, the loader's linear, its kernel for few tokens, and the installed packages' kernels."""
     half, copies = int4.dequantize(quantized).to(torch.bfloat16), on_gpu_copies(quantized)
     packed = [tiles.TilePackedLinear(linear_with(None), copy) for copy in copies]
     forms = {
@@ -90,7 +90,7 @@ def on_gpu_copies(quantized: int4.Int4Weight) -> list[int4.Int4Weight]:
 
 
 def linear_with(weight: torch.Tensor | None) -> torch.nn.Linear:
-    """Return a linear that has this weight, if one is given, and nothing more."""
+    """Return a linear without a bias that has the given weight, if any."""
     linear = torch.nn.Linear(COLUMNS, ROWS, bias=False, device="meta")
     if weight is not None:
         linear.weight = torch.nn.Parameter(weight, requires_grad=False)
@@ -116,13 +116,13 @@ def humming_linear(weight: int4.Int4Weight) -> torch.nn.Module:
 
 
 def in_turn(steps: Iterable[Step]) -> Step:
-    """The next of some steps at each call."""
+    """Return a function that takes the next of some steps at each call."""
     turns = itertools.cycle(steps)
     return lambda x: next(turns)(x)
 
 
 def call(step: Step, x: torch.Tensor) -> Callable[[], float]:
-    """Seconds of one call."""
+    """Return a function that measures the seconds of one call."""
 
     def run() -> float:
         start = time.perf_counter()
@@ -134,7 +134,7 @@ def call(step: Step, x: torch.Tensor) -> Callable[[], float]:
 
 @torch.no_grad()
 def graph(step: Step, x: torch.Tensor) -> Callable[[], float]:
-    """Seconds of one of many calls in a CUDA graph."""
+    """Return a function that measures the mean seconds of a call among many in a CUDA graph."""
     step(x)
     recorded, begin, end = torch.cuda.CUDAGraph(), torch.cuda.Event(True), torch.cuda.Event(True)
     with torch.cuda.graph(recorded):

@@ -1,6 +1,7 @@
-"""Measure evaluate_mmlu's engines side by side: the same scores, time, and peak memory, on real MMLU questions.
+"""Compare evaluate_mmlu's engines on real MMLU questions: whether scores are the same, time, and peak memory.
 
-The model is an untrained Gemma 3 of 3 layers that knows every word of the questions, with Gemma's number of words.
+The model is an untrained Gemma 3 of 3 layers with Gemma's vocabulary size. Its tokenizer has every word of the
+questions.
 
     MMLU_DIR=/data/mmlu python tests/bench/bench_mmlu.py
     MMLU_DIR=/data/mmlu python tests/bench/bench_mmlu.py --limit 1 --num-fewshot 5 --rounds 1
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def write_model(folder: Path, vocabulary: int) -> Path:
-    """An untrained stand-in with a large vocabulary, and a tokenizer of MMLU's words."""
+    """Write an untrained stand-in with a large vocabulary and a tokenizer of MMLU's words; return its folder."""
     torch.manual_seed(0)
     rows = pd.concat(pd.read_parquet(folder / "mmlu" / f"{split}.parquet") for split in ("dev", "test"))
     texts = [mmlu_harness.prompt(row) for row in rows.to_dict("records")]
@@ -60,7 +61,7 @@ def write_model(folder: Path, vocabulary: int) -> Path:
 
 
 def compare(model: Path, folder: Path, arguments: argparse.Namespace) -> None:
-    """Print whether both engines give the same scores, and what each took."""
+    """Print whether both engines give the same scores, and the time and memory that each took."""
     figures, tables = {"stock": [], "last_position": []}, {}
     for _ in range(arguments.rounds):
         for engine in figures:
@@ -81,7 +82,7 @@ def compare(model: Path, folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def run(program: str, *arguments: object) -> dict:
-    """Seconds and peak resident gigabytes of a program."""
+    """Run a program; return its seconds and its peak resident gigabytes."""
     command = [sys.executable, str(ROOT / "scripts" / f"{program}.py"), *map(str, arguments)]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -1,7 +1,8 @@
 """Measure a training step of LoRA, of both QAT targets, and of torchao's own fake quantization, side by side.
 
-An untrained Gemma 3 text model, one step of each in turn: on a CPU 111 million parameters in its linears and 1,024
-tokens a step, on a GPU eight layers of the 12B model and 8,192 tokens. Peak memory is that of a process of its own.
+The model is an untrained Gemma 3 text model; one step of each kind is taken in turn. On a CPU, its linears have 111
+million parameters and a step has 1,024 tokens; on a GPU, it has eight layers of the 12B model and a step has 8,192
+tokens. Peak memory is measured in a separate process for each kind.
 
     python tests/bench/bench_qat.py
     python tests/bench/bench_qat.py --device cuda
@@ -48,7 +49,7 @@ def main() -> None:
         take_step(), take_step()
         print(peak_bytes(arguments.device))
         return
-    # First: a process's peak starts at that of its parent, which holds no model yet.
+    # This comes first: a process's peak starts at that of its parent, which holds no model yet.
     peaks = {kind: measure_peak(kind, arguments.device) for kind in KINDS}
     seconds = {kind: median_seconds(steps) for kind, steps in time_steps(arguments.device).items()}
     tokens = math.prod(ROWS[arguments.device])
@@ -59,13 +60,13 @@ def main() -> None:
 
 
 def measure_peak(kind: str, device: str) -> int:
-    """Peak bytes of two steps, in a process of their own."""
+    """Return the peak bytes of two steps in a separate process."""
     command = [sys.executable, __file__, "--memory-of", kind, "--device", device]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def time_steps(device: str) -> dict[str, list[float]]:
-    """Seconds of each step of each kind, one of each in turn."""
+    """Return the seconds of each step of each kind, with the kinds in turn."""
     steps = {kind: make_step(kind, device) for kind in KINDS}
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(WARM_UP + ROUNDS):
@@ -81,14 +82,14 @@ def median_seconds(seconds: list[float]) -> float:
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory that this process held: on a GPU what tensors took, on a CPU all that was resident."""
+    """Return the most memory that this process has held: that of tensors on a GPU, the resident set on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def make_step(kind: str, device: str):
-    """A function that takes one training step of an untrained model."""
+    """Return a function that takes one training step of an untrained model."""
     torch.manual_seed(0)
     config = Gemma3TextConfig(
         vocab_size=1024,

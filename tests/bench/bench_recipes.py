@@ -1,11 +1,11 @@
-"""Measure recipes for int4 on a model: what each costs, what it takes, and what it wins back of what rounding costs.
+"""Measure int4 recipes on a model: the quality that each loses, its cost, and how much of rounding's loss it recovers.
 
-Each variant is made and measured by the programs of scripts/, as the rules do it: calibrate, finetune, merge, quantize,
-evaluate_divergence on held-out texts, evaluate_mmlu; in processes that share the seconds of their imports. What is
-there already is not made again. --arms is a YAML of trainings by name, each with the settings in which it differs from
-config.yaml; one starts at base-<start> or at the base, and is trained once for each seed. The table goes to --folder
-as recipes.md and is printed. Intervals are of 95%, paired, over windows and questions, and over seeds if there are
-several.
+The programs of scripts/ produce and measure each variant as the rules do: calibrate, finetune, merge, quantize,
+evaluate_divergence on held-out texts, and evaluate_mmlu. They run in processes that share the seconds of their imports,
+and existing results are not recomputed. --arms is a YAML of trainings by name, each with the settings in which it
+differs from config.yaml. A training starts at base-<start> or at the base, and runs once for each seed. The table is
+printed and written to --folder as recipes.md. Intervals are of 95%, paired, over windows and questions, and over seeds
+if there are several.
 
     python scripts/download_mmlu.py --source /data/mmlu --output /data/mmlu_parquet
     python tests/bench/bench_recipes.py --model models/gemma-3-270m --mmlu /data/mmlu_parquet \\
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# No GPU is seen until a process has been forked: libraries start CUDA when they are imported, which no fork survives.
+# The GPU is hidden until a process has been forked: libraries start CUDA on import, and CUDA does not survive a fork.
 os.environ |= {"BENCH_GPU": os.environ.get("CUDA_VISIBLE_DEVICES", "0"), "CUDA_VISIBLE_DEVICES": ""}
 os.environ |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
@@ -59,7 +59,7 @@ class Variant(NamedTuple):
     recipe: str  # the method or the arm
     zero_point: str
     seed: int
-    changes: dict | None  # of an arm, from config.yaml
+    changes: dict | None  # an arm's differences from config.yaml
 
     @property
     def name(self) -> str:
@@ -67,7 +67,7 @@ class Variant(NamedTuple):
 
     @property
     def group(self) -> str:
-        """What the seeds of a recipe share."""
+        """Return the name that the seeds of a recipe share."""
         return f"{self.recipe}_{self.zero_point}"
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.dtype = arguments.dtype or {"cuda": "bfloat16", "cpu": "float32"}[arguments.device]
     if arguments.arms:
-        importlib.import_module("int4_qat.training.backends.transformers")  # for all trainings, which take it by a word
+        importlib.import_module("int4_qat.training.backends.transformers")  # once, since all trainings load it
     wanted = list(wanted_variants(arguments))
     arguments.folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments)
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def wanted_variants(arguments: argparse.Namespace) -> Iterator[Variant]:
-    """Yield what is to be measured; rounding draws nothing, so that it has one seed."""
+    """Yield the variants to measure; rounding draws no random numbers and so has only one seed."""
     arms = yaml.safe_load(arguments.arms.read_text(encoding="utf-8")) if arguments.arms else {}
     for zero_point in arguments.zero_points:
         for recipe in (*arguments.methods, *arms):
@@ -116,7 +116,7 @@ def wanted_variants(arguments: argparse.Namespace) -> Iterator[Variant]:
 
 
 class Bench:
-    """A model, and what its variants are made of and measured by."""
+    """A model, with the inputs and the programs that produce and measure its variants."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
@@ -131,7 +131,7 @@ class Bench:
         return schemes.int4(self.arguments.group_size, ZERO_POINTS[variant.zero_point]).words
 
     def read_base(self) -> None:
-        """Format the questions, and let the base in bf16 read the texts and answer."""
+        """Format the questions, record the base's hidden states on the held-out texts, and let the base answer MMLU."""
         arguments, model = self.arguments, self.arguments.model
         if not self.questions.exists():
             source = ["--mmlu", arguments.mmlu / "auxiliary_train.parquet", "--tokenizer", model]
@@ -144,7 +144,7 @@ class Bench:
         self.answer(model, self.base)
 
     def make(self, variant: Variant) -> None:
-        """Calibrate or train, if the variant does, and quantize."""
+        """Calibrate or train the variant, if it needs that, and quantize it."""
         folder, checkpoint = self.folder(variant), self.arguments.model
         if (folder / "checkpoint").exists():
             return
@@ -158,7 +158,7 @@ class Bench:
         run("quantize", folder, "--checkpoint", checkpoint, *words, *output)
 
     def calibrate(self, variant: Variant) -> Path:
-        """Return the folder that a method has calibrated."""
+        """Return the folder of the model that the variant's method has calibrated."""
         arguments, output = self.arguments, self.folder(variant) / "calibrated"
         if not output.exists():
             windows = ["--samples", arguments.samples, "--length", arguments.length, "--batch-size", 8]
@@ -193,7 +193,7 @@ class Bench:
         return default | given | {"scheme": self.scheme(variant), "ignore": []} | changes
 
     def measure(self, variant: Variant) -> None:
-        """Compare a variant with the base, and ask it."""
+        """Compare a variant with the base, and let it answer MMLU."""
         folder, model = self.folder(variant), self.arguments.model
         if not (folder / measurements.DIVERGENCE.file).exists():
             known = ["--base", model, "--own", model]
@@ -206,7 +206,7 @@ class Bench:
         return ["--dtype", self.arguments.dtype, "--device", self.arguments.device]
 
     def places(self, folder: Path) -> list[object]:
-        """Return the words for where the divergence is measured, and written."""
+        """Return the options for the device and the outputs of the divergence."""
         report, samples = (folder / name for name in measured_files.files_of(measurements.DIVERGENCE))
         return ["--device", self.arguments.device, "--report", report, "--samples", samples]
 
@@ -224,7 +224,7 @@ class Bench:
 
 
 def run(name: str, folder: Path, *words: object) -> None:
-    """Run a program of scripts/; its log and its seconds go into a folder. End with its last line if it fails."""
+    """Run a program of scripts/ with its log and seconds in a folder; if it fails, exit with the log's last line."""
     folder.mkdir(parents=True, exist_ok=True)
     program, start = importlib.import_module(name), time.perf_counter()
     process = multiprocessing.get_context("fork").Process(target=call, args=(program, folder / f"{name}.log", words))
@@ -237,18 +237,18 @@ def run(name: str, folder: Path, *words: object) -> None:
 
 
 def call(program, log: Path, words: tuple[object, ...]) -> None:
-    """Call a program's main in this process, its output in a log."""
+    """Call a program's main in this process, with its output in a log."""
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    gpu = os.environ["BENCH_GPU"]  # one process after the other has it
+    gpu = os.environ["BENCH_GPU"]  # the processes use it in turn
     os.environ |= {"CUDA_VISIBLE_DEVICES": gpu, devices.CLAIMED: gpu}
     sys.argv = [program.__name__, *map(str, words)]
     program.errors.run(program.main)
 
 
 def table(arguments: argparse.Namespace, made: list[Variant]) -> str:
-    """Return what was measured so far, in Markdown: a row for each variant, and one for each recipe with more seeds."""
+    """Return the figures so far in Markdown, with one row per variant and one per recipe with several seeds."""
     texts = [path.stem for path in arguments.held_out]
     names = [variants.BASELINE, *(variant.name for variant in made)]
     every = [
@@ -292,7 +292,7 @@ def with_means(found: Scores, groups: dict[str, list[str]]) -> Scores:
 
 
 def of_metric(metric: Metric, found: Scores, name: str, rounded: str, best: str) -> list[str]:
-    """Return a value, what it won back of what rounding costs, and how much better it is than the best calibration."""
+    """Return the cells of a value, of its recovery of rounding's loss, and of its gain over the best calibration."""
     form = "{:.2%}" if metric.scale.unit == metrics.SHARE.unit else "{:.4f}"
     value, ends = metrics.value_of(metric, found.plain[name]), metrics.interval_of(metric, found.resampled[name])
     cells = [f"{form.format(value)} [{', '.join(map(form.format, ends))}]", "", ""]
@@ -308,7 +308,7 @@ def of_metric(metric: Metric, found: Scores, name: str, rounded: str, best: str)
 
 
 def costs(folder: Path) -> list[str]:
-    """Return the seconds and the GPU memory of what makes a variant, its calibration or its training."""
+    """Return the seconds and the GPU memory of a variant's calibration or training."""
     if (folder / "finetune.json").exists():
         peak = pd.read_csv(folder / "training.csv")["peak_memory_gb"].max()
         return [f"{files.read_json(folder / 'finetune.json')['seconds']:.0f} s", f"{peak:.1f} GB"]

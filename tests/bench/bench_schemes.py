@@ -1,7 +1,8 @@
-"""Measure what each scheme costs in weight error, and what the significant bits of an integer scheme's scale cost.
+"""Measure the weight error of each scheme, and the cost of limiting the significant bits of an integer scheme's scale.
 
-The error is |Q(W) - W| / |W| over all linears that int4 is for, of a model's folder or of Gaussian weights. The same
-number of bits for all scales is for comparison: with 5 every zero point is exact in bfloat16, with 8 not all of them.
+The error is |Q(W) - W| / |W| over all linears of a model's folder that int4 applies to, or over Gaussian weights. Rows
+with the same number of bits for all scales are for comparison: with 5, every zero point is exact in bfloat16; with 8,
+not all are.
 
     python tests/bench/bench_schemes.py
     python tests/bench/bench_schemes.py --model models/gemma-3-270m --group-sizes 32 128
@@ -22,7 +23,7 @@ from int4_qat.checkpoint import architecture
 from int4_qat.quantization import exports, int4, linears, schemes
 
 BITS = (5, 8)
-Way = Callable[[torch.Tensor], torch.Tensor]  # a weight in fp32 to what is left of it
+Way = Callable[[torch.Tensor], torch.Tensor]  # from a weight in fp32 to its rounded values
 KINDS = {"float": schemes.FLOAT, "integer": schemes.INTEGER, "symmetric": None}
 
 
@@ -39,12 +40,12 @@ def main() -> None:
 
 
 def as_stored(scheme: schemes.Scheme) -> Way:
-    """Return what makes of a weight what its export stands for."""
+    """Return a function that rounds a weight as its export does."""
     return lambda weight: int4.fake_quantize(weight, scheme)
 
 
 def integer(group_size: int, bits: int) -> Way:
-    """Return what rounds on a grid with an integer zero point and so many significant bits of the scale."""
+    """Return a function that rounds on a grid with an integer zero point and a scale of the given significant bits."""
 
     def quantize(weight: torch.Tensor) -> torch.Tensor:
         groups = weight.view(len(weight), -1, group_size)
@@ -60,7 +61,7 @@ def integer(group_size: int, bits: int) -> Way:
 
 
 def errors(model: Path | None, group_size: int, ways: dict[str, Way]) -> dict[str, float]:
-    """Return |Q(W) - W| / |W| over all weights, by the name of what rounds them."""
+    """Return |Q(W) - W| / |W| over all weights, by the name of the way of rounding."""
     lost, total = Counter(), 0.0
     for weight in weights_of(model, group_size):
         total += weight.square().sum().item()

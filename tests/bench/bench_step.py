@@ -1,7 +1,7 @@
-"""Time training steps at the shapes of Gemma 3 12B, and say which kernels a step's time goes to.
+"""Time training steps at the shapes of Gemma 3 12B, and list the kernels that a step's time goes to.
 
-A training is the workflow's own, in this process: the backend, rows and trainer of finetune.py, on random weights and
-texts of --tokens invented words each. --arms takes arms of bench_gpu.py, or NAME={...} with other settings over theirs.
+A training uses the backend, rows and trainer of finetune.py, in this process, on random weights and on texts of
+--tokens invented words each. --arms takes arms of bench_gpu.py, or NAME={...} to override their settings.
 
     python tests/bench/bench_step.py --folder /dev/shm/step --layers 12 --output step.json
     python tests/bench/bench_step.py --folder /tmp/tiny --shapes tiny --device cpu --tokens 64 --output tiny.json
@@ -34,7 +34,7 @@ from int4_qat.training.backends import transformers
 from int4_qat.training.recipe import Options, Recipe
 
 STEPS, WARM_UP = 8, 3
-KINDS = {  # of a kernel, by parts of its name; the first that fits
+KINDS = {  # kinds of kernels, by parts of their names; the first match counts
     "attention": ("flash", "fmha", "attention", "softmax"),
     "matrix products": ("gemm", "nvjet", "cutlass", "sm90_xmma", "cublas"),
     "deployed weight": ("_deploy", "_sum_gradients"),
@@ -81,7 +81,7 @@ def recipe_of(arguments: argparse.Namespace, name: str, changes: dict) -> Recipe
 
 
 class Timer(TrainerCallback):
-    """The seconds of each step, and the profile of the last one."""
+    """A callback that keeps the seconds of each step, and the profile of the last one instead of its seconds."""
 
     def __init__(self, on_gpu: bool):
         self.on_gpu, self.seconds, self.begun, self.profile = on_gpu, [], 0.0, None
@@ -137,7 +137,7 @@ def measure(arguments: argparse.Namespace, recipe: Recipe) -> dict:
 
 
 def by_kernel(found: profile, on_gpu: bool) -> dict:
-    """Return milliseconds by kind of kernel, and of the 25 kernels that take most."""
+    """Return the milliseconds of each kind of kernel, and of the 25 kernels that take most, with their counts."""
     kinds, kernels = Counter(), {}
     for event in found.key_averages():
         if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:

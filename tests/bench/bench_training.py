@@ -1,9 +1,9 @@
-"""Measure what a training goes by on a real model: each of its settings changed by itself, by the KL that results.
+"""Measure a training's settings on a real model: change one setting at a time, and report the KL that results.
 
-A training is the workflow's own, in this process: the backend, texts and trainer of finetune.py, started at base-gptq
-or at the base itself. The KL is that of the model as it is deployed, on windows of 1,024 tokens that are spread evenly
-over each held-out text. --settings takes some of those below, by name, or NAME={...}; the configs in examples/
-measure the winner whole.
+A training uses the backend, texts and trainer of finetune.py, in this process, and starts at base-gptq or at the base
+itself. The KL is that of the deployed model, over windows of 1,024 tokens that are spread evenly over each held-out
+text. --settings takes some of the settings below, by name, or NAME={...}; the configs in examples/ measure the best
+setting in full.
 
     python tests/bench/bench_training.py --model models/gemma-3-270m --start /tmp/base-gptq/calibrated \\
         --questions /tmp/train.parquet --general /data/text/wikitext2_valid.txt /data/text/textbooks.txt \\
@@ -34,8 +34,8 @@ from int4_qat.training import data, log_table
 from int4_qat.training.backends import transformers
 from int4_qat.training.recipe import Options
 
-CONTEXT = 1024  # tokens of a window
-QUESTIONS, GENERAL = "questions", "general"  # in the settings GENERAL stands for each general text
+CONTEXT = 1024  # tokens per window
+QUESTIONS, GENERAL = "questions", "general"  # in the settings, GENERAL stands for each general text
 ALL_TOKENS = {"weight": 1.0, "tokens": "all", "temperature": 1.0}
 AS_IT_IS = {
     "backend": "transformers",
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 class Bench:
-    """What the base says of the held-out texts, and where the trainings of a model start."""
+    """The base's hidden states on the held-out texts, and the recipe that all trainings of a model share."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
@@ -146,7 +146,7 @@ class Bench:
         return divergence.last_hidden_states(model, [window])[0]
 
     def run(self, changes: dict) -> list[str]:
-        """Train by a setting; return the cells of its row."""
+        """Train with a setting; return the cells of its row."""
         arguments, changes = self.arguments, dict(changes)
         start = changes.pop("start", arguments.start)
         settings = self.recipe | changes
@@ -157,7 +157,7 @@ class Bench:
         problems = list(limits.impossible(vars(recipe)))
         if problems:
             sys.exit(problems[0])
-        torch._dynamo.reset()  # what is compiled for a setting must not leave the next one without
+        torch._dynamo.reset()  # otherwise what one setting compiles could leave none of dynamo's limit for the next
         if arguments.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -189,7 +189,7 @@ class Bench:
 
     @torch.no_grad()
     def compare(self, model: PreTrainedModel, name: str) -> str:
-        """Return KL and loss of a text, in nats a token."""
+        """Return the KL and loss of a text, in nats per token."""
         sums, tokens = [], 0
         for window, states in zip(self.texts[name], self.base[name], strict=True):
             ids = torch.tensor(window, device=states.device)
@@ -201,7 +201,7 @@ class Bench:
 
 
 def weights_of(weights: dict[str, float], general: list[str]) -> dict[str, float]:
-    """Return the weight of each text by its name, that of GENERAL for each general text."""
+    """Return the weight of each text by name; each general text has the weight of GENERAL."""
     return {name: weight for word, weight in weights.items() for name in (general if word == GENERAL else [word])}
 
 

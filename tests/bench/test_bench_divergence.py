@@ -1,4 +1,4 @@
-"""The benchmark that is ready for a GPU goes through its steps at small shapes, on a CPU."""
+"""The benchmark for a GPU goes through all its steps on a CPU, at small shapes."""
 
 import json
 import subprocess

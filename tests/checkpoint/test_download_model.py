@@ -1,4 +1,4 @@
-"""A model from a Hub on loopback: what is taken, and what a failure leaves for the next call."""
+"""Test downloads from a Hub on loopback: which files are taken, and what a failure leaves for the next call."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import pytest
 from programs import run_script
 
 COMMIT = "a" * 40
-BESIDE = {  # of no use here, or of harm
+BESIDE = {  # files that are useless or harmful here
     "consolidated.safetensors": b"the same weights",
     "model.fp16.safetensors": b"the same weights",
     "pytorch_model.bin": b"a pickle",
@@ -24,7 +24,7 @@ BESIDE = {  # of no use here, or of harm
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves one repository; refuses the files in `refused`, and keeps the names of those that were sent."""
+    """A server of one repository that refuses the files in `refused` and records the names of those it sent."""
 
     def __init__(self, model: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -1,4 +1,4 @@
-"""What a run calibrates on and where trainings begin: each mistake is one line, and test text never calibrates."""
+"""Test the config of calibration and of a training's start: mistakes are one line; test text never calibrates."""
 
 import copy
 
@@ -15,7 +15,7 @@ BEGUN = {"quantization": "w4a16", "start": "gptq", "backend": "transformers"}
 
 
 def config_of(*changes):
-    """The default config with other values at some places."""
+    """Return the card's config with other values at the given paths."""
     config = copy.deepcopy(CARDS_ARMS)
     for path, value in changes:
         *parents, key = path.split(".")
@@ -27,12 +27,12 @@ def config_of(*changes):
 
 
 def named(**texts):
-    """The default config which calibrates on some texts of its own alone."""
+    """Return the card's config, calibrating only on the given texts."""
     return config_of(("texts", texts), ("calibration.texts", [*texts]))
 
 
 def arm(**changes):
-    """The default config with another arm, trained in w4a16 from the base as gptq leaves it but for some keys."""
+    """Return the card's config with another arm, which starts from the gptq base and trains in w4a16 by default."""
     names = [*CARDS_ARMS["variants"], "begun-w4a16"]
     return config_of(("finetune.arms.begun", BEGUN | changes), ("variants", names))
 
@@ -115,7 +115,7 @@ def test_each_mistake_is_one_line(config, expected):
     line, *others = workflow_config.problems(config, SCHEMA)
     assert line.startswith(expected)
     assert "\n" not in line
-    assert not others or config["finetune"]["start"] == "gptq"  # a slip for all arms is one in each
+    assert not others or config["finetune"]["start"] == "gptq"  # a mistake for all arms is reported in each
 
 
 def test_a_training_begins_at_a_base_that_the_run_calibrates():
@@ -124,7 +124,7 @@ def test_a_training_begins_at_a_base_that_the_run_calibrates():
     config["variants"].remove("base-gptq")
     (line,) = workflow_config.problems(config, SCHEMA)
     assert line == "variants: 'base-gptq' is missing; the training of 'begun' begins there"
-    config["variants"].remove("begun-w4a16")  # and an arm that nothing needs asks for nothing
+    config["variants"].remove("begun-w4a16")  # an arm that no variant needs requires nothing
     assert workflow_config.problems(config, SCHEMA) == []
 
 
@@ -138,7 +138,7 @@ def test_other_exceptions_are_another_place_to_begin():
 
 
 def test_where_it_begins_is_no_setting_of_a_training():
-    """Its rule has the folder as an input; the summary and the card tell of the name."""
+    """The start is an input of the training's rule, and its name is stated in the summary and the card."""
     recipe = recipes.recipe_of(arm(), "begun")
     assert (recipe["start"], recipes.recipe_of(CARDS_ARMS, "qat")["start"]) == ("gptq", None)
     assert recipes.training_of(recipe).keys() == recipe.keys() - {"quantization", "start", "allow_worse"}

@@ -1,4 +1,4 @@
-"""A wrong config is one line that names the key."""
+"""Each mistake in a config is reported as one line that names the key."""
 
 import datetime
 import math

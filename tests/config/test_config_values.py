@@ -1,4 +1,4 @@
-"""The values of a config are what people mean by them; what YAML hides is a line."""
+"""Config values are read as people mean them, and mistakes that YAML hides are reported as one line each."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from workflows import snakemake
     ],
 )
 def test_what_people_write_is_what_they_mean(path, written, meant):
-    """As the number is written has no say in what runs again: the words that jobs are given are the same."""
+    """How a number is written does not change the arguments of jobs, so it does not make them re-run."""
     config = changed(path, yaml.safe_load(written))
     config_values.normalise(config, SCHEMA)
     expected = changed(path, meant)
@@ -46,7 +46,7 @@ def test_what_people_write_is_what_they_mean(path, written, meant):
 
 
 def test_texts_stay_texts():
-    """A license or a mark of a turn may look like a number."""
+    """A license or the mark of a turn may look like a number."""
     config = changed(["publish", "license"], "1e3")
     config["finetune"]["response_part"] = "7"
     config_values.normalise(config, SCHEMA)
@@ -104,7 +104,7 @@ def test_yaml_that_hides_nothing_passes(tmp_path):
 
 
 def run_with(tmp_path, text, *arguments):
-    """A dry-run with a config file that holds a text."""
+    """Return the result of a dry run with a config file of the given content, and the file's path."""
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     result = snakemake("--dry-run", "--directory", tmp_path / "run", *arguments, "--configfile", path)
@@ -132,7 +132,7 @@ def test_snakemake_looks_into_the_file_too(tmp_path, change, expected):
 
 
 def test_the_jobs_get_what_is_meant(tmp_path):
-    """From a file and from --config: numbers as numbers, whole ones as whole ones, the folder of the tilde."""
+    """Values from a file and from --config reach the jobs normalised: floats, whole numbers, expanded tildes."""
     (tmp_path / "m").mkdir()
     text = (ROOT / "config.yaml").read_text().replace("learning_rate: 2.0e-5", "learning_rate: 2e-5")
     text = text.replace("  r: 8\n", "  r: 8.0\n").replace(CARD["models"]["gemma-3-12b-it"]["source"], "~/m")

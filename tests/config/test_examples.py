@@ -1,4 +1,4 @@
-"""The configs in examples/: each is whole, and its recipe is the default's but for what it says."""
+"""Test the configs in examples/: each is complete, and its recipe is the default except where it says otherwise."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_an_example_is_a_config(path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_seeds_of_an_example_are_trained_as_the_default_is(path):
-    """But for the model's own marks, for memory, and for the rate and the optimizer that were measured on it."""
+    """Only the marks of the model's turns, memory settings, and the optimizer and rate measured on it may differ."""
     config, free = resolved(path), {"seed", "gradient_checkpointing", "optim", "instruction_part", "response_part"}
     free |= {"grid_learning_rate"}
     default = recipes.recipe_of(CARD, "qad")

@@ -1,4 +1,4 @@
-"""How many GPUs a training has is the profile's to say; what an arm cannot share is said when a run is planned."""
+"""The profile sets how many GPUs a training gets; an arm that cannot use them is reported when a run is planned."""
 
 import re
 
@@ -65,7 +65,7 @@ def test_a_stage_that_takes_one_gpu_is_given_no_more(tmp_path):
     ],
 )
 def test_gpus_that_a_stage_cannot_use_are_a_line(tmp_path, more, line):
-    """Snakemake would give a job as many as there are, and say nothing."""
+    """Without this check, Snakemake would silently give the job as many GPUs as there are."""
     result = demo(tmp_path, "--dry-run", "--set-resources", *more)
     assert result.returncode == 1
     assert re.findall("config error: (.*)", result.stderr) == [line]

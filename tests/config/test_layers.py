@@ -1,4 +1,4 @@
-"""One's own config is laid over config.yaml; the jobs of a run have the config that Snakemake began with."""
+"""A user's config is merged over config.yaml, and the jobs of a run get the config that Snakemake began with."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ SFT = {"quantization": None}
 
 
 def run_of(tmp_path, given, **overrides):
-    """The config of a run with a file of one's own."""
+    """Return the config of a run with the given content in the user's config file."""
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(given, sort_keys=False))
     return resolved(path, **overrides)
@@ -46,7 +46,7 @@ def test_nothing_given_is_the_default():
 )
 def test_what_is_given_is_laid_over_the_default(tmp_path, given, place, expected):
     found = run_of(tmp_path, given)
-    untouched = CARD.keys() - given.keys() - {"plots"}  # the colours go with the arms
+    untouched = CARD.keys() - given.keys() - {"plots"}  # replaced arms take their colours with them
     assert all(found[key] == CARD[key] for key in untouched)
     for key in place:
         found = found[key]
@@ -67,7 +67,7 @@ def test_what_is_given_stays_as_it_was():
 
 
 def test_files_are_merged_and_config_comes_last(tmp_path):
-    """Two files as Snakemake merges them, then --config, which replaces the same tables whole."""
+    """Two files are merged as Snakemake does it; then --config replaces the same tables whole."""
     first = {"models": {"a": {"source": "/a"}}, "finetune": {"r": 16, "lora_alpha": 32}}
     second = {"models": {"b": {"source": "/b"}}, "finetune": {"r": 4}}
     paths = [tmp_path / "first.yaml", tmp_path / "second.yaml"]
@@ -82,7 +82,7 @@ def test_files_are_merged_and_config_comes_last(tmp_path):
 
 
 def test_config_on_the_command_line_knows_true_false_and_null():
-    """Snakemake reads them as texts there; in a file a text stays one."""
+    """Snakemake reads these words in --config as strings; they are converted, but longer strings stay as they are."""
     found = resolved(evaluation={"chartqa": "null"}, publish={"private": "false", "license": "null and void"})
     assert found["evaluation"]["chartqa"] is None
     assert found["publish"]["private"] is False
@@ -136,7 +136,7 @@ Path("of_run.json").write_text(json.dumps(config)) if workflow.is_main_process e
 
 @pytest.mark.skipif(" " in sys.executable, reason="Snakemake does not quote the path of its Python for a `run:`")
 def test_a_job_has_the_config_of_the_run(tmp_path):
-    """A `run:` is a Snakemake of its own, with the options that a job on a cluster gets too."""
+    """A `run:` directive starts another Snakemake, with the same options that a job on a cluster gets."""
     workflow = copy_workflow(tmp_path / "workflow")
     with (workflow / "Snakefile").open("a") as snakefile:
         snakefile.write(PROBE)

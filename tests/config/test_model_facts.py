@@ -1,4 +1,4 @@
-"""What a config must fit of a model: refused when the model is brought, and in a second at each later start."""
+"""A config that does not fit its model is refused when the model is downloaded, and at once at each later start."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_the_facts_are_those_of_the_model(facts, untrained):
 
 
 def quantization(**changes):
-    """The settings with another quantization, for training and exports alike."""
+    """Return the settings with another quantization, for both training and exports."""
     entry = entry_of(INT4) | changes
     return SETTINGS | {"quantizations": {"int4": entry}, "arms": {"qat": QAT | training_words(entry)}}
 
@@ -103,7 +103,7 @@ def test_what_names_something_fits(facts):
         assert list(model_facts.misfits(facts, quantization(ignore=[ignored]))) == []
     for layer in facts["inputs"]:
         found = list(model_facts.misfits(facts, quantization(ignore=[layer])))
-        alone = layer.endswith(("o_proj", "down_proj"))  # vLLM puts the others together
+        alone = layer.endswith(("o_proj", "down_proj"))  # vLLM fuses the others
         assert len(found) == (0 if alone else 1), layer
 
 
@@ -139,7 +139,7 @@ def test_a_model_comes_only_with_a_config_that_fits(untrained, tmp_path, monkeyp
 
 
 def test_a_later_config_is_held_against_a_model_that_is_there(facts, untrained, tmp_path):
-    """At the start of Snakemake, whatever the rules would do; a model of another source is none of its business."""
+    """The check runs when Snakemake starts, whatever the rules would do; facts from another source are ignored."""
     config = small_config(untrained)
     known = facts | {"source": config["models"]["demo"]["source"]}
     (tmp_path / "resources" / "models").mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_a_later_config_is_held_against_a_model_that_is_there(facts, untrained, 
 
 @pytest.fixture(scope="module")
 def deep(untrained, tmp_path_factory):
-    """A Llama of 12 layers: the name of layer 1 is the beginning of those of layers 10 and 11."""
+    """Return the folder of a Llama with 12 layers: the name of layer 1 is a prefix of those of layers 10 and 11."""
     config = transformers.LlamaConfig(**SIZES | {"num_hidden_layers": 12, "tie_word_embeddings": False})
     return write_model(config, untrained / "model", tmp_path_factory.mktemp("deep") / "model")
 

@@ -1,4 +1,4 @@
-"""What a run trains on, arm by arm: each mistake is one line, and only texts in use are brought and checked."""
+"""Test the texts that each arm trains on: each mistake is one line; only used texts are downloaded and checked."""
 
 import copy
 import shlex
@@ -17,7 +17,7 @@ TEXTS = CARDS_ARMS["texts"] | {"chats": CHATS, "test": TEST}
 
 
 def trained_on(weights=None, **arms):
-    """The default config with texts of its own, some of them for all arms and others for single ones."""
+    """Return the card's config with more texts: `weights` are those of all arms, `arms` those of single arms."""
     config = copy.deepcopy(CARDS_ARMS)
     config["texts"] = TEXTS
     distillation = {"weight": 1, "tokens": "all", "temperature": 1}
@@ -78,7 +78,7 @@ def test_the_texts_of_arms_in_use_belong_to_the_settings_of_results():
 
 
 def planned_commands(config, tmp_path, *targets):
-    """The words of each command of a dry-run, by program."""
+    """Return the arguments of each command in a dry run, by program."""
     options = ["--dry-run", "--printshellcmds", "--directory", tmp_path / "run"]
     result = snakemake(*targets, *options, "--configfile", write_config(config, tmp_path / "mine.yaml"))
     assert result.returncode == 0, result.stderr
@@ -92,7 +92,7 @@ def planned_commands(config, tmp_path, *targets):
 
 
 def words_of(option, words):
-    """The words behind an option of a command."""
+    """Return the values of an option in a command's arguments."""
     rest = words[words.index(option) + 1 :]
     return rest[: next((place for place, word in enumerate(rest) if word.startswith("--")), len(rest))]
 

@@ -1,4 +1,4 @@
-"""The config for another model that the README shows is all that it takes."""
+"""The configs that the README and docs/config.md show are valid and complete."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def test_a_symmetric_quantization_beside_the_cards(tmp_path):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/config.md"])
 def test_a_config_that_is_shown_with_variants_publishes_one_of_them(page):
-    """By the blocks of a page that replace the variants: none of them is refused for what the default publishes."""
+    """Each block of a page that replaces the variants also publishes one of them, so that it is not refused."""
     blocks = re.split(r"\n(?:```\w*\n|\n(?! ))", (ROOT / page).read_text())
     shown = [block for block in blocks if re.search(r"^ *variants: \[", block, re.MULTILINE)]
     assert len(shown) >= 2
@@ -61,7 +61,7 @@ def test_a_config_that_is_shown_with_variants_publishes_one_of_them(page):
 
 
 def resolved_with(folder, text):
-    """The config of a run with a file that holds this text."""
+    """Return the config of a run with a config file of the given content."""
     path = folder / "mine.yaml"
     path.write_text(text)
     return resolved(path)

@@ -1,4 +1,4 @@
-"""The table of quantizations: each mistake is one line, and each variant has what it is measured against."""
+"""Test the table of quantizations: each mistake is one line, and each variant has a baseline."""
 
 import copy
 
@@ -16,7 +16,7 @@ SYMMETRIC = {key: value for key, value in INT4.items() if key != "zero_point"} |
 
 
 def table(**entries):
-    """The default config with more in its table."""
+    """Return the card's config with more entries in its table."""
     return changed(["quantizations"], CARDS_ARMS["quantizations"] | entries)
 
 
@@ -159,7 +159,7 @@ def test_what_an_arm_is_trained_in_has_a_base_to_be_measured_against():
 
 
 def test_another_method_is_measured_against_rounding(tmp_path):
-    """A file in the room of the methods makes its word one that the config knows."""
+    """A file in the folder of the methods makes its name one that the config accepts."""
     workflow = copy_workflow(tmp_path / "workflow")
     methods = workflow / "scripts" / "int4_qat" / "quantization" / "methods"
     (methods / "guess.py").write_text((methods / "rtn.py").read_text())

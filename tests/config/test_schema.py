@@ -1,4 +1,4 @@
-"""A setting of a training is named by the class Recipe and by config.yaml; schema, check and training follow."""
+"""A training setting is named in the class Recipe and in config.yaml; schema, checks and training follow them."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ def test_config_yaml_names_each_setting_and_no_other():
 @pytest.mark.parametrize("arm", CARD["finetune"]["arms"])
 def test_what_an_arm_trains_by_is_a_recipe(arm):
     given = recipes.training_of(recipes.recipe_of(CARD, arm))
-    recipe = Recipe(**json.loads(json.dumps(given)), allow_worse=False)  # which finetune.py adds
+    recipe = Recipe(**json.loads(json.dumps(given)), allow_worse=False)  # finetune.py adds allow_worse
     assert dataclasses.asdict(recipe) == given | {"allow_worse": False}
 
 
@@ -56,4 +56,4 @@ def test_report_to_has_the_words_of_transformers():
     assert found == [
         "none",
         *sorted(INTEGRATION_TO_CALLBACK.keys() - {"flyte"}),
-    ]  # never found installed, even if it is
+    ]  # transformers never finds flyte, even if it is installed

@@ -1,4 +1,4 @@
-"""show_config prints what a run would use, and refuses what a run would refuse, in the same words."""
+"""show_config prints the config that a run would use, and refuses what a run would refuse, in the same words."""
 
 import pytest
 import yaml

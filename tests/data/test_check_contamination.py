@@ -1,4 +1,4 @@
-"""Test questions are found among the training questions, in each sense, those of several sets at once."""
+"""Test questions of several sets are found among the training questions, by each of the measures."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Held-out text is found in what a run trains or calibrates on, and more than a little of it ends the run."""
+"""Held-out text is found in the texts that a run trains or calibrates on, and more than 1% of it stops the run."""
 
 import json
 import random
@@ -16,7 +16,7 @@ WORDS = [f"w{number}" for number in range(400)]
 
 
 def shared(held_out, text):
-    """How many runs of 13 words two texts share, by a search for each in the words of the other."""
+    """Return how many runs of 13 words a held-out text has, and how many occur in another text, by plain search."""
     words = [" ".join(filter(str.isalnum, word)).replace(" ", "") for word in held_out.lower().split()]
     within = f" {' '.join(''.join(filter(str.isalnum, word)) for word in text.lower().split())} "
     runs = {" ".join(words[start : start + 13]) for start in range(len(words) - 12)}
@@ -25,7 +25,10 @@ def shared(held_out, text):
 
 @pytest.fixture
 def check(tmp_path, monkeypatch):
-    """Run the program on a held-out text and others, to train on unless it is said; returns what it writes."""
+    """Return a function that runs the program on a held-out text and other texts, and returns its counts.
+
+    The other texts are training texts unless `options` says otherwise.
+    """
 
     def run(held_out, options=("--training",), **texts):
         (tmp_path / "held_out.txt").write_text(held_out)
@@ -41,7 +44,7 @@ def check(tmp_path, monkeypatch):
 
 
 def test_counts_are_those_of_a_plain_search(check, monkeypatch):
-    """Wherever the text is cut on its way, and whatever its case and marks."""
+    """The counts do not depend on where the text is cut into blocks, nor on case and punctuation."""
     monkeypatch.setattr(shared_words, "BLOCK", 100)
     generator = random.Random(0)
     held_out = " ".join(generator.choices(WORDS, k=5_000))
@@ -93,7 +96,7 @@ def test_training_questions_count_as_training_shows_them(tmp_path, monkeypatch):
 
 
 def test_a_conversation_counts_by_what_is_said_in_it(tmp_path, monkeypatch):
-    """A run of words may go on from one message to the next; their roles are none of them."""
+    """A run of words may continue from one message to the next; roles are not words of the text."""
     (tmp_path / "held_out.txt").write_text(" ".join(WORDS * 10))
     said = [" ".join(WORDS[100:110]), " ".join(WORDS[110:115]) + "\nnothing"]
     messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), said, strict=True)]

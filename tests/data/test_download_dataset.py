@@ -1,4 +1,4 @@
-"""A data set in files that people made: what is taken, and what ends with one line before anything is scored."""
+"""Test data sets from a user's files: what is taken, and what is refused with one line before anything is scored."""
 
 import codecs
 import json
@@ -28,7 +28,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def download(monkeypatch, source, tmp_path):
-    """Run the program on the source; returns the folder that it makes."""
+    """Return a function that runs the program on the source and returns the folder that it writes."""
 
     def run():
         run_in_process(

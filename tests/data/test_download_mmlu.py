@@ -1,4 +1,4 @@
-"""Both layouts give the same rows; each kind of bad data gives one line that names it, and leaves nothing."""
+"""Both layouts give the same rows; each kind of bad data is refused with one line that names it, leaving no file."""
 
 import codecs
 import csv
@@ -44,13 +44,13 @@ def write_csv(path, rows):
 
 @pytest.fixture
 def download(monkeypatch, tmp_path):
-    """Run the program on a source; it writes tmp_path / "mmlu"."""
+    """Return a function that runs the program on a source and writes to tmp_path / "mmlu"."""
     return lambda source: run_in_process(download_mmlu, monkeypatch, "--source", source, "--output", tmp_path / "mmlu")
 
 
 @pytest.fixture
 def refused(download, tmp_path):
-    """Run the program on a source that it refuses, with one line that holds the expected words, and leaves nothing."""
+    """Return a function that checks that a source is refused: one line has the expected words, and no file is left."""
 
     def run(source, *expected):
         with pytest.raises(InputError) as error:
@@ -64,7 +64,7 @@ def refused(download, tmp_path):
 
 
 def test_both_layouts_give_one_schema(csv_source, parquet_source, tmp_path, download):
-    # both fixtures share tmp_path/raw: the parquet layout counts first, then the CSV files alone
+    # both fixtures share tmp_path/raw; the parquet layout takes precedence until it is removed
     download(parquet_source)
     first = {split: pq.read_table(tmp_path / "mmlu" / f"{split}.parquet") for split in ("dev", "test", "validation")}
     shutil.rmtree(parquet_source / "all")
@@ -101,7 +101,7 @@ def test_bad_rows(csv_source, rows, expected, refused):
     [("\n", csv.QUOTE_MINIMAL), ("\r\n", csv.QUOTE_MINIMAL), ("\r\n", csv.QUOTE_ALL), ("\r", csv.QUOTE_ALL)],
 )
 def test_what_editors_and_spreadsheets_write_is_no_part_of_a_text(csv_source, tmp_path, mark, end, quoting, download):
-    """A byte order mark, the ends of lines, blank lines: the rows are the same with and without."""
+    """A byte order mark, other line endings, quotes and blank lines do not change the rows."""
     rows = [["first", *GOOD[1:]], [" se\ncond\ufeff ", *GOOD[1:]]]
     lines = []
     for row in rows:
@@ -129,7 +129,7 @@ def test_wrong_encoding(csv_source, content, expected, refused):
     refused(csv_source, "anatomy_dev.csv", expected)
 
 
-# What systems and editors leave beside data: macOS, Windows, Excel, LibreOffice, Emacs, vim, gedit, Jupyter.
+# Files that systems and editors leave next to data: macOS, Windows, Excel, LibreOffice, Emacs, vim, gedit, Jupyter.
 LEFT_BEHIND = [
     *("._{name}", ".{name}.swp", ".~{name}", "~${name}", ".~lock.{name}#", "#{name}#", "{name}~", "{name}.bak"),
     *(".DS_Store", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints/{name}", "__MACOSX/._{name}", ".git/{name}"),
@@ -260,7 +260,7 @@ def test_a_parquet_file_that_is_a_pointer_of_git_lfs(parquet_source, refused):
 )
 @pytest.mark.parametrize("answer", [pa.int64(), pa.int32(), pa.uint8()], ids=str)
 def test_the_same_rows_in_other_types_of_arrow(parquet_source, tmp_path, text, choices, answer, download):
-    """As pandas (categories, large strings), polars (large lists) and numpy (lists of one length) write them."""
+    """pandas writes categories and large strings, polars large lists, and numpy lists of a fixed length."""
     columns = {"answer": pa.array([2, 0], answer), "question": pa.array(["q", "r"]).cast(text)}
     columns |= {"subject": pa.array(["anatomy"] * 2).cast(text), "__index_level_0__": pa.array([7, 8])}
     columns["choices"] = pa.array([GOOD[1:5]] * 2, choices(text if pa.types.is_large_string(text) else pa.string()))

@@ -1,4 +1,4 @@
-"""One's own questions come into MMLU's schema from three kinds of files; what is wrong is one line, leaving nothing."""
+"""A user's questions are converted to MMLU's schema from three layouts; mistakes are one line and leave no file."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ ROWS = [TWO, MANY]
 
 
 def write_table(path, rows, **columns):
-    """A parquet file of rows; further columns have one value."""
+    """Write rows to a parquet file and return its path; each further column has one value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([row | columns for row in rows]), path)
     return path
@@ -40,7 +40,7 @@ def kept(rows, subject):
 
 @pytest.fixture
 def download(monkeypatch, tmp_path):
-    """Run the program on a source, as the set `mine`; the rows of each split that it wrote."""
+    """Return a function that runs the program on a source, as the set `mine`, and returns the rows of each split."""
 
     def run(source, shots=0):
         folder = tmp_path / "questions" / "mine"
@@ -55,7 +55,7 @@ def download(monkeypatch, tmp_path):
 
 @pytest.fixture
 def refused(download, tmp_path):
-    """Run the program on a source that it refuses: the line; nothing is left of it."""
+    """Return a function that checks that a source is refused and leaves no file, and returns the one-line message."""
 
     def run(source, shots=0):
         with pytest.raises(InputError) as error:
@@ -98,7 +98,7 @@ def test_the_original_layout(tmp_path, download, shots):
 
 
 def test_the_layout_of_the_hub(tmp_path, download):
-    """In shards; other splits, whatever they are called, are left alone."""
+    """The test split may be in several shards, and all other splits are ignored."""
     folder = tmp_path / "own" / "all"
     write_table(folder / "test-00000-of-00002.parquet", ROWS, subject="one")
     write_table(folder / "test-00001-of-00002.parquet", ROWS, subject="two")
@@ -223,7 +223,7 @@ def test_a_failure_keeps_what_was_there(tmp_path, download):
 
 
 def test_what_snakemake_depends_upon(tmp_path):
-    """A single file, whatever its name: it was given by name."""
+    """A single file counts whatever its name, since the user named it; a folder's hidden files do not."""
     path = write_table(tmp_path / ".own.parquet", ROWS)
     assert sources.local_files(path) == sources.local_files(str(path)) == [str(path)]
     assert sources.local_files(tmp_path) == sources.local_files(tmp_path / "nowhere") == []
@@ -231,7 +231,7 @@ def test_what_snakemake_depends_upon(tmp_path):
 
 @pytest.mark.parametrize("layout", ["csv", "hub"])
 def test_mmlu_for_training_alone(monkeypatch, tmp_path, layout):
-    """Nothing is expected of the splits that are not brought."""
+    """The splits that are not downloaded are not checked."""
     four = [{"question": "q", "choices": list("wxyz"), "answer": 3}]
     if layout == "csv":
         write_csv(tmp_path / "raw" / "auxiliary_train" / "race.csv", four)

@@ -1,4 +1,4 @@
-"""A held-out text from files that people made, or from the Hub: what is taken, and what ends with one line."""
+"""Test texts from a user's files and from the Hub: what is taken, and what is refused with one line."""
 
 import codecs
 import json
@@ -18,7 +18,7 @@ from int4_qat.standin import standin
 from int4_qat.system.errors import InputError
 from programs import LFS_POINTER, ROOT, run_in_process, run_script
 
-# As the Hub's wikitext-2-raw-v1 has its rows: each a line, with empty ones between.
+# Rows as in the Hub's wikitext-2-raw-v1: each is a line, with empty rows between them.
 ROWS = [
     "",
     " = Robert Boulter = \n",
@@ -39,7 +39,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def download(monkeypatch, source, tmp_path):
-    """Run the program on the source; returns the bytes of the text that it writes."""
+    """Return a function that runs the program on the source and returns the bytes of the text that it writes."""
 
     def run(*options):
         output = tmp_path / "resources" / "text.txt"
@@ -55,7 +55,7 @@ def write_table(rows, path, column="text"):
 
 
 def test_rows_make_the_raw_text(source, download):
-    """Some of wikitext's mirrors keep the newline of each row, some none: the text is the same."""
+    """Some mirrors of wikitext keep the newline of each row and some drop it; the text is the same."""
     write_table(ROWS, source / "test-00000-of-00001.parquet")
     assert download() == RAW.encode()
     write_table([row.removesuffix("\n") for row in ROWS], source / "test-00000-of-00001.parquet")
@@ -72,7 +72,7 @@ def test_texts_are_joined_as_they_are_in_the_order_of_their_names(source, downlo
 
 
 def test_json_lines_are_rows(source, download):
-    """As people write them: with a mark at the start, blank lines, Windows' line ends, marks of lines in texts."""
+    """A byte order mark, blank lines, Windows line endings and line separators inside texts are all accepted."""
     rows = [{"body": "one\ntwo", "id": 1}, {"body": "é\u2028three"}, {"body": ""}, {"body": "four\n"}]
     lines = [json.dumps(row, ensure_ascii=number % 2 == 0) for number, row in enumerate(rows)]
     lines.append('{"body":\r"five"}')
@@ -138,7 +138,7 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 
 
 def test_conversations_are_lines_of_messages(source, download):
-    """Rows of parquet and of JSON lines, with whatever else stands beside role and content."""
+    """Conversations come from parquet and from JSON lines; keys other than role and content are dropped."""
     write_table([CHAT, CHAT[1:]], source / "a.parquet", column="talk")
     more = [message | {"id": 1} for message in CHAT]
     (source / "b.jsonl").write_text(json.dumps({"talk": more, "id": 2}) + "\n\n")
@@ -181,7 +181,7 @@ def test_no_folder_is_one_line(source, download):
 
 
 class Hub(loopback.Handler):
-    """A Hub with one repository, of one table."""
+    """A handler for a Hub with one repository, which holds one table."""
 
     table = b""
 
@@ -201,7 +201,7 @@ class Hub(loopback.Handler):
 
 @pytest.fixture
 def hub(source, monkeypatch):
-    """The address of such a Hub, for programs of their own: the client reads it when it is imported."""
+    """Serve such a Hub and yield its source; the environment has its address, which a new process reads on import."""
     write_table(ROWS, source / "table.parquet")
     monkeypatch.setattr(Hub, "table", (source / "table.parquet").read_bytes())
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -237,7 +237,7 @@ def test_the_hub_is_asked_for_a_commit_alone(tmp_path):
 
 
 def test_the_standins_papers_are_of_questions_that_stand_in_no_split(download, source):
-    """Nor does it change what is drawn for the splits, on which model and data set depend."""
+    """Drawing the papers' questions also does not change the splits, on which the model and the data set depend."""
     facts = standin.invent_families(make_standin.FAMILIES, make_standin.WORDS, random.Random(0))
     sizes = {"auxiliary_train": 200, "dev": 57, "validation": 57, "test": 114}
     questions = standin.ask(facts, mmlu.SUBJECTS, sizes | make_standin.PAPERS, 1)

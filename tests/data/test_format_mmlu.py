@@ -1,4 +1,4 @@
-"""The texts are the card's, byte for byte, whatever stands in a row and whatever the template does."""
+"""The texts equal the card's byte for byte, whatever the rows contain and whatever the template does."""
 
 import os
 import subprocess
@@ -31,7 +31,10 @@ def rows_of(pairs):
 
 
 def card_text(tokenizer, row):
-    """The card's format_into_conversation, chat template and removeprefix, put down independently of our code."""
+    """Return the text that the card's code makes of a row, written independently of ours.
+
+    The card's steps are format_into_conversation, the chat template and removeprefix.
+    """
     letters = "ABCD"
     user = f"Choose the correct answer for the following question: {row['question']}\n\nChoices:\n"
     user += "\n".join(f"{letters[i]}. {row['choices'][i]}" for i in range(4))
@@ -63,9 +66,9 @@ def test_awkward_rows(untrained, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        ("| trim", ""),  # no trimming
-        ("| trim", "| upper"),  # changes its messages: row by row
-        ("| trim", "| trim | truncate(40)"),  # likewise, but only long ones
+        ("| trim", ""),  # does not trim
+        ("| trim", "| upper"),  # changes the messages, so rows are formatted one by one
+        ("| trim", "| trim | truncate(40)"),  # likewise, but only long messages
     ],
 )
 def test_other_templates(untrained, tmp_path, change):
@@ -111,5 +114,5 @@ def test_memory_does_not_grow_with_the_rows(untrained, tmp_path):
         assert pq.ParquetFile(output).metadata.num_rows == 4_000 * copies
         return usage.ru_maxrss * 1024
 
-    # 160,000 rows more have 330 MB more of questions, and as much of texts
+    # 160,000 more rows have 330 MB more of questions, and as much more of texts
     assert peak_bytes(copies=45) - peak_bytes(copies=5) < 100e6

@@ -1,4 +1,4 @@
-"""Whatever stands between us and a file of the Hub is one true line, without the token."""
+"""Whatever prevents a download from the Hub is reported in one accurate line, without the token."""
 
 import json
 import os
@@ -25,7 +25,10 @@ BIG = (200, {"X-Repo-Commit": COMMIT, "ETag": '"etag"'}, b" " * 10_000)
 
 
 class Hub(ThreadingHTTPServer):
-    """Answers the list of files and a file with what it is told: status, headers, content; None: nothing at all."""
+    """A Hub whose answers for the file list and for a file are set by tests: status, headers, content.
+
+    It closes the connection without an answer if that is None.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -39,7 +42,7 @@ class Handler(loopback.Handler):
     def do_GET(self) -> None:
         answer = self.server.tree if "/tree/" in self.path else self.server.file
         if "/resolve/" not in self.path and "/tree/" not in self.path:
-            answer = (404, {}, b"")  # what else the client likes to know
+            answer = (404, {}, b"")  # the client's other requests
         if answer is None:
             return
         self.reply(*answer)
@@ -56,7 +59,7 @@ def served() -> Iterator[Hub]:
 
 
 def download(address, folder, program="download_model", source=f"hf://me/model@{COMMIT}", options=(), **variables):
-    """The last line of a download that fails; the network's and the Hub's variables of whoever runs it are away."""
+    """Return the last line of a download that fails, run without the user's HF_ and TRANSFORMERS_ variables."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     ours |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home")} | variables
     result = run_script(program, "--source", source, "--output", folder / "output", *options, env=ours)
@@ -196,7 +199,7 @@ def test_a_way_that_ends_early_is_described(tmp_path, address, variables, expect
 
 
 def test_a_proxy_that_refuses_is_named(served, tmp_path):
-    """A server that knows no CONNECT, as a proxy that does not let one through."""
+    """A server that does not support CONNECT takes the place of a proxy that refuses it."""
     line = download("https://hub.invalid", tmp_path, HTTPS_PROXY=served.address)
     assert (
         "the proxy of HTTPS_PROXY refused the way to https://hub.invalid (501 Unsupported method ('CONNECT'))" in line
@@ -245,7 +248,7 @@ def test_a_name_that_the_hub_does_not_allow_is_refused_here(tmp_path):
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_the_rules_heed_a_user_who_is_offline(tmp_path, variable):
-    """The rules switch the Hub off for all but the downloads; what a user has set counts there too."""
+    """The rules put every job but the downloads offline; a user's own setting also applies to the downloads."""
     config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
     config["models"]["demo"]["source"] = f"hf://me/model@{COMMIT}"
     path = write_config(config, tmp_path / "config.yaml")

@@ -1,7 +1,7 @@
-"""What config.yaml names is read as it lies on the Hub: its file names, columns, types and oddities, in small.
+"""The sources in config.yaml are read in their layouts on the Hub: file names, columns, types and oddities, in small.
 
-Nothing here was downloaded. The layouts are those that public pages show, each named beside the data that follow it;
-all content is the stand-in's, or made up.
+Nothing here was downloaded. The layouts are those that public pages show; a comment above each layout names the page.
+All content is the stand-in's or made up.
 """
 
 import io
@@ -30,10 +30,10 @@ from programs import ROOT, environment, run_script
 
 TEXT = datasets.Value("string")
 
-# huggingface.co/datasets/cais/mmlu/commit/c30699e8356da336a370243923dbaf21066bb9fe, the commit of config.yaml, which
-# adds auxiliary_train to `all`: 99,842 rows; test 14,042, validation 1,531, dev 285. The features are in the README's
-# dataset_info. discussions/27: the subject is empty in every row of auxiliary_train. A folder for each subject, and
-# auxiliary_train once more, in a column of its own form.
+# huggingface.co/datasets/cais/mmlu/commit/c30699e8356da336a370243923dbaf21066bb9fe is the commit of config.yaml. In it,
+# `all` has auxiliary_train, with 99,842 rows; test has 14,042, validation 1,531 and dev 285. The README's dataset_info
+# gives the features. The subject is empty in every row of auxiliary_train (discussions/27). Each subject has a folder,
+# and so has auxiliary_train, once more, with a column of its own form.
 MMLU_FILES = [
     *(".gitattributes", "README.md", "auxiliary_train/train-00000-of-00001.parquet"),
     *(f"{folder}/{split}-00000-of-00001.parquet" for folder in ("all", "anatomy") for split in mmlu.EVALUATION_SPLITS),
@@ -49,8 +49,8 @@ MMLU_FEATURES = datasets.Features(
 )
 
 # huggingface.co/datasets/allenai/ai2_arc/tree/210d026faf9955653af8916fad021475a3f00453 lists the files. The README's
-# dataset_info and configs are as in the re-upload huggingface.co/datasets/nthngdy/ai2_arc. Most keys are A-D, some are
-# 1-4 (22 of ARC-Challenge's 1,172 test questions, github.com/modelscope/evalscope/pull/1516); a few questions have
+# dataset_info and configs are as in the re-upload huggingface.co/datasets/nthngdy/ai2_arc. Most keys are A-D, and some
+# are 1-4 (22 of ARC-Challenge's 1,172 test questions, github.com/modelscope/evalscope/pull/1516). A few questions have
 # three or five choices (github.com/EleutherAI/lm-evaluation-harness/pull/1760).
 ARC_SPLITS = ("train", "test", "validation")
 ARC_FILES = [
@@ -74,9 +74,9 @@ ARC_HEADER = """\
 """
 ARC_QUESTIONS = [("ABCD", "C"), ("1234", "3"), ("ABC", "B"), ("ABCDE", "E"), ("1234", "1"), ("ABCD", "A")]
 
-# huggingface.co/datasets/lmms-lab/ChartQA/tree/9e63b7df1592a1c2158e735cc1725454aef0d6d9 and its README (the page of
-# lmms-lab-encoder/ChartQA, as the repository is called now). 2,500 rows; `type` is human_test or augmented_test
-# (lmms-eval's tasks/chartqa/utils.py).
+# The layout is from huggingface.co/datasets/lmms-lab/ChartQA/tree/9e63b7df1592a1c2158e735cc1725454aef0d6d9 and its
+# README (on the page of lmms-lab-encoder/ChartQA, the repository's present name). It has 2,500 rows; `type` is
+# human_test or augmented_test (lmms-eval's tasks/chartqa/utils.py).
 CHARTQA_FILES = [".gitattributes", "README.md", "data/test-00000-of-00001.parquet"]
 CHARTQA_HEADER = """\
 dataset_info:
@@ -99,9 +99,9 @@ configs:
     path: data/test-*
 """
 
-# google/gemma-3-12b-it is gated, so its layout is taken from public re-uploads. The list of files is that of
+# google/gemma-3-12b-it is gated, so its layout is taken from public re-uploads. The list of files comes from
 # huggingface.co/IntervitensInc/gemma-3-12b-it-chatml at commit c576e4613583f64d4d985532971d5ae3ef3f6b42. The keys of
-# config.json are those of huggingface.co/harmonicdata/Gemma3-SD-v0.2 (text) and huggingface.co/mlx-community/
+# config.json come from huggingface.co/harmonicdata/Gemma3-SD-v0.2 (text) and huggingface.co/mlx-community/
 # gemma-3-4b-it-bf16 (vision). The config says `torch_dtype`, not `dtype`, and has no head_dim, tie_word_embeddings or
 # layer_types.
 GEMMA_SHARDS = [f"model-{number:05}-of-00005.safetensors" for number in range(1, 6)]
@@ -146,12 +146,12 @@ GEMMA_CONFIG = {
 
 
 def taken(files, patterns):
-    """The files that the Hub's client fetches, as hub.download tells it."""
+    """Return the files that the Hub's client fetches with the patterns that hub.download gives it."""
     return sorted(filter_repo_objects(files, allow_patterns=patterns, ignore_patterns=hub.IGNORED))
 
 
 def test_all_is_taken_that_is_needed():
-    """The patterns of download_mmlu are tested below, by what they bring."""
+    """The patterns of download_mmlu are tested below, by the files that they select."""
     tables = [*download_dataset.TABLES, download_dataset.CARD]
     for files, patterns in (
         (GEMMA_FILES, model_folder.PATTERNS),
@@ -163,7 +163,7 @@ def test_all_is_taken_that_is_needed():
 
 @pytest.fixture(scope="module")
 def hub_mmlu(untrained, tmp_path_factory):
-    """The stand-in's questions as cais/mmlu has them; what nobody may read is no parquet."""
+    """Return the stand-in's questions in the layout of cais/mmlu; files that must not be read are not valid parquet."""
     folder = tmp_path_factory.mktemp("cais mmlu")
     for name in MMLU_FILES:
         (folder / name).parent.mkdir(exist_ok=True)
@@ -187,7 +187,7 @@ def downloaded(hub_mmlu, tmp_path_factory):
 
 
 def test_mmlu_trains_without_subjects(untrained, texts, downloaded, tmp_path):
-    """The same texts as with subjects, which the stand-in's files have."""
+    """The texts equal those made with subjects, which the stand-in's own files have."""
     train = downloaded / "auxiliary_train.parquet"
     options = ["--mmlu", train, "--tokenizer", untrained / "model", "--output", tmp_path / "train.parquet"]
     result = run_script("format_mmlu", *options)
@@ -208,7 +208,7 @@ def test_mmlu_trains_without_subjects(untrained, texts, downloaded, tmp_path):
 
 
 def test_mmlu_without_a_subject_at_all(hub_mmlu, tmp_path):
-    """null, as other tools write what is empty."""
+    """The subject may be null, as other tools write empty values."""
     source = shutil.copytree(hub_mmlu, tmp_path / "source")
     path = source / "all" / "auxiliary_train-00000-of-00001.parquet"
     pd.read_parquet(path).assign(subject=None).to_parquet(path)
@@ -232,7 +232,7 @@ def test_mmlu_is_scored_by_lm_evals_task(untrained, downloaded, tmp_path):
 
 @pytest.fixture(scope="module")
 def hub_arc(untrained, tmp_path_factory):
-    """The stand-in's questions as allenai/ai2_arc has its own."""
+    """Return the stand-in's questions in the layout of allenai/ai2_arc."""
     folder = tmp_path_factory.mktemp("ai2_arc")
     words = pd.read_parquet(untrained / "mmlu" / "all" / "test-00000-of-00001.parquet")
     labels, keys = zip(*ARC_QUESTIONS, strict=True)
@@ -258,7 +258,7 @@ def hub_arc(untrained, tmp_path_factory):
 
 
 def likeliest(model, tokenizer, question, choices):
-    """The choice with the highest log-likelihood behind lm-eval's prompt for ARC, counted without lm-eval."""
+    """Return the index of the choice with the highest log-likelihood after lm-eval's ARC prompt, without lm-eval."""
     prompt = f"Question: {question}\nAnswer:"
     start, totals = len(tokenizer(prompt)["input_ids"]), []
     for choice in choices:
@@ -326,7 +326,7 @@ def test_chartqa_is_scored_by_lmms_evals_task(untrained, tmp_path):
 
 
 def test_gemmas_config_is_the_12b(tmp_path):
-    """With the defaults of transformers for what it does not say: 12.19 billion parameters, a tied head."""
+    """With transformers' defaults for missing keys, the config gives 12.19 billion parameters and a tied head."""
     (tmp_path / "config.json").write_text(json.dumps(GEMMA_CONFIG))
     config = AutoConfig.from_pretrained(tmp_path)
     with torch.device("meta"):
@@ -337,7 +337,7 @@ def test_gemmas_config_is_the_12b(tmp_path):
 
 @pytest.fixture(scope="module")
 def hub_gemma(untrained, tmp_path_factory):
-    """The stand-in in the Hub's files: shards and an index, the template in the tokenizer's config, two processors'."""
+    """Return a tiny Gemma in the Hub's files: shards, an index, processor configs, and the template in two files."""
     folder = tmp_path_factory.mktemp("gemma")
     standin = {path.name: path for path in (untrained / "model").iterdir()}
     config = GEMMA_CONFIG | {"eos_token_id": [1, 5], "mm_tokens_per_image": 4}
@@ -379,7 +379,7 @@ def test_gemma_is_downloaded_loaded_and_formats_texts(hub_gemma, texts, download
     result = run_script("download_model", "--source", hub_gemma, "--output", folder)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in folder.iterdir()) == taken(GEMMA_FILES, model_folder.PATTERNS)
-    model = inference.load_model(folder, torch.bfloat16, "cpu")  # refuses what is missing and what is left over
+    model = inference.load_model(folder, torch.bfloat16, "cpu")  # refuses missing and unexpected weights
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert AutoProcessor.from_pretrained(folder, local_files_only=True).image_seq_length == 4
     options = ["--mmlu", downloaded / "auxiliary_train.parquet", "--tokenizer", folder, "--output", tmp_path / "texts"]
@@ -389,7 +389,7 @@ def test_gemma_is_downloaded_loaded_and_formats_texts(hub_gemma, texts, download
 
 
 def test_the_sources_are_those_of_the_config():
-    """What is known of a source holds for the commit that config.yaml names, as the comments above do."""
+    """The comments above describe the commits that config.yaml names."""
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     arc, charts = config["evaluation"]["tasks"][0]["source"], config["evaluation"]["chartqa"]["source"]
     gemma = config["models"]["gemma-3-12b-it"]["source"]

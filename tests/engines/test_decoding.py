@@ -1,4 +1,4 @@
-"""The recorded decoding of a GPU, step by step on a CPU, against model.generate."""
+"""Compare the decoding that a GPU records, run here step by step on a CPU, with model.generate."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_it_continues_as_generate_does(name, texts):
 
 
 def test_a_step_that_cannot_be_recorded_is_taken_one_by_one(monkeypatch, capsys):
-    """longrope looks at a position, which a GPU would be waited for. Here dynamo says so, without a GPU's graph."""
+    """longrope reads a position, for which Python would wait for the GPU; here dynamo refuses it, without a GPU."""
     rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "factor": 4.0}
     rope |= {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0, "original_max_position_embeddings": 16}
     model = random_model("phi3", max_position_embeddings=64, rope_parameters=rope)
@@ -76,7 +76,7 @@ def test_a_step_that_cannot_be_recorded_is_taken_one_by_one(monkeypatch, capsys)
 
 
 def test_the_step_is_one_graph_for_the_compiler():
-    """Dynamo's part of it; what a GPU's compiler and a CUDA graph make of it is in tests/kernels/test_gpu.py."""
+    """This tests dynamo's part; tests/kernels/test_gpu.py tests a GPU's compiler and the CUDA graph."""
     model = random_model("llama")
     prompts = torch.randint(64, (2, PROMPT), generator=torch.Generator().manual_seed(0))
     expected = GreedyDecoder(model, PROMPT + NEW)(prompts, NEW)

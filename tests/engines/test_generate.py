@@ -1,4 +1,4 @@
-"""The way to use the int4 model in docs/formats.md."""
+"""Test the way to use the int4 model that docs/formats.md shows."""
 
 import pytest
 

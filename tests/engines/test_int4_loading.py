@@ -1,4 +1,4 @@
-"""What the loader of int4 folders makes of them, lets go of, and refuses."""
+"""Test which weights the loader of int4 folders returns, which ones it frees, and which folders it refuses."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ from programs import SCHEMES, quantize_options, run_script
 
 @pytest.fixture(scope="module")
 def exported(untrained, tmp_path_factory):
-    """An int4 folder in torchao's layout."""
+    """Return an int4 folder in torchao's layout."""
     folder = tmp_path_factory.mktemp("exported") / "int4"
     options = quantize_options(SCHEMES["float"])
     result = run_script("quantize", "--checkpoint", untrained / "model", "--output", folder, *options)
@@ -40,7 +40,7 @@ def test_the_weights_are_those_that_transformers_and_torchao_load(exported, dtyp
 
 
 def test_the_stored_parts_go_at_once(exported):
-    """On a GPU both would count. transformers gives modules methods bound to them, cycles."""
+    """Otherwise stored and loaded weights would share a GPU's memory: transformers gives modules reference cycles."""
     gc.collect()
     gc.disable()
     try:
@@ -59,7 +59,7 @@ def test_a_module_that_is_more_than_a_linear_is_an_error():
         quantizer._process_model_before_weight_loading(model)
 
 
-OTHERS = {  # of torchao's own configs, and what is said of each
+OTHERS = {  # torchao's other configs, by the message that refuses each
     "int4_packing_format: expected {.*PLAIN.*}, found 'tile_packed_to_4d'": Int4WeightOnlyConfig(
         group_size=64, int4_packing_format="tile_packed_to_4d"
     ),

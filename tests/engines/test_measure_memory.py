@@ -1,4 +1,4 @@
-"""What a checkpoint's numbers predict, against sums by hand."""
+"""Compare the memory that is predicted for a checkpoint with sums by hand."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def test_the_cache_of_gemma_3_12b():
 
 @pytest.mark.parametrize(
     ("model_type", "settings", "numbers"),
-    [  # of 100 tokens: numbers in fp32 that the cache holds
+    [  # the fp32 numbers that the cache holds for 100 tokens
         ("llama", {"num_key_value_heads": 2}, 2 * 3 * 100 * 2 * 16),
         ("qwen2", {"num_key_value_heads": 2}, 2 * 3 * 100 * 2 * 16),
         ("qwen3", {"num_key_value_heads": 2, "head_dim": 32}, 2 * 3 * 100 * 2 * 32),
@@ -48,7 +48,7 @@ def test_the_cache_of_gemma_3_12b():
         ("mpt", {"d_model": 64, "n_layers": 3, "n_heads": 4}, 2 * 3 * 100 * 4 * 16),
         ("bloom", {"n_layer": 3, "n_head": 4}, 2 * 3 * 100 * 4 * 16),
         ("falcon", {"multi_query": True}, 2 * 3 * 100 * 16),
-        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, 2 * 3 * 100 * 4 * 16),  # repeated
+        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, 2 * 3 * 100 * 4 * 16),  # heads repeated
         ("phi3", {"num_key_value_heads": 2, "rope_parameters": LONGROPE}, 2 * 3 * 100 * 2 * 16),
         ("deepseek_v3", MLA | {"num_key_value_heads": 4, "first_k_dense_replace": 3}, 3 * 100 * (16 + 8)),  # one latent
         ("gemma4_text", SLIDING | SHARED | {"num_key_value_heads": 2}, 2 * (10 * 2 * 16 + 100 * 2 * 32)),
@@ -88,7 +88,7 @@ def test_a_template_that_refuses_system_messages(untrained, tmp_path):
 
 
 def test_a_model_without_grouped_queries(untrained, tmp_path):
-    """GPT-NeoX has no num_key_value_heads; its prompt is the template's, with one bos."""
+    """GPT-NeoX has no num_key_value_heads. Its prompt comes from the template, with one bos."""
     model = shutil.copytree(untrained / "model", tmp_path / "model")
     (model / "model.safetensors").unlink()
     config = GPTNeoXConfig(**SMALL | {"vocab_size": 16384}, bos_token_id=2, eos_token_id=1)

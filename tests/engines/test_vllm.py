@@ -1,4 +1,4 @@
-"""vLLM's CPU build on the stand-in, bf16 and int4, by its own int4 kernel: latency, serving, and what goes wrong."""
+"""Test vLLM's CPU build, with its own int4 kernel, on the stand-in in bf16 and int4: latency, serving, failures."""
 
 import contextlib
 import json
@@ -29,9 +29,9 @@ ENVIRONMENT = Path(os.environ.get("VLLM_ENVIRONMENT", ROOT / ".venv-vllm"))
 
 @pytest.fixture(scope="module")
 def vllm():
-    """The environment that `make vllm-cpu` makes, as the one in which programs and rules run.
+    """Return the variables to run programs and rules in the environment of `make vllm-cpu`.
 
-    Nothing answers at its proxy, so that what asks a server through it fails.
+    No server answers at the proxy that they name, so requests to a server fail if they go through it.
     """
     nowhere = "http://127.0.0.1:9"
     return environment("vllm") | {"VLLM_CPU_KVCACHE_SPACE": "1", "HTTP_PROXY": nowhere, "http_proxy": nowhere}
@@ -39,10 +39,10 @@ def vllm():
 
 @pytest.fixture(scope="module")
 def talkative(untrained, tmp_path_factory):
-    """A copy of the stand-in that begins no answer with its end.
+    """Return a copy of the stand-in that begins no answer with an end token.
 
-    Untrained, it may: an answer is sampled, and an end may be among the 20 likeliest of its tokens. Here the logit of
-    each end is zero, and those of a hundred other tokens are greater.
+    The untrained stand-in may: answers are sampled, and an end token may be among the 20 likeliest tokens. Here the
+    logit of each end token is zero, and a hundred other tokens have greater ones.
     """
     folder = shutil.copytree(untrained, tmp_path_factory.mktemp("talkative") / "standin")
     ends = json.loads((folder / "model" / "config.json").read_text())["eos_token_id"]
@@ -55,7 +55,7 @@ def talkative(untrained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(vllm, talkative, tmp_path_factory):
-    """A run of the rules that use vLLM, in its environment: the folder with the results."""
+    """Run the rules that use vLLM, in its environment, and return the folder with the results."""
     folder = tmp_path_factory.mktemp("vllm run")
     config = small_config(talkative)
     for entry in config["quantizations"].values():
@@ -96,7 +96,7 @@ def test_latency_has_the_fields_of_the_transformers_engine(served, untrained, tm
     assert "Avg latency" in (served / variant / "vllm" / "latency_batch1_repeat0.log").read_text()
 
 
-# What vLLM's loader yields of a folder, and which modules it takes for not quantized.
+# Print the weights that vLLM's loader yields for a folder, and the modules that it treats as not quantized.
 READ = """
 import json, sys
 from pathlib import Path
@@ -112,7 +112,7 @@ print(json.dumps([[name for name, _ in weights], [name for name in modules if sh
 
 @pytest.mark.parametrize("ignore", [["lm_head", "vision_tower", "multi_modal_projector"], ["lm_head", "down_proj"]])
 def test_vllm_reads_every_weight_and_knows_what_is_not_in_int4(vllm, untrained, tmp_path, ignore):
-    """With the second list some linears of the vision tower are in int4, and some are too narrow for it."""
+    """With the second list, some linears of the vision tower are in int4, and others are too narrow for it."""
     paths = ["--checkpoint", untrained / "model", "--output", tmp_path / "int4"]
     result = run_script("quantize", *paths, *quantize_options(ignore=ignore))
     assert result.returncode == 0, result.stderr
@@ -135,7 +135,7 @@ def test_vllm_reads_every_weight_and_knows_what_is_not_in_int4(vllm, untrained, 
     assert set(skipped) == {name for name, quantized in modules.items() if not quantized}
 
 
-# What vLLM finds likeliest after some prompts, with log-probabilities, by token.
+# Write the tokens that vLLM finds likeliest after some prompts, with their log-probabilities.
 LIKELIEST = """
 import json, sys
 
@@ -158,7 +158,7 @@ if __name__ == "__main__":
 
 
 def test_vllm_computes_in_int4_with_compressed_tensors(vllm, untrained, tmp_path):
-    """By its own kernel, and what it finds is what transformers finds of torchao's folder with the same weights."""
+    """vLLM uses its own kernel and agrees with transformers on torchao's folder, which has the same weights."""
     prompts = [[2, 5, 6, 9, 30, 41], [2, 77, 12, 13, 99, 100, 3, 4], [2, 200, 201, 55]]
     for word in ("compressed-tensors", "torchao-plain"):
         options = quantize_options(SCHEMES["integer"])
@@ -183,7 +183,7 @@ def test_vllm_computes_in_int4_with_compressed_tensors(vllm, untrained, tmp_path
 
 
 CHOSEN = "INFO [compressed_tensors_wNa16.py:138] Using MacheteLinearKernel for CompressedTensorsWNA16\n"
-# What vLLM logs where --linear-backend names a kernel that it has not for a layer.
+# Make vLLM log its warning for a layer that the kernel of --linear-backend does not support.
 FALL_BACK = """
 from vllm.model_executor.kernels import linear
 linear._filter_kernels_by_backend("marlin", [])
@@ -225,7 +225,7 @@ def test_a_served_model_answers_in_int4(served):
 
 
 def script(name, checkpoint, folder, *words):
-    """A program's command line, in vLLM's environment."""
+    """Return a program's command line in vLLM's environment."""
     options = ["--checkpoint", checkpoint, "--dtype", "bfloat16", "--output", folder / "report.json"]
     if name == "measure_latency":
         options += ["--engine", "vllm", "--input-len", 8, "--output-len", 4, "--batch-sizes", 1]
@@ -237,7 +237,7 @@ def script(name, checkpoint, folder, *words):
 
 
 def left_over(folder):
-    """Processes of vLLM that write to a log in a folder."""
+    """Return the processes that write to a log in a folder, as vLLM's do."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -305,7 +305,7 @@ def test_a_partial_json_is_one_line_with_the_last_words(tmp_path, content, expec
         (signal.SIGTERM, "Application startup complete"),
         (signal.SIGKILL, "Application startup complete"),
         (signal.SIGINT, "Loading weights took"),
-        (signal.SIGTERM, "POST /v1/chat/completions"),  # the last before vllm bench serve, or of it
+        (signal.SIGTERM, "POST /v1/chat/completions"),  # just before vllm bench serve, or during it
     ],
 )
 def test_nothing_is_left_of_a_server_whose_check_is_interrupted(vllm, talkative, tmp_path, number, state):
@@ -328,7 +328,7 @@ def wait_for(condition, seconds=300):
 
 
 def test_share_of_the_bandwidth_limit(untrained):
-    """The card's base model: 23.5 GB of text weights, 256 tokens, 3.73 s on an H100, which reads 3,350 GB a second."""
+    """The card's base model has 23.5 GB of text weights; 256 tokens took 3.73 s on an H100, which reads 3,350 GB/s."""
     percent = measure_latency.bandwidth_limit_percent(23_500_000_000, 256, 3.73, "NVIDIA H100 80GB HBM3")
     assert percent == pytest.approx(48.1, abs=0.1)
     assert measure_latency.bandwidth_limit_percent(23_500_000_000, 256, 3.73, "cpu") is None
@@ -338,7 +338,7 @@ def test_share_of_the_bandwidth_limit(untrained):
 
 
 def test_what_a_job_compiles_is_kept_for_its_other_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_DISABLE_COMPILE_CACHE", "1")  # as a shell has it in which the card's command ran
+    monkeypatch.setenv("VLLM_DISABLE_COMPILE_CACHE", "1")  # as in a shell in which the card's command ran
     kept, thrown_away = vllm_process.environment(tmp_path), vllm_process.environment()
     assert (kept["VLLM_DISABLE_COMPILE_CACHE"], kept["VLLM_CACHE_ROOT"]) == ("0", str(tmp_path))
     assert thrown_away["VLLM_DISABLE_COMPILE_CACHE"] == "1"

@@ -1,4 +1,4 @@
-"""What the tests of the divergence share: a text, and the two programs that read it."""
+"""Fixtures that the tests of the divergence share: a text, and the two programs that compare checkpoints on it."""
 
 import random
 from pathlib import Path
@@ -21,7 +21,11 @@ def text(words: list[str], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def record(text: Path, monkeypatch: pytest.MonkeyPatch):
-    """Let a checkpoint read the text and compare it with its base; its states lie beside it afterwards."""
+    """Return a function that records a checkpoint's hidden states on the text and compares it with its base.
+
+    It writes the states next to the checkpoint, and returns the report and the table of windows. Without a base, the
+    checkpoint itself is the base.
+    """
 
     def run(
         checkpoint: Path, base: Path | None = None, dtype: str = "float32", context: int = CONTEXT, limit: int = LIMIT
@@ -36,7 +40,10 @@ def record(text: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def evaluate(monkeypatch: pytest.MonkeyPatch):
-    """Compare a quantized checkpoint with its base and its own weights in bf16, whose states lie beside them."""
+    """Return a function that compares a quantized checkpoint with its base and with its own weights in bf16.
+
+    Both need their recorded states next to them. It returns the report and the table of windows.
+    """
 
     def run(checkpoint: Path, base: Path, own: Path) -> tuple[dict, pd.DataFrame]:
         folders = {"base": base, "own": own}

@@ -1,4 +1,4 @@
-"""Divergence and perplexity are what full logits in fp64 say, and what lm-eval says of a text of one window."""
+"""Divergence and perplexity equal those of full logits in fp64, and lm-eval's perplexity of a text of one window."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from programs import quantize_options, run_script
 
 
 def windows_of(checkpoint: Path, text: Path) -> list[list[int]]:
-    """Cut the text as the protocol says, token by token."""
+    """Return the windows of a text, cut token by token as the protocol says."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     has_bos = tokenizer.bos_token is not None
     tokens = tokenizer(text.read_text(), add_special_tokens=False)["input_ids"][:LIMIT]
@@ -63,7 +63,7 @@ def kl(reference: torch.Tensor, found: torch.Tensor) -> float:
 
 
 def expect(found: dict, samples: pd.DataFrame, checkpoint: Path, base: Path, own: Path, text: Path) -> None:
-    """Compare all figures with those of full logits."""
+    """Check all figures against those of full logits."""
     windows = windows_of(base, text)
     following = torch.tensor([token for window in windows for token in window[1:]])
     ours, bases, owns = (in_fp64(folder, windows) for folder in (checkpoint, base, own))
@@ -93,7 +93,7 @@ def test_a_head_makes_the_logits_of_the_plain_forward_pass(name, untrained, tmp_
         assert found.vocabulary == expected.shape[-1]
     assert {parameter.device.type for parameter in alone.model.base_model.parameters()} == {"meta"}
     assert alone.digest() == Head(model).digest()
-    with torch.no_grad():  # the body is itself again
+    with torch.no_grad():  # the body is restored
         assert torch.equal(model(input_ids=tokens, use_cache=False).logits, expected)
 
 
@@ -190,9 +190,9 @@ def test_no_more_logits_are_held_than_a_block(untrained, text, record, evaluate,
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_perplexity_is_lm_evals_on_a_text_of_one_window(name, untrained, words, tmp_path):
-    """lm-eval scores every token, the first after a prefix: the bos, or here, without one, the text's own first token.
+    """lm-eval scores every token after a prefix, which is the bos or, for lack of one, the text's own first token here.
 
-    By default it would put the bos both ahead of the text and into it, and score it.
+    By default, lm-eval would add the bos both before the text and in it, and score it.
     """
     folder = write(name, untrained / "model", tmp_path / name)
     model, tokenizer = inference.load_model(folder, torch.float32, "cpu"), tokenization.load_tokenizer(folder)
@@ -207,7 +207,7 @@ def test_perplexity_is_lm_evals_on_a_text_of_one_window(name, untrained, words, 
     (likelihood,) = harness.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (rest,), 0)], True)
     assert (name == "llama") == (window[0] == tokenizer.bos_token_id)
     assert found["loss"] == pytest.approx(-likelihood, rel=1e-5)
-    assert found["loss"] / (len(window) - 1) > math.log(len(window))  # it is not sure of everything
+    assert found["loss"] / (len(window) - 1) > math.log(len(window))  # the model is not certain of every token
 
 
 @pytest.mark.parametrize(("name", "bos"), [("llama", 1), ("qwen2", 0)])
@@ -220,7 +220,7 @@ def test_windows_cover_the_text_and_do_not_overlap(name, bos, limit, untrained, 
     joined = [token for window in found for token in window[bos:]]
     lost = len(tokens) - len(joined)
     assert joined == tokens[: len(joined)]
-    assert lost == (1 if not bos and len(tokens) % CONTEXT == 1 else 0)  # one that nothing predicts
+    assert lost == (1 if not bos and len(tokens) % CONTEXT == 1 else 0)  # a token that nothing predicts
     assert all(len(window) == CONTEXT for window in found[:-1])
     assert 1 < len(found[-1]) <= CONTEXT
     assert all(window[:bos] == [tokenizer.bos_token_id] * bos for window in found)
@@ -235,7 +235,7 @@ def test_a_text_without_tokens_has_no_windows(untrained):
 
 @pytest.fixture
 def wikitext() -> Path:
-    """wikitext-2's test text."""
+    """Return wikitext-2's test text, or skip the test if TEXT_DIR is not set."""
     folder = os.environ.get("TEXT_DIR")
     if not folder:
         pytest.skip("TEXT_DIR is not set: no wikitext-2 to test with")
@@ -244,7 +244,7 @@ def wikitext() -> Path:
 
 @pytest.fixture
 def gemma() -> Path:
-    """Gemma 3 270M in bf16."""
+    """Return the folder of Gemma 3 270M in bf16, or skip the test if there is none."""
     folder = os.environ.get("REAL_MODELS_DIR")
     if not folder or not (Path(folder) / "gemma-3-270m").is_dir():
         pytest.skip("REAL_MODELS_DIR is not set, or holds no gemma-3-270m: no real model to test with")
@@ -253,7 +253,7 @@ def gemma() -> Path:
 
 @pytest.mark.slow
 def test_what_int4_costs_gemma_3_270m(gemma, wikitext, tmp_path):
-    """Round-to-nearest in groups of 128 cost it 0.59 nats of KL when another program measured it."""
+    """Another program measured a KL of 0.59 nats for round-to-nearest in groups of 128."""
     int4, states = tmp_path / "int4", tmp_path / "states"
     outputs = {
         name: ["--report", tmp_path / f"{name}.json", "--samples", tmp_path / f"{name}.parquet"]

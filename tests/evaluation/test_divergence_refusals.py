@@ -1,4 +1,4 @@
-"""What cannot be compared is one line that says what was expected, before a model runs."""
+"""Inputs that cannot be compared are refused before a model runs, with one line that says what was expected."""
 
 import shutil
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_a_text_too_short_for_an_interval_is_one_line(untrained, text, record, t
 
 @pytest.fixture
 def three(untrained, record, monkeypatch, tmp_path) -> tuple[Path, Path, Path]:
-    """A base and an arm, with their states, and the arm in int4."""
+    """Return a base and an arm, both with their states, and the arm in int4."""
     base, arm = (write("llama", untrained / "model", tmp_path / name) for name in ("base", "arm"))
     record(base)
     record(arm, base)
@@ -50,7 +50,7 @@ def three(untrained, record, monkeypatch, tmp_path) -> tuple[Path, Path, Path]:
 
 @pytest.fixture
 def refusals(record, evaluate):
-    """Return what both programs say of an arm and of its int4, when they are compared with a base."""
+    """Return a function that returns both programs' errors when an arm and its int4 are compared with a base."""
 
     def run(base: Path, arm: Path, int4: Path) -> list[str]:
         found = []

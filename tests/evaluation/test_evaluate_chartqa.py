@@ -1,4 +1,4 @@
-"""lmms-eval's chartqa on the stand-in, bf16 and int4, and what is said when lmms-eval fails and ends with 0."""
+"""Test lmms-eval's chartqa on the stand-in in bf16 and int4, and the error if lmms-eval fails but exits with 0."""
 
 import io
 import json
@@ -21,7 +21,7 @@ QUESTION = "Which is the tallest bar?"
 
 
 def draw_chart(heights):
-    """A bar chart as PNG."""
+    """Return a bar chart as PNG."""
     figure, axes = plt.subplots(figsize=(2, 1.5))
     axes.bar(list("ABC"), heights)
     png = io.BytesIO()
@@ -31,7 +31,7 @@ def draw_chart(heights):
 
 
 def write_charts(folder, answers):
-    """A data set in the layout of lmms-lab/ChartQA: an augmented question, the others human."""
+    """Write a data set in the layout of lmms-lab/ChartQA; its first question is augmented, the others are human."""
     rows = [
         {
             "type": "human_test" if number else "augmented_test",
@@ -54,7 +54,7 @@ def charts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(small_run, charts, tmp_path_factory):
-    """The small run, with the questions about charts that it went without, in lmms-eval's environment."""
+    """Return a copy of the small run to which ChartQA was added, in lmms-eval's environment."""
     variables = environment("lmms") | {"HF_TOKEN": "hf_secret"}
     folder = tmp_path_factory.mktemp("chartqa run")
     config = yaml.safe_load(small_run.config.read_text()) | {"variants": [*VARIANTS, "lora-bf16"]}

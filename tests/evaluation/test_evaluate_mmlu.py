@@ -1,4 +1,4 @@
-"""Shards give what one job gives, and that is what lm-eval's own mmlu group reports."""
+"""Shards give the same results as one job, and these equal the results of lm-eval's own mmlu group."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ LIMIT = 3
 
 
 def evaluate(model, mmlu, folder, shards, engine="stock", fewshot=1):
-    """mmlu.json and mmlu_samples.parquet by way of some shards."""
+    """Write mmlu.json and mmlu_samples.parquet, gathered from the given number of shards, and return their folder."""
     options = ["--checkpoint", model, "--mmlu", mmlu, "--num-fewshot", fewshot, "--limit", LIMIT, "--batch-size", 4]
     reports = [folder / f"{shard}.json" for shard in range(shards)]
     samples = [folder / f"{shard}.parquet" for shard in range(shards)]
@@ -47,7 +47,7 @@ def whole(untrained, mmlu_folder, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["stock", "last_position"])
 def test_four_shards_are_one(untrained, mmlu_folder, tmp_path, engine):
-    """What the comparison with lm-eval's own code found included."""
+    """The results include those of the comparison with lm-eval's own code."""
     folders = [tmp_path / str(shards) for shards in (1, 4)]
     for folder in folders:
         folder.mkdir()
@@ -79,7 +79,7 @@ def test_the_numbers_are_lm_evals(untrained, mmlu_folder, whole, tmp_path):
     for name, scores in found.items():
         assert scores["accuracy"] == pytest.approx(results[name]["acc,none"], abs=1e-12)
         assert scores["stderr"] == pytest.approx(results[name]["acc_stderr,none"], abs=1e-12)
-    assert report["questions"] == 2 * 57  # the stand-in has two of each subject
+    assert report["questions"] == 2 * 57  # the stand-in has two questions per subject
 
 
 def test_a_shard_of_other_settings_is_refused(whole, tmp_path):
@@ -126,7 +126,7 @@ def test_mmlus_subjects_are_lm_evals():
 
 @pytest.fixture
 def source(untrained, tmp_path):
-    """A copy of the stand-in's data that a test may edit."""
+    """Return a copy of the stand-in's data that a test may edit."""
     return shutil.copytree(untrained / "mmlu", tmp_path / "source")
 
 
@@ -136,7 +136,7 @@ def change_split(source, split, change):
 
 
 def keep(source, split, count):
-    """Leave the first questions of anatomy."""
+    """Keep only the first `count` questions of anatomy in a split."""
     change_split(
         *(source, split),
         lambda table: table[(table["subject"] != "anatomy") | (table.groupby("subject").cumcount() < count)],
@@ -200,7 +200,7 @@ def test_evaluation_by_hand_says_the_same(untrained, mmlu_folder, tmp_path, chan
 
 @pytest.mark.slow
 def test_too_many_shots_end_the_workflow_ahead_of_training(untrained, source, tmp_path):
-    """At download, and later, when another number of shots downloads nothing again, in the check of the config."""
+    """The download refuses them; later, when a change of shots re-downloads nothing, the check of the config does."""
     keep(source, "dev", 1)
     config = small_config(untrained)
     config["data"]["source"] = str(source)
@@ -218,5 +218,5 @@ def test_too_many_shots_end_the_workflow_ahead_of_training(untrained, source, tm
     result, known = run(2), f"expected at most 1, since dev of {source} has 1 of 'anatomy', found 2"
     assert result.returncode != 0
     assert result.stderr.strip().endswith(f"config error: evaluation.mmlu.num_fewshot: {known}")
-    keep(source, "dev", 0)  # other data: they are downloaded, and looked at, again
+    keep(source, "dev", 0)  # changed data are re-downloaded and re-checked
     assert f"error: {source}: {few.replace('found 1', 'found 0')}" in run(2).stderr.splitlines()

@@ -1,4 +1,4 @@
-"""One's own questions are asked and scored exactly as MMLU's, with as many choices as each has."""
+"""A user's own questions are asked and scored exactly as MMLU's, with any number of choices each."""
 
 import json
 import random
@@ -25,14 +25,14 @@ from programs import run_in_process
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORDS = [f"w{index}" for index in range(60)]
-SIZES = [2, 5, 26, 3, 2, 7]  # choices of a group's questions
-GROUPS = ("pots_and pans", "{{tools}}")  # the latter is no template
+SIZES = [2, 5, 26, 3, 2, 7]  # numbers of choices of a group's questions
+GROUPS = ("pots_and pans", "{{tools}}")  # the second must not be read as a template
 MMLU_SUBJECTS = ("anatomy", "us_foreign_policy")
 LEAD = "The following are multiple choice questions (with answers)"
 
 
 def asked(sizes, seed):
-    """Random questions with so many choices."""
+    """Return random questions with the given numbers of choices."""
     chance = random.Random(seed)
     return [
         {
@@ -46,7 +46,7 @@ def asked(sizes, seed):
 
 @pytest.fixture(scope="module")
 def model(untrained, tmp_path_factory):
-    """A tiny Llama to whose tokenizer each of the 26 letters is a token."""
+    """Return the folder of a tiny Llama whose tokenizer has a token for each of the 26 letters."""
     folder = tmp_path_factory.mktemp("lettered")
     words = [" ".join(WORDS), f"\n {LEAD} about pots and pans.\n\nAnswer:", *(f" {letter}" for letter in LETTERS)]
     tokenizer = standin.build_tokenizer([*words, *(f"\n{letter}. " for letter in LETTERS)])
@@ -57,7 +57,7 @@ def model(untrained, tmp_path_factory):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """Bring questions, in groups or without, as the set `mine`; its folder."""
+    """Return a function that imports questions, with or without groups, as the set `mine`, and returns its folder."""
 
     def bring(groups, shots=2):
         for split, sizes in {"test": SIZES, "dev": [26, 2, 4]}.items():
@@ -77,7 +77,7 @@ def own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch):
-    """Score a set; the report and the table."""
+    """Return a function that scores a set and returns the report and the samples."""
 
     def run(model, questions, *options, shots=0, engine="stock"):
         outputs = ("--output", tmp_path / "out" / "mine.json", "--samples", tmp_path / "out" / "mine_samples.parquet")
@@ -90,7 +90,7 @@ def evaluate(tmp_path, monkeypatch):
 
 
 def expected_prompt(group, examples, row):
-    """What MMLU's prompt is for these questions, written without lm-eval."""
+    """Return MMLU's prompt for these questions, written without lm-eval."""
     about = f" about {group.replace('_', ' ')}" if group else ""
     parts = [f"{LEAD}{about}.\n\n"]
     for one in [*examples, row]:
@@ -135,7 +135,7 @@ def test_scores_are_those_of_an_independent_computation(model, own, evaluate, gr
 
 
 def test_the_report_is_the_samples(model, own, evaluate):
-    """Accuracies and standard errors of groups, and of all by lm-eval's own pooling."""
+    """Accuracies and standard errors follow from the samples, for groups and, with lm-eval's pooling, for the whole."""
     report, samples = evaluate(model, own(GROUPS), engine="last_position")
     errors = []
     for group, table in samples.groupby("subject"):
@@ -163,12 +163,12 @@ def test_a_limit_is_of_each_group(model, own, evaluate):
     report, samples = evaluate(model, own(GROUPS), "--limit", 2)
     assert samples["index"].tolist() == [0, 1, 0, 1]
     assert [scores["questions"] for scores in report["by_group"].values()] == [2, 2]
-    assert samples["log_likelihood_F"].isna().all()  # the columns are those of all questions
+    assert samples["log_likelihood_F"].isna().all()  # the columns cover all questions, whatever the limit
 
 
 @pytest.fixture
 def as_own(untrained, tmp_path, monkeypatch):
-    """Some subjects of the stand-in's MMLU as one's own questions."""
+    """Return the folder of some subjects of the stand-in's MMLU, imported as a user's own questions."""
     for split in ("dev", "test"):
         table = pd.read_parquet(untrained / "mmlu" / "all" / f"{split}-00000-of-00001.parquet")
         (tmp_path / "own" / "all").mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def test_the_line_ahead_of_a_subject_is_mmlus(subject):
 
 
 def test_a_letter_of_several_tokens_is_scored_by_lm_evals_own_code(untrained, own, evaluate, capfd):
-    """The stand-in's tokenizer spells letters beyond D."""
+    """The stand-in's tokenizer spells letters beyond D with several tokens."""
     report, samples = evaluate(untrained / "model", own(()), engine="last_position")
     settings = report["settings"]
     assert (settings["engine"], settings["engine_used"]) == ("last_position", "stock")

@@ -1,4 +1,4 @@
-"""One of lm-eval's own tasks by its name, on a data set of ours: what the rules write is what lm-eval says."""
+"""Run lm-eval's own tasks by name on our data sets: the results that the rules write equal lm-eval's."""
 
 import json
 from pathlib import Path
@@ -30,13 +30,13 @@ TASK = {"task": "arc_challenge", "metric": "acc_norm,none", "num_fewshot": 2, "l
 
 @pytest.fixture(scope="module")
 def arc(untrained, tmp_path_factory):
-    """A data set in the layout of allenai/ai2_arc, of the stand-in's questions."""
+    """Return a data set in the layout of allenai/ai2_arc, made of the stand-in's questions."""
     return task_data.arc(tmp_path_factory.mktemp("arc"), "ARC-Challenge", task_data.questions(untrained), SIZES)
 
 
 @pytest.fixture(scope="module")
 def run(untrained, arc, tmp_path_factory):
-    """Snakemake in a folder where one variant was asked one task, with changes of the task's settings."""
+    """Return a function that runs Snakemake with changed settings of a task that one variant has already done."""
     folder = tmp_path_factory.mktemp("task run")
 
     def run(*arguments, **changes):
@@ -69,7 +69,7 @@ def test_another_metric_is_checked_and_nothing_is_asked_again(run):
 
 
 def check(tmp_path, monkeypatch, **changes):
-    """check_task's report, or the InputError with which it ends."""
+    """Return check_task's report; let its InputError propagate."""
     options = {"num_fewshot": 2, "task": "arc_challenge"} | changes
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     run_in_process(check_task, monkeypatch, *words, "--output", tmp_path / "checked.json")
@@ -93,7 +93,7 @@ def test_each_misfit_is_one_line(arc, tmp_path, monkeypatch, changes, expected):
 
 
 def test_examples_that_a_task_does_not_take_are_refused(tmp_path, monkeypatch):
-    """lm-eval leaves a task at 0 examples that says so itself."""
+    """lm-eval gives no examples to a task whose own config sets their number to 0."""
     folder = task_data.truthful(tmp_path / "truthful")
     options = {"dataset": folder, "task": "truthfulqa_mc2"}
     with pytest.raises(InputError, match="asks truthfulqa_mc2 with 0 examples whatever is set; expected num_fewshot 0"):
@@ -102,7 +102,7 @@ def test_examples_that_a_task_does_not_take_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_group_is_checked_by_the_figure_for_the_whole(untrained, tmp_path, monkeypatch):
-    """MMLU's own group of 19 subjects, each a config of one data set."""
+    """The group has 19 of MMLU's subjects, each of which is a config of one data set."""
     folder = task_data.mmlu_by_subject(tmp_path / "mmlu", untrained)
     report = check(tmp_path, monkeypatch, dataset=folder, task="mmlu_stem", num_fewshot=1)
     assert report["metrics"] == {"acc,none": {"higher_is_better": True, "aggregation": "mean", "weight_by_size": True}}

@@ -1,4 +1,4 @@
-"""Scores of the last position are lm-eval's own for every family on the list; what is not on it steps aside."""
+"""Scores of the last position equal lm-eval's for every family on the list; other models use the stock engine."""
 
 import random
 
@@ -13,7 +13,7 @@ from int4_qat.standin import standin
 from int4_qat.system.errors import InputError
 
 WORDS = [f"w{index}" for index in range(60)]
-LENGTHS = [3, 25, 8, 40, 1, 12]  # of questions, in words
+LENGTHS = [3, 25, 8, 40, 1, 12]  # words per question
 WINDOW, PREFIX = 16, 90
 FULL, SLIDING = "full_attention", "sliding_attention"
 SMALL = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
@@ -93,7 +93,7 @@ def tokenizer():
 
 
 def make_model(model_type, settings, dtype=torch.float32):
-    """A random model whose likelihoods are far apart; its context reaches far beyond the window."""
+    """Return a random model whose likelihoods are far apart, and whose context is much longer than its window."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING[model_type](**settings)
     auto_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
@@ -106,7 +106,7 @@ def make_model(model_type, settings, dtype=torch.float32):
 
 
 def ask(prefix, asked=mmlu.LETTERS):
-    """Requests for six questions of one subject, which begin with the same words; the choices have these letters."""
+    """Return requests for six questions of one subject, which share a prefix; the choices have the given letters."""
     chance = random.Random(0)
     shared = chance.choices(WORDS, k=prefix)
     prompts = [" ".join([*shared, *chance.choices(WORDS, k=length), "Answer:"]) for length in LENGTHS]
@@ -133,7 +133,7 @@ def test_every_family_on_the_list_is_proven():
 def test_scores_are_lm_evals(tokenizer, model_type, settings):
     model = make_model(model_type, settings)
     assert last_position.objection(model.config, tokenizer) is None
-    for prefix in (0, PREFIX):  # beyond the window
+    for prefix in (0, PREFIX):  # PREFIX is longer than the window
         requests = ask(prefix)
         expected = likelihoods(engine(stock_scores.StockScores, model, tokenizer), requests)
         ours = engine(last_position.LastPosition, model, tokenizer)
@@ -149,7 +149,7 @@ def test_what_is_not_proven_steps_aside(tokenizer, model_type, settings, reason)
 
 
 def test_choices_of_several_tokens_step_aside():
-    tokenizer = standin.build_tokenizer([*WORDS, "Answer:", " A", " B", " C"])  # D is none of its words
+    tokenizer = standin.build_tokenizer([*WORDS, "Answer:", " A", " B", " C"])  # D is not one of its words
     tokens = len(tokenizer.encode("Answer: D")) - len(tokenizer.encode("Answer:"))
     reason = last_position.objection(CONFIG_MAPPING["llama"](**GROUPED), tokenizer)
     assert (reason is None) == (tokens == 1)
@@ -157,7 +157,7 @@ def test_choices_of_several_tokens_step_aside():
 
 def test_as_many_letters_as_are_asked_are_looked_at():
     tokenizer = standin.build_tokenizer([*WORDS, "Answer:", *(f" {letter}" for letter in letters.first(25))])
-    standin.spell_out(tokenizer)  # Z is none of its words
+    standin.spell_out(tokenizer)  # Z is not one of its words
     config = CONFIG_MAPPING["llama"](**GROUPED)
     assert last_position.objection(config, tokenizer, letters.first(25)) is None
     assert last_position.objection(config, tokenizer, letters.first(26)) == "a choice has several tokens"
@@ -177,7 +177,7 @@ def test_questions_of_any_number_of_choices_score_as_lm_evals():
 
 
 def test_a_model_that_does_not_belong_on_the_list_ends_the_run(tokenizer):
-    """phi3's longrope reads a short and a long text differently: the run's own comparison finds that."""
+    """phi3's longrope reads short and long texts differently, which the run's own comparison detects."""
     model = make_model("phi3", GROUPED | LENGTH_DEPENDENT)
     ours = engine(last_position.LastPosition, model, tokenizer)
     with pytest.raises(InputError, match=r"^mmlu_anatomy, question 0: last_position's log-likelihoods differ from lm-"):

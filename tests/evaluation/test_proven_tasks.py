@@ -1,4 +1,4 @@
-"""The tasks of docs/tasks.md, on the whole path from a data set as on the Hub to figures and samples."""
+"""Test the tasks of docs/tasks.md end to end, from a data set in the Hub's layout to figures and samples."""
 
 import functools
 import json
@@ -32,11 +32,11 @@ EASY = {"train": 2, "validation": 2, "test": 12}
 
 @pytest.fixture
 def follow(llama, tmp_path, monkeypatch):
-    """Bring a data set, check a task on it and ask it: the check, the report and the samples."""
+    """Return a function that imports a data set, checks and runs a task on it, and returns check, report, samples."""
 
-    # lm-eval draws 100,000 times for the standard error of a perplexity or an F1: minutes.
+    # lm-eval resamples 100,000 times for the standard error of a perplexity or an F1, which takes minutes.
     monkeypatch.setattr(metrics, "bootstrap_stderr", lambda *_, **__: 0.25)
-    monkeypatch.setattr(task_harness, "TaskManager", KNOWN)  # it reads lm-eval's thousands of files once
+    monkeypatch.setattr(task_harness, "TaskManager", KNOWN)  # reads lm-eval's thousands of files only once
 
     def follow(source, task, model=llama, num_fewshot=0, limit=None, batch_size=4):
         dataset = tmp_path / "resources" / task
@@ -120,7 +120,7 @@ def test_arc_easy(follow, untrained, tmp_path):
 
 @pytest.mark.parametrize("by_size", [True, False])
 def test_mmlu_continuation_pools_its_members_as_it_says(follow, untrained, tmp_path, monkeypatch, by_size):
-    """A group of groups: their members have one question or two, so that it shows how they weigh."""
+    """The members of this group of groups have one or two questions, so that the kind of weighting shows."""
     source = task_data.mmlu_by_subject(tmp_path / "mmlu", untrained)
     first = sorted(source.glob("*/test-*.parquet"))[:30]
     for path in first:

@@ -1,4 +1,4 @@
-"""Replicas of a model that share an evaluation give what one gives."""
+"""Replicas of a model that share an evaluation give the same results as one model."""
 
 import functools
 import os
@@ -35,7 +35,7 @@ def test_two_replicas_write_the_bytes_of_one(untrained, mmlu_folder, tmp_path):
 
 
 def asked(*documents):
-    """Requests of tasks with so many documents of four choices, by task."""
+    """Return the requests of tasks with the given numbers of documents, four choices each, ordered by task."""
     return [
         SimpleNamespace(task_name=f"task {task}", doc_id=document)
         for task, count in enumerate(documents)
@@ -80,7 +80,7 @@ def test_a_killed_replica_is_one_line():
 
 
 class Engine:
-    """Scores requests one by one, but for those of one task; writes down each task that it is given."""
+    """An engine that records each task that it is given, fails at `task 0` and scores the others slowly."""
 
     max_length, stock_check = 100, None
 

@@ -1,4 +1,4 @@
-"""What scores rest on: the tokens that the model is given, and likelihoods that tell choices apart."""
+"""Test what scores depend on: the tokens that the model is given, and likelihoods that tell choices apart."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 2,
 
 @pytest.fixture
 def llama(untrained, tmp_path):
-    """A small random Llama with the stand-in's tokenizer, in a folder that a test may edit."""
+    """Return the folder of a small random Llama with the stand-in's tokenizer, for a test to edit."""
     folder = tmp_path / "llama"
     write_llama(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -45,7 +45,7 @@ def write_llama(folder, **changes):
 
 
 def post_process(folder, processor):
-    """Give a tokenizer's file another post-processor, or none."""
+    """Replace the post-processor in a tokenizer's file, or remove it."""
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
     content["post_processor"] = processor and json.loads(processor.__getstate__())
@@ -58,7 +58,7 @@ def template(single):
 
 
 def evaluate(monkeypatch, model, mmlu, folder, engine="last_position", fewshot=0, limit=2, dtype="float32"):
-    """mmlu's report of one shard out of 57, in which there is one subject."""
+    """Return MMLU's report of one of 57 shards, which has one subject."""
     output = folder / "shard.json"
     run_in_process(
         evaluate_mmlu,
@@ -70,7 +70,7 @@ def evaluate(monkeypatch, model, mmlu, folder, engine="last_position", fewshot=0
 
 
 def requests(prompts, kind="loglikelihood"):
-    """What lm-eval asks: of each prompt four choices, or a text."""
+    """Return the requests of lm-eval: four choices for each prompt, or a text to generate."""
     if kind == "generate_until":
         options = {"until": ["\n"], "max_gen_toks": 2}
         return [Instance(kind, {}, (prompt, options), 0, ("task", n, 1)) for n, prompt in enumerate(prompts)]
@@ -85,7 +85,7 @@ def requests(prompts, kind="loglikelihood"):
 @pytest.mark.parametrize("written", [True, False])
 @pytest.mark.parametrize("added", [True, False])
 def test_the_model_is_given_the_templates_bos_once(llama, engine, written, added):
-    """Whatever the tokenizer adds by itself; prompts with examples begin with as many tokens as are read once."""
+    """This holds whatever the tokenizer adds itself; the prompts share a prefix that is long enough to be cached."""
     post_process(llama, template("<bos> $A") if added else None)
     if not written:
         path = llama / "chat_template.jinja"
@@ -118,7 +118,7 @@ def test_a_whole_text_follows_one_bos(llama, added):
 
 
 def check_bos(given, written):
-    """Rows that begin a text hold one bos, ahead of all but pads; those that go on where a cache ends hold none."""
+    """Check that rows that begin a text hold one bos, after pads only, and rows that continue a cache hold none."""
     assert given
     counts = Counter(row.count(2) for row in given)
     assert set(counts) <= ({0, 1} if written else {0})
@@ -200,7 +200,7 @@ def test_prompts_to_continue_are_counted_with_the_room_for_the_answer(llama, cap
     write_llama(llama, max_position_embeddings=64)
     language_model = stock(llama)
     long = "A " * 61
-    assert len(language_model.tok_encode(long)) == 63  # one more than leaves room for two
+    assert len(language_model.tok_encode(long)) == 63  # leaves no room for two new tokens
     language_model.generate_until(requests(["Who?", long], "generate_until"), disable_tqdm=True)
     assert language_model.prompts_over_max_length == {"task": 1}
     assert "1 of 2 questions are longer than the model's context of 64" in capsys.readouterr().out
@@ -227,7 +227,7 @@ def change_weights(folder, change):
         (lambda w: w | {"model.norm.weight": w["model.norm.weight"] * torch.nan}, "expected a log-likelihood, found"),
         (
             lambda w: {name: 0 * x if "o_proj" in name or "down_proj" in name else x for name, x in w.items()},
-            "no accuracy: the log-likelihoods of all 2 questions are the same",  # it looks at the last token alone
+            "no accuracy: the log-likelihoods of all 2 questions are the same",  # the model sees only the last token
         ),
     ],
 )
@@ -257,7 +257,7 @@ def test_some_equal_likelihoods_are_a_result():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_choices_without_a_token_of_their_own_are_one_line(llama, mmlu_folder, tmp_path, monkeypatch, engine):
-    """A tokenizer that drops letters leaves nothing of a choice, one that folds them leaves the same of two."""
+    """A tokenizer that drops letters makes choices empty, and one that folds them makes two choices equal."""
     path = llama / "tokenizer.json"
     content = json.loads(path.read_text())
     content["normalizer"] = {"type": "Replace", "pattern": {"Regex": " [A-D]$"}, "content": ""}

@@ -1,4 +1,4 @@
-"""Figures of a task from its documents are those of lm-eval's own functions, whole and resampled."""
+"""A task's figures from its documents, whole or resampled, equal those of lm-eval's own functions."""
 
 import numpy as np
 import pandas as pd

@@ -1,6 +1,6 @@
-"""The kernels of the deployed weight by Triton's interpreter, on a CPU; test_gpu.py runs them on a GPU.
+"""Test the kernels of the deployed weight with Triton's interpreter on a CPU; test_gpu.py runs them on a GPU.
 
-Triton is in unsloth's environment only, so the last test runs the others there.
+Triton is installed only in unsloth's environment, so the last test runs the others there.
 """
 
 import os
@@ -20,7 +20,7 @@ from weights import normal
 INTERPRETED = "TRITON_INTERPRET"
 interpreted = pytest.mark.skipif(INTERPRETED not in os.environ, reason="the last test runs it by the interpreter")
 each_scheme = pytest.mark.parametrize("zero_point", [schemes.FLOAT, schemes.INTEGER, None])
-ROWS, COLUMNS, SCALING = 70, 256, 0.02  # the last of three programs has rows left over
+ROWS, COLUMNS, SCALING = 70, 256, 0.02  # not a multiple of a program's rows: the last of three programs is not full
 
 
 def operands(dtype, rank):

@@ -1,4 +1,4 @@
-"""int4 as only a GPU computes it; skipped without one.
+"""Test the int4 computations that only a GPU can run; all tests are skipped without one.
 
 python -m pytest tests/kernels/test_gpu.py
 """
@@ -33,7 +33,7 @@ def normal(*shape, seed=0, device="cuda"):
 
 
 def linear_of(quantized):
-    """A linear without weight, and an int4 weight on the GPU: what the loader packs."""
+    """Return a linear without a weight and an int4 weight on the GPU, as the loader packs them."""
     weight = int4.Int4Weight(*(part.cuda() for part in quantized))
     return torch.nn.Linear(*reversed(weight.codes.shape), bias=False, device="meta"), weight
 
@@ -47,7 +47,7 @@ def relative_difference(found, expected):
 @pytest.mark.parametrize("given", [False, True])
 def test_training_on_a_gpu_sees_what_the_export_on_a_cpu_writes(scaling, zero_point, given):
     scheme = schemes.int4(128, zero_point)
-    rows, columns = 3840, 15360  # an MLP of Gemma 3 12B: few weights can agree by luck
+    rows, columns = 3840, 15360  # an MLP of Gemma 3 12B: fewer weights could agree by luck
     w, a, b = normal(rows, columns), normal(8, columns, seed=1).float(), normal(rows, 8, seed=2).float()
     merged = blocks.merge(w.cpu(), a.cpu(), b.cpu(), scaling)
     grid = calibrated.grid_near(w.cpu(), scheme) if given else None
@@ -73,7 +73,7 @@ def test_a_merged_linear_in_a_compiled_layer_has_the_exported_weight(zero_point)
 
 @pytest.mark.parametrize("zero_point", ZERO_POINTS)
 def test_a_learned_grid_is_the_same_within_autocast_and_without(zero_point):
-    """And equal to the plain chain of operations, which rounds in the same places; compiled once for both."""
+    """Both equal the plain chain of operations, which rounds in the same places; one compilation serves both."""
     grid = int4.quantize(normal(ROWS, COLUMNS), scheme := schemes.int4(128, zero_point)).grid
     learned = learned_grid.LearnedGrid(grid, scheme).cuda()
     torch.nn.init.normal_(learned.log_scale, std=0.1, generator=torch.Generator("cuda").manual_seed(0))
@@ -90,7 +90,7 @@ def test_a_learned_grid_is_the_same_within_autocast_and_without(zero_point):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mslk_quantizes_to_the_same_codes(dtype):
-    """On a CPU: on a GPU PyTorch divides by 15 as it multiplies by 1/15, which moves one scale in a thousand a bit."""
+    """This runs on a CPU: a GPU multiplies by 1/15 instead of dividing by 15, which changes one scale in a thousand."""
     pytest.importorskip("mslk")
     w = normal(ROWS, COLUMNS, device="cpu").to(dtype)
     theirs = Int4Tensor.from_hp(w, [1, INT4.group_size])
@@ -102,7 +102,7 @@ def test_mslk_quantizes_to_the_same_codes(dtype):
 @pytest.mark.parametrize("zero_point", ZERO_POINTS)
 @pytest.mark.parametrize("tokens", [1, 8, 256])
 def test_mslk_computes_with_the_dequantized_weight(tokens, zero_point):
-    """Who loads the folder with transformers alone has torchao's tensor, on mslk's kernel."""
+    """A folder loaded with transformers alone has torchao's tensors, which use mslk's kernel."""
     pytest.importorskip("mslk")
     quantized = int4.quantize(normal(ROWS, COLUMNS), schemes.int4(128, zero_point))
     x = normal(tokens, COLUMNS, seed=3)
@@ -140,7 +140,7 @@ def test_a_tile_packed_linear_compiles(tokens):
 
 @pytest.fixture(scope="module")
 def exported(untrained, tmp_path_factory):
-    """An int4 folder."""
+    """Return an int4 folder."""
     folder = tmp_path_factory.mktemp("exported") / "int4"
     paths = ["--checkpoint", untrained / "model", "--output", folder]
     result = run_script("quantize", *paths, *quantize_options())
@@ -200,7 +200,7 @@ def test_the_decoding_step_is_compiled_once_and_continues_as_it_does_uncompiled(
 
 
 def loud_to_quiet(columns, tokens=4096):
-    """Return second moments of inputs that go together, the loudest first, so that GPTQ keeps their order."""
+    """Return second moments of correlated inputs, the largest first, so that GPTQ keeps their order."""
     inputs = weights.normal(tokens, columns, seed=1) @ (
         torch.eye(columns) + weights.normal(columns, columns, seed=2) / 50
     )
@@ -229,7 +229,7 @@ def test_gptq_is_torchaos_on_its_grid(monkeypatch):
     theirs = in_memory.to_weight(api.gptq_quantize(moments.clone(), weight.clone(), config))
     compensated, grid = compensate(weight, moments, INT4)
     ours = int4.quantize(compensated, INT4, grid)
-    # Ours stores in bfloat16 what it rounds; where that decides between two values, later columns follow.
+    # Ours stores the weights that it rounds in bfloat16. Where that changes a code, later columns change as well.
     assert (ours.codes == theirs.codes).float().mean() > 0.7
     errors = [int4.dequantize(each) - weight for each in (ours, theirs)]
     cost, expected = ((error @ moments * error).sum().item() for error in errors)

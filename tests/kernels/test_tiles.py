@@ -1,4 +1,4 @@
-"""int4 weights in the tiles of PyTorch's kernel, and the linear that computes on them; for real in test_gpu.py."""
+"""Test int4 weights in the tiles of PyTorch's kernel, and the linear on them; test_gpu.py runs the real kernel."""
 
 import itertools
 
@@ -22,7 +22,7 @@ each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 
 @each_scheme
 def test_tinygemm_computes_with_the_same_weight(scheme):
-    """PyTorch's kernel for CPUs takes the scales, zero points and codes of its kernel for GPUs, but for their order."""
+    """PyTorch's CPU kernel takes the scales, zero points and codes of its GPU kernel, in another order."""
     quantized = int4.quantize(normal(45, 320), scheme)
     pairs, scale_and_zero = tiles.pack_for_tinygemm(quantized)
     assert (pairs.shape, scale_and_zero.shape) == ((48, 192), (6, 48, 2))
@@ -35,7 +35,7 @@ def test_tinygemm_computes_with_the_same_weight(scheme):
 
 
 def tiles_of(pairs, inner_tiles):
-    """A loop in place of `aten._convert_weight_to_int4pack`, which only a GPU has, after PyTorch's int4mm.cu."""
+    """Return the tiles of `aten._convert_weight_to_int4pack`, which only GPUs have, by a loop after int4mm.cu."""
     codes = torch.stack([pairs >> 4, pairs & 0xF], dim=-1).flatten(1).tolist()
     shape = (len(codes) // 8, len(codes[0]) // (16 * inner_tiles), 32, inner_tiles // 2)
     packed = torch.empty(shape, dtype=torch.int64)
@@ -60,7 +60,7 @@ def test_tiles_are_unpacked(scheme):
 
 
 def of_torchaos_tiles(w, group_size):
-    """What torchao's tile_packed_to_4d makes of a weight before it packs: codes 0 ... 15, scales and zero points."""
+    """Return the codes 0 ... 15, scales and zero points of torchao's tile_packed_to_4d for a weight, before packing."""
     block, levels = (1, group_size), {"quant_min": 0, "quant_max": 15}
     kinds = {"mapping_type": MappingType.ASYMMETRIC, "scale_dtype": w.dtype, "zero_point_dtype": w.dtype}
     of_groups = _choose_qparams_affine_tinygemm(w, block_size=block, target_dtype=torch.int32, **kinds, **levels)
@@ -77,7 +77,7 @@ def test_tiles_hold_what_torchaos_do_in_fp32():
 
 
 def test_in_bfloat16_torchaos_tiles_are_not_torchaos_plain_format():
-    """So there is one to follow: the plain one, whose codes are those of the same weight in fp32."""
+    """Ours follow the plain format: their codes equal those of the same weight in fp32."""
     w, scheme = normal(48, 512).to(torch.bfloat16), schemes.int4(128)
     theirs, ours = of_torchaos_tiles(w, 128)[0] - 8, int4.quantize(w, scheme).codes
     assert 0.01 < (theirs != ours).float().mean() < 0.04
@@ -86,7 +86,7 @@ def test_in_bfloat16_torchaos_tiles_are_not_torchaos_plain_format():
 
 @pytest.fixture
 def played_kernel():
-    """PyTorch's kernel for CPUs in place of its tinygemm; tests/kernels/test_gpu.py has the real one."""
+    """Put PyTorch's CPU kernel in place of its tinygemm; tests/kernels/test_gpu.py uses the real one."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("_convert_weight_to_int4pack", tiles_of, "CPU")
 

@@ -1,4 +1,4 @@
-"""What the tests of calibration share: a general text in the stand-in's words."""
+"""The fixture that the tests of calibration share: a general text in the stand-in's words."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ TOKENS = 1280
 
 @pytest.fixture(scope="session")
 def general_text(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text file of so many tokens."""
+    """Return the path of a text file of TOKENS tokens."""
     path = tmp_path_factory.mktemp("general") / "general.txt"
     path.write_text("".join(random.Random(2).choices(words, k=TOKENS)))
     return path

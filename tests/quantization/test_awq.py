@@ -1,4 +1,4 @@
-"""AWQ: what is folded leaves the model as it was, and what is loud is rounded more finely."""
+"""Test AWQ: folding leaves the model's outputs as they were, and columns with large inputs are rounded more finely."""
 
 import copy
 
@@ -17,7 +17,7 @@ SCHEME = schemes.int4(32, schemes.INTEGER)
 
 
 def model_of(family):
-    """Return a tiny random model whose norms are not all alike, its weights values of bfloat16."""
+    """Return a tiny random model whose norms differ, with weights that are exact in bfloat16."""
     config_class, values, _ = FAMILIES[family]
     torch.manual_seed(0)
     config = getattr(transformers, config_class)(**values)
@@ -45,7 +45,7 @@ def logits(model, texts):
 
 
 def rounded_logits(model, state, texts):
-    """Return the logits of a model with some state whose linears are rounded to nearest."""
+    """Return the logits of a model with the given state, whose linears are rounded to nearest."""
     model.load_state_dict(state)
     for name in linears_of(model):
         weight = model.get_submodule(name).weight
@@ -62,7 +62,7 @@ def test_the_fold_leaves_the_logits_as_they_were(family):
     assert changed
     assert all(torch.equal(values, values.bfloat16().float()) for values in model.state_dict().values())
     moved = (logits(model, held_out) - before).norm()
-    # Each weight that takes up a scale is rounded to bfloat16 once more, by 0.2% on average; int4 moves it by 10%.
+    # A weight that absorbs a scale is rounded to bfloat16 once more, by 0.2% on average; int4 moves it by 10%.
     assert moved < 0.05 * (rounded_logits(model, plain, held_out) - before).norm()
 
 
@@ -71,8 +71,8 @@ def test_the_fold_leaves_the_logits_as_they_were(family):
     [
         ("llama", {"q_proj": "LlamaRMSNorm", "gate_proj": "LlamaRMSNorm", "down_proj": "Linear"}),
         ("gemma3-text", {"q_proj": "Gemma3RMSNorm", "gate_proj": "Gemma3RMSNorm", "down_proj": "Linear"}),
-        ("olmo2", {"down_proj": "Linear"}),  # norms stand behind its attention and its MLP, not ahead of them
-        ("gpt-neox", {"query_key_value": "LayerNorm", "dense_h_to_4h": "LayerNorm"}),  # a GELU lies between the others
+        ("olmo2", {"down_proj": "Linear"}),  # its norms follow its attention and its MLP instead of preceding them
+        ("gpt-neox", {"query_key_value": "LayerNorm", "dense_h_to_4h": "LayerNorm"}),  # a GELU separates the others
     ],
 )
 def test_scales_go_into_what_makes_the_inputs(family, expected, monkeypatch):
@@ -87,7 +87,7 @@ def test_scales_go_into_what_makes_the_inputs(family, expected, monkeypatch):
 
 def test_a_norm_that_others_hear_too_keeps_its_gain():
     class Routed(torch.nn.Module):
-        """A layer of which a router, that is no linear of the quantization's, takes the norm's output as well."""
+        """A layer whose norm also feeds a router, which is not among the quantized linears."""
 
         def __init__(self):
             super().__init__()
@@ -107,7 +107,7 @@ def test_a_norm_that_others_hear_too_keeps_its_gain():
 
 
 def loud_inputs(weight):
-    """Return inputs of which each eighth is thirty times as loud."""
+    """Return the inputs of a linear, every eighth of which is thirty times as large as the others."""
     inputs = normal(500, weight.shape[1], seed=2)
     inputs[:, ::8] *= 30
     linear = torch.nn.Linear(*weight.shape[::-1], bias=False)
@@ -139,7 +139,7 @@ def test_inputs_that_are_alike_are_not_scaled():
 
 def test_a_group_is_cut_where_that_costs_least():
     weight = normal(8, 64)
-    weight[:, 3] = 20  # no input
+    weight[:, 3] = 20  # a column without any input
     importance = torch.ones(64)
     importance[3] = 0
     grid, own = clipping.best_grid(weight, SCHEME, importance), int4.quantize(weight, SCHEME).grid

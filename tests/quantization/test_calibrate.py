@@ -1,4 +1,4 @@
-"""Calibration of a whole model: which texts, which weights, which grids, and what is made of them."""
+"""Test the calibration of a whole model: the weights and grids that it finds, their export, and what is refused."""
 
 import json
 import random
@@ -38,7 +38,7 @@ each_method = pytest.mark.parametrize("method", METHODS)
 
 @pytest.fixture(scope="module")
 def run(llama, general_text, texts, tmp_path_factory):
-    """Calibrate a checkpoint by a method on both kinds of text."""
+    """Return a function that calibrates a checkpoint by a method on both kinds of text, and returns the folder."""
 
     def calibrated(method, checkpoint=llama, name="calibrated", scheme=SCHEME):
         folder = tmp_path_factory.mktemp(method) / name
@@ -52,7 +52,7 @@ def run(llama, general_text, texts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folders(run):
-    """A calibrated folder by the word of its method."""
+    """Return a calibrated folder for each method, by the method's name."""
     return {method: run(method) for method in METHODS}
 
 
@@ -97,7 +97,7 @@ def outputs(model, tokens):
 
 
 def distance(llama, deployed, tokens):
-    """Return how far the hidden states of a model with other weights are from those of the folder's own."""
+    """Return how far the given weights move the hidden states of a folder's model."""
     model = loading.load(llama, torch.float32, "cpu")
     before = outputs(model, tokens)
     for name, weight in deployed.items():

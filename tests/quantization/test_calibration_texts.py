@@ -1,4 +1,4 @@
-"""Which windows of which texts a calibration takes."""
+"""Test which windows of which texts a calibration uses."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""What was trained is what is shipped, or a line says where it is not."""
+"""An exported model equals the trained one, or one line says where they differ."""
 
 import json
 import re
@@ -25,7 +25,7 @@ LAYER = "model.language_model.layers.0.mlp.down_proj"
 
 
 class Arm:
-    """An arm's folders, as the rules make them, from an adapter that is random in place of trained."""
+    """An arm's folders, built as the rules do, from a random adapter instead of a trained one."""
 
     def __init__(self, model, folder, monkeypatch, start=None, **changes):
         recipe = Recipe(**RECIPE | changes)
@@ -65,7 +65,7 @@ def test_base_and_lora_ship_something_else(untrained, texts, tmp_path, monkeypat
     arm = Arm(untrained / "model", tmp_path, monkeypatch, **(seen(scheme) if scheme else {}))
     arm.quantize(scheme or INT4)
     report = arm.check(texts)
-    # independently: a plain model that holds Q(W) + s·BA, or W + s·BA
+    # an independent reference: a plain model that holds Q(W) + s·BA, or W + s·BA
     trained = inference.load_model(arm.base, torch.float32, "cpu")
     for name, layer in qat.lora_linears(arm.model).items():
         linear = trained.get_submodule(name)

@@ -1,4 +1,4 @@
-"""compressed-tensors' layout: what its own code reads of it, what survives packing, and who is left out."""
+"""Test compressed-tensors' layout: packing, what its own code and vLLM read, and which linears are left out."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def export(checkpoint, scheme, output, monkeypatch, word="compressed-tensors", i
 
 
 def nibbles(words):
-    """The values of packed words one by one, as the layout is described: element i of a row in bits 4 (i mod 8)."""
+    """Return the values in packed words by the layout's description: element i of a row is in bits 4 (i mod 8)."""
     words = words.numpy().astype(np.uint32)
     columns = [(words >> np.uint32(4 * place)) & np.uint32(15) for place in range(8)]
     return torch.from_numpy(np.stack(columns, axis=-1).reshape(len(words), -1).astype(np.int64)) - 8
@@ -74,7 +74,7 @@ def test_a_zero_point_that_is_no_step_is_refused(steps):
 @pytest.mark.parametrize("rows", [16, 13])
 @each_held
 def test_both_formats_hold_the_same_weight_and_give_it_back(scheme, rows, tmp_path):
-    """Of a weight, and of a grid that was learned; from one format to the other and back, byte by byte."""
+    """This holds for own, given and learned grids; converting to the other format and back gives the same bytes."""
     weight = normal(rows, 256).to(torch.bfloat16)
     start = calibrated.grid_near(weight, scheme)
     moved = int4.nearest_grid(1.1 * start.scale.float(), start.zero_point.float() / start.scale.float(), scheme)
@@ -90,7 +90,7 @@ def test_both_formats_hold_the_same_weight_and_give_it_back(scheme, rows, tmp_pa
 
 
 def through(layout, quantized: Int4Weight, scheme, folder) -> Int4Weight:
-    """Write a weight in a format, in two blocks, and return what is read of it."""
+    """Write a weight in a format, in two blocks, and return the weight that is read back."""
     key, rows = "linear.weight", len(quantized.codes)
     plan = {key: torch.empty(quantized.codes.shape, device="meta")}
     tensors, metadata = layout.lay_out(plan, {key: key}, {key}, scheme)
@@ -241,7 +241,7 @@ def test_what_is_left_out_is_known_by_old_and_new_names(untrained, ignore, tmp_p
     assert len(patterns) < 8
 
 
-# What compressed_tensors' own code makes of a folder, as bf16, for each linear.
+# Write the bf16 weight that compressed_tensors' own code reads for each linear of a folder.
 DEQUANTIZE = """
 import json, sys, torch
 from pathlib import Path
@@ -278,7 +278,7 @@ def test_compressed_tensors_own_code_reads_the_same_weights(untrained, scheme, t
         assert torch.equal(weight, expected), module
 
 
-# Which modules vLLM itself leaves out, by the names of its own model classes, in which some linears are one.
+# Print which modules vLLM itself leaves out, by the names in its own model classes, which fuse some linears.
 LEFT_OUT = """
 import json, sys
 from vllm.model_executor.layers.quantization.compressed_tensors.utils import should_ignore_layer
@@ -312,7 +312,7 @@ def test_vllm_leaves_out_the_same_linears_where_it_makes_one_of_several(untraine
 
 
 def test_no_group_is_cut_by_gpus(untrained, tmp_path, monkeypatch):
-    """down_proj has 128 inputs, o_proj 64: in groups of 32 two halves are whole groups, of 64 o_proj's are not."""
+    """down_proj has 128 inputs and o_proj 64: both halve into whole groups of 32, but o_proj not into groups of 64."""
     in_32, in_64 = (
         export(untrained / "model", schemes.int4(size, schemes.INTEGER), tmp_path / str(size), monkeypatch)
         for size in (32, 64)

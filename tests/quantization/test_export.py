@@ -1,4 +1,4 @@
-"""Merged and quantized folders are what transformers loads, and hold no pickle."""
+"""transformers loads merged and quantized folders with the expected weights, and the folders hold no pickle."""
 
 import functools
 import json
@@ -24,8 +24,8 @@ from int4_qat.quantization.methods import rtn
 from int4_qat.system.errors import InputError
 from programs import INT4, SCHEMES, quantize_options, run_in_process, run_script
 
-LINEARS_IN_INT4 = 3 * 7  # layers of the stand-in, linears of a layer
-NOT_TEXT = ["lm_head", "vision_tower", "multi_modal_projector"]  # by name; what we ship finds them
+LINEARS_IN_INT4 = 3 * 7  # layers of the stand-in times linears per layer
+NOT_TEXT = ["lm_head", "vision_tower", "multi_modal_projector"]  # for the reference; our own programs find them
 
 
 def quantize(checkpoint, scheme, output):
@@ -34,7 +34,7 @@ def quantize(checkpoint, scheme, output):
 
 @pytest.fixture(scope="module")
 def merged(untrained, tmp_path_factory):
-    """A bf16 checkpoint with a random adapter merged in, and the weights that it must hold."""
+    """Return a bf16 checkpoint with a random adapter merged in, and the weights that it must hold."""
     folder = tmp_path_factory.mktemp("export")
     torch.manual_seed(1)
     model = inference.load_model(untrained / "model", torch.float32, "cpu")
@@ -77,13 +77,13 @@ def test_merge_is_w_plus_s_b_a(merged):
 
 
 def exact_numbers(shape):
-    """Small multiples of 1/16: products and sums of a few are exact in fp32, in any order."""
+    """Return small multiples of 1/16; products and short sums of them are exact in fp32, in any order."""
     return torch.randint(-4, 5, shape) / 16
 
 
 @pytest.fixture(scope="module")
 def sharded(untrained, tmp_path_factory):
-    """The base model in shards, and an adapter whose arithmetic is exact."""
+    """Return a folder with the base model in shards and an adapter whose arithmetic is exact."""
     folder = tmp_path_factory.mktemp("sharded")
     torch.manual_seed(2)
     model = AutoModelForImageTextToText.from_pretrained(untrained / "model", dtype=torch.bfloat16)
@@ -97,7 +97,7 @@ def sharded(untrained, tmp_path_factory):
 
 
 def contents(folder):
-    """Name, type, shape, bytes and file of every tensor of a folder, and its index."""
+    """Return the file, dtype, shape and bytes of every tensor in a folder, by name, and the index, if there is one."""
     tensors = {
         name: (tensor.path.name, tensor.dtype, tensor.shape, tensor.read().view(torch.uint8).numpy().tobytes())
         for name, tensor in weight_files.stored_tensors(folder).items()
@@ -129,7 +129,7 @@ def test_streaming_writes_what_transformers_peft_and_torchao_write(sharded, sche
     assert config_of(tmp_path / "int4") == config_of(tmp_path / "oracle-int4")
     for shard in (tmp_path / "int4").glob("*.safetensors"):
         with safe_open(shard, "pt") as ours, safe_open(tmp_path / "oracle-int4" / shard.name, "pt") as theirs:
-            # theirs describes every tensor by the parameter's name; ours the int4 ones so, and a file's by those in it
+            # each file of theirs describes every tensor by parameter name; of ours, the int4 ones and the file's own
             expected, found = theirs.metadata(), ours.metadata()
             in_int4 = {name for name in expected if name != "tensor_names" and "Int4Tensor" in expected[name]}
             assert len(in_int4) == LINEARS_IN_INT4
@@ -139,7 +139,7 @@ def test_streaming_writes_what_transformers_peft_and_torchao_write(sharded, sche
 
 @pytest.mark.parametrize("shard_size", ["5GB", "9KB"])
 def test_a_loader_that_goes_by_the_names_in_the_files_finds_every_weight(merged, tmp_path, monkeypatch, shard_size):
-    """vLLM's: it makes torchao's tensors of each file and of what the one before left over, and drops what is left."""
+    """vLLM's loader builds torchao's tensors from each file and the leftovers of the one before, and drops the rest."""
     monkeypatch.setattr(weight_writer, "SHARD_SIZE", shard_size)
     options = quantize_options()
     run_in_process(quantize_program, monkeypatch, "--checkpoint", merged[0], *options, "--output", tmp_path / "int4")
@@ -168,7 +168,7 @@ def test_a_loader_that_goes_by_the_names_in_the_files_finds_every_weight(merged,
 
 
 def change_adapter(sharded, folder, change):
-    """A copy of the adapter with other tensors."""
+    """Copy the adapter to a folder and change its tensors."""
     shutil.copytree(sharded / "adapter", folder)
     tensors = load_file(folder / "adapter_model.safetensors")
     change(tensors)
@@ -236,14 +236,14 @@ def test_a_wrong_export_is_counted(merged, quantized, scheme, tmp_path):
 
     assert differing() == 0
     qdata = targets[plain_weight.part_name(key, plain_weight.CODES)]
-    qdata.write(qdata.read(5, 6) ^ 0x11, 5)  # both of its nibbles
+    qdata.write(qdata.read(5, 6) ^ 0x11, 5)  # both nibbles of a byte
     assert differing() == 2
     with pytest.raises(InputError, match=f"2 weights differ from what training saw, the first in {key}"):
         weight_writer.refuse_differences(tmp_path, {"norm.weight": 0, key: 2})
 
 
 def test_a_weight_is_quantized_once(merged, tmp_path):
-    """What is read back is told by a digest, in both layouts, for each kind of zero point that they hold."""
+    """What is read back is checked by a digest, in both layouts, for each kind of zero point that they hold."""
     sources = weight_files.stored_tensors(merged[0])
     keys = [f"language_model.model.layers.{number}.mlp.down_proj.weight" for number in range(2)]
     plan = {key: torch.empty(sources[key].shape, dtype=torch.bfloat16, device="meta") for key in keys}
@@ -254,7 +254,7 @@ def test_a_weight_is_quantized_once(merged, tmp_path):
             targets = weight_writer.create(made, laid_out, metadata)
 
             def blocks(key, scheme=scheme, made=made):
-                with made.with_suffix(".calls").open("a") as calls:  # from another process
+                with made.with_suffix(".calls").open("a") as calls:  # called in another process
                     calls.write(f"{key}\n")
                 return rtn.quantize(exports.row_blocks(sources[key]), scheme)
 
@@ -265,7 +265,7 @@ def test_a_weight_is_quantized_once(merged, tmp_path):
 
 @pytest.mark.parametrize("layout", [torchao_plain, compressed_tensors])
 def test_what_is_written_wrong_is_counted(merged, layout, tmp_path, monkeypatch):
-    """Two weights that are off by one code, and a scale of another sign, which all codes of its group but 0 show."""
+    """Two codes are off by one, and one scale has the wrong sign, which shows in each nonzero code of its group."""
     scheme = schemes.int4(64, schemes.INTEGER)
     sources = weight_files.stored_tensors(merged[0])
     keys = [f"language_model.model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]

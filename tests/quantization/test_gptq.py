@@ -1,4 +1,4 @@
-"""GPTQ of one weight: against its definition, and against rounding to nearest."""
+"""Compare GPTQ of one weight with its definition, with rounding to nearest and with llm-compressor."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 
 @pytest.fixture(scope="module")
 def moments():
-    """The second moments of inputs that go together, some of them ten times as large as others."""
+    """Return the second moments of correlated inputs, some of which are ten times as large as others."""
     inputs = normal(TOKENS, COLUMNS, seed=1) @ (torch.eye(COLUMNS) + 0.1 * normal(COLUMNS, COLUMNS, seed=2))
     inputs *= torch.logspace(-0.5, 0.5, COLUMNS)[torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(3))]
     return inputs.T @ inputs / TOKENS
@@ -33,9 +33,9 @@ def error(weight, deployed, moments):
 
 
 def by_definition(weight, moments, scheme):
-    """Return the values of GPTQ in fp64 by its definition: a new inverse of what is left of H for each column.
+    """Return the values of GPTQ in fp64 by its definition, which inverts the rest of H for each column.
 
-    The columns that are left take over -e [H⁻¹]_j / [H⁻¹]_jj (Frantar and Alistarh 2022, equation 3).
+    The remaining columns take over -e [H⁻¹]_j / [H⁻¹]_jj (Frantar and Alistarh 2022, equation 3).
     """
     hessian = moments.double() + compensation.DAMPING * moments.double().diagonal().mean() * torch.eye(COLUMNS)
     order = compensation.order_of(moments.diagonal(), scheme.group_size).tolist()
@@ -45,7 +45,7 @@ def by_definition(weight, moments, scheme):
         left = order[turn:]
         inverse = torch.linalg.inv(hessian[left][:, left])
         if turn % size == 0:
-            # A column's error costs what no other column can make up for: e² / [H⁻¹]_jj of those that are left then.
+            # A column's error costs what no later column can compensate for: e² / [H⁻¹]_jj, with H of the rest.
             costs = [1 / torch.linalg.inv(hessian[order[at:]][:, order[at:]])[0, 0] for at in range(turn, turn + size)]
             grid = clipping.best_grid(weight[:, left[:size]].float(), scheme, torch.stack(costs).float())
             scale, zero_point = (part.flatten().double() for part in grid)
@@ -60,7 +60,7 @@ def test_the_values_are_those_of_the_definition(weight, moments, scheme):
     compensated, grid = compensate(weight, moments, scheme)
     deployed = int4.fake_quantize(compensated, scheme, torch.float32, grid)
     expected = by_definition(weight, moments, scheme)
-    # Where two values are equally near, a rounding in fp32 decides, and the columns after it follow.
+    # Where two values are almost equally near, fp32 rounding decides, and the later columns change as well.
     assert ((deployed - expected).abs() < 1e-5).float().mean() > 0.97
     assert error(weight, deployed, moments) == pytest.approx(error(weight, expected, moments), rel=0.01)
 
@@ -113,13 +113,13 @@ def test_every_group_size_is_taken(weight, moments, group_size):
 
 @pytest.mark.parametrize("kind", ["integer", "symmetric"])
 def test_the_values_are_those_of_llm_compressor_on_the_same_grid(kind, weight):
-    """Where llmcompressor 0.14.0.1 and compressed-tensors 0.19.0 are installed besides, without what they pin."""
+    """This needs llmcompressor 0.14.0.1 and compressed-tensors 0.19.0, installed without the packages that they pin."""
     theirs = pytest.importorskip("llmcompressor.modifiers.gptq.gptq_quantize")
     from compressed_tensors.quantization import QuantizationArgs
 
     scheme = SCHEMES[kind]
     inputs = normal(TOKENS, COLUMNS, seed=1) @ (torch.eye(COLUMNS) + 0.02 * normal(COLUMNS, COLUMNS, seed=2))
-    # The loudest first, which is the order of our turns; llm-compressor leaves groups in their places.
+    # The largest inputs come first, which is our order of rounding; llm-compressor does not reorder groups.
     inputs = inputs / inputs.square().mean(0).sqrt() * torch.logspace(0.5, -0.5, COLUMNS)
     moments = inputs.T @ inputs / TOKENS
     compensated, grid = compensate(weight, moments, scheme)
@@ -127,14 +127,14 @@ def test_the_values_are_those_of_llm_compressor_on_the_same_grid(kind, weight):
     arguments = QuantizationArgs(
         num_bits=4, type="int", symmetric=kind == "symmetric", strategy="group", group_size=scheme.group_size
     )
-    whole = (-zero_point / scale).round().to(torch.int8)  # (code - zero point) * scale there
+    whole = (-zero_point / scale).round().to(torch.int8)  # llm-compressor's values are (code - zero point) * scale
     options = {"global_scale": None, "quant_args": arguments, "percdamp": compensation.DAMPING}
     expected, *_ = theirs.quantize_weight(
         weight[None].clone(), moments[None].clone(), scale=scale[None], zero_point=whole[None], **options
     )
     deployed = int4.fake_quantize(compensated, scheme, torch.float32, grid)
     assert error(weight, deployed, moments) == pytest.approx(error(weight, expected[0], moments), rel=0.02)
-    assert ((deployed - expected[0]).abs() < 1e-5).float().mean() > 0.7  # ours rounds what is stored in bfloat16
+    assert ((deployed - expected[0]).abs() < 1e-5).float().mean() > 0.7  # ours rounds weights stored in bfloat16
 
 
 @each_scheme
@@ -155,7 +155,7 @@ def test_linears_with_one_input_are_rounded_each_as_alone(moments, scheme):
 
 
 def test_the_weights_steer_to_the_outputs_of_the_bf16_model(weight, monkeypatch):
-    """With no damping and all of the way, they are those of least squares: min over V of |W x' - V x|²."""
+    """Without damping, and going all the way, they solve a least-squares problem: min over V of |W x' - V x|²."""
     monkeypatch.setattr(compensation, "DAMPING", 0.0)
     monkeypatch.setattr(compensation, "FOLLOWED", 1.0)
     given = normal(TOKENS, COLUMNS, seed=1)

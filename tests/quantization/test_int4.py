@@ -1,4 +1,4 @@
-"""int4.py against torchao's own numbers and hand-computed ones; the two grids that torchao lacks: test_schemes.py."""
+"""Compare int4.py with torchao and with numbers by hand; test_schemes.py tests the two grids that torchao lacks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a model must be is checked when it is brought, in one line that names the file and what was found there."""
+"""A model that cannot be used is refused on import, with one line that names the file and what was found in it."""
 
 import json
 
@@ -196,7 +196,7 @@ def test_buffers_of_old_checkpoints_are_passed_over(spoiled, tmp_path, monkeypat
 
 
 def test_what_a_text_passes_through_is_what_gets_a_gradient(untrained, tmp_path):
-    """On a model that sees pictures, held against a forward pass of real numbers."""
+    """The model is one that sees pictures; the reference is a forward and a backward pass with real weights."""
     folder = write("gemma3", untrained / "model", tmp_path / "gemma3")
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
     model(input_ids=torch.tensor([[2, 5, 6]])).logits.sum().backward()

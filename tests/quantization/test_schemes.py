@@ -1,4 +1,4 @@
-"""The grids that torchao lacks, integer zero points and symmetric, held against their definitions in fp64."""
+"""Compare the grids that torchao lacks, integer zero points and symmetric, with their definitions in fp64."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from weights import normal
 KINDS = {"integer": schemes.INTEGER, "symmetric": None}
 ROWS, COLUMNS = 48, 512
 SIZES = 10 ** torch.linspace(-6, 4, ROWS).unsqueeze(1)
-# What groups of a weight can look like.
+# Weights with groups of many kinds.
 WEIGHTS = {
     "normal": normal(ROWS, COLUMNS),
     "bf16": normal(ROWS, COLUMNS, seed=1).bfloat16(),
@@ -36,17 +36,17 @@ each_group_size = pytest.mark.parametrize("group_size", schemes.GROUP_SIZES)
 
 
 def in_groups(weight, group_size):
-    """fp64 (rows, groups, group_size)."""
+    """Return a weight in groups, as fp64 (rows, groups, group_size)."""
     return weight.double().view(len(weight), -1, group_size)
 
 
 def of_groups(part):
-    """Scales or zero points in fp64 (rows, groups)."""
+    """Return scales or zero points as fp64 (rows, groups)."""
     return part.t().double()
 
 
 def exact_bits(factor):
-    """The most significant bits of a number whose product with a whole factor, whatever they are, has eight at most."""
+    """Return how many significant bits a number may have if its product with a whole factor must fit in eight."""
     while factor and factor % 2 == 0:
         factor //= 2
     return max(bits for bits in range(1, 9) if (2**bits - 1) * factor < 2**8)
@@ -67,7 +67,7 @@ def test_an_integer_zero_point_is_a_whole_number_of_scales(weight, group_size):
 @each_group_size
 @each_weight
 def test_an_integer_grid_is_the_range_with_zero_in_it(weight, group_size):
-    """The lowest value is k scales below 0; in the bits that k leaves it, the scale is a 15th of the range."""
+    """The lowest value is k scales below 0; the scale is a 15th of the range, in the bits that k leaves for it."""
     groups = in_groups(weight, group_size)
     quantized = int4.quantize(weight, schemes.int4(group_size, schemes.INTEGER))
     scale, zero_point = of_groups(quantized.scale), of_groups(quantized.zero_point)
@@ -95,7 +95,7 @@ def test_a_symmetric_grid_is_the_largest_weight_by_seven_and_a_half(weight, grou
 @each_group_size
 @each_weight
 def test_a_weight_is_the_nearest_of_sixteen_values(weight, group_size, zero_point):
-    """(code - zero point) * scale as compressed-tensors has it, codes and zero points -8 ... 7."""
+    """The values are (code - zero point) * scale as in compressed-tensors, with codes and zero points in -8 ... 7."""
     quantized = int4.quantize(weight, schemes.int4(group_size, zero_point))
     scale, groups = of_groups(quantized.scale).unsqueeze(-1), in_groups(weight, group_size)
     whole = -of_groups(quantized.zero_point).unsqueeze(-1) / scale
@@ -136,7 +136,7 @@ def test_a_float_grid_that_is_given_finds_the_same_codes_of_what_they_stand_for(
 
 @each_kind
 def test_a_given_grid_of_other_values_is_used(zero_point):
-    """One that is twice as wide."""
+    """The given grid is twice as wide as the weight's own."""
     scheme = schemes.int4(64, zero_point)
     weight, (scale, zero) = WEIGHTS["normal"], int4.quantize(WEIGHTS["normal"], scheme).grid
     quantized = int4.quantize(weight, scheme, int4.Grid(2 * scale, 2 * zero))
@@ -148,7 +148,7 @@ def test_a_given_grid_of_other_values_is_used(zero_point):
 
 @each_kind
 def test_a_constant_group_keeps_its_value(zero_point):
-    """To half a step of a grid that reaches from 0 to it, or from its negative."""
+    """It keeps its value to half a step of a grid that spans from 0, or from the value's negative, to the value."""
     for constant in (0.3, -0.3, 1e-5, -1e4):
         weight = torch.full((2, 64), constant)
         found = int4.fake_quantize(weight, schemes.int4(64, zero_point))
@@ -177,7 +177,7 @@ save_file(found, sys.argv[2])
 
 @pytest.mark.slow
 def test_compressed_tensors_computes_the_same(tmp_path):
-    """The package itself, on the same scales and whole zero points."""
+    """The package itself computes the same on the same scales and whole zero points."""
     variables = environment("vllm")
     given, quantized = {}, {}
     weight = WEIGHTS["of all sizes"]
