@@ -1,4 +1,4 @@
-"""Fixtures that the tests of the results share."""
+"""Provide the fixtures that the tests of the results share."""
 
 import json
 from pathlib import Path

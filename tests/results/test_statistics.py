@@ -120,14 +120,14 @@ def test_the_ratio_is_fiellers():
 
 
 def test_accuracy_interval_is_the_published_one():
-    """Newcombe (1998), Statistics in Medicine 17, table I, Wilson's score method: 81 of 263, 15 of 148, 0 of 20."""
+    """Newcombe (1998), Statistics in Medicine 17, table I, gives Wilson's intervals of 81/263, 15/148 and 0/20."""
     assert statistics.wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)
     assert statistics.wilson(15, 148) == pytest.approx([0.0624, 0.1605], abs=5e-5)
     assert statistics.wilson(0, 20) == pytest.approx([0.0, 0.1611], abs=5e-5)
 
 
 def test_mcnemar_is_the_published_one():
-    """Fagerland, Lydersen & Laake (2013), BMC Medical Research Methodology 13:91: 1 against 7, exact p = 0.070."""
+    """Fagerland, Lydersen & Laake (2013), BMC Med. Res. Methodol. 13:91, give the exact p = 0.070 for 1 against 7."""
     assert statistics.mcnemar(1, 7) == statistics.mcnemar(7, 1) == pytest.approx(0.0703, abs=5e-5)
     assert statistics.mcnemar(0, 0) == 1
 

@@ -219,7 +219,7 @@ def test_a_missing_evaluation_or_card_is_named(finished, writable_hub, name):
 
 
 def test_snakemake_publishes_and_the_token_stays_in_the_environment(trained, demo_run, writable_hub, tmp_path):
-    """The rule uploads every file of the checkpoint and the card privately, and the token appears in no file."""
+    """The rule uploads the whole checkpoint and the card privately, and the token appears in no output or file."""
     config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
     config["publish"]["repository"] = "me/{model}"
     path = write_config(config, tmp_path / "config.yaml")

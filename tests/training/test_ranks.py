@@ -112,7 +112,7 @@ def left_over(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_all_stop_with_one_checkpoint_and_fewer_go_on(untrained, texts, tmp_path, first):
-    """SIGTERM to the launcher, which passes it on, or to one rank, stops all of them with one checkpoint."""
+    """SIGTERM, sent to the launcher or to one of the two ranks, stops all of them with one checkpoint."""
     changes = {"max_steps": 400, "save_steps": 400, "learning_rate": 1e-4}
     options = finetune_options(untrained, texts, tmp_path, **changes)
     process = started(options)

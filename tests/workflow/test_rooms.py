@@ -16,7 +16,7 @@ from programs import ROOT
 
 SCRIPTS = ROOT / "scripts"
 PACKAGE = SCRIPTS / "int4_qat"
-# From the lowest to the highest.
+# The order is from the lowest room to the highest.
 ROOMS = (
     *("system", "data", "checkpoint", "tokenizer", "quantization", "kernels", "config"),
     *("training", "engines", "evaluation", "results", "standin"),

@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slurm")]
 
 
 class Cluster(Run):
-    """A run through Slurm, which finds the profile by its name alone, as after `make setup`."""
+    """A run through Slurm; Snakemake finds the profile by its name alone, as after `make setup`."""
 
     def arguments(self, *arguments):
         return [
