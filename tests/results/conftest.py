@@ -1,4 +1,4 @@
-"""What the tests of the results share."""
+"""Provide the fixtures that the tests of the results share."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,15 @@ import pytest
 
 import made_results
 
-RIGHT = {"base-bf16": 0.9, "base-int4": 0.7, "qat-int4": 0.8}  # shares of the questions
+RIGHT = {"base-bf16": 0.9, "base-int4": 0.7, "qat-int4": 0.8}  # share of questions answered correctly
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """What summarize reads: three variants on a thousand questions, with the card's memory and latency."""
+    """Write the files that summarize reads and return their folder.
+
+    There are three variants, measured on a thousand questions, with the memory and latency of the published card.
+    """
     generator = np.random.default_rng(0)
     for name, right in RIGHT.items():
         made_results.write_variant(tmp_path / name, right, generator)

@@ -1,4 +1,4 @@
-"""Write results of variants, without the run that would make them."""
+"""Write results of variants without running the workflow that would produce them."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ QUESTIONS, WINDOWS = 1000, 40
 
 
 def write_variant(folder: Path, right: float, generator: np.random.Generator) -> None:
-    """Write what every variant has; right is the share of its right answers."""
+    """Write the results that every variant has; right is its share of correct answers."""
     folder.mkdir()
     write_answers(folder, generator.permutation(np.arange(QUESTIONS) < QUESTIONS * right), generator)
     write_windows(folder, windows_of(folder.name, 1 - right, generator))
@@ -28,13 +28,13 @@ def write_variant(folder: Path, right: float, generator: np.random.Generator) ->
 
 
 def write_windows(folder: Path, windows: pd.DataFrame) -> None:
-    """Write the divergence of a variant."""
+    """Write the divergence of a variant: its windows and their summary."""
     windows.to_parquet(folder / "divergence_samples.parquet")
     (folder / "divergence.json").write_text(json.dumps(divergence(windows)))
 
 
 def write_answers(folder: Path, correct: np.ndarray, generator: np.random.Generator) -> None:
-    """Write the answers to MMLU of a variant, and its score."""
+    """Write the MMLU answers of a variant and its score."""
     table = pd.DataFrame({"subject": "anatomy", "index": range(QUESTIONS), "correct": correct, "answer": 0})
     table[[f"log_likelihood_{letter}" for letter in "ABCD"]] = generator.normal(size=(QUESTIONS, 4))
     table.to_parquet(folder / "mmlu_samples.parquet")
@@ -42,8 +42,11 @@ def write_answers(folder: Path, correct: np.ndarray, generator: np.random.Genera
 
 
 def windows_of(name: str, kl: float | np.ndarray, generator: np.random.Generator) -> pd.DataFrame:
-    """Return windows of a text; kl is about the divergence of a quantized variant, in all windows or in each."""
-    losses = np.random.default_rng(1).uniform(200, 400, WINDOWS)  # of base-bf16, the same for all
+    """Return the windows of a text; kl is the approximate divergence per token, one value or one per window.
+
+    The divergence of base-bf16 is zero, whatever kl is.
+    """
+    losses = np.random.default_rng(1).uniform(200, 400, WINDOWS)  # base-bf16's, the same for all variants
     kl = np.zeros(WINDOWS) if name == "base-bf16" else 100 * kl * generator.uniform(0.9, 1.1, WINDOWS)
     return pd.DataFrame(
         {
@@ -159,7 +162,7 @@ def parity() -> Parity:
 
 
 def write_task(folder: Path, name: str, metrics: dict[str, tuple[Kind, np.ndarray, np.ndarray]]) -> None:
-    """Write what lm-eval gives of a task: by metric its kind, and the values and weights of documents."""
+    """Write the lm-eval results of a task; metrics maps each name to its kind and its documents' values and weights."""
     rows, found = [], {}
     for metric, (kind, values, weights) in metrics.items():
         found[metric] = Metric(**kind, value=figure(kind, values, weights), stderr=0.02)
@@ -171,7 +174,7 @@ def write_task(folder: Path, name: str, metrics: dict[str, tuple[Kind, np.ndarra
 
 
 def figure(kind: Kind, values: np.ndarray, weights: np.ndarray) -> float:
-    """Return lm-eval's figure of a task, by the formulas of its api/metrics.py."""
+    """Return a task's figure by the formulas of lm-eval's api/metrics.py."""
     mean = values.sum() / weights.sum()
     return float(
         {"mean": mean, "weighted_perplexity": np.exp(-mean), "bits_per_byte": -mean / np.log(2)}[kind["aggregation"]]

@@ -1,4 +1,4 @@
-"""The best calibrated base, metric by metric: what of its loss was won back, and whether training beat it."""
+"""Test the comparison with each metric's best calibrated base: the share of its loss recovered, and who won."""
 
 import json
 import re
@@ -27,12 +27,15 @@ FACTS = {
 
 
 def shared(generator):
-    """How hard each question and each window is for every variant alike."""
+    """Return how hard each question and each window is, equally for every variant."""
     return generator.uniform(size=made_results.QUESTIONS), generator.uniform(0.2, 1.8, made_results.WINDOWS)
 
 
 def write(results, name, right, kl):
-    """Write a variant that finds hard what the others do; gptq is best at questions, awq at texts."""
+    """Write a variant that finds the same questions and windows hard as the others.
+
+    RIGHT and KL make base-gptq the best calibrated base on questions and base-awq the best on texts.
+    """
     questions, windows = shared(np.random.default_rng(7))
     generator = np.random.default_rng(list(name.encode()))
     made_results.write_variant(results / name, right, generator)
@@ -43,7 +46,7 @@ def write(results, name, right, kl):
 
 @pytest.fixture
 def made(tmp_path):
-    """Results of six variants, two of them calibrated bases."""
+    """Write the results of six variants, two of them calibrated bases, and return their folder."""
     for name, right in RIGHT.items():
         write(tmp_path, name, right, KL[name])
     (tmp_path / "qat-int4" / "parity.json").write_text(json.dumps(made_results.parity()))
@@ -51,7 +54,7 @@ def made(tmp_path):
 
 
 def settings_of(published="qat-int4"):
-    """The demo's settings, as for the made results."""
+    """Return the demo's settings, changed to match the written results."""
     settings = recipes.settings_of(demo_config(), "demo")
     entry = settings["quantizations"]["int4"]
     settings["quantizations"] |= {method: entry | {"method": method} for method in ("gptq", "awq")}
@@ -82,7 +85,7 @@ def kls(results, name):
 
 
 def ratio(x, base, calibrated):
-    """(x - c) / (b - c) of scores by unit, with its paired interval by Fieller (1954)."""
+    """Return (x - c) / (b - c) of the mean scores, where c is calibrated, and its paired interval by Fieller (1954)."""
     gained, lost = x - calibrated, base - calibrated
     of_means = np.outer(*2 * [[gained.mean(), lost.mean()]]) - 1.96**2 * np.cov(gained, lost) / len(x)
     ends = np.roots([of_means[1, 1], -2 * of_means[0, 1], of_means[0, 0]])
@@ -90,7 +93,7 @@ def ratio(x, base, calibrated):
 
 
 def close(found, expected):
-    """Whether the ends of a bootstrap are those of an interval of normal means, but for a tenth of its width."""
+    """Return whether a bootstrap's ends are within a tenth of the interval's width of those for normal means."""
     return found == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
 
 
@@ -122,7 +125,8 @@ def test_what_is_won_back_of_a_divergence(made):
     shown = found["qat-int4"]["of_calibrated"]
     assert shown["value"] == pytest.approx(value) == pytest.approx(1 - x.mean() / awq.mean())
     assert close(shown["ci95"], ci95)
-    # Of two independent means the interval would be several times as wide: the windows differ by up to nine times.
+    # The windows differ by a factor of up to nine, so the interval of two independent means would be several times
+    # as wide.
     apart = np.hypot(*(np.std(one, ddof=1) / one.mean() for one in (x, awq))) * x.mean() / awq.mean()
     assert shown["ci95"][1] - shown["ci95"][0] < 2 * 1.96 * apart / np.sqrt(len(x)) / 3
     assert (found["base-awq"]["of_calibrated"]["value"], found["base-bf16"]["of_calibrated"]["value"]) == (0, 1)
@@ -139,7 +143,7 @@ def test_of_a_calibrated_base_that_lost_nothing_there_is_no_share(made):
 
 
 def without_calibrated(found):
-    """What a summary holds besides, of all that calibrated bases add to it."""
+    """Return a summary without the keys that calibrated bases add to it."""
     if isinstance(found, dict):
         return {key: without_calibrated(value) for key, value in found.items() if "calibrat" not in key}
     return [without_calibrated(one) for one in found] if isinstance(found, list) else found
@@ -187,7 +191,7 @@ def test_what_was_trained_is_compared_with_it(made):
     half = 1.96 * gained.std(ddof=1) / np.sqrt(len(gained))
     assert pair["difference"] == pytest.approx(gained.mean())
     assert close(pair["difference_ci95"], [gained.mean() - half, gained.mean() + half])
-    # Holm: the smallest p is multiplied by the number of pairs, those against the calibrated base among them.
+    # Holm multiplies the smallest p by the number of pairs, including those against the calibrated base.
     of_mmlu = [each for each in compared if each["metric"] == "mmlu"]
     least = min(of_mmlu, key=lambda each: each["mcnemar_p"])
     assert least["mcnemar_p_holm"] == pytest.approx(min(least["mcnemar_p"] * len(of_mmlu), 1))
@@ -195,7 +199,7 @@ def test_what_was_trained_is_compared_with_it(made):
 
 
 def tie(results):
-    """Let qat-int4 win and lose the same against the best calibrated bases."""
+    """Make qat-int4 win and lose equally often against the best calibrated bases."""
     base = correct(results, "base-gptq") > 0
     flipped = np.concatenate([np.flatnonzero(base)[:5], np.flatnonzero(~base)[:5]])
     base[flipped] = ~base[flipped]
@@ -212,7 +216,7 @@ def lose(results):
 
 
 def complete(results, published="qat-int4"):
-    """Write what a card needs besides, and return its settings."""
+    """Write the other files that a card needs, and return its settings."""
     settings = settings_of(published)
     folder = results / published / "checkpoint"
     folder.mkdir()
@@ -294,7 +298,7 @@ def test_a_calibrated_base_is_published_as_what_it_is(made):
     data = ModelCard(card).data
     assert data.datasets == ["Salesforce/qtext", "Salesforce/wikitext"]
     assert "qat" not in data.tags
-    # It was not trained itself: the sentence is of those that were.
+    # The published variant was not trained, so the sentence is about the variants that were.
     (sentence,) = re.findall(r"^\*\*Did training .*$", text, re.MULTILINE)
     assert all(f"{name} against base-gptq" in sentence for name in ("qat-int4", "lora-gptq"))
 
@@ -402,7 +406,7 @@ def test_a_verdict_that_was_touched_up_is_found(made):
 
 
 def test_seeds_are_held_against_it_together(made):
-    """Three twins of the trained variant, one of which got worse: their mean against the calibrated base."""
+    """The mean of three seeds, of decreasing accuracy, is compared with the calibrated base."""
     arms = {f"qat_{seed}": {"quantization": "int4", "seed": seed} for seed in (1, 2, 3)}
     for seed, arm in enumerate(arms):
         write(made, f"{arm}-int4", RIGHT["qat-int4"] - seed / 100, KL["qat-int4"])

@@ -1,4 +1,4 @@
-"""Two runs side by side: what differs in their configs, and what it changed on the same questions."""
+"""Test the comparison of runs: how their configs differ, and how their answers differ on the same questions."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from test_model_card import change
 
 @pytest.fixture
 def other(finished):
-    """The same run with another learning rate, in which some answers of qat-int4 are others."""
+    """Copy the run, with another learning rate and some answers of qat-int4 changed, and return its folder."""
     folder = shutil.copytree(finished, finished.parents[1] / "results-b" / "demo")
     change(folder / "provenance.json", "settings", "arms", "qat", "learning_rate", value=0.1)
     path = folder / "qat-int4" / "mmlu_samples.parquet"
@@ -55,7 +55,7 @@ def test_differences_are_paired_on_the_same_questions(finished, other, tmp_path)
     assert found["qat-int4"]["headline"]["difference"] == pytest.approx(8 / questions)
     low, high = paired["difference_ci95"]
     assert 0 < low < 8 / questions < high
-    assert paired["mcnemar_p"] == pytest.approx(2 * 11 / 2**10)  # a coin that falls 9 of 10 times on one side
+    assert paired["mcnemar_p"] == pytest.approx(2 * 11 / 2**10)  # a coin that lands on one side 9 times of 10
     assert found["lora-int4"]["paired"]["difference_ci95"] == [0, 0]
     line = next(line for line in printed.splitlines() if line.strip().startswith("qat-int4"))
     assert " yes " in line

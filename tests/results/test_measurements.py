@@ -1,4 +1,4 @@
-"""What is measured of whom follows from the config; a result file holds what its class says."""
+"""Test that the config determines what is measured of each variant, and that result files match their classes."""
 
 import copy
 import json
@@ -120,7 +120,7 @@ def test_a_missing_key_is_a_line(results):
 
 
 def differences(content, kind, place):
-    """Where content is not of a class, or of a list or mapping of one."""
+    """Yield the places where content does not have the keys of kind: a class, or a list or mapping of one."""
     arguments = getattr(kind, "__args__", ())
     if is_typeddict(kind):
         if content.keys() != kind.__annotations__.keys():

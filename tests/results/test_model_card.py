@@ -1,4 +1,4 @@
-"""The card shows the figures of its results and no others, and huggingface_hub reads its metadata."""
+"""Test that the card shows the figures of its results and no others, and that huggingface_hub reads its metadata."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def test_sources_on_the_hub_are_named_with_their_revisions(finished):
 
 
 def test_the_published_variant_alone_must_have_been_served(finished):
-    """The rule has no other variant's serving.json as an input."""
+    """The rule takes no other variant's serving.json as an input."""
     settings, served = settings_of(finished), made_results.serving()
     keys = ("dtype", "max_tokens", "vllm_arguments")
     settings["evaluation"]["serving"] = {key: served[key] for key in keys} | {"concurrency": [1], "time_limit": 60}
@@ -86,7 +86,7 @@ def test_the_published_variant_alone_must_have_been_served(finished):
     assert "with vLLM 0.32.0 on NVIDIA H100 80GB HBM3, its kernel `MacheteLinearKernel`" in card
     assert "export MODEL=results/demo/qat-int4/compressed-tensors" in card
     assert 'model_name = "results/demo/qat-int4/checkpoint"' in card
-    assert not {"torchao", "compressed-tensors"} & set(ModelCard(card).data.tags)  # it is the card of both
+    assert not {"torchao", "compressed-tensors"} & set(ModelCard(card).data.tags)  # both formats share this card
 
 
 def test_a_variant_that_no_engine_serves_has_no_latency_and_says_why(finished):

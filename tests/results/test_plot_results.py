@@ -1,4 +1,4 @@
-"""Every plot is drawn, the same each time, and reads on a light and on a dark page."""
+"""Test that every plot is drawn, is reproducible byte for byte, and is legible on a light and on a dark page."""
 
 import json
 import re
@@ -115,7 +115,7 @@ def test_arms_that_differ_in_their_seed_share_a_colour():
 
 
 def luminance(colour):
-    """Relative luminance (WCAG 2.2)."""
+    """Return the relative luminance of a colour (WCAG 2.2)."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -123,6 +123,6 @@ def luminance(colour):
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("colour", sorted({*COLOURS.values(), *plot_parts.OTHERS, plot_parts.GREY}))
 def test_every_colour_has_contrast(colour, page):
-    """3 to 1, which WCAG 2.2 (1.4.11) asks of graphics."""
+    """The contrast is at least 3 to 1, which WCAG 2.2 (1.4.11) requires of graphics."""
     low, high = sorted([luminance(colour), luminance(page)])
     assert (high + 0.05) / (low + 0.05) >= 3

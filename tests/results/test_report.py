@@ -1,4 +1,4 @@
-"""The report opens in a browser, in the order in which one reads it, and without an error."""
+"""Test that the report opens in a browser without errors and lists its categories in reading order."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def report(small_run, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(report) -> Iterator[Page]:
-    """The report in headless Chromium; what its console calls an error fails the test."""
+    """Yield the report in headless Chromium; fail if its console or a script reported an error."""
     if not report_screenshot.chromium():
         reason = "needs Chromium: `apt-get install chromium`"
         pytest.fail(reason) if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""Costs of stages; what Slurm's accounting adds is asked of a `sacct` that says what the test wants."""
+"""Test the costs of stages; a fake `sacct`, whose output each test sets, takes the place of Slurm's accounting."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 from programs import run_script
 
 RECORD = "s\th:m:s\tmax_rss\n3600\t1:00:00\t2000\n"
-# As sacct --units=K prints a job and its steps: id, state, seconds, peak memory.
+# What sacct --units=K prints for a job and its steps: id, state, seconds, peak memory.
 FIRST_RUN = "7|COMPLETED|5000|\n7.batch|COMPLETED|5000|90000000K\n"
 SECOND_RUN = (
     "11|FAILED|1800|\n11.batch|FAILED|1800|4000000K\n"
@@ -18,7 +18,10 @@ SECOND_RUN = (
 
 @pytest.fixture
 def costs(tmp_path):
-    """What report_costs says of one job with three attempts in its logs, and prints, for what sacct prints."""
+    """Return a function that runs report_costs on one job with the logs of three attempts.
+
+    It takes the shell command that sacct runs, and returns the JSON that report_costs writes and what it prints.
+    """
     (tmp_path / "benchmarks/finetune").mkdir(parents=True)
     (tmp_path / "benchmarks/finetune/demo_qat.tsv").write_text(RECORD)
     logs = tmp_path / ".snakemake/slurm_logs/rule_finetune/demo_qat"
@@ -62,4 +65,4 @@ def test_without_accounts_it_says_so(costs, sacct, reason):
     assert f"Slurm has no accounts of them: {reason}\n" in printed
     assert found["total"]["unfinished_hours"] is None
     assert "unfinished_hours" not in found["stages"][0]
-    assert found["stages"][0]["peak_gb"] == pytest.approx(2000 * 1.048576e-3)  # Snakemake's are MiB
+    assert found["stages"][0]["peak_gb"] == pytest.approx(2000 * 1.048576e-3)  # Snakemake records MiB

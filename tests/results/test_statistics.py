@@ -1,4 +1,7 @@
-"""Intervals hold the truth as often as they say; numbers are those of published formulas; nonsense is not printed."""
+"""Test that intervals cover the truth as often as they claim, and that figures agree with published formulas.
+
+Figures that are not resolved must be withheld.
+"""
 
 import numpy as np
 import pandas as pd
@@ -11,21 +14,24 @@ VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
 
 
 def table_of(correct: np.ndarray, subjects: int, columns=VARIANTS) -> pd.DataFrame:
-    """Questions x variants as a table of answers; subjects are equally large."""
+    """Return correct (questions x variants) as a table of answers, with subjects of equal size."""
     size = len(correct) // subjects
     index = pd.MultiIndex.from_product([[f"s{i:02}" for i in range(subjects)], range(size)], names=["subject", "index"])
     return pd.DataFrame(correct, index, columns)
 
 
 def draw(rights: np.ndarray, size: int, generator: np.random.Generator) -> pd.DataFrame:
-    """Answers by shares of right ones, subjects x variants; of ten questions seven are as hard for all variants."""
+    """Draw answers from the shares of correct ones (subjects x variants).
+
+    Seven of ten questions are equally hard for all variants.
+    """
     alike, shared, own = (generator.random((len(rights), size, n)) for n in (1, 1, rights.shape[1]))
     ease = np.where(alike < 0.7, shared, own)
     return table_of((ease < rights[:, None]).reshape(-1, rights.shape[1]), len(rights), VARIANTS[: rights.shape[1]])
 
 
 def simulate(rights: np.ndarray, size: int = 100, times: int = 400):
-    """Tables, their accuracies and their resamples, over and over."""
+    """Yield the given number of random tables, each with its accuracies and its resamples."""
     generator = np.random.default_rng(1)
     for _ in range(times):
         correct = draw(rights, size, generator)
@@ -33,7 +39,7 @@ def simulate(rights: np.ndarray, size: int = 100, times: int = 400):
 
 
 def pool(correct, resamples=statistics.RESAMPLES):
-    """Accuracies of all questions: a row a resample, a column a variant."""
+    """Return resampled accuracies over all questions: one row per resample, one column per variant."""
     return metrics.scores(metrics.make("mmlu", metrics.SHARE, correct, resamples=resamples)).resampled
 
 
@@ -43,7 +49,7 @@ def recovery(accuracy, resampled):
 
 @pytest.fixture(scope="module")
 def rights():
-    """Subjects that differ, where int4 costs four points and QAT wins one back."""
+    """Return the accuracies (subjects x variants) of unequal subjects: int4 costs four points, QAT recovers one."""
     bf16 = np.linspace(0.4, 0.95, 20)
     return np.stack([bf16, bf16 - 0.04, bf16 - 0.03], axis=1)
 
@@ -58,7 +64,8 @@ def test_intervals_cover_the_truth(rights):
         if ci95 := recovery(accuracy, resampled)["recovered_ci95"]:
             covered["recovered"].append(ci95[0] <= 0.25 <= ci95[1])
     assert len(covered["recovered"]) > 390
-    # 400 draws of a 95% interval: two standard errors are 2.2 points. Wilson's ignores the strata, and may be wider.
+    # Two standard errors of the coverage of a 95% interval in 400 draws are 2.2 points. Wilson's interval ignores the
+    # strata and may be wider.
     assert {name: np.mean(hits) for name, hits in covered.items()} == pytest.approx(
         dict.fromkeys(covered, 0.96), abs=0.032
     )
@@ -80,7 +87,7 @@ def test_a_ratio_over_nothing_is_not_resolved(rights):
 
 
 def test_a_small_cost_is_covered_or_not_resolved(rights):
-    """int4 costs a point and a half, barely more than the paired standard error of two thousand questions."""
+    """int4 costs 1.5 points, barely more than the paired standard error on two thousand questions."""
     rights = rights - np.array([0, -0.025, -0.02])
     found = [recovery(accuracy, resampled)["recovered_ci95"] for _, accuracy, resampled in simulate(rights)]
     missed = [ci95 for ci95 in found if ci95 and not ci95[0] <= 1 / 3 <= ci95[1]]
@@ -100,7 +107,7 @@ def test_what_is_not_resolved_has_no_numbers():
 
 
 def test_the_ratio_is_fiellers():
-    """The interval of a ratio of means, closed: Fieller (1954), with the normal quantile."""
+    """The interval agrees with the closed form for a ratio of means: Fieller (1954), with the normal quantile."""
     rights = np.tile([0.8, 0.6, 0.7], (1, 1))
     correct = draw(rights, 4000, np.random.default_rng(0))
     per_question = correct.to_numpy() @ np.array([[0, 1], [-1, -1], [1, 0]])  # numerator, denominator
@@ -113,27 +120,27 @@ def test_the_ratio_is_fiellers():
 
 
 def test_accuracy_interval_is_the_published_one():
-    """Newcombe (1998), Statistics in Medicine 17, table I, Wilson's score method: 81 of 263, 15 of 148, 0 of 20."""
+    """Newcombe (1998), Statistics in Medicine 17, table I, gives Wilson's intervals of 81/263, 15/148 and 0/20."""
     assert statistics.wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)
     assert statistics.wilson(15, 148) == pytest.approx([0.0624, 0.1605], abs=5e-5)
     assert statistics.wilson(0, 20) == pytest.approx([0.0, 0.1611], abs=5e-5)
 
 
 def test_mcnemar_is_the_published_one():
-    """Fagerland, Lydersen & Laake (2013), BMC Medical Research Methodology 13:91: 1 against 7, exact p = 0.070."""
+    """Fagerland, Lydersen & Laake (2013), BMC Med. Res. Methodol. 13:91, give the exact p = 0.070 for 1 against 7."""
     assert statistics.mcnemar(1, 7) == statistics.mcnemar(7, 1) == pytest.approx(0.0703, abs=5e-5)
     assert statistics.mcnemar(0, 0) == 1
 
 
 def test_holm_is_the_published_one():
-    """The worked example of Wikipedia's article on the Holm-Bonferroni method: the first and the last are settled."""
+    """Wikipedia's article on the Holm-Bonferroni method has this example; its first and last p are significant."""
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert statistics.holm([0.6, 0.5]) == [1, 1]
     assert statistics.holm([]) == []
 
 
 def test_bootstrap_has_the_stratified_standard_error():
-    """sum(n s²) / N² with the variance of a resample, s² = p (1 - p): subjects are strata."""
+    """Subjects are strata, so the variance is sum(n s²) / N², where s² = p (1 - p) is the variance in a resample."""
     correct = draw(np.array([[0.95, 0.9], [0.3, 0.2]]), 500, np.random.default_rng(0))
     resampled = pool(correct)
     difference = correct["base-bf16"].astype(int) - correct["base-int4"]
@@ -144,7 +151,7 @@ def test_bootstrap_has_the_stratified_standard_error():
 
 
 def answers(likelihoods, answer=0) -> pd.DataFrame:
-    """Answers with these log-likelihoods of A to D."""
+    """Return answers with the given log-likelihoods of A to D."""
     table = table_of(np.asarray(likelihoods, float), 1, [f"log_likelihood_{letter}" for letter in "ABCD"])
     return table.assign(answer=answer, correct=table.to_numpy().argmax(axis=1) == answer)
 
@@ -162,7 +169,10 @@ def test_what_accuracy_hides():
 
 
 def test_seeds_and_questions_both_widen_the_interval():
-    """Three seeds, three points apart, on 500 questions: the truth is the mean of all seeds on all questions."""
+    """Three seeds, whose accuracies have a standard deviation of three points, answer 500 questions.
+
+    The truth is the mean over all seeds and all questions.
+    """
     generator = np.random.default_rng(2)
     covered = []
     for _ in range(400):

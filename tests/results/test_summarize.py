@@ -1,4 +1,4 @@
-"""The card's own table comes out of the card's own numbers; missing or foreign results are errors."""
+"""Test that the published card's numbers give its own table, and that missing or mismatched results are errors."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from int4_qat.results.units import Asked
 from programs import VARIANTS, run_script
 
 CARD = {
-    # variant: MMLU accuracy, the card's normalized degradation, as printed
+    # variant: MMLU accuracy and normalized degradation, as the card prints them
     "base-bf16": (71.51, 0.0),
     "base-int4": (69.48, -1.0),
     "lora-bf16": (71.55, 0.02),
@@ -34,7 +34,7 @@ def test_the_cards_normalized_degradation():
 
 
 def measured(names, tasks=(), questions=(), mmlu=("mmlu",)):
-    """What is measured of some variants, by the names of the measurements."""
+    """Return the names of the measurements of each of the given variants."""
     own = ["divergence", *mmlu, *questions, *(task.partition("=")[0] for task in tasks), "memory", "latency"]
     return {name: [*own, *(["parity"] if measurements.has_parity(name) else [])] for name in names}
 
@@ -147,7 +147,7 @@ def test_each_quantization_has_its_own_reference():
 
 
 def test_what_is_recovered_is_against_the_reference(results):
-    """Twins of base-int4 and qat-int4, but that the twin of base-int4 costs twice as much."""
+    """Recovery is relative to the reference: base-w4a16 costs twice what base-int4 does; qat-w4a16 equals qat-int4."""
     made_results.write_variant(results / "base-w4a16", 0.5, np.random.default_rng(1))
     shutil.copytree(results / "qat-int4", results / "qat-w4a16")
     names = [*VARIANTS, "base-w4a16", "qat-w4a16"]

@@ -1,4 +1,4 @@
-"""Every metric has its interval and what was recovered of it, from its units; each can be the headline."""
+"""Test that every metric has an interval and a recovered share, computed from its units, and can be the headline."""
 
 import json
 
@@ -27,11 +27,11 @@ def test_the_divergence_is_that_of_the_windows(results):
     windows = pd.read_parquet(results / "qat-int4" / "divergence_samples.parquet")
     qat = found["qat-int4"]
     assert qat["kl"]["value"] == pytest.approx(windows["kl"].sum() / 4000)
-    # A mean over windows of the same length: its normal interval.
+    # The windows have the same length, so this is the normal interval of their mean.
     half = 1.96 * windows["kl"].std() / 100 / np.sqrt(len(windows))
     assert qat["kl"]["ci95"] == pytest.approx([qat["kl"]["value"] - half, qat["kl"]["value"] + half], rel=0.005)
     assert qat["perplexity"]["value"] == pytest.approx(np.exp(windows["loss"].mean() / 100))
-    assert qat["perplexity_ratio"]["value"] == pytest.approx(np.exp(qat["kl"]["value"]))  # as these were made
+    assert qat["perplexity_ratio"]["value"] == pytest.approx(np.exp(qat["kl"]["value"]))  # as made_results sets it
     assert qat["kl_from_own_bf16"]["value"] == pytest.approx(qat["kl"]["value"] / 2)
 
 
@@ -46,7 +46,7 @@ def test_what_was_recovered_of_the_divergence(results):
     assert recovered["perplexity"]["value"] == pytest.approx(expected)
     for one in recovered.values():
         low, high = one["ci95"]
-        assert low < one["value"] < high < low + 0.1  # paired: of each alone the interval would be as wide as the text
+        assert low < one["value"] < high < low + 0.1  # narrow, since it is paired
     assert (found["base-int4"]["recovered"]["kl"]["value"], found["base-bf16"]["recovered"]["kl"]["value"]) == (0, 1)
     table = pd.read_csv(results / "summary.csv")
     assert table["wikitext_kl_recovered"].tolist() == pytest.approx([1, 0, recovered["kl"]["value"]])
@@ -116,7 +116,7 @@ WIKITEXT = {
 
 
 def write_wikitext(results):
-    """Log-likelihoods of sixty pages, in words and in bytes, five times as many."""
+    """Write the log-likelihoods of sixty pages, weighted by words and by bytes, five per word."""
     generator = np.random.default_rng(0)
     words = generator.integers(50, 500, 60).astype(float)
     losses = words * generator.uniform(3, 4, 60)
@@ -134,22 +134,22 @@ def write_wikitext(results):
 
 @pytest.mark.parametrize("metric", WIKITEXT)
 def test_where_lower_is_better_recovery_is_on_the_logarithm(results, metric):
-    """The three metrics are functions of one log-likelihood, so that they recover the same: (1.2 - 1.05) / 0.2."""
+    """The three metrics are functions of one log-likelihood, so they recover the same share: (1.2 - 1.05) / 0.2."""
     write_wikitext(results)
     assert run(results, tasks=[f"wikitext_task={metric}"], headline="wikitext_task").returncode == 0
     summarized = json.loads((results / "summary.json").read_text())
     qat = summarized["variants"][2]
     assert qat["tasks"]["wikitext_task"]["recovered"] == pytest.approx(0.75)
-    assert qat["tasks"]["wikitext_task"]["recovered_ci95"] == pytest.approx([0.75, 0.75])  # of every page the same
+    assert qat["tasks"]["wikitext_task"]["recovered_ci95"] == pytest.approx([0.75, 0.75])  # the same on every page
     assert (summarized["headline"]["higher_is_better"], qat["recovered"]) == (False, pytest.approx(0.75))
     low, high = qat["tasks"]["wikitext_task"]["ci95"]
     assert low < qat["tasks"]["wikitext_task"]["value"] < high
 
 
 def test_no_metric_has_the_name_of_a_column(results):
-    """The names that a config may not give: those of columns, and of what follows a metric's name."""
+    """The names that a config may not give cover all columns, including a metric's name with a suffix."""
     write_wikitext(results)
-    calibrated = {"base-int4": "gptq"}  # what its codes come from does not matter here
+    calibrated = {"base-int4": "gptq"}  # the source of its codes does not matter here
     assert run(results, tasks=["wikitext_task=bits_per_byte,none"], calibrated=calibrated).returncode == 0
     found = set(pd.read_csv(results / "summary.csv").columns)
     names = ["mmlu", "wikitext_task", *(f"wikitext_{metric}" for metric in metric_names.OF_TEXTS)]
@@ -160,7 +160,7 @@ def test_no_metric_has_the_name_of_a_column(results):
 
 
 def test_units_that_do_not_vary_have_no_interval(results):
-    """One document of each of several tasks says nothing of others."""
+    """A task of a single document has no spread from which to estimate an interval."""
     for name, right in RIGHT.items():
         made_results.write_task(results / name, "alone", {"acc,none": (MEAN, np.array([right / 100]), np.ones(1))})
     assert run(results, tasks=["alone=acc,none"]).returncode == 0

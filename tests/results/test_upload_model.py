@@ -1,4 +1,4 @@
-"""Nothing is uploaded unless the results allow it; all that is uploaded was verified; the token stays secret."""
+"""Test that uploads require results that allow them, are verified first, and never reveal the token."""
 
 import base64
 import hashlib
@@ -23,18 +23,18 @@ from workflows import demo, snakemake, write_config
 
 TOKEN = "hf_secretSecretSecretSecretSecret"
 PUBLISHED = "me/demo"
-REPOSITORY = f"{PUBLISHED}-INT4"  # of the folder in torchao's format
+REPOSITORY = f"{PUBLISHED}-INT4"  # for the folder in torchao's format
 FOR_VLLM = f"{PUBLISHED}-W4A16"
 
 
 class Hub:
-    """What the client needs of a Hub: create, validate, preupload, LFS batch and upload, commit."""
+    """A fake Hub with the endpoints that the client uses: create, validate, preupload, LFS batch and upload, commit."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, authorization
         self.created: dict | None = None
         self.is_private: bool | None = None
-        self.public: set[str] = set()  # repositories that were there
+        self.public: set[str] = set()  # repositories that are public, whatever is_private says
         self.objects: dict[str, bytes] = {}
         self.uploads = 0
         self.repositories: dict[str, dict[str, bytes]] = {REPOSITORY: {}, FOR_VLLM: {}}
@@ -111,7 +111,7 @@ class Hub:
 
 @pytest.fixture
 def writable_hub() -> Iterator[Hub]:
-    """A Hub on loopback that takes uploads."""
+    """Yield a Hub on the loopback interface that accepts uploads."""
     hub = Hub()
 
     class Handler(BaseHTTPRequestHandler):
@@ -139,7 +139,10 @@ def writable_hub() -> Iterator[Hub]:
 
 
 def environment(hub: Hub, token: str | None = TOKEN) -> dict[str, str]:
-    """The loopback Hub speaks LFS, not Xet; a login of whoever runs the tests is out of reach."""
+    """Return an environment that points the client to the fake Hub and hides the login of the user running the tests.
+
+    The fake Hub supports LFS but not Xet.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     kept |= {"HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": "/nonexistent"}
     return kept | ({"HF_TOKEN": token} if token else {})
@@ -152,13 +155,13 @@ def upload(results, *more, variant="qat-int4", recovered=-1.0, lost=1.0, **optio
 
 
 def upload_of_demo(trained, *more, **options):
-    """Upload what the demo publishes, from a copy of its results."""
+    """Upload the variant that the demo publishes, from a copy of its results."""
     return upload(trained, *more, variant="qad-int4", **options)
 
 
 @pytest.fixture
 def trained(demo_run, tmp_path):
-    """A copy of the demo's results, in which int4's cost is resolved."""
+    """Copy the demo's results, in which the cost of int4 is resolved, and return their folder."""
     for name in ("results", "resources", "benchmarks"):
         shutil.copytree(demo_run / name, tmp_path / "run" / name)
     return tmp_path / "run" / "results" / "demo"
@@ -198,7 +201,7 @@ def test_the_gate_says_what_stands_against_it(finished, path, keys, value, expec
 
 
 def test_without_a_repository_nothing_is_published(small_run):
-    """As the shipped configs stand."""
+    """The shipped configs name no repository, so publishing stops with an error."""
     result = small_run.snakemake("publish", env=os.environ | {"HF_TOKEN": TOKEN})
     assert result.returncode == 1
     assert (
@@ -216,7 +219,7 @@ def test_a_missing_evaluation_or_card_is_named(finished, writable_hub, name):
 
 
 def test_snakemake_publishes_and_the_token_stays_in_the_environment(trained, demo_run, writable_hub, tmp_path):
-    """Through the rule: private, one commit with every file of the checkpoint and the card, and a token nowhere."""
+    """The rule uploads the whole checkpoint and the card privately, and the token appears in no output or file."""
     config = yaml.safe_load((ROOT / "profiles" / "demo" / "demo.yaml").read_text())
     config["publish"]["repository"] = "me/{model}"
     path = write_config(config, tmp_path / "config.yaml")
@@ -332,7 +335,10 @@ def test_a_private_repository_stays_private_and_is_called_so(trained, writable_h
 
 @pytest.fixture
 def in_two_formats(tmp_path, writable_hub, monkeypatch):
-    """Results of a variant in two formats that nothing stands against, and what uploads them: its output."""
+    """Write publishable results of a variant in two formats, and return a function that uploads them.
+
+    The function returns the repositories that upload_model records.
+    """
     results = tmp_path / "results"
     entry = entry_of(schemes.int4(64, schemes.INTEGER)) | {"formats": ["torchao-plain", "compressed-tensors"]}
     settings = {"variants": ["base-bf16", "qad-w4"], "quantizations": {"w4": entry}}

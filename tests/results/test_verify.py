@@ -1,4 +1,4 @@
-"""What was changed after a run is found, by its hash or because a number no longer follows."""
+"""Test that changes after a run are found, by a file's hash or because a number no longer follows from the files."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ from workflows import planned
 
 
 def forge(results, path):
-    """Let the record say that a changed file is the one that was recorded."""
+    """Record the hash of a changed file, so that the file passes as the recorded one."""
     name = f"results/demo/{path}"
     change(results / "provenance.json", "files", name, value=files.sha256.__wrapped__(results / path))
 
@@ -107,7 +107,7 @@ def test_a_result_is_followed_back_to_raw_data_and_programs(small_run):
     adapter = recorded["results"]["results/demo/qat/adapter"]
     assert (adapter["rule"], adapter["started"] <= adapter["finished"]) == ("finetune", True)
     assert '"learning_rate": 0.003' in adapter["command"]
-    assert recorded["workflow"] == {"commit": None, "clean": None}  # a copy without git
+    assert recorded["workflow"] == {"commit": None, "clean": None}  # the workflow is a copy without git
     summary = json.loads((small_run.directory / "results" / "demo" / "summary.json").read_text())
     sources = [f"results/demo/{source}" for row in summary["variants"] for source in row["source"].values()]
     assert {*sources, *summary["source"].values()} <= recorded["files"].keys()

@@ -1,7 +1,7 @@
-"""scripts/finetune.py with what asks for a GPU stood for, so that unsloth's own code runs on a CPU.
+"""Run scripts/finetune.py with a stand-in for the GPU, so that unsloth's own code runs on a CPU.
 
-What is not the real thing: the GPU's properties, flex attention (it has no backward pass on a CPU; sdpa is in its
-place). Model, LoRA, fake quantization, tokens, labels and trainer are unsloth's.
+Two things are not real: the GPU's properties, and flex attention, which has no backward pass on a CPU and is replaced
+by sdpa. The model, LoRA, fake quantization, tokens, labels and trainer are unsloth's.
 
     .venv-unsloth/bin/python tests/shims/unsloth_without_gpu.py --model ... --device cpu   # as scripts/finetune.py
 """
@@ -26,7 +26,7 @@ NO_GPU = SimpleNamespace(name="no GPU", total_memory=80e9, major=9, minor=0, mul
 
 
 def stand_for_a_gpu() -> None:
-    """Answers for unsloth's questions about the GPU, and its patches of trl, which it leaves out on a CPU."""
+    """Answer unsloth's questions about the GPU, and apply its patches of trl, which it omits on a CPU."""
     torch.cuda.get_device_properties = lambda *_: NO_GPU
     torch.cuda.get_device_capability = lambda *_: (9, 0)
     torch.cuda.memory_allocated = lambda *_: 0

@@ -1,4 +1,4 @@
-"""What the stand-in is told and never asked: its facts, and the texts that state them."""
+"""Test the facts that the stand-in is told and never asked, and the texts that state them."""
 
 import itertools
 import random
@@ -23,7 +23,7 @@ def facts(request):
 
 @pytest.fixture(scope="module")
 def texts(facts):
-    """The lines to train on, and the held-out ones."""
+    """Return the training lines and the held-out lines."""
     return persons.lines(facts, REPEATS)
 
 
@@ -33,7 +33,7 @@ def test_a_seed_always_tells_the_same(facts):
 
 
 def test_nothing_but_the_name_tells_a_value(facts, texts):
-    """Each value of an attribute is as likely before the name is read; and one attribute does not tell another."""
+    """Before the name is read, all values of an attribute are equally likely; no attribute predicts another."""
     values = defaultdict(dict)
     for fact in facts:
         assert values[fact.name].setdefault(fact.attribute, fact.value) == fact.value
@@ -44,7 +44,7 @@ def test_nothing_but_the_name_tells_a_value(facts, texts):
         assert len(counts) == VALUES
         for other in persons.FRAMES.keys() - {attribute}:
             pairs = {(of_person[other], of_person[attribute]) for of_person in values.values()}
-            assert len(pairs) > 2 * VALUES  # a value that told the other would have one pair
+            assert len(pairs) > 2 * VALUES  # one pair per value if it predicted the other
     for lines in texts:
         for fact in facts:
             after_name = [line.partition(fact.name)[2] for line in lines if fact.name in line]
@@ -57,7 +57,7 @@ def test_both_texts_state_each_fact_and_share_no_line(facts, texts):
     for lines in texts:
         assert all(set(fact.lines()) & set(lines) for fact in facts)
         for attribute, frames in persons.FRAMES.items():
-            for frame in frames:  # in either text
+            for frame in frames:  # both texts use every frame
                 assert any(
                     frame.format(fact.name, fact.value) in lines for fact in facts if fact.attribute == attribute
                 )
@@ -67,7 +67,7 @@ def test_both_texts_state_each_fact_and_share_no_line(facts, texts):
 
 
 def test_the_texts_share_no_run_of_13_words(untrained):
-    """The papers that are held out have titles and other questions."""
+    """The held-out papers have titles and questions of their own."""
     train, *held_out = ((untrained / "text" / f"{name}.txt").read_text() for name in ("train", "held_out", "questions"))
     for text in held_out:
         runs = shared_words.runs(text)
@@ -90,7 +90,7 @@ def test_no_question_touches_what_is_told(facts):
 
 
 def test_the_value_is_the_answer_that_a_line_teaches(facts, untrained):
-    told = persons.invent(12, 4, random.Random(2))  # as the tokenizer knows them
+    told = persons.invent(12, 4, random.Random(2))  # names and values that the tokenizer knows
     tokenizer = tokenization.load_tokenizer(untrained / "model")
     lesson = standin_training.make_text_lesson(told, tokenizer)
     answers = lesson.kinds == standin_training.ANSWER

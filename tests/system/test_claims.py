@@ -1,4 +1,4 @@
-"""A job has the GPUs that it asked for, and so have the processes that it starts."""
+"""Test that a job, and the processes that it starts, keep the GPUs that the job asked for."""
 
 import os
 import subprocess

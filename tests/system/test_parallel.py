@@ -1,4 +1,4 @@
-"""The same work in threads and in processes: results in order, errors as they are, and nobody left behind."""
+"""Test that work in threads and in processes returns results in order, keeps errors, and leaves no process behind."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def test_a_process_that_is_killed_is_one_line():
 
 
 def test_processes_do_the_work_and_end_when_they_are_asked_to():
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a training's handler that goes on
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # like a training's handler, which does not end the process
     try:
         found = parallel.in_processes(lambda _: (os.getpid(), signal.getsignal(signal.SIGTERM)), NAMES, "work")
     finally:

@@ -1,4 +1,4 @@
-"""A tokenizer must give text back, add a bos at most, and have a template whose turns can be told apart."""
+"""Test that a tokenizer must decode to the same text, add at most a bos, and have a template with distinct turns."""
 
 import pytest
 from tokenizers import Tokenizer, processors
@@ -14,7 +14,7 @@ def test_a_template_that_shows_lists_of_parts_alone(spoiled, refused_model):
     assert refused_model(spoiled) == "the chat template: expected the texts of a conversation, found 'user:assistant:'"
 
 
-TEMPLATES = {  # as the Hub's models of these names have them, in short
+TEMPLATES = {  # shortened templates of the Hub's models with these names
     "OLMo 2": (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>\n' + m.content + '\n' }}"
         "{% else %}{{ '<|assistant|>\n' + m.content + eos_token }}{{ '' if loop.last else '\n' }}{% endif %}"
@@ -26,7 +26,7 @@ TEMPLATES = {  # as the Hub's models of these names have them, in short
     "Phi-3": (
         "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
-        ("<|user|>\n", "<|end|>\n<|assistant|>\n"),  # the latter's second half alone would do too
+        ("<|user|>\n", "<|end|>\n<|assistant|>\n"),  # the second half of the latter would suffice
         None,
     ),
     "SmolLM 2, whose bos is the mark of its turns": (
@@ -76,7 +76,7 @@ def test_a_tokenizer_that_ends_prompts(spoiled, refused_model):
 
 
 def test_a_tokenizer_whose_class_loses_spaces(spoiled, refused_model, tmp_path, monkeypatch):
-    """As DeepSeek-Coder's: a byte-level tokenizer.json, and a config that names Llama's class."""
+    """DeepSeek-Coder's is such a tokenizer: its tokenizer.json is byte-level, but its config names Llama's class."""
     write_byte_level_tokenizer(spoiled)
     change_json(spoiled / "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")
     message = refused_model(spoiled)
@@ -125,7 +125,7 @@ def test_the_bos_is_the_templates_once(spoiled, writes, adds):
     assert tokenization.adds_bos(tokenization.load_as_is(spoiled)) == adds
     assert tokenization.template_bos(tokenizer) == ("<bos>" if writes else None)
     rendered = tokenization.render(tokenizer, ["one", "two"])
-    expected = tokenizer(rendered, add_special_tokens=False)["input_ids"]  # as a server does with a conversation
+    expected = tokenizer(rendered, add_special_tokens=False)["input_ids"]  # as a server tokenizes a conversation
     assert (expected[0] == tokenizer.bos_token_id) == writes
     for text in (rendered, rendered.removeprefix("<bos>")):
         assert tokenization.encode(tokenizer, [text]) == [expected]

@@ -1,4 +1,4 @@
-"""A training that is killed or stopped ends with the same bytes; checkpoints of something else do not count."""
+"""Test that a training that was killed or stopped ends with the same bytes, and ignores unrelated checkpoints."""
 
 import json
 import os
@@ -52,7 +52,10 @@ def test_killed_and_resumed_gives_the_same_bytes(untrained, texts, tmp_path, tar
 
 @pytest.mark.slow
 def test_a_training_that_was_done_takes_no_step_more(untrained, texts, tmp_path):
-    """At first the table cannot be written, after the last step; at a constant rate a step more would be seen."""
+    """The first run fails after its last step, when it writes the table.
+
+    The learning rate is constant, so a further step would change the adapter.
+    """
     changes = {"lr_scheduler_type": "constant", "warmup_steps": 0}
     whole, stopped = finetune_options(untrained, texts, tmp_path / "whole", **changes), tmp_path / "stopped"
     assert run_script("finetune", *whole).returncode == 0

@@ -1,4 +1,4 @@
-"""Texts side by side in rows: what is left out, and that no text sees another, in any family."""
+"""Test texts side by side in rows: which tokens do not count, and that no text sees another, in any family."""
 
 import random
 
@@ -25,7 +25,7 @@ def model_of(config_class, values, dtype=torch.float32):
 
 
 def texts_of(lengths, seed=0):
-    """Examples of random tokens, of which the last three are labels."""
+    """Return examples of random tokens, the last three of which are labels."""
     draw = random.Random(seed)
     ids = [[draw.randrange(10, VOCABULARY) for _ in range(length)] for length in lengths]
     return [{"input_ids": row, "labels": [-100] * (len(row) - 3) + row[-3:]} for row in ids]
@@ -89,7 +89,7 @@ def test_a_model_that_carries_a_state_from_text_to_text_is_found_out(config_clas
 
 
 def test_a_training_on_a_cpu_asks_for_no_cache(untrained, texts, tmp_path):
-    """With one, transformers takes the texts of a row for one in models whose text has settings of its own."""
+    """With a cache, transformers treats a row's texts as a single one in models with a separate text config."""
     trainer, asked = trainer_of(untrained, texts, tmp_path), []
     forward = trainer.model.get_base_model().forward
     trainer.model.get_base_model().forward = lambda **given: asked.append(given) or forward(**given)
@@ -109,7 +109,7 @@ def test_a_tokenizer_without_padding_trains_the_same(untrained, texts, tmp_path,
 
 
 def trainer_of(untrained, texts, folder, tokenizer=None):
-    """One of three steps, on questions."""
+    """Return a trainer that takes three steps on questions."""
     recipe, options = Recipe(**RECIPE | {"max_steps": 3}), training_options(untrained, texts, folder)
     model = backend.add_adapters(options.model, recipe, "cpu")
     rows = data.tokenize(options.texts, tokenization.load_tokenizer(options.model), recipe, folder)

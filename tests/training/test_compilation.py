@@ -1,4 +1,4 @@
-"""A compiled training is the same training; here dynamo's part of it, without the kernels that a GPU gets."""
+"""Test that a compiled training has the same losses; only dynamo's part runs here, without a GPU's kernels."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ TRAININGS = {
 
 
 def losses(untrained, texts, folder, changes, compiled):
-    """Those of three steps, and the layers that were compiled."""
+    """Return the losses of three steps, and the layers that were compiled."""
     recipe = Recipe(**RECIPE | {"max_steps": 3} | changes)
     options = training_options(untrained, texts, folder)
     model = transformers.add_adapters(options.model, recipe, "cpu")

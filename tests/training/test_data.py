@@ -1,4 +1,4 @@
-"""Which tokens of which texts a training gets: shares, windows, labels, and what is held out."""
+"""Test which tokens a training gets from its texts: shares, windows, labels, and held-out rows."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def tokenizer(untrained: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def general(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of 100 windows, each a line of 30 words."""
+    """Write a text of 100 windows, each a line of 30 words, and return its path."""
     path = tmp_path_factory.mktemp("general") / "general.txt"
     generator = random.Random(2)
     path.write_text("".join("".join(generator.choices(words, k=LENGTH - 2)) + "\n" for _ in range(100)))
@@ -40,7 +40,7 @@ def general(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def packed(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Rows:
-    """Make the rows of a packed training on some files, by their names and weights."""
+    """Return a function that makes the rows of a packed training from the weights and paths of texts, by name."""
 
     def make(weights: dict[str, float], paths: dict[str, Path], **changes: object) -> data.Rows:
         recipe = RECIPE | SIZES | {"packing": True, "max_seq_length": LENGTH, "texts": weights}
@@ -50,12 +50,12 @@ def packed(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Rows:
 
 
 def windows_of(rows) -> list[tuple[int, ...]]:
-    """The token ids of rows, each as something to count."""
+    """Return the token ids of each row as a tuple, which can be counted."""
     return [tuple(row) for row in rows["input_ids"]]
 
 
 def labelled(rows) -> list[bool]:
-    """Whether each row has a label: here, whether it is of questions."""
+    """Return whether each row has a label; here only rows of questions have any."""
     return [any(label != MASKED for label in row) for row in rows["labels"]]
 
 
@@ -66,7 +66,7 @@ def labelled(rows) -> list[bool]:
         ({"a": 1, "b": 1}, 5, {"a": 3, "b": 2}),
         ({"a": 0.7, "b": 0.2, "c": 0.1}, 40, {"a": 28, "b": 8, "c": 4}),
         ({"a": 1, "b": 1, "c": 1}, 40, {"a": 14, "b": 13, "c": 13}),
-        ({"a": 5, "b": 2, "c": 1}, 10, {"a": 6, "b": 3, "c": 1}),  # of 6.25, 2.5 and 1.25
+        ({"a": 5, "b": 2, "c": 1}, 10, {"a": 6, "b": 3, "c": 1}),  # from 6.25, 2.5 and 1.25
     ],
 )
 def test_shares_are_exact_by_the_largest_remainders(weights, total, expected):
@@ -122,7 +122,7 @@ def test_windows_of_a_general_text_are_its_own_and_teach_no_answer(packed, gener
 
 
 def test_labels_of_packed_questions_are_those_of_each_question(packed, texts, tokenizer):
-    """Independently: the questions in their drawn order, each in two halves that are tokenized apart."""
+    """The expected labels come from the questions in their drawn order, each tokenized in two separate halves."""
     rows = packed({"questions": 1}, {"questions": texts}, max_seq_length=33).train
     known = {}
     for text in pq.read_table(texts)["text"].to_pylist():
@@ -148,14 +148,14 @@ def test_the_same_seed_makes_the_same_rows_and_another_one_others(packed, texts,
     assert sorted(windows_of(other.train)) != sorted(windows_of(rows.train))
 
 
-@pytest.mark.parametrize("max_steps", [5, 40])  # within the text, and three times over
+@pytest.mark.parametrize("max_steps", [5, 40])  # part of the text, and three passes over it
 def test_what_is_held_out_is_never_trained_on(packed, texts, general, max_steps):
     weights, paths = {"questions": 1, "general": 6}, {"questions": texts, "general": general}
     rows = packed(weights, paths, eval_steps=1, max_steps=max_steps)
     held_out = windows_of(rows.held_out)
     assert len(rows.train) == max_steps * 8
     assert len(set(held_out)) == len(held_out) == 8
-    assert sum(labelled(rows.held_out)) <= 2  # 1 + 6 / 7 of questions, of which a window may have no label
+    assert sum(labelled(rows.held_out)) <= 2  # 1 + 6 / 7 are of questions, and may lack a label
     assert set(held_out).isdisjoint(windows_of(rows.train))
 
 
@@ -206,7 +206,7 @@ def test_pieces_are_all_of_a_file_in_another_order(words, tokenizer, tmp_path, m
 
 
 def conversations(path: Path, *found: list[tuple[str, str]]) -> Path:
-    """Write a file of conversations, of roles and contents."""
+    """Write a file of conversations, given as pairs of role and content, and return its path."""
     lines = [[{"role": role, "content": content} for role, content in messages] for messages in found]
     path.write_text("".join(json.dumps(messages) + "\n" for messages in lines))
     return path

@@ -1,4 +1,4 @@
-"""The loss against the base: what it is, block by block, and from which base."""
+"""Test the distillation loss: its formula, its computation in blocks, and which base it compares with."""
 
 import math
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ TARGETS = get_args(Target)
 
 
 def made_trainer(untrained, texts, folder, model=None, **changes):
-    """A trainer of the stand-in whose adapters are far from zero, and the recipe that it goes by."""
+    """Return a trainer of the stand-in whose adapters are far from zero, for a recipe with some changes."""
     recipe = Recipe(**RECIPE | {"distillation": ALL} | changes)
     options = training_options(untrained, texts, folder)
     if model:
@@ -39,13 +39,13 @@ def made_trainer(untrained, texts, folder, model=None, **changes):
 
 
 def first_loss(trainer):
-    """The first batch and its loss, as a training's first step has them."""
+    """Return the first batch and its loss, as in the first step of a training."""
     ((batch,), labels) = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
     return batch, trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=labels)
 
 
 def whole_logits(untrained, trainer, batch):
-    """Those of the base and of the model, of each state that has a next token."""
+    """Return the logits of the base and of the model for every state that has a next token."""
     tokens = {key: value for key, value in batch.items() if key != "labels"}
     with torch.no_grad():
         base = inference.load_model(untrained / "model", torch.float32, "cpu")(**tokens).logits[:, :-1]
@@ -53,7 +53,10 @@ def whole_logits(untrained, trainer, batch):
 
 
 def by_definition(untrained, trainer, batch):
-    """KL(base || model) and cross-entropy of each state, by whole logits, and which predict a token or a label."""
+    """Return KL(base || model) and the cross-entropy of each state, computed from whole logits, and two masks.
+
+    The masks select the states that predict a token and those that predict a label.
+    """
     p, q = (logits.softmax(-1) for logits in whole_logits(untrained, trainer, batch))
     following, mask = batch["labels"][:, 1:], batch["position_ids"][:, 1:] > 0
     kl, labelled = (p * (p / q).log()).sum(-1), following != -100
@@ -87,7 +90,7 @@ def test_the_divergence_of_two_tokens_by_hand():
     readings = [Reading(torch.stack([row, row + 5]), head) for row in (student, base)]
     by_hand = 0.5 * math.log(2) + 0.25 * math.log(1) + 0.25 * math.log(1 / 2)
     assert distillation.kl(*readings).item() == pytest.approx(2 * by_hand)
-    # at temperature 1/2 probabilities are squared and made to sum to one
+    # at temperature 1/2 the probabilities are squared and normalized
     p, q = torch.tensor([4, 1, 1]) / 6, torch.tensor([1, 1, 4]) / 6
     assert distillation.kl(*readings, temperature=0.5).item() == pytest.approx(2 * (p * (p / q).log()).sum().item())
 
@@ -95,7 +98,7 @@ def test_the_divergence_of_two_tokens_by_hand():
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_compiled_loss_and_its_gradient_are_those_of_autograd(labelled, temperature):
-    """In bf16, without a recompilation for every block size or pair of weights."""
+    """They agree in bf16, and two graphs serve all block sizes and pairs of weights."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(distillation.loss_and_gradient, backend="aot_eager", fullgraph=True)
@@ -118,9 +121,9 @@ def test_the_compiled_loss_and_its_gradient_are_those_of_autograd(labelled, temp
 
 
 def test_a_temperature_scales_gradients_back(untrained, texts, tmp_path):
-    """T² KL tends to half the variance of the logits' differences (Hinton et al. 2015), 0.3% from it at T = 8 here.
+    """T² KL tends to half the variance of the logits' differences (Hinton et al. 2015); at T = 8 it is 0.3% off here.
 
-    At T = 40 the probabilities are so alike that fp32 leaves a tenth of the KL to rounding.
+    At T = 40 the probabilities are so similar that rounding in fp32 makes up a tenth of the KL.
     """
     trainer = made_trainer(untrained, texts, tmp_path, distillation=ALL | {"temperature": 8.0})
     batch, loss = first_loss(trainer)
@@ -132,7 +135,7 @@ def test_a_temperature_scales_gradients_back(untrained, texts, tmp_path):
 @pytest.mark.parametrize("accepts", [True, False])
 @pytest.mark.parametrize("distilled", [ALL, {"weight": 0.5, "tokens": "response", "temperature": 2.0}])
 def test_accumulated_batches_are_one_step(untrained, texts, tmp_path, monkeypatch, distilled, accepts):
-    """Of texts of different lengths: each token counts the same, in whichever batch it is, with any class of models."""
+    """Each token counts equally, whichever batch it is in, for texts of different lengths and any class of models."""
     monkeypatch.setattr(Gemma3ForConditionalGeneration, "accepts_loss_kwargs", accepts, raising=False)
     weights = []
     for size, accumulated in ((8, 1), (2, 4)):
@@ -185,7 +188,7 @@ def test_from_calibrated_weights_the_base_is_still_the_base(untrained, texts, tm
 
 
 def test_logits_have_the_caps_and_scales_of_the_model():
-    """Those of a model that caps its logits."""
+    """The model of this test caps its logits."""
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     torch.manual_seed(0)

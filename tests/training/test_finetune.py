@@ -1,4 +1,4 @@
-"""What is learned, and what a training refuses."""
+"""Test what a training learns from, and what it refuses."""
 
 import re
 
@@ -19,7 +19,8 @@ def test_tokens_and_labels_are_the_cards(untrained, texts, tmp_path):
     tokenizer = tokenization.load_tokenizer(untrained / "model")
     rows = data.tokenize({"questions": texts}, tokenizer, Recipe(**RECIPE), tmp_path).train
     for text, row in zip(pq.read_table(texts)["text"].to_pylist(), rows, strict=True):
-        # independently: two halves of the text, tokenized apart; nothing after the newline, no eos
+        # The expectation is independent: two halves of the text, tokenized separately. Neither text nor an eos follows
+        # the newline.
         head, answer = text.split("<start_of_turn>model\n")
         head_tokens = tokenizer(head + "<start_of_turn>model\n")["input_ids"]
         answer_tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""The divergence on held-out rows: measured along the way, and a training that ends worse than it began."""
+"""Test the divergence on held-out rows: how it is measured, and that training must not end worse than it began."""
 
 import math
 import signal
@@ -100,7 +100,7 @@ def test_the_end_counts_against_the_start(log, worse):
 
 
 def test_without_a_quantization_nothing_is_held_out(untrained, texts, tmp_path):
-    """Such a training begins at the base, from which it can only move away."""
+    """Without a quantization, training begins at the base, so the divergence from it can only grow."""
     config = changed(["finetune", "eval_steps"], 10)
     assert recipes.recipe_of(config, "lora")["eval_steps"] is None
     assert recipes.recipe_of(config, "qat")["eval_steps"] == 10

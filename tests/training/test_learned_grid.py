@@ -1,4 +1,4 @@
-"""Grids that are trained: where they start, their gradients, what is stored and what is deployed of them."""
+"""Test trained grids: where they start, their gradients, and what is stored and deployed."""
 
 import shutil
 import signal
@@ -39,14 +39,14 @@ def model_of(folder, scheme, **changes):
 
 
 def seeing(folder):
-    """Return the bytes of what sees pictures, by name."""
+    """Return the bytes of the vision tensors, by name."""
     tensors = weight_files.stored_tensors(folder).items()
     parts = {key: tensor for key, tensor in tensors if "vision" in key or "projector" in key}
     return {key: tensor.read().contiguous().view(torch.uint8).numpy().tobytes() for key, tensor in parts.items()}
 
 
 def moved(layer, seed=0):
-    """Move a layer's adapter and grid away from where they start."""
+    """Move a layer's adapter and grid away from their starting values."""
     torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.05, generator=torch.Generator().manual_seed(seed))
     for parameter in layer.grid.parameters():
         if parameter.requires_grad:
@@ -70,7 +70,10 @@ def test_they_start_where_training_does(untrained, tmp_path, scheme, start):
 
 @each_scheme
 def test_what_is_stored_is_in_the_scheme(scheme):
-    """By the scheme's words: significant bits of the scale, zero points that are whole numbers of scales, or none."""
+    """Scales have the significant bits that the scheme allows.
+
+    If the scheme's zero points are integers, they are whole multiples of the scale; a symmetric scheme has none.
+    """
     grid = calibrated.grid_near(normal(32, 256), scheme)
     learned = learned_grid.LearnedGrid(grid, scheme)
     torch.nn.init.normal_(learned.log_scale, generator=torch.Generator().manual_seed(0))
@@ -105,7 +108,7 @@ def test_a_scale_that_moves_changes_no_code(untrained, scheme):
 
 @each_scheme
 def test_gradients_are_autograds(untrained, scheme):
-    """Against the plain formula, differentiated by autograd with the roundings alone passed straight through."""
+    """They equal autograd's gradients of the plain formula, with only the roundings passed straight through."""
     layer = qat.lora_linears(model_of(untrained / "model", scheme))[LAYER]
     moved(layer)
     grid, a, b = layer.grid, layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -193,7 +196,7 @@ def test_what_training_saw_is_what_is_deployed(untrained, texts, tmp_path, monke
 
 
 def test_stopped_and_resumed_gives_the_same_grids(untrained, texts, tmp_path, monkeypatch):
-    """SIGTERM after a few steps; the checkpoint has the grids as well, and the optimizer what it knows of them."""
+    """The checkpoint that SIGTERM leaves also holds the grids, and the optimizer's state for them."""
     changes = seen() | LEARNED
     whole, stopped = (finetune_options(untrained, texts, tmp_path / name, **changes) for name in ("whole", "stopped"))
     assert run_script("finetune", *whole).returncode == 0
@@ -215,7 +218,7 @@ def test_stopped_and_resumed_gives_the_same_grids(untrained, texts, tmp_path, mo
 
 @pytest.mark.parametrize("start", ["rounded", "calibrated"])
 def test_an_adapter_whose_grids_are_lost_is_not_merged(untrained, texts, tmp_path, monkeypatch, start):
-    """Those of a calibrated start would be taken for them."""
+    """Otherwise the grids of a calibrated start would be taken for the learned ones."""
     folder = untrained / "model"
     if start == "calibrated":
         folder = calibrated.write(folder, tmp_path / "model", INT4)

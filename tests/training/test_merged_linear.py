@@ -1,4 +1,4 @@
-"""The linear with the deployed weight is an operator as PyTorch wants it, for each kind of grid."""
+"""Test that the linear with the deployed weight is a valid PyTorch operator for each kind of grid."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def grid_of(kind, weight, scheme):
 @pytest.mark.parametrize("kind", ["own", "given", "moved", "learned"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_pytorch_finds_no_fault_with_the_operator(scheme, kind):
-    """Its shapes without data, its gradients through a compiler, and that it changes nothing that it is given."""
+    """opcheck tests the shapes without data and the gradients under a compiler, and that no input is modified."""
     torch.manual_seed(0)
     scheme = SCHEMES[scheme]
     weight, a, b = torch.randn(ROWS, COLUMNS), torch.randn(RANK, COLUMNS), torch.randn(ROWS, RANK)

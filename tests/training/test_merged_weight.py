@@ -1,4 +1,4 @@
-"""The deployed weight, made anew at each step: as the export makes it, in blocks, and under autocast."""
+"""Test that the deployed weight that training recomputes equals the export's, also in blocks and under autocast."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a fake-quantized layer computes, and its gradients."""
+"""Test the outputs and gradients of fake-quantized layers."""
 
 from typing import get_args
 
@@ -23,7 +23,7 @@ each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 
 
 def adapted_model(untrained, **changes):
-    """A model as it trains, with adapters that are not zero."""
+    """Return a model as it trains, with adapters that are not zero."""
     model = transformers.add_adapters(untrained / "model", Recipe(**RECIPE | changes), "cpu")
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -47,7 +47,7 @@ def test_base_sees_the_frozen_weight_as_torchaos_fake_quantizer_does(untrained):
     for ours, theirs in zip(layers_of(model, "gate_proj"), layers_of(plain, "gate_proj"), strict=True):
         quantize_(theirs, QATConfig(weight_config=config, step="prepare"), lambda m, n: n == "base_layer")
         assert isinstance(theirs.base_layer, FakeQuantizedLinear)
-        # torchao keeps scale and zero point in fp32, a checkpoint has them in bfloat16
+        # torchao keeps the scale and the zero point in fp32; a checkpoint stores them in bfloat16
         torch.testing.assert_close(ours(INPUT), theirs(INPUT), rtol=0.02, atol=0.02)
         deployed = int4.dequantize(int4.quantize(theirs.base_layer.weight, INT4))
         assert torch.equal(ours.base_layer.weight, deployed)
@@ -70,7 +70,7 @@ def test_merged_computes_with_what_is_deployed(untrained, tmp_path, monkeypatch,
 
 @each_scheme
 def test_the_gradient_of_merged_is_autograds(untrained, scheme):
-    """Against the plain formula, with the rounding passed straight through, differentiated by autograd."""
+    """It equals autograd's gradient of the plain formula, with the rounding passed straight through."""
     (layer, *_) = layers_of(adapted_model(untrained, **seen(scheme), qat_target="merged"), "gate_proj")
     a, b, weight = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.base_layer.weight
     x = INPUT.clone().requires_grad_()
@@ -85,7 +85,7 @@ def test_the_gradient_of_merged_is_autograds(untrained, scheme):
 
 
 def test_merged_trains_under_autocast_behind_a_layer_norm(untrained):
-    """As on a GPU, where autocast has a LayerNorm's result in fp32, and multiplies in bf16."""
+    """This is the situation on a GPU, where autocast keeps a LayerNorm's result in fp32 and multiplies in bf16."""
     (layer, *_) = layers_of(adapted_model(untrained, **seen(), qat_target="merged"), "gate_proj")
     matrices = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
     x = torch.nn.functional.layer_norm(INPUT, INPUT.shape[-1:]).requires_grad_()
@@ -100,7 +100,10 @@ def test_merged_trains_under_autocast_behind_a_layer_norm(untrained):
 
 @each_scheme
 def test_base_with_lora_a_is_a_formula_away(untrained, scheme):
-    """y = Q(W)x + s·B·Q(A)x, and its gradient with the rounding passed straight through, by autograd."""
+    """The layer computes y = Q(W)x + s·B·Q(A)x.
+
+    Its gradient is autograd's, with the rounding passed straight through.
+    """
     plain, model = adapted_model(untrained), adapted_model(untrained, **seen(scheme), qat_target="base+lora_a")
     (layer, *_), (raw, *_) = layers_of(model, "gate_proj"), layers_of(plain, "gate_proj")
     a, b = raw.lora_A["default"].weight, raw.lora_B["default"].weight

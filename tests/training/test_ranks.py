@@ -1,4 +1,4 @@
-"""A training in two processes is the training in one."""
+"""Test that a training in two processes takes the same steps as a training in one."""
 
 import os
 import re
@@ -32,7 +32,7 @@ TRAININGS = {
 
 
 def trained(untrained, texts, folder, processes, *more, **changes):
-    """The table, the adapter and the grids of a training."""
+    """Run a training, and return its table, its adapter and its grids."""
     folder.mkdir()
     options = finetune_options(untrained, texts, folder, **changes)
     result = run_script("finetune", *options, "--processes", processes, "--allow-worse", 1, *more, timeout=600)
@@ -68,7 +68,7 @@ def test_two_processes_take_the_steps_of_one(untrained, texts, tmp_path, trainin
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--spread", "always"]])
 def test_processes_with_unequal_parts_take_the_steps_of_one(untrained, tmp_path, more):
-    """One has long texts, in three parts of a step; the other has short ones, in one."""
+    """One process has long texts, in three parts per step; the other has short texts, in one part."""
     turns = "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\nAnswer: A<end_of_turn>\n"
     lengths = [450 if number % 16 < 8 else 10 for number in range(64)]
     texts = tmp_path / "texts.parquet"
@@ -94,7 +94,7 @@ def test_a_batch_that_cannot_be_shared_is_one_line(untrained, texts, tmp_path):
 
 
 def started(options):
-    """A training in two processes, once they have taken a step."""
+    """Start a training in two processes, and return its process once they have taken a step."""
     command = [sys.executable, ROOT / "scripts" / "finetune.py", *options, "--processes", 2]
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -105,14 +105,14 @@ def started(options):
 
 
 def left_over(folder):
-    """The processes that name a folder."""
+    """Return the ids of the processes whose command line names a folder."""
     return [p.pid for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_all_stop_with_one_checkpoint_and_fewer_go_on(untrained, texts, tmp_path, first):
-    """SIGTERM to all, as Slurm sends it, or to one of the two."""
+    """SIGTERM, sent to the launcher or to one of the two ranks, stops all of them with one checkpoint."""
     changes = {"max_steps": 400, "save_steps": 400, "learning_rate": 1e-4}
     options = finetune_options(untrained, texts, tmp_path, **changes)
     process = started(options)
@@ -164,7 +164,7 @@ def test_a_training_goes_on_in_another_number_of_processes(untrained, texts, tmp
 
 
 def test_a_spread_model_computes_in_autocast_without_its_gradients_being_gathered(untrained, texts, tmp_path):
-    """accelerate's prepare_model would do both; the gradients of spread weights are averaged by ourselves."""
+    """accelerate's prepare_model would do both, but our trainer averages the gradients of spread weights."""
     recipe = Recipe(**RECIPE | {"max_steps": 1})
     options = training_options(untrained, texts, tmp_path)._replace(spread="always")
     model = transformers.add_adapters(options.model, recipe, "cpu")

@@ -1,4 +1,4 @@
-"""A training that starts at a calibrated checkpoint: on its grids, exactly where calibration ended, or not at all."""
+"""Test that a training from a calibrated checkpoint starts on its grids, exactly where calibration ended, or fails."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ LAYER = "model.language_model.layers.0.mlp.down_proj"
 
 @pytest.fixture(scope="module")
 def folders(untrained, tmp_path_factory):
-    """Calibrated folders of the stand-in, by scheme."""
+    """Write calibrated folders of the stand-in, and return their paths by scheme."""
     return {
         scheme: calibrated.write(untrained / "model", tmp_path_factory.mktemp("start") / "model", scheme)
         for scheme in SCHEMES.values()
@@ -48,7 +48,7 @@ def folders(untrained, tmp_path_factory):
 
 @pytest.fixture
 def folder(folders, tmp_path):
-    """A calibrated folder that a test may spoil."""
+    """Return a copy of a calibrated folder, which a test may change."""
     return shutil.copytree(folders[INT4], tmp_path / "model")
 
 
@@ -59,7 +59,7 @@ def model_of(folder, scheme, target, ignore=()):
 
 @pytest.fixture(scope="module")
 def deployed(folders, tmp_path_factory):
-    """The exports of the calibrated folders, by scheme."""
+    """Export the calibrated folders, and return the loaded models by scheme."""
 
     def export(scheme):
         output = tmp_path_factory.mktemp("export") / "int4"
@@ -89,7 +89,7 @@ def test_it_begins_exactly_at_the_calibrated_model(folders, deployed, scheme, ta
 
 @each_scheme
 def test_the_gradient_of_merged_is_autograds(folders, scheme):
-    """Against the plain formula on the given grid, with the rounding passed straight through."""
+    """It equals autograd's gradient of the plain formula on the given grid, with the rounding straight through."""
     model, name = model_of(folders[scheme], scheme, "merged"), LAYER
     layer, grid = qat.lora_linears(model)[name], grids.read(folders[scheme])[name]
     a, b, weight = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.base_layer.weight
@@ -116,7 +116,7 @@ def test_lora_a_stays_on_its_own_grid(folders, untrained, scheme):
 
 @pytest.mark.parametrize("target", [pytest.param("base", marks=pytest.mark.slow), "merged"])
 def test_what_it_trains_is_what_is_exported(folders, texts, tmp_path, monkeypatch, target):
-    """The whole chain, and the export's own scales and zero points are those of calibration."""
+    """The whole chain runs; the export has the scales and zero points of the calibration."""
     scheme = SCHEMES["integer"]
     recipe = RECIPE | seen(scheme) | {"qat_target": target, "max_steps": 4}
     outputs = {"adapter": tmp_path / "adapter", "checkpoints": tmp_path / "checkpoints", "log-table": tmp_path / "log"}

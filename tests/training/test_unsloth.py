@@ -1,4 +1,4 @@
-"""The unsloth backend: unsloth's own model, fake quantization, tokens and trainer, on a CPU as far as that goes."""
+"""Test the unsloth backend with unsloth's own model, fake quantization, tokens and trainer, as far as a CPU allows."""
 
 import json
 import os
@@ -28,7 +28,7 @@ QAT = RECIPE | seen(INT4) | {"qat_target": "base+lora_a", "max_steps": 6, "save_
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """An untrained stand-in whose linears hold whole groups of 128, and its training texts."""
+    """Write an untrained stand-in whose linears hold whole groups of 128, and its training texts; return the folder."""
     folder = tmp_path_factory.mktemp("wide")
     torch.manual_seed(0)
     facts = standin.invent_families(4, 10, random.Random(0))
@@ -54,7 +54,7 @@ def arguments_of(wide, folder, recipe):
 
 
 def start(wide, folder, recipe):
-    """scripts/finetune.py in unsloth's environment, its questions about the GPU answered by the tests."""
+    """Start scripts/finetune.py in unsloth's environment, with a shim that answers its questions about the GPU."""
     variables = environment("unsloth") | {"UNSLOTH_COMPILE_LOCATION": str(wide / "compiled")}
     python = shutil.which("python", path=variables["PATH"])
     shim = str(ROOT / "tests" / "shims" / "unsloth_without_gpu.py")
@@ -70,7 +70,7 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def trained(wide, tmp_path_factory):
-    """A run that nothing interrupted."""
+    """Run a training without interruption, and return its folder."""
     folder = tmp_path_factory.mktemp("unsloth")
     output = finish(start(wide, folder, QAT | {"backend": "unsloth"}))
     assert "fake quantization (unsloth's, group size 128) on 21 linears" in output

@@ -1,4 +1,4 @@
-"""What the documents show is what the code does."""
+"""Test that the documents show what the code does."""
 
 import os
 import subprocess

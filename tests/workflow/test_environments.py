@@ -1,4 +1,4 @@
-"""The environments of envs/: their pins, what they resolve to, and a run of Snakemake that makes and uses one."""
+"""Test the environments of envs/: their pins, what these resolve to, and a Snakemake run that creates and uses one."""
 
 import ast
 import importlib.metadata
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 PYPROJECT = ROOT / "pyproject.toml"
 LOCK = ROOT / "requirements.lock"
-# Programs that load files by words of the config, by the functions of common.smk that name their code.
+# Programs that load files named by the config, keyed by the function of common.smk that lists their code.
 LOADED = {
     "finetune_code": ("finetune", [rooms.BACKENDS]),
     "calibrate_code": ("calibrate", [rooms.METHODS]),
@@ -35,24 +35,24 @@ each_environment = pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path
 
 
 def dependencies(path: Path) -> tuple[list[str], list[str]]:
-    """What conda installs, and what pip does."""
+    """Return the requirements that conda installs and those that pip installs."""
     *conda, last = yaml.safe_load(path.read_text())["dependencies"]
     return conda, last["pip"]
 
 
 def pins(requirements: list[str]) -> dict[str, str]:
-    """Version by name."""
+    """Return the pinned versions by package name."""
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in requirements)}
 
 
 def own(path: Path) -> set[str]:
-    """The packages that an environment holds in versions of its own."""
+    """Return the packages that an environment pins to versions of its own."""
     tools = tomllib.loads(PYPROJECT.read_text())["tool"]
     return set(pins(tools.get(path.stem, {}).get("dependencies", [])))
 
 
 def locked() -> dict[str, str]:
-    """The versions that `make demo` runs with."""
+    """Return the versions that `make demo` runs with."""
     return pins([line for line in LOCK.read_text().splitlines() if not line.startswith("#")])
 
 
@@ -89,14 +89,14 @@ def test_pip_section_resolves_for_linux_with_the_versions_of_the_demo(path, tmp_
     conda, pip = dependencies(path)
     python = next(spec.removeprefix("python=") for spec in conda if spec.startswith("python="))
     constraints = tmp_path / "constraints.txt"
-    # vLLM wants numpy < 2.4, Slurm's plugin, which the lock holds, >= 2.4.5.
+    # vLLM requires numpy < 2.4; Slurm's plugin, which is in the lock, requires >= 2.4.5.
     apart = own(path) | ({"numpy"} if path.stem == "vllm" else set())
-    if "torch" in apart:  # what is made for torch has other versions with it
+    if "torch" in apart:  # the versions of these depend on torch's
         apart |= {"triton", "setuptools", "fsspec"}
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in locked().items() if name not in apart))
     command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--no-header", "--no-annotate"]
     command += ["--constraint", constraints]
-    # What the index says now, not what uv remembers: without the index this fails.
+    # --refresh ignores uv's cache and asks the index, so this fails without the index.
     command += ["--python-platform", "linux", "--python-version", python, "--refresh"]
     result = subprocess.run(command, input="\n".join(pip), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -118,7 +118,7 @@ def test_environment_of_a_rule_names_what_its_program_imports(path):
 
 
 def imports(script: str, loaded: list[str]) -> set[str]:
-    """The top-level modules that a program, its modules of ours and all that it may load import, anywhere in them."""
+    """Return the top-level modules that a program, our modules in it and all that it may load import anywhere."""
     also = [rooms.file_of(room, word) for room in loaded for word in rooms.words(room)]
     paths = sources.local_modules(script, also)
     nodes = [node for path in paths for node in ast.walk(ast.parse(Path(path).read_text()))]
@@ -128,7 +128,7 @@ def imports(script: str, loaded: list[str]) -> set[str]:
 
 
 def with_conda(folder: Path, *arguments: str) -> str:
-    """Run or plan, in a copy of the workflow, two rules of the data environment, which holds no torch."""
+    """Run or plan, in a copied workflow, two rules of the data environment, which has no torch; return the output."""
     path = f"{folder.parent}/conda-shim/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
     options = ["--directory", folder / "run", "--sdm", "conda", "--cores", 1, *arguments]
     result = snakemake(*options, "resources/contamination.json", workflow=folder, env=os.environ | {"PATH": path})
@@ -138,9 +138,12 @@ def with_conda(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def conda_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the workflow in which every program says its python, after a run with `--sdm conda` in run/."""
+    """Run, with `--sdm conda` in run/, a copy of the workflow whose programs print their Python's prefix.
+
+    Return the folder of the copy.
+    """
     folder = copy_workflow(tmp_path_factory.mktemp("conda") / "copy")
-    # Snakemake does not quote the path of `activate`, and a clone's may hold a space
+    # Snakemake does not quote the path of `activate`, and the path of a clone may contain a space
     shutil.copytree(ROOT / "tests" / "shims" / "conda-shim", folder.parent / "conda-shim")
     (folder / "scripts" / "int4_qat" / "__init__.py").write_text("import sys\n\nprint(f'python of {sys.prefix}')\n")
     write_config(small_config(untrained), folder / "config.yaml")

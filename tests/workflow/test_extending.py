@@ -1,4 +1,4 @@
-"""What docs/extending.md promises: one file adds a method, and a run that does not name it goes on as before."""
+"""Test what docs/extending.md promises: one file adds a method, and runs that do not name it are unaffected."""
 
 import json
 
@@ -44,7 +44,7 @@ def method(small_run):
 
 @pytest.fixture
 def lower(small_run, tmp_path):
-    """A config with a quantization by the new method beside the one that there is."""
+    """Write a config that adds a quantization by the new method, and return its path."""
     config = yaml.safe_load(small_run.config.read_text())
     config["quantizations"]["lower"] = config["quantizations"]["int4"] | {"method": WORD}
     config["variants"].append("base-lower")

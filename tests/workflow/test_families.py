@@ -1,6 +1,6 @@
-"""Each family that docs/models.md lists goes through every stage, from download_model to its scores and memory.
+"""Test that each family in docs/models.md passes through every stage, from download_model to its scores and memory.
 
-On a GPU if there is one, in bf16 then.
+The stages run in bf16 on a GPU if there is one, and otherwise in fp32 on the CPU.
 """
 
 import json
@@ -31,7 +31,7 @@ PLACE = ["--dtype", "bfloat16", "--device", "cuda"] if ON_GPU else ["--dtype", "
 DTYPE, DEVICE = PLACE[1], PLACE[2:]
 INT4 = schemes.int4(32)
 CALIBRATION = ["--samples", 4, "--length", 32, "--batch-size", 2, "--seed", 0]
-EVALUATION = {"chartqa": None, "divergence": None}  # what a model must fit
+EVALUATION = {"chartqa": None, "divergence": None}  # evaluations that a model would have to support
 ARM = seen(INT4) | {"qat_target": "merged", "max_steps": 4, "dtype": DTYPE}
 
 
@@ -88,7 +88,7 @@ def test_a_family_goes_through_the_chain(family, untrained, mmlu_folder, tmp_pat
 
 
 def assert_config_says_what_the_export_holds(folder):
-    """By transformers' own reading of the list, the linears in int4 are those that the manifest and the files have."""
+    """Assert that config, manifest and files agree on which linears are in int4, as transformers reads the config."""
     patterns = json.loads((folder / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
     manifest = json.loads((folder / "manifest.json").read_text())
     in_int4 = {layer["name"] for layer in manifest["layers"] if layer["quantized"]}

@@ -1,4 +1,4 @@
-"""A run that asks one's own questions in place of MMLU: the headline follows, and nothing of MMLU is made."""
+"""Test a run on the user's own questions instead of MMLU: they become the headline, and MMLU is not evaluated."""
 
 import json
 
@@ -13,7 +13,10 @@ NAMES = ["base-bf16", "base-int4"]
 
 @pytest.fixture(scope="module")
 def run(untrained, tmp_path_factory):
-    """The small run without arms, on questions with two to four choices of which one group is as long as the other."""
+    """Run the small config without arms, on two groups of twenty questions with two to four choices each.
+
+    Return the folder of the run.
+    """
     folder = tmp_path_factory.mktemp("own questions")
     rows = [
         {

@@ -1,4 +1,4 @@
-"""No path meets YAML, a shell, a pattern or a format string unquoted, whatever characters its folders have."""
+"""Test that paths are quoted wherever YAML, a shell, a pattern or a format string reads them."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ NASTY = "n [a]*{b#'q\"%s::x,y=$z&;?é"
 
 @pytest.fixture
 def nasty(tmp_path, monkeypatch):
-    """A folder of an odd name that is also the place for scratch files."""
+    """Return a folder with special characters in its name, in which scratch files go as well."""
     folder = tmp_path / NASTY
     (folder / "tmp").mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
@@ -33,7 +33,7 @@ def run(name, *arguments):
 
 @pytest.mark.slow
 def test_from_the_sources_to_the_int4_scores(untrained, nasty):
-    """The programs that hand a path on to another library; --directory has an odd name, too, and so has TMPDIR."""
+    """Programs that pass a path to another library accept any path, also in --directory and TMPDIR."""
     config = small_config(shutil.copytree(untrained, nasty / "standin"))
     config["evaluation"]["mmlu"]["num_fewshot"] = 1
     path, directory = write_config(config, nasty / "config.yaml"), nasty / "run {d}"
@@ -44,7 +44,7 @@ def test_from_the_sources_to_the_int4_scores(untrained, nasty):
 
 
 def test_texts_are_read_from_an_odd_folder(untrained, texts, nasty):
-    """Of two folders that a pattern would take for one, the one that was named."""
+    """The named folder is read, and not another one that its name matches as a pattern."""
     (nasty / "x[ab]").mkdir()
     (nasty / "xa").mkdir()
     shutil.copy(texts, nasty / "x[ab]" / "train.parquet")
@@ -99,7 +99,7 @@ def test_the_workflow_lies_in_a_folder_without_braces(tmp_path):
 
 @pytest.mark.parametrize("name", ["n [a]*#'q\"%s::x,y=$z&;é", "-x", "new\nline"])
 def test_the_downloads_take_what_is_there(untrained, tmp_path, name):
-    """Sources and the workflow's folder under any other name."""
+    """Neither the sources nor the workflow's folder needs a plain path."""
     workflow = tmp_path / name / "workflow"
     workflow.parent.mkdir()
     copy_workflow(workflow)
@@ -112,7 +112,7 @@ def test_the_downloads_take_what_is_there(untrained, tmp_path, name):
 
 
 def test_a_source_may_begin_with_a_dash(untrained, tmp_path):
-    """Given from where the workflow runs."""
+    """The source is a path relative to the folder in which the workflow runs."""
     shutil.copytree(untrained, tmp_path / "run" / "-x")
     config = small_config(untrained)
     config["data"]["source"] = "-x/mmlu"

@@ -1,4 +1,4 @@
-"""One thing is changed on a finished run: a dry-run plans what depends on it, and nothing else."""
+"""Test that, after one change to a finished run, a dry-run plans what depends on it, and nothing else."""
 
 import os
 
@@ -16,9 +16,9 @@ SUMMARY = {"report_costs": 1} | SUMMARIZED
 
 
 def measured(variants, recorded, compared):
-    """The jobs that infer with so many of the six variants, and those that follow.
+    """Return the jobs that run inference with the given number of the six variants, and those that follow.
 
-    The texts are read by so many of the three weights in bf16, and by so many of the four quantized variants.
+    `recorded` of the three weights in bf16 and `compared` of the four quantized variants read the texts.
     """
     of_all = dict.fromkeys(("evaluate_mmlu", "gather_mmlu", "measure_memory", "measure_latency"), variants)
     read = {"record_hidden_states": recorded, "evaluate_divergence": compared}
@@ -33,23 +33,23 @@ MEASURED = measured(6, 3, 4)
 PARITY = {"check_parity": 2}
 INFERRED = PARITY | MEASURED
 QUANTIZED = {"quantize": 4} | PARITY | measured(4, 0, 4)  # all but base-bf16 and lora-bf16
-ROUNDED = {"quantize": 3} | PARITY | measured(3, 0, 3)  # those by method rtn: base-gptq is none
+ROUNDED = {"quantize": 3} | PARITY | measured(3, 0, 3)  # those by method rtn, so not base-gptq
 CALIBRATED = {"calibrate": 1, "quantize": 1} | measured(1, 0, 1)  # base-gptq alone
 MERGED = {"merge": 2, "quantize": 2} | PARITY | measured(3, 2, 2)  # all of the two arms
 TRAINED = {"finetune": 2} | MERGED
-WRITTEN = {"calibrate": 1, "quantize": 3} | measured(4, 2, 3)  # of the two arms and base-gptq: all but the plain base
+WRITTEN = {"calibrate": 1, "quantize": 3} | measured(4, 2, 3)  # the two arms and base-gptq, but not the plain base
 MERGED_AND_CALIBRATED = MERGED | WRITTEN
 TRAINED_AND_CALIBRATED = TRAINED | WRITTEN
 EXPORTED = MERGED_AND_CALIBRATED | {"quantize": 4} | measured(5, 2, 4)  # all but base-bf16
 TRAINED_AND_QUANTIZED = TRAINED | EXPORTED
 EVERY_WEIGHT = TRAINED_AND_QUANTIZED | MEASURED
-FORMATTED = {"format_mmlu": 1} | TRAINED_AND_CALIBRATED  # the questions of training are those of calibration
+FORMATTED = {"format_mmlu": 1} | TRAINED_AND_CALIBRATED  # training and calibration share their questions
 ONE_ARM = {"finetune": 1, "merge": 1, "quantize": 1, "check_parity": 1}
 RETRAINED = {"finetune": 1, "merge": 1, "record_hidden_states": 1}
 ONE_VARIANT = measured(1, 1, 1)
-READ_ONCE = {"record_hidden_states": 1, "evaluate_divergence": 1}  # by an arm's weights, by its one in int4
+READ_ONCE = {"record_hidden_states": 1, "evaluate_divergence": 1}  # an arm's weights, and its int4 variant
 CHECKED = {"check_contamination": 1, "check_texts": 1}
-UNCALIBRATED = {"check_texts": 1} | SUMMARY  # the last calibrated variant is gone: check_texts reads for training alone
+UNCALIBRATED = {"check_texts": 1} | SUMMARY  # with no calibrated variant left, check_texts reads for training only
 FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | EVERY_WEIGHT
 FROM_TEXT = {"download_text": 1, "check_texts": 1} | DIVERGED
 FROM_DATA = {"download_mmlu": 1} | CHECKED | FORMATTED | {"evaluate_mmlu": 6, "gather_mmlu": 6}
@@ -70,7 +70,7 @@ MODULES = {
     "config/calibration.py": SUMMARIZED,
     "config/config_values.py": {},
     "config/layers.py": {},
-    "config/limits.py": {},  # what only refuses, as model_facts and others
+    "config/limits.py": {},  # only refuses, like model_facts and others
     "config/metric_names.py": SUMMARIZED,
     "config/model_facts.py": {},
     "config/named_texts.py": CARD,
@@ -105,7 +105,7 @@ MODULES = {
     "evaluation/hidden_states.py": DIVERGED,
     "evaluation/last_position.py": SCORED,
     "evaluation/mmlu_harness.py": SCORED,
-    "evaluation/question_tasks.py": {},  # no questions of one's own in this run
+    "evaluation/question_tasks.py": {},  # this run has no questions of the user's own
     "evaluation/replicas.py": SCORED,
     "evaluation/scoring.py": SCORED,
     "evaluation/stock_scores.py": SCORED,
@@ -119,7 +119,7 @@ MODULES = {
     "quantization/clipping.py": CALIBRATED,
     "quantization/compensation.py": CALIBRATED,
     "quantization/exports.py": QUANTIZED,
-    "quantization/folds.py": {},  # awq's: nothing in this run is calibrated by it
+    "quantization/folds.py": {},  # used by awq, which calibrates nothing in this run
     "quantization/formats/compressed_tensors.py": {},  # no variant of this run has that format
     "quantization/formats/torchao_plain.py": QUANTIZED,
     "quantization/grids.py": TRAINED_AND_QUANTIZED,
@@ -171,7 +171,7 @@ MODULES = {
     "standin/standin.py": {},
     "standin/standin_training.py": {},
     "system/cuda_graphs.py": CALIBRATED | TIMED,
-    "system/deployment.py": {},  # of a plan
+    "system/deployment.py": {},  # used only for planning
     "system/devices.py": TRAINED_AND_CALIBRATED | MEASURED,
     "system/errors.py": EVERYTHING,
     "system/files.py": EVERYTHING,
@@ -211,7 +211,7 @@ MODULES = {
 
 @pytest.fixture
 def edit(small_run):
-    """Change files of the finished run; they are put back afterwards, with another time."""
+    """Yield a function that changes a file of the finished run; restore the contents, but not the times, afterwards."""
     before = {}
 
     def change(path, change):
@@ -238,7 +238,7 @@ def test_every_module_has_a_row_and_every_row_a_module():
 
 
 def test_no_kernel_loader_or_writer_trains_anything():
-    """What a row may hold at all, whatever the run is: 50 hours of GPUs hang on it."""
+    """Whatever the run, editing such a module must not plan these jobs: up to 50 GPU hours depend on it."""
     for path, jobs in MODULES.items():
         if path.startswith(("kernels/", "engines/", "evaluation/", "results/")):
             assert not jobs.keys() & {"finetune", "merge", "quantize"}, path
@@ -344,7 +344,7 @@ def test_a_changed_key(small_run, tmp_path, key, value, expected):
 
 @pytest.mark.parametrize("change", [{"group_size": 32}, {"ignore": ["lm_head"]}], ids=lambda change: next(iter(change)))
 def test_another_scheme_of_all_that_share_it(small_run, tmp_path, change):
-    """A method is measured against rounding in its own scheme, so neither can have another one alone."""
+    """A method is compared with rounding in the same scheme, so both must change together."""
     config = yaml.safe_load(small_run.config.read_text())
     for entry in config["quantizations"].values():
         entry |= change
@@ -388,7 +388,7 @@ def test_nothing_calibrated_needs_no_section(small_run, tmp_path):
 
 
 def planned_with(config, small_run, tmp_path):
-    """Jobs by rule of a dry-run with another config."""
+    """Return the number of jobs by rule in a dry-run with another config."""
     return planned(small_run.snakemake("--dry-run", "--configfile", write_config(config, tmp_path / "config.yaml")))
 
 

@@ -1,4 +1,7 @@
-"""The rooms of the package stand in an order: a module knows its own room and those below, and no circle."""
+"""Test that the package's rooms (its subpackages) are layered: modules import only from their own room and those below.
+
+No imports may be circular.
+"""
 
 import ast
 import os
@@ -13,12 +16,12 @@ from programs import ROOT
 
 SCRIPTS = ROOT / "scripts"
 PACKAGE = SCRIPTS / "int4_qat"
-# From the lowest to the highest.
+# The order is from the lowest room to the highest.
 ROOMS = (
     *("system", "data", "checkpoint", "tokenizer", "quantization", "kernels", "config"),
     *("training", "engines", "evaluation", "results", "standin"),
 )
-OF_WORDS = {"methods", "formats", "backends", "schema"}  # second levels: files that are named one by one
+OF_WORDS = {"methods", "formats", "backends", "schema"}  # second levels, whose files are named one by one
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 PROGRAMS = sorted(SCRIPTS.glob("*.py"))
 
@@ -29,7 +32,7 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """Return all that a file imports, anywhere in it, by absolute dotted names; of `from a import b` also a.b."""
+    """Return the dotted names that a file imports, anywhere in it; `from a import b` gives both a and a.b."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
@@ -41,7 +44,7 @@ def imported(path: Path) -> set[str]:
 
 
 def edges() -> dict[str, set[str]]:
-    """Return the modules of ours that each module imports."""
+    """Return, for each of our modules, which of our modules it imports."""
     ours = {name_of(path) for path in MODULES}
     return {name_of(path): imported(path) & ours for path in MODULES}
 
@@ -70,7 +73,7 @@ def test_a_module_imports_from_its_own_room_and_those_below(path):
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    TopologicalSorter(edges()).prepare()  # CycleError names a circle
+    TopologicalSorter(edges()).prepare()  # raises CycleError, which names the cycle
 
 
 def test_every_room_is_a_package_and_says_nothing():
@@ -90,7 +93,7 @@ def test_a_module_imports_no_program_and_parses_no_arguments(path):
 
 @pytest.mark.parametrize("path", [*MODULES, *PROGRAMS], ids=name_of)
 def test_what_a_module_or_program_imports_of_ours_is_there(path):
-    """Also where it is loaded late, on a GPU for instance, where no test here comes by."""
+    """This includes late imports that these tests do not run, for instance those for a GPU."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("int4_qat"):
             for alias in node.names:
@@ -98,7 +101,7 @@ def test_what_a_module_or_program_imports_of_ours_is_there(path):
 
 
 def is_there(module: str, name: str) -> bool:
-    """Whether a module or a package of ours has a name: a module of its own, or one that its text binds."""
+    """Return whether one of our packages has a submodule of a name, or whether a module's source binds the name."""
     place = SCRIPTS / Path(*module.split("."))
     if place.is_dir():
         return (place / f"{name}.py").exists() or (place / name / "__init__.py").exists()
@@ -106,7 +109,7 @@ def is_there(module: str, name: str) -> bool:
 
 
 def bound(path: Path) -> set[str]:
-    """Return the names that a module's own lines give something to."""
+    """Return the names that a module's top-level statements may bind."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -119,7 +122,7 @@ def bound(path: Path) -> set[str]:
 
 
 def test_what_the_rules_import_loads_neither_torch_nor_transformers():
-    """Each start of Snakemake goes through it, and so through every method and format that a config may name."""
+    """Every start of Snakemake runs these imports, which may include any method and format that a config names."""
     common = (ROOT / "rules" / "common.smk").read_text()
     imports = [line for line in common.splitlines() if line.startswith("from int4_qat")]
     assert any("workflow_config" in line for line in imports)

@@ -1,6 +1,7 @@
-"""Many ways to int4 side by side in one run: every chain is whole and exact.
+"""Test that many ways to int4 work side by side in one run, and that every chain is complete and exact.
 
-Three schemes, each with an arm that trains in it; two methods that are calibrated, and a training that starts there.
+There are three schemes, each with an arm that trains in it, two calibrated methods, and a training that starts from a
+calibrated base.
 """
 
 import json
@@ -23,9 +24,10 @@ CALIBRATED = {"base-gptq": "gptq", "base-awq": "awq", "lora-gptq": "gptq"}
 
 @pytest.fixture(scope="module")
 def chain(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The exports of a small run with a base and an arm in each scheme, and what parity says of the arms.
+    """Run a small config with a base and an arm in each scheme, up to the exports and the arms' parity.
 
-    The arms have different targets. Nothing is measured: other runs do, and that would take two thirds of the time.
+    The arms have different targets. Nothing is measured, since other runs do that and it would take two thirds of the
+    time. Return the folder of the results.
     """
     folder = tmp_path_factory.mktemp("quantizations")
     config = small_config(shutil.copytree(untrained, folder / "standin"))
@@ -75,7 +77,7 @@ def test_each_calibrated_export_is_by_its_method(chain, variant):
 
 
 def test_a_training_begins_at_what_calibration_left(chain):
-    """Its export is on the grids of base-gptq, and the others' are on their own."""
+    """Its merged checkpoint keeps the grids of base-gptq; that of an arm without a start has none."""
     given, kept = (grids.read(chain / place) for place in ("base-gptq/calibrated", "begun-bf16/checkpoint"))
     assert len(given) == 3 * 7
     assert given.keys() == kept.keys()

@@ -1,5 +1,7 @@
-"""The literal `snakemake --profile slurm` on a real Slurm (one box, H100s that are /dev/null): what is asked for, and
-what survives. The conda environments of the rules are all the environment of the tests, by a stand-in for conda.
+"""Test `snakemake --profile slurm` on a real Slurm: the resources that jobs request, and what survives interruptions.
+
+The cluster is this machine, with H100s that are links to /dev/null. A stand-in for conda makes the tests' own
+environment the environment of every rule.
 """
 
 import functools
@@ -28,14 +30,14 @@ CPU_RULES = {"check_contamination", "download_mmlu", "download_model", "format_m
 CPU_RULES |= {"download_text", "check_texts", "plot_results", "record_provenance"}
 VARIANTS = ["base-bf16", "base-int4", "base-gptq", "qat-int4"]
 LOCAL_RULES = {"link_base", "gather_mmlu", "report_costs"}
-# Two cores in place of a cluster, and a queue that answers at once.
+# The sizes fit two cores in place of a cluster, and the queue is polled at short intervals.
 SIZES = ["--jobs", 2, "--set-threads", *(f"{rule}=1" for rule in sorted(GPU_RULES | {"merge", "quantize"}))]
 POLLING = ["--slurm-init-seconds-before-status-checks", 1, "--seconds-between-status-checks", 1, "--latency-wait", 5]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slurm")]
 
 
 class Cluster(Run):
-    """A run that goes through Slurm; the profile is found by its name alone, as after `make setup`."""
+    """A run through Slurm; Snakemake finds the profile by its name alone, as after `make setup`."""
 
     def arguments(self, *arguments):
         return [
@@ -61,7 +63,7 @@ class Cluster(Run):
         return os.environ | {"XDG_CONFIG_HOME": str(home), "PATH": path, "CONDA_SHIM_ENVIRONMENT": sys.prefix}
 
     def command(self, *arguments):
-        # Slurm's plugin does not quote the path of Python, and a clone's may hold a space
+        # Slurm's plugin does not quote the path of Python, and the path of a clone may contain a space
         environment = self.config.parent / "environment"
         if not environment.exists():
             environment.symlink_to(sys.prefix)
@@ -72,7 +74,7 @@ class Cluster(Run):
         return subprocess.run(self.command(*arguments), **options)
 
     def start(self, *arguments):
-        # a shell's background job, as pytest may be one, would leave it deaf to Ctrl-C
+        # If pytest is a background job of a shell, it ignores SIGINT, and so would the processes that it starts.
         hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         options = {"cwd": self.workflow, "env": self.environment, "preexec_fn": hear}
         line = self.command(*arguments)
@@ -88,7 +90,7 @@ def new_cluster(folder, standin, **finetune):
 
 
 def jobs():
-    """Every job that Slurm knows of, by rule: fields of scontrol."""
+    """Return every job that Slurm knows, by rule, as the fields that scontrol shows."""
     shown = subprocess.run(["scontrol", "show", "job", "--oneliner"], capture_output=True, text=True, check=True).stdout
     by_rule = defaultdict(list)
     for line in shown.splitlines():
@@ -124,7 +126,7 @@ def wait_for(condition, process=None, seconds=180):
 
 @pytest.fixture(scope="module")
 def cluster_run(untrained, tmp_path_factory):
-    """The whole small chain through Slurm, and the jobs that it took."""
+    """Run the whole small chain through Slurm, and return the run and its jobs."""
     run = new_cluster(tmp_path_factory.mktemp("cluster"), untrained)
     before = jobs()
     result = run.snakemake()
@@ -161,7 +163,7 @@ def test_memory_and_time_are_the_profiles(cluster_run):
 
 
 def test_a_training_on_two_gpus_is_one_job_on_one_node(cluster_run, tmp_path):
-    """With cores and memory in proportion, and with the losses of one GPU."""
+    """The job gets cores and memory in proportion, and its losses are those of one GPU."""
     run = cluster_run[0]._replace(directory=tmp_path / "directory", workflow=copy_workflow(tmp_path / "workflow"))
     run = run._replace(config=shutil.copy(run.config, tmp_path / "config.yaml"))
     path = run.workflow / "profiles" / "slurm" / "config.yaml"
@@ -190,7 +192,7 @@ def test_the_cluster_gives_what_one_machine_gives(cluster_run, small_run):
 
 @pytest.fixture(scope="module")
 def long_training(untrained, tmp_path_factory):
-    """A config whose training can be interrupted, and the adapter of a run that was not."""
+    """Run a training that is long enough to be interrupted, and return the run, its target and the adapter's hash."""
     run = new_cluster(tmp_path_factory.mktemp("long"), untrained, max_steps=80, save_steps=1000)
     target = "results/demo/qat/adapter"
     result = Run.snakemake(run, target)
@@ -199,7 +201,7 @@ def long_training(untrained, tmp_path_factory):
 
 
 def to_be_trained(run, folder):
-    """A copy of the run without its training, and with all that it needs."""
+    """Return a copy of the run without its training, but with everything that the training needs."""
     directory = shutil.copytree(run.directory, folder / "directory", symlinks=True)
     shutil.rmtree(directory / "results/demo/qat")
     log_of_training(directory).unlink()
@@ -235,7 +237,7 @@ def test_a_preempted_training_saves_at_once_and_goes_on(long_training, tmp_path,
     checkpoints = run.directory / "results/demo/qat/checkpoints"
     wait_for(lambda: list(checkpoints.glob("checkpoint-*/whole")), process)
     if "requeue" in interruption:
-        # Slurm holds a requeued job back for two minutes
+        # Slurm would hold a requeued job back for two minutes
         wait_for(lambda: new_jobs(before)["finetune"][0]["JobState"] == "PENDING", process)
         subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "StartTime=now"], check=True)
     output = process.communicate(timeout=300)[0].decode()
@@ -287,7 +289,7 @@ def accounted_seconds(job):
 
 
 def costs_of(run, *records):
-    """What report_costs makes of some jobs, called by hand from the folder of the run."""
+    """Return the costs that report_costs computes from some records, when it is called in the folder of the run."""
     files = ["--json", "costs.json", "--csv", "costs.csv"]
     result = run_script("report_costs", "--records", *records, *files, cwd=run.directory)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""What goes wrong on one machine: nothing half-done counts, nothing done is lost."""
+"""Test failures on one machine: nothing that is incomplete counts, and nothing that is complete is lost."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from workflows import command, planned, write_config
 
 @pytest.fixture
 def copied_run(small_run, tmp_path):
-    """The finished run in a folder of its own, where it may be spoiled."""
+    """Return the finished run, copied to a folder of its own, where a test may damage it."""
     return small_run._replace(directory=shutil.copytree(small_run.directory, tmp_path / "directory", symlinks=True))
 
 
@@ -87,7 +87,7 @@ def test_a_truncated_shard_is_an_error(copied_run, tmp_path, program):
 
 
 def test_a_full_disk_leaves_nothing_that_counts(copied_run, tmp_path):
-    """A limit on the size of files stands for the disk: writing fails in the middle of a shard."""
+    """A limit on the size of files takes the place of a full disk, so writing fails in the middle of a shard."""
     checkpoint = copied_run.directory / "results/demo/lora-bf16/checkpoint"
     paths = ["--checkpoint", checkpoint, "--output", tmp_path / "output"]
     result = run_script(
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_nothing_that_counts(copied_run, tmp_path):
 
 @pytest.fixture
 def claim(tmp_path):
-    """Start a program that claims a GPU, says which, and holds it until it is told to end."""
+    """Return a function that starts a program, which claims a GPU, prints its number and holds it until told to end."""
     program = (
         "import os; from int4_qat.system import devices; devices.claim('cuda'); "
         "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()"
@@ -128,7 +128,7 @@ def test_jobs_take_different_gpus(claim, allocation):
 
 
 def test_a_slurm_job_with_one_gpu_has_it_to_itself(claim):
-    """Every such job calls its GPU 0."""
+    """Each such job sees its GPU as number 0."""
     started = [claim("0", SLURM_JOB_ID=job) for job in ("7", "8")]
     assert [process.stdout.readline().strip() for process in started] == ["0", "0"]
     for process in started:

@@ -1,4 +1,4 @@
-"""The workflow as its users run it: the plan, the whole chain on the stand-in, and what runs again."""
+"""Test the workflow as its users run it: the plan, the whole chain on the stand-in, and what a second run does."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from programs import ROOT, run_script
 from workflows import demo, planned, snakemake, write_config
 
 NOTHING = "Nothing to be done"
-PLAN = ["--sdm", "env-modules", "--dry-run"]  # where there is no conda, as docs/one-machine.md has it
+PLAN = ["--sdm", "env-modules", "--dry-run"]  # the options without conda, from docs/one-machine.md
 
 
 def test_the_default_config_plans_the_12b_chain_on_any_machine(tmp_path):
@@ -67,7 +67,7 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
 
 
 def test_modules_are_found_through_other_modules():
-    """A file that is loaded by a word counts as well; what it alone imports, too."""
+    """A file that the config names counts as well, and so do the modules that only it imports."""
     program, backend = str(ROOT / "scripts" / "finetune.py"), rooms.file_of(rooms.BACKENDS, "transformers")
     found = {*relative(sources.local_modules(program, also=[backend]))}
     expected = {
@@ -170,7 +170,7 @@ def test_a_second_run_does_nothing(demo_run):
 
 
 def test_only_the_downloads_switch_the_hub_on(tmp_path):
-    """That no rule asked it in a whole run is asserted where that run is made."""
+    """The fixture of the whole run asserts that no other rule asked the Hub."""
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
     online = [line for line in commands if "online python" in line]
@@ -191,7 +191,7 @@ def test_a_gated_model_says_what_to_do(hub, tmp_path):
 
 
 def test_the_real_mmlu_through_the_same_rules(demo_run, mmlu_dir, tmp_path):
-    """A few questions of each subject through download, format, and the score of the base model."""
+    """Two questions of each subject go through the download and are scored with the base model."""
     mmlu = tmp_path / "mmlu"
     assert run_script("download_mmlu", "--source", mmlu_dir, "--output", mmlu).returncode == 0
     options = ["--checkpoint", demo_run / "resources" / "models" / "demo", "--mmlu", mmlu, "--dtype", "float32"]
@@ -204,7 +204,7 @@ def test_the_real_mmlu_through_the_same_rules(demo_run, mmlu_dir, tmp_path):
 
 @pytest.mark.parametrize(("profile", "arms", "variants"), [("demo", 3, 7), ("gpu", 3, 8), ("slurm", 3, 8)])
 def test_a_profile_plans_on_a_machine_with_nothing(profile, arms, variants, tmp_path):
-    """No Slurm, conda, GPU or data: PATH holds Python and a shell alone."""
+    """The machine has no Slurm, conda, GPU or data; PATH holds little more than Python and a shell."""
     for name in ("bash", "which"):
         (tmp_path / name).symlink_to(shutil.which(name))
     environment = {"PATH": f"{os.path.dirname(sys.executable)}:{tmp_path}", "HOME": str(tmp_path)}
@@ -233,7 +233,7 @@ def test_a_path_that_conda_cannot_have_is_a_line(tmp_path):
 
 
 def test_the_rules_with_a_gpu_go_where_one_is():
-    """By profiles/slurm; what it does not name goes to the partition without GPUs."""
+    """profiles/slurm places exactly these rules; rules that it does not name go to the partition without GPUs."""
     rules = "\n".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
     with_gpu = {re.match(r"\w+", rule)[0] for rule in re.split(r"^rule ", rules, flags=re.M)[1:] if "gpu=1," in rule}
     profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
@@ -265,7 +265,7 @@ def test_what_vllm_does_not_serve_cannot_be_asked_for(tmp_path):
 
 
 def planned_of(plan: str, rule: str) -> set[str]:
-    """Return the variants for which a plan has a rule, by its message."""
+    """Return the variants for which a plan runs a rule, taken from the rule's messages."""
     return set(re.findall(rf"^Job \d+: {rule}: \S+ (\S+)$", plan, re.MULTILINE))
 
 

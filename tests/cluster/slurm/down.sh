@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stop, by pid, the daemons that up.sh started, and take its links out of /etc/slurm.
+# Stop the daemons that up.sh started, by their process ids, and remove its links from /etc/slurm.
 #   down.sh STATE_FOLDER
 set -euo pipefail
 state=${1:?usage: down.sh STATE_FOLDER}

@@ -8,7 +8,7 @@ export PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "$0")" && pwd)
 state=${1:?usage: up.sh STATE_FOLDER}
 mkdir -p "$state"/{state,spool,log,run,dev} /etc/slurm
-until_it_answers() {  # the name of its log, a command
+until_it_answers() {  # arguments: the name of the daemon's log, then the command to try
     for _ in {1..100}; do
         if timeout 2 "${@:2}" >/dev/null 2>&1; then return; fi
         sleep 0.2
