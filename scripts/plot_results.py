@@ -102,7 +102,7 @@ def plot_divergence(rows: list[dict], marks: dict[str, dict], verdicts: list[dic
                 value, ci95 = found[metric]["value"], found[metric]["ci95"]
                 axes.errorbar(scale * value, place, **plot_parts.spread(value, ci95, scale), **mark)
         plot_parts.name_rows(left, [row["name"] for row in rows])
-        left.set_xlabel(f"{text}: KL (nats a token), lower is better, 95% intervals")
+        left.set_xlabel(f"{text}: KL (nats per token), lower is better, 95% intervals")
         right.set_xlabel("same likeliest token (%)")
     return figure
 

@@ -36,6 +36,7 @@ def main() -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["clock"] = clock
     card = MarkdownIt("commonmark").enable("table").render(ModelCard.load(arguments.card).text)
     provenance = files.read_json(arguments.provenance)
     pages = {
@@ -49,6 +50,12 @@ def main() -> None:
     for path, page in pages.items():
         with files.whole(path) as unfinished:
             unfinished.write_text(page, encoding="utf-8")
+
+
+def clock(hours: float) -> str:
+    """Return a time as h:mm:ss."""
+    minutes, seconds = divmod(round(3600 * hours), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 if __name__ == "__main__":

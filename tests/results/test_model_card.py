@@ -83,7 +83,7 @@ def test_the_published_variant_alone_must_have_been_served(finished):
     change(folder / "config.json", "quantization_config", "quant_method", value="compressed-tensors")
     (finished / "qat-int4" / "serving.json").write_text(json.dumps(served))
     card = cards.render(finished, settings)
-    assert "with vLLM 0.32.0 on NVIDIA H100 80GB HBM3, its kernel `MacheteLinearKernel`" in card
+    assert "with vLLM 0.32.0 on NVIDIA H100 80GB HBM3 and its kernel `MacheteLinearKernel`" in card
     assert "export MODEL=results/demo/qat-int4/compressed-tensors" in card
     assert 'model_name = "results/demo/qat-int4/checkpoint"' in card
     assert not {"torchao", "compressed-tensors"} & set(ModelCard(card).data.tags)  # both formats share this card
@@ -133,7 +133,7 @@ def test_floats_in_place_of_int4_have_no_speedup(finished):
     card = (finished / "model_card.md").read_text()
     latency = card[card.index("## Latency") : card.index("## What was quantized")]
     assert re.search(r"^\| 1 \| \S+ s \| \S+ s \| none \|$", latency, re.MULTILINE)
-    assert "the quantized weights were turned into floats first" in latency
+    assert "the quantized weights were converted to floats, so" in latency
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_with_several_references_the_table_names_each(finished):
         "|---|---|---|---|---|---|\n"
     ) in card
     assert re.search(r"^\| lora-int4 \| .* \| base-w4a16 \| .* \|$", card, re.MULTILINE)
-    assert "of base-bf16 b and the quantized base q that x is measured against" in card
+    assert "b is base-bf16 and q is the quantized base that x is measured against" in card
 
 
 @pytest.mark.parametrize(

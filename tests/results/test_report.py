@@ -70,7 +70,7 @@ def test_every_plot_is_a_picture(page):
 def test_the_run_has_config_versions_and_costs(page):
     open_category(page, "3 Run")
     text = page.frame_locator("iframe").locator("body").inner_text()
-    for wanted in ('"learning_rate": 0.003', "torchao", "finetune", "GPU-hours", "commit of the workflow"):
+    for wanted in ('"learning_rate": 0.003', "torchao", "finetune", "GPU time", "commit of the workflow"):
         assert wanted in text
 
 

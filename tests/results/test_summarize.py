@@ -200,7 +200,7 @@ def test_floats_in_place_of_int4_have_no_speedup(results):
     assert result.returncode == 0
     latencies = {row["name"]: row["latency"] for row in json.loads((results / "summary.json").read_text())["variants"]}
     qat = latencies["qat-int4"]
-    assert (qat["speedup"], qat["no_speedup"]) == (None, "the quantized weights were turned into floats")
+    assert (qat["speedup"], qat["no_speedup"]) == (None, "the quantized weights were converted to floats")
     assert [batch["speedup"] for batch in qat["batches"]] == [None, None]
     assert latencies["base-int4"]["speedup"] == pytest.approx(1.73, abs=0.005)
     table = pd.read_csv(results / "summary.csv").set_index("variant")

@@ -5,7 +5,7 @@ import math
 from int4_qat.results.schema.latency import Batch, Latency
 from int4_qat.results.schema.memory import Memory
 
-DEQUANTIZED = "the quantized weights were turned into floats"
+DEQUANTIZED = "the quantized weights were converted to floats"
 
 
 TIMES = ("batch_size", "mean_s", "std_s", "percentiles_s", "bandwidth_limit_percent")  # keys of one batch size

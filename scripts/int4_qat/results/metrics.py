@@ -32,7 +32,7 @@ class Scale(NamedTuple):
 SHARE = Scale(lambda score: score, True, "share", "share")
 HIGHER = Scale(lambda score: score, True, "", "")
 LOWER = Scale(lambda score: -score, False, "", "")
-DIVERGENCE = Scale(lambda score: -score, False, "nats a token", "nats a token")
+DIVERGENCE = Scale(lambda score: -score, False, "nats per token", "nats per token")
 BITS = Scale(AGGREGATIONS["bits_per_byte"], False, "bits a byte", "nats a byte")
 PERPLEXITY = Scale(AGGREGATIONS["perplexity"], False, "", "nats")
 
