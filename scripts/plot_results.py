@@ -279,8 +279,8 @@ def draw_latency(axes, place: int, latency: dict, colour: str) -> None:
 
 
 def note_dequantized(measured: list[dict]) -> str:
-    """Return a note that figures of dequantized weights are not worth comparing, empty if there are none."""
-    return "\n(quantized weights as floats: not worth comparing)" if any(one["dequantized"] for one in measured) else ""
+    """Return a note that figures of dequantized weights are not comparable, empty if there are none."""
+    return "\n(quantized weights as floats: not comparable)" if any(one["dequantized"] for one in measured) else ""
 
 
 if __name__ == "__main__":
