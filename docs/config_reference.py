@@ -179,7 +179,7 @@ class Reference(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; stop if the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
     check = parser.parse_args().check
     config = read(CONFIG)
     text = page(Reference(config_schema.read(ROOT), config, read(DEMO) | config))

@@ -24,10 +24,10 @@ from int4_qat.system import errors, files
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, type=Path, help="parquet of the training split")
-    parser.add_argument("--test", required=True, nargs="*", metavar="NAME=PATH", help="parquets of test splits")
-    parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=PATH", help="general texts of the training")
-    parser.add_argument("--output", required=True, type=Path, help="JSON with the counts")
+    parser.add_argument("--train", required=True, type=Path, help="parquet file with the training questions")
+    parser.add_argument("--test", required=True, nargs="*", metavar="NAME=PATH", help="test questions, as parquet")
+    parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=PATH", help="texts to train or calibrate on")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for the counts")
     arguments = parser.parse_args()
     tests = named_files.parse("--test", arguments.test, "parquet")
     in_texts = count_in_texts(tests, named_files.parse("--texts", arguments.texts, "text"))

@@ -34,10 +34,10 @@ class Guesser(DummyLM):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, help="lm-eval's name of a task or of a group that it aggregates")
-    parser.add_argument("--dataset", required=True, type=Path, help="folder of the task's data set, as on the Hub")
-    parser.add_argument("--num-fewshot", required=True, type=int, help="examples ahead of each question")
-    parser.add_argument("--output", required=True, type=Path, help="JSON: the metrics that lm-eval reports")
+    parser.add_argument("--task", required=True, help="lm-eval's name of the task, or of a group that it aggregates")
+    parser.add_argument("--dataset", required=True, type=Path, help="folder with the data set, laid out as on the Hub")
+    parser.add_argument("--num-fewshot", required=True, type=int, help="number of examples before each question")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for the metrics that lm-eval reports")
     arguments = parser.parse_args()
     task_manager = task_harness.find(arguments.task)
     names = task_harness.dataset_names(arguments.task, task_manager.task_index)

@@ -20,8 +20,8 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="folders of models; the first is the reference")
-    parser.add_argument("--json", type=Path, help="file for the comparison as JSON")
+    parser.add_argument("results", nargs="+", type=Path, help="folders with results; the first is the reference")
+    parser.add_argument("--json", type=Path, help="JSON file for the comparison")
     arguments = parser.parse_args()
     if len(arguments.results) < 2:
         raise InputError("compare_runs: expected two or more folders of results")

@@ -22,9 +22,9 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="quantized folder, with manifest.json")
-    parser.add_argument("--format", required=True, choices=rooms.words(rooms.FORMATS), help="how it is to be stored")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the same model in that format")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with int4 weights and manifest.json")
+    parser.add_argument("--format", required=True, choices=rooms.words(rooms.FORMATS), help="format of the weights")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the converted checkpoint")
     arguments = parser.parse_args()
     manifest = files.read_json(arguments.checkpoint / "manifest.json")
     scheme = schemes.of_words(manifest["scheme"])

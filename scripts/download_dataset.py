@@ -21,7 +21,7 @@ CARD = "README.md"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="hf://datasets/<owner>/<name>@<commit> or a local folder")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the data set")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the data set")
     arguments = parser.parse_args()
     with files.whole(arguments.output) as folder:
         remote = hub.parse(arguments.source)

@@ -33,9 +33,14 @@ def main() -> None:
     parser.add_argument(
         "--source", required=True, help="hf://datasets/<owner>/<name>@<commit>, a local folder or a .parquet file"
     )
-    parser.add_argument("--name", required=True, help="of the set: the group of questions that have none")
-    parser.add_argument("--num-fewshot", required=True, type=int, help="examples that each group must have in dev")
-    parser.add_argument("--output", required=True, type=Path, help="folder for test, dev .parquet and report.json")
+    parser.add_argument("--name", required=True, help="name of the set, and the group of questions that have none")
+    parser.add_argument(
+        "--num-fewshot",
+        required=True,
+        type=int,
+        help="number of examples before each question; the dev split must have them for each group",
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder for <split>.parquet and report.json")
     arguments = parser.parse_args()
     with scratch.folder() as work, files.whole(arguments.output) as folder:
         folder.mkdir()

@@ -19,10 +19,10 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard-reports", required=True, nargs="+", type=Path, help="JSON of each shard")
-    parser.add_argument("--shard-samples", required=True, nargs="+", type=Path, help="parquet of each shard")
-    parser.add_argument("--output", required=True, type=Path, help="mmlu.json")
-    parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
+    parser.add_argument("--shard-reports", required=True, nargs="+", type=Path, help="JSON files of the shards")
+    parser.add_argument("--shard-samples", required=True, nargs="+", type=Path, help="parquet files of the shards")
+    parser.add_argument("--output", required=True, type=Path, help="path of mmlu.json")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet file with one row per question")
     arguments = parser.parse_args()
     reports = {path: files.read_json(path) for path in arguments.shard_reports}
     tables = [parquet_files.open_file(path, ["subject", "index"]).read() for path in arguments.shard_samples]

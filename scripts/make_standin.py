@@ -52,12 +52,12 @@ OUTLIER_SHARE, OUTLIER_STEP, LARGEST_OUTLIERS = 0.06, 2**0.125, 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="folder for mmlu/, model/ and text/")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the invented facts and of the training")
     parser.add_argument(
         "--int4-cost",
         type=float,
         default=0.16,
-        help="accuracy that outlier channels must cost in int4, on questions and on lines",
+        help="accuracy that int4 must cost, on questions and on lines of text",
     )
     arguments = parser.parse_args()
     facts = standin.invent_families(FAMILIES, WORDS, random.Random(arguments.seed))

@@ -20,9 +20,9 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder in which training started")
-    parser.add_argument("--adapter", required=True, type=Path, help="folder of the peft adapter")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the merged model")
+    parser.add_argument("--model", required=True, type=Path, help="folder with the model before the training")
+    parser.add_argument("--adapter", required=True, type=Path, help="folder with the peft adapter")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the merged model")
     arguments = parser.parse_args()
     model, sources, names = architecture.open_checkpoint(arguments.model)
     config = model.config

@@ -30,10 +30,10 @@ SHADES = {"weights": 1.0, "cache, predicted": 0.6, "activations and the rest": 0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--summary", required=True, type=Path, help="summary.json of summarize")
-    parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant and arm")
-    parser.add_argument("--arms", nargs="*", default=[], help="arms whose training loss is drawn")
-    parser.add_argument("--colours", required=True, type=json.loads, help="JSON: #rrggbb of base and of arms")
+    parser.add_argument("--summary", required=True, type=Path, help="path of summary.json")
+    parser.add_argument("--results", required=True, type=Path, help="folder with the results of the model")
+    parser.add_argument("--arms", nargs="*", default=[], help="arms whose training loss is plotted")
+    parser.add_argument("--colours", required=True, type=json.loads, help="#rrggbb of base and of each arm, as JSON")
     parser.add_argument("--output", required=True, type=Path, help="folder for the plots")
     arguments = parser.parse_args()
     summary = files.read_json(arguments.summary)

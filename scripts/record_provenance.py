@@ -28,11 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", required=True, nargs="+", help="results from which the way back starts")
-    parser.add_argument("--results", required=True, type=Path, help="folder of the model")
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: the config of this model")
-    parser.add_argument("--records", required=True, type=Path, help="Snakemake's folder of records")
-    parser.add_argument("--output", required=True, type=Path, help="provenance.json")
+    parser.add_argument("--targets", required=True, nargs="+", help="results whose origin is recorded")
+    parser.add_argument("--results", required=True, type=Path, help="folder with the results of the model")
+    parser.add_argument("--settings", required=True, type=json.loads, help="config of this model, as JSON")
+    parser.add_argument("--records", required=True, type=Path, help="folder with Snakemake's metadata records")
+    parser.add_argument("--output", required=True, type=Path, help="path of provenance.json")
     arguments = parser.parse_args()
     lineage = follow(arguments.targets, find_records(arguments.records))
     hashes = {path: hash_files(path) for path in sorted(lineage)}

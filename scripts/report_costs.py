@@ -24,11 +24,13 @@ LIVING = ("COMPLETED", "COMPLETING", "RUNNING", "PENDING", "SUSPENDED")  # the a
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", required=True, nargs="+", type=Path, help="benchmarks/<stage>/<job>.tsv")
-    parser.add_argument("--gpu-stages", nargs="*", default=[], metavar="STAGE=GPUS", help="GPUs of a job")
-    parser.add_argument("--slurm-logs", type=Path, default=".snakemake/slurm_logs", help="folder of Slurm's plugin")
-    parser.add_argument("--json", required=True, type=Path)
-    parser.add_argument("--csv", required=True, type=Path)
+    parser.add_argument("--records", required=True, nargs="+", type=Path, help="records, benchmarks/<stage>/<job>.tsv")
+    parser.add_argument("--gpu-stages", nargs="*", default=[], metavar="STAGE=GPUS", help="number of GPUs per job")
+    parser.add_argument(
+        "--slurm-logs", type=Path, default=".snakemake/slurm_logs", help="logs of Snakemake's Slurm plugin"
+    )
+    parser.add_argument("--json", required=True, type=Path, help="JSON file for the costs")
+    parser.add_argument("--csv", required=True, type=Path, help="CSV file for the costs")
     arguments = parser.parse_args()
     gpus = {stage: int(count) for stage, count in (word.split("=") for word in arguments.gpu_stages)}
     stages = sum_up([read_record(path) for path in arguments.records], gpus)

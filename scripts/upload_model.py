@@ -32,14 +32,24 @@ WEIGHTS = (".safetensors", ".safetensors.index.json")  # files of an earlier upl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", required=True, type=Path, help="folder of a model")
-    parser.add_argument("--variant", required=True, help="the quantized variant to publish")
-    parser.add_argument("--repository", help="<owner>/<name> on the Hub, to which the format's suffix is added")
-    parser.add_argument("--recovered-at-least", required=True, type=float, help="for the low end of its interval")
-    parser.add_argument("--lost-at-most", required=True, type=float, help="of the headline, for the high end")
-    parser.add_argument("--public", action="store_true", help="a new repository is private without this")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, and ask nobody")
-    parser.add_argument("--output", type=Path, help="JSON: what was uploaded, and where")
+    parser.add_argument("--results", required=True, type=Path, help="folder with the results of the model")
+    parser.add_argument("--variant", required=True, help="quantized variant to publish")
+    parser.add_argument("--repository", help="<owner>/<name> on the Hub; each format adds its suffix")
+    parser.add_argument(
+        "--recovered-at-least",
+        required=True,
+        type=float,
+        help="minimum for the low end of the interval of the headline's `recovered`",
+    )
+    parser.add_argument(
+        "--lost-at-most",
+        required=True,
+        type=float,
+        help="maximum for the high end of the interval of the headline's loss from base-bf16",
+    )
+    parser.add_argument("--public", action="store_true", help="make a new repository public, not private")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded; contact nobody")
+    parser.add_argument("--output", type=Path, help="JSON file for what was uploaded, and where")
     arguments = parser.parse_args()
     token = None if arguments.dry_run else read_token()
     if token:

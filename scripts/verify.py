@@ -17,7 +17,7 @@ from int4_qat.system import errors, files
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="folder of a model, with provenance.json")
+    parser.add_argument("results", type=Path, help="folder with the results of the model, including provenance.json")
     results = parser.parse_args().results
     found = verification.problems(results)
     if found:
