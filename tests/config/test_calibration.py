@@ -61,7 +61,7 @@ def arm(**changes):
         (changed(["texts"], None), "texts: None is not of type 'object'; there is no value"),
         (
             named(questions=TRAIN),
-            "texts: expected a name other than questions, which are the training questions, found",
+            "texts: expected a name other than questions, the training questions, found",
         ),
         (
             named(wikitext=TRAIN),

@@ -28,7 +28,7 @@ def variants(*names):
     ("config", "expected"),
     [
         (table(**{"int-4": INT4}), "quantizations: expected a name of letters, digits, '.' and '_', since a variant's"),
-        (table(bf16=INT4), "quantizations: expected a name other than bf16, which is the weights as they are, found"),
+        (table(bf16=INT4), "quantizations: expected a name other than bf16, the unquantized weights, found"),
         (changed(["quantizations"], {}), "quantizations: {} should be non-empty"),
         (table(x=INT4 | {"num_bits": 3}), "quantizations.x.num_bits: 3 is not one of [4]"),
         (table(x=INT4 | {"group_size": 100}), "quantizations.x.group_size: 100 is not one of [32, 64, 128, 256]"),
