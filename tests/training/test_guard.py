@@ -105,5 +105,5 @@ def test_without_a_quantization_nothing_is_held_out(untrained, texts, tmp_path):
     assert recipes.recipe_of(config, "lora")["eval_steps"] is None
     assert recipes.recipe_of(config, "qat")["eval_steps"] == 10
     options = training_options(untrained, texts, tmp_path)
-    with pytest.raises(InputError, match=r"^finetune\.eval_steps: expected null without a quantization, found 10$"):
+    with pytest.raises(InputError, match=r"eval_steps: expected null in an arm without a quantization, found 10$"):
         run.train(options, Recipe(**RECIPE | {"eval_steps": 10}), transformers)

@@ -200,7 +200,7 @@ def test_what_no_training_can_do_from_there_is_one_line(folder, texts, tmp_path,
 def test_unsloth_trains_on_no_given_grids(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastModel=None))
     recipe = Recipe(**RECIPE | seen(limits.UNSLOTH_SCHEME) | {"backend": "unsloth", "qat_target": "base+lora_a"})
-    with pytest.raises(InputError, match=r"^finetune\.start: expected null, unsloth trains on no given grids"):
+    with pytest.raises(InputError, match=r"^finetune\.start: expected null, since unsloth cannot train on given grids"):
         unsloth.add_adapters(folder, recipe, "cuda")
 
 

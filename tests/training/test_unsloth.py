@@ -155,12 +155,12 @@ def test_cuda_is_not_started_before_a_gpu_is_claimed(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"qat_target": "base"}, "qat_target: unsloth trains 'base+lora_a', not 'base'"),
+        ({"qat_target": "base"}, "qat_target: expected 'base+lora_a' with backend unsloth, found 'base'"),
         *(
-            (seen(scheme), f"quantization: unsloth trains {INT4}, not {scheme}")
+            (seen(scheme), f"quantization: expected {INT4}, with backend unsloth, found {scheme}")
             for scheme in [schemes.int4(64), schemes.int4(128, schemes.INTEGER), schemes.int4(128, None)]
         ),
-        ({"start": "gptq"}, "start: expected null, unsloth trains on no given grids, found 'gptq'"),
+        ({"start": "gptq"}, "start: expected null, since unsloth cannot train on given grids, found 'gptq'"),
         (
             {"start": None, "eval_steps": 10},
             "eval_steps: expected null with backend unsloth, found 10",
@@ -173,7 +173,7 @@ def test_what_it_cannot_do_is_one_line(change, problem):
     assert limits.unsloth_misfits(recipe, "cuda") == []
     assert limits.unsloth_misfits(recipe | change, "cuda") == [problem]
     assert limits.unsloth_misfits(recipe | change | {"backend": "transformers"}, "cuda") == []
-    assert limits.unsloth_misfits(recipe, "cpu") == ["backend: unsloth needs device 'cuda', not 'cpu'"]
+    assert limits.unsloth_misfits(recipe, "cpu") == ["backend: expected device 'cuda' for unsloth, found 'cpu'"]
 
 
 @pytest.mark.parametrize("column", ["input_ids", "labels"])
