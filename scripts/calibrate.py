@@ -62,21 +62,23 @@ def main() -> None:
     found = calibration.calibrate(model, texts, quantized, method.calibrate, scheme, arguments.batch_size)
     rounded = sorted(calibration.layers_of(model, quantized)[1])
     write(arguments, model, sources, names, found, rounded)
-    counts = f"{len(found) - len(rounded)} linears calibrated by {arguments.method} on {texts.numel()} tokens"
-    print(f"{counts}, {len(rounded)} outside the layers rounded{peak(arguments.device)}")
+    counts = f"calibrated {len(found) - len(rounded)} linears by {arguments.method} on {texts.numel()} tokens"
+    print(f"{counts}, rounded {len(rounded)} outside the layers{peak(arguments.device)}")
 
 
 def refuse_idle_method(word: str, needs: tuple[str, ...]) -> None:
     """Raise InputError for a method that needs no texts."""
     if not needs:
-        raise InputError(f"--method: expected one that texts calibrate, found {word}, which quantize does alone")
+        raise InputError(
+            f"--method: expected one that calibrates on texts, found {word}, which needs none; run quantize"
+        )
 
 
 def refuse_made_for_int4(checkpoint: Path) -> None:
     """Raise InputError for weights that were already calibrated or trained for int4."""
     if (checkpoint / record.CALIBRATION).exists() or record.is_trained_in_int4(checkpoint):
         raise InputError(
-            f"{checkpoint}: expected weights that were neither calibrated nor trained for int4, found such"
+            f"{checkpoint}: expected original weights, found some that were calibrated or trained for int4"
         )
 
 

@@ -34,9 +34,9 @@ def main() -> None:
     found = {name: counted | {"in_texts": in_texts[name]} for name, counted in count(arguments.train, tests).items()}
     files.write_json(arguments.output, found)
     for name, counted in found.items():
-        print(f"{name}: {counted['exact']} of {counted['questions']} test questions stand in the training texts")
+        print(f"{name}: {counted['exact']} of {counted['questions']} test questions occur among the training questions")
         for text, standing in counted["in_texts"].items():
-            print(f"{name}: {standing} of {counted['questions']} test questions stand in {text}")
+            print(f"{name}: {standing} of {counted['questions']} test questions occur in {text}")
 
 
 KEYS: dict[str, Callable[[dict], Hashable]] = {

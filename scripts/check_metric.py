@@ -25,7 +25,7 @@ def main() -> None:
     task, metrics = checked["task"], checked["metrics"]
     if arguments.metric not in metrics:
         raise InputError(
-            f"evaluation.tasks: {task} has no metric '{arguments.metric}'; expected {' or '.join(metrics)}"
+            f"evaluation.tasks: {task}: expected a metric {' or '.join(metrics)}, found '{arguments.metric}'"
         )
     refuse_as_headline(arguments, checked)
     files.write_json(arguments.output, {"task": task, "metric": arguments.metric})

@@ -67,7 +67,7 @@ def main() -> None:
             device=devices.name(arguments.device),
         ),
     )
-    print(f"{sum(differing.values())} weights differ; relative difference of the logits: {difference:.2e}")
+    print(f"{sum(differing.values())} weights differ; the relative difference of the logits is {difference:.2e}")
 
 
 def differing_weights(

@@ -80,7 +80,9 @@ def ask(arguments: argparse.Namespace, loaded: Loaded, task_manager: TaskManager
 def misfit(arguments: argparse.Namespace, error: Exception) -> InputError:
     """Return what lm-eval or the task says, as an InputError of one line."""
     reason = f"{type(error).__name__}: {one_line(error)}"
-    return InputError(f"evaluation.tasks: {arguments.task} does not fit {arguments.dataset} ({reason})")
+    return InputError(
+        f"evaluation.tasks: {arguments.task}: expected data that fit the task in {arguments.dataset}, found {reason}"
+    )
 
 
 def refuse_missing_examples(arguments: argparse.Namespace, tasks: dict) -> None:
@@ -101,8 +103,8 @@ def refuse_other_examples(arguments: argparse.Namespace, examples: dict[str, int
     for name, count in examples.items():
         if count != arguments.num_fewshot:
             raise InputError(
-                f"evaluation.tasks: lm-eval asks {name} with {count} examples whatever is set; expected num_fewshot "
-                f"{count}, found {arguments.num_fewshot}"
+                f"evaluation.tasks: {name}: expected num_fewshot {count}, the only number with which lm-eval asks it, "
+                f"found {arguments.num_fewshot}"
             )
 
 

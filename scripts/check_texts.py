@@ -43,7 +43,7 @@ def main() -> None:
     files.write_json(arguments.output, found)
     for name, counted in found.items():
         for text, standing in counted["in_texts"].items():
-            print(f"{name}: {standing} of {counted['runs']} runs of {shared_words.LONGEST} words stand in {text}")
+            print(f"{name}: {standing} of {counted['runs']} runs of {shared_words.LONGEST} words occur in {text}")
 
 
 def count(held_out: dict[str, Path], others: dict[str, Path]) -> dict[str, dict]:

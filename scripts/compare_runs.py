@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="JSON file for the comparison")
     arguments = parser.parse_args()
     if len(arguments.results) < 2:
-        raise InputError("compare_runs: expected two or more folders of results")
+        raise InputError(f"compare_runs: expected two or more folders of results, found {len(arguments.results)}")
     reference, *others = (read_run(folder) for folder in arguments.results)
     refuse_other_headlines(reference, others)
     comparison = {"reference": reference["folder"], "runs": [compare(run, reference) for run in others]}
@@ -40,7 +40,7 @@ def read_run(folder: Path) -> dict:
     """Return provenance, summary and, if the headline is of multiple-choice questions, the answers of each variant."""
     summary, provenance = files.read_json(folder / "summary.json"), files.read_json(folder / "provenance.json")
     if "headline" not in summary:
-        raise InputError(f"{folder / 'summary.json'}: expected the key headline, found none; run the workflow again")
+        raise InputError(f"{folder / 'summary.json'}: expected the key headline, found none; re-run the workflow")
     rows = {row["name"]: row for row in summary["variants"]}
     asked = asked_by(provenance["settings"], summary["headline"]["metric"])
     return {

@@ -30,7 +30,7 @@ def main() -> None:
     scheme = schemes.of_words(manifest["scheme"])
     source, target = (rooms.load(rooms.FORMATS, word) for word in (manifest["format"], arguments.format))
     if needed := target.misfit(scheme):
-        raise InputError(f"{arguments.checkpoint}: expected {needed}, which {arguments.format} holds, found {scheme}")
+        raise InputError(f"{arguments.checkpoint}: expected {needed}, as {arguments.format} requires, found {scheme}")
     model = architecture.without_weights(arguments.checkpoint)
     stored = weight_files.stored_tensors(arguments.checkpoint)
     keys = sorted({source.weight_of(part) for part in stored})
@@ -56,7 +56,7 @@ def main() -> None:
         layers = exports.with_bytes_after(manifest["layers"], target, weights, names, scheme)
         changes = {"layers": layers, "format": arguments.format, "bytes_after": weight_files.file_bytes(folder)}
         files.write_json(folder / "manifest.json", manifest | changes)
-    print(f"{len(in_int4)} linears in {arguments.format}; read back and compared: 0 weights differ")
+    print(f"stored {len(in_int4)} linears in {arguments.format}; read back, 0 weights differ")
 
 
 if __name__ == "__main__":

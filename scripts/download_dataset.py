@@ -49,7 +49,9 @@ def link(source: Path, folder: Path) -> None:
     taken = [file for file in listed if is_one_of((*TABLES, CARD), file.name)]
     for file in listed:
         if file not in taken and is_one_of(TABLES, file.name.lower()):
-            raise InputError(f"{file}: expected a suffix in lower case, `datasets` reads no other, found {file.suffix}")
+            raise InputError(
+                f"{file}: expected a suffix in lower case, since `datasets` reads no other, found {file.suffix}"
+            )
     files.link(source, folder, taken)
 
 

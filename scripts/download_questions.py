@@ -105,7 +105,7 @@ def check_groups(source: str, questions: dict, num_fewshot: int) -> None:
     """Raise InputError unless each group has at least two test questions and the examples it needs."""
     if num_fewshot and "dev" not in questions:
         reason = f"the examples of num_fewshot {num_fewshot}"
-        raise InputError(f"{source}: expected a split dev beside test, {reason}, found none")
+        raise InputError(f"{source}: expected a split dev next to test, for {reason}, found none")
     question_files.refuse_untested(source, questions)
     mmlu_parquet.check_subjects(source, questions, questions["test"], num_fewshot)
 

@@ -89,7 +89,7 @@ def run_lmms_eval(arguments: argparse.Namespace) -> dict:
         for pattern, kept in KEPT.items():
             written = sorted((folder / "output").rglob(pattern))
             if not written:
-                raise InputError(f"lmms-eval wrote no {kept}; {processes.last_lines(log)}")
+                raise InputError(f"lmms-eval: expected a file {kept}, found none; {processes.last_lines(log)}")
             shutil.copyfile(written[-1], arguments.lmms_runs / kept)
     return files.read_json(arguments.lmms_runs / RESULTS)
 

@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = tokenization.load_as_is(arguments.tokenizer)
     if tokenizer.chat_template is None:
-        raise InputError(f"{arguments.tokenizer}: the tokenizer has no chat template")
+        raise InputError(f"{arguments.tokenizer}: expected a tokenizer with a chat template, found one without")
     format_split(arguments.mmlu, tokenizer, arguments.output)
 
 

@@ -184,7 +184,9 @@ def make_hard_to_quantize(
         left = accuracies(in_int4(text_model), exams)
         if (left <= known - cost).all():
             shown = [f"{one:.3f}, in int4 {other:.3f}" for one, other in zip(known, left, strict=True)]
-            print(f"outlier channels {factor:.1f} times as large: questions {shown[0]}; persons {shown[1]}")
+            print(
+                f"outlier channels are {factor:.1f} times as large; accuracy: questions {shown[0]}; persons {shown[1]}"
+            )
             return
     raise RuntimeError(f"outliers of up to {factor:.0f} do not cost {cost} of the accuracy in int4; try another --seed")
 

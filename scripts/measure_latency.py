@@ -166,7 +166,10 @@ def bench_latency(folder: Path, cache: Path, size: int, repeat: int, arguments: 
         "--output-json": report,
     }
     words = ["bench", "latency", *(word for pair in options.items() for word in pair), *arguments.vllm_arguments]
-    print(f"vllm bench latency, batch size {size}, repeat {repeat + 1} of {arguments.repeats}: {log}", flush=True)
+    print(
+        f"running vllm bench latency, batch size {size}, repeat {repeat + 1} of {arguments.repeats}; log: {log}",
+        flush=True,
+    )
     vllm_process.run(words, log, arguments.vllm_time_limit, cache)
     vllm_process.kernel_of(arguments.checkpoint, log)  # a fallback ends the job here, not after all runs
     return read_latencies(report, log, arguments.iterations)

@@ -29,7 +29,7 @@ def main() -> None:
     pairs = adapters.read(model, arguments.adapter)
     unstored = sorted(pairs.keys() - set(names.values()))
     if unstored:
-        raise InputError(f"{arguments.adapter}: {unstored[0]} is not among the weights of {arguments.model}")
+        raise InputError(f"{arguments.adapter}: expected an adapter of {arguments.model}, which has no {unstored[0]}")
 
     def write(key: str) -> None:
         if names[key] in pairs:
@@ -51,7 +51,7 @@ def main() -> None:
         record.copy_record(arguments.adapter, folder)
         grids.copy(grids.of_training(arguments.adapter, arguments.model), folder)
         architecture.copy_companions(arguments.model, folder)
-    print(f"{len(pairs)} adapters merged into {len(sources)} tensors; read back and compared: 0 weights differ")
+    print(f"merged {len(pairs)} adapters into {len(sources)} tensors; read back, 0 weights differ")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def plot_divergence(rows: list[dict], marks: dict[str, dict], verdicts: list[dic
                 value, ci95 = found[metric]["value"], found[metric]["ci95"]
                 axes.errorbar(scale * value, place, **plot_parts.spread(value, ci95, scale), **mark)
         plot_parts.name_rows(left, [row["name"] for row in rows])
-        left.set_xlabel(f"{text}: KL (nats a token), lower is better, 95% intervals")
+        left.set_xlabel(f"{text}: KL (nats per token), lower is better, 95% intervals")
         right.set_xlabel("same likeliest token (%)")
     return figure
 
@@ -188,7 +188,7 @@ def plot_recovery_by_subject(accuracies: pd.DataFrame, references: list[str], ma
     accuracies = accuracies.loc[(-cost).sort_values(kind="stable").index]
     places = range(len(accuracies))
     figure = Figure(figsize=(8, 1.8 + 0.2 * len(accuracies)))
-    figure.suptitle("accuracy by subject, where the quantization cost most first")
+    figure.suptitle("accuracy by subject, with the largest cost of quantization first")
     axes = figure.add_subplot()
     axes.hlines(
         places, accuracies[references].min(axis=1), accuracies[variants.BASELINE], color=plot_parts.GREY, linewidth=1
@@ -280,7 +280,7 @@ def draw_latency(axes, place: int, latency: dict, colour: str) -> None:
 
 def note_dequantized(measured: list[dict]) -> str:
     """Return a note that figures of dequantized weights are not worth comparing, empty if there are none."""
-    return "\n(quantized weights as floats: not worth comparing)" if any(one["dequantized"] for one in measured) else ""
+    return "\n(quantized weights ran as floats: do not compare)" if any(one["dequantized"] for one in measured) else ""
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main() -> None:
     scheme, layout = schemes.of_words(arguments.scheme), rooms.load(rooms.FORMATS, arguments.format)
     method = rooms.load(rooms.METHODS, arguments.method)
     if needed := layout.misfit(scheme):
-        raise InputError(f"quantizations: {arguments.format} holds {needed}, found {scheme}")
+        raise InputError(f"quantizations: expected {needed}, as {arguments.format} requires, found {scheme}")
     model, sources, names = architecture.open_checkpoint(arguments.checkpoint)
     layers = linears.choose(model, set(names.values()), scheme, arguments.ignore)
     chosen = {"scheme": scheme.words, "layers": layers, "others": linears.others(model)}
@@ -63,7 +63,7 @@ def main() -> None:
         weights = {key: unquantized[key] for key in in_int4}
         chosen["layers"] = exports.with_bytes_after(layers, layout, weights, names, scheme)
         files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder, sum(differing.values())))
-    print(f"{len(quantized)} of {len(layers)} linears in int4; read back and compared: 0 weights differ")
+    print(f"stored {len(quantized)} of {len(layers)} linears in int4; read back, 0 weights differ")
 
 
 def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path, differing: int) -> dict:

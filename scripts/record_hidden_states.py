@@ -70,7 +70,7 @@ def refuse_half_a_base(base: Path | None, states: Path | None) -> None:
     """Raise InputError unless both the base and its states are given, or neither."""
     if (base is None) != (states is None):
         given, missing = ("--base", "--base-states") if states is None else ("--base-states", "--base")
-        raise InputError(f"{missing}: expected a folder beside {given}, found none")
+        raise InputError(f"{missing}: expected a folder, since {given} is given, found none")
 
 
 def windows_of(tokenizer: PreTrainedTokenizerBase, path: Path, context: int, limit: int | None) -> list[list[int]]:

@@ -79,7 +79,9 @@ def follow(targets: list[str], records: dict[str, Path]) -> dict[str, dict | Non
             if lineage[path]:
                 waiting += lineage[path]["input"]
             elif Path(path).parts[0] in sources.WRITTEN:
-                raise InputError(f"{path}: Snakemake has no record of how it was made; delete it and run again")
+                raise InputError(
+                    f"{path}: expected Snakemake's record of how it was made, found none; delete the file and re-run"
+                )
     return lineage
 
 
@@ -96,7 +98,7 @@ def check_stale(lineage: dict[str, dict | None], hashes: dict[str, dict[str, str
         for source, found in (record or {}).get("input_checksums", {}).items():
             if source in hashes.get(source, {}) and found != f"sha256:{hashes[source][source]}":
                 raise InputError(
-                    f"{path}: made from another {source} than the one that is there; run the workflow again"
+                    f"{path}: expected a result of the present {source}, found one of another; re-run the workflow"
                 )
 
 

@@ -45,7 +45,7 @@ def main() -> None:
     print(stages.to_string(index=False, float_format="{:.3f}".format))
     print(f"total: {total['hours']:.3f} hours of jobs, {total['gpu_hours']:.3f} GPU-hours")
     if accounts is not None:
-        print(f"besides: {total['unfinished_hours']:.3f} hours of attempts that came to nothing")
+        print(f"in addition: {total['unfinished_hours']:.3f} hours of attempts that failed or were preempted")
     files.write_json(arguments.json, {"stages": stages.to_dict(orient="records"), "total": total})
 
 
@@ -103,7 +103,7 @@ def read_accounts(ids: list[str]) -> pd.DataFrame | None:
 
 def uncounted(reason: str) -> None:
     """Print that there are no accounts, and why."""
-    print(f"attempts that came to nothing are not counted, Slurm has no accounts of them: {reason}")
+    print(f"failed and preempted attempts are not counted, since Slurm has no accounts of them: {reason}")
 
 
 def last_runs(attempts: pd.DataFrame) -> pd.DataFrame:

@@ -67,7 +67,7 @@ def main() -> None:
         for repository, contents in by_repository.items():
             print("\n".join(f"{name}: {path.stat().st_size} bytes" for name, path in contents.items()))
             visibility = "public" if arguments.public else "private"
-            print(f"would go to {repository} ({visibility}): {amount(contents)}")
+            print(f"would be uploaded to {repository} ({visibility}): {amount(contents)}")
         return
     api, links = HfApi(token=token), {}
     disable_progress_bars()
@@ -122,16 +122,16 @@ def below_thresholds(arguments: argparse.Namespace) -> list[str]:
     wanted = (headline, name, variants.BASELINE)
     pairs = [pair for pair in summary["comparisons"] if (pair["metric"], pair["variant"], pair["reference"]) == wanted]
     if not pairs:
-        return [f"{headline} has no interval"]
+        return [f"expected an interval of {headline}, found none"]
     least, most, lost = arguments.recovered_at_least, arguments.lost_at_most, -pairs[0]["difference_ci95"][0]
     found = []
     if not row["recovered_resolved"]:
         found.append(f"recovered of {headline} is not resolved")
     elif row["recovered_ci95"][0] < least:
         low = f"recovered of {headline} may be as low as {row['recovered_ci95'][0]:.4f}"
-        found.append(f"{low}, at least {least:g} is asked for")
+        found.append(f"{low}, expected at least {least:g}")
     if lost > most:
-        found.append(f"what {headline} lost may be as high as {lost:.4f}, at most {most:g} is asked for")
+        found.append(f"the loss of {headline} may be as high as {lost:.4f}, expected at most {most:g}")
     return found
 
 
@@ -147,7 +147,7 @@ def read_token() -> str:
     """Return the token from the environment alone; a login on this machine is not used."""
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
-        raise InputError("HF_TOKEN: expected a token that may write, found none in the environment")
+        raise InputError("HF_TOKEN: expected a token with write access, found none in the environment")
     return token
 
 
@@ -162,7 +162,9 @@ def create(api: HfApi, repository: str, arguments: argparse.Namespace) -> bool:
     except hub.FAILURES as error:
         raise refused(repository, error, arguments) from None
     if not is_private and not arguments.public:
-        raise InputError(f"{repository} is there and public; --public, publish.private in the config, allows that")
+        raise InputError(
+            f"{repository}: expected a private repository, found a public one; set publish.private to false"
+        )
     return is_private
 
 

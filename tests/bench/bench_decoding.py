@@ -51,8 +51,8 @@ def main() -> None:
         prompts = torch.randint(100, 10_000, (size, arguments.input_len), generator=generator).to(arguments.device)
         record["batches"][size] = batch = measure(made(), prompts, arguments)
         files.write_json(arguments.output, record)
-        clock = f"{batch['whole_s']:.3f} s, {batch['ms_per_token']:.3f} ms a token, the GPU busy for"
-        print(f"{size} at once: {clock} {batch['busy_ms']:.3f}")
+        clock = f"{batch['whole_s']:.3f} s, {batch['ms_per_token']:.3f} ms per token, GPU busy for"
+        print(f"{size} at once: {clock} {batch['busy_ms']:.3f} ms")
         for name, milliseconds in list(batch["kernels_ms"].items())[:SHOWN]:
             print(f"{milliseconds:9.4f} ms  {name[:120]}", flush=True)
 

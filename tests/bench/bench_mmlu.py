@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each engine")
     parser.add_argument("--vocabulary", type=int, default=262_144, help="number of tokens in the vocabulary")
     arguments = parser.parse_args()
-    source = os.environ.get("MMLU_DIR") or sys.exit("MMLU_DIR: expected a folder with MMLU")
+    source = os.environ.get("MMLU_DIR") or sys.exit("MMLU_DIR: expected a folder with MMLU, found none")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         run("download_mmlu", "--source", source, "--output", folder / "mmlu")

@@ -94,7 +94,7 @@ def test_the_end_counts_against_the_start(log, worse):
     if worse:
         with pytest.raises(InputError) as caught:
             log_table.refuse_worse(rows)
-        assert f"at most 0.2000 nats a token, where training began, found {worse} after 9 steps" in str(caught.value)
+        assert f"at most 0.2000 nats per token, as at the start, found {worse} after 9 steps" in str(caught.value)
     else:
         log_table.refuse_worse(rows)
 

@@ -71,7 +71,7 @@ def test_an_odd_one_is_left_for_another_and_that_is_said(tmp_path, monkeypatch, 
         assert str(folder).startswith(("/tmp/", "/var/tmp/"))
     assert (
         capsys.readouterr().out
-        == f"TMPDIR: a library would misread {str(tmp_path / name)!r}; scratch files go to /tmp\n"
+        == f"TMPDIR: scratch files go to /tmp, since a library would misread {str(tmp_path / name)!r}\n"
     )
     with scratch.plain(tmp_path / name) as path:
         assert path.resolve() == tmp_path / name

@@ -275,7 +275,7 @@ def _too_few_examples(config: dict) -> list[str]:
     shots = asked["num_fewshot"] if asked else 0
     if not examples or examples["count"] >= shots:
         return []
-    found = f"dev of {source} has {examples['count']} examples of '{examples['subject']}'"
+    found = f"dev of {source} has no more examples of '{examples['subject']}'"
     return [f"evaluation.mmlu.num_fewshot: expected at most {examples['count']}, since {found}, found {shots}"]
 
 
