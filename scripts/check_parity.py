@@ -34,13 +34,13 @@ TOKENS = 256  # of each text, at most
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder in which training started")
-    parser.add_argument("--adapter", required=True, type=Path, help="folder of the peft adapter, with qat.json")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder in int4, with manifest.json")
-    parser.add_argument("--texts", required=True, type=Path, help="parquet with the column text")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--gpus", default=1, type=int, help="over which a model is spread that is too large for one")
-    parser.add_argument("--output", required=True, type=Path, help="JSON")
+    parser.add_argument("--model", required=True, type=Path, help="folder with the model before the training")
+    parser.add_argument("--adapter", required=True, type=Path, help="folder with the peft adapter and qat.json")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with int4 weights and manifest.json")
+    parser.add_argument("--texts", required=True, type=Path, help="parquet file with the column text")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--gpus", default=1, type=int, help="number of GPUs, for a model that is too large for one")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for the comparison")
     arguments = parser.parse_args()
     devices.claim(arguments.device, arguments.gpus)
     training = files.read_json(arguments.adapter / record.RECORD)
@@ -67,7 +67,7 @@ def main() -> None:
             device=devices.name(arguments.device),
         ),
     )
-    print(f"{sum(differing.values())} weights differ; relative difference of the logits: {difference:.2e}")
+    print(f"{sum(differing.values())} weights differ; the relative difference of the logits is {difference:.2e}")
 
 
 def differing_weights(

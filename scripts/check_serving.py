@@ -44,17 +44,17 @@ CANDIDATES = 5  # most likely next tokens in transformers; rounding can change t
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder that transformers loads")
-    parser.add_argument("--served", required=True, type=Path, help="folder with the same weights that vLLM serves")
-    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
-    parser.add_argument("--concurrency", required=True, type=int, nargs="+", help="numbers of requests at once")
-    parser.add_argument("--max-tokens", required=True, type=int, help="most tokens of an answer")
-    parser.add_argument("--time-limit", default=1800, type=float, help="seconds for the start, and for an answer")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--gpus", default=1, type=int, help="over which vLLM spreads the model")
-    parser.add_argument("--vllm-runs", default=Path("vllm"), type=Path, help="folder for vLLM's JSON and logs")
-    parser.add_argument("--output", required=True, type=Path, help="serving.json")
-    parser.add_argument("vllm_arguments", nargs="*", help="after `--`: more arguments for vllm serve")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the weights, for transformers")
+    parser.add_argument("--served", required=True, type=Path, help="folder with the same weights, for vLLM")
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES), help="number format of the model")
+    parser.add_argument("--concurrency", required=True, type=int, nargs="+", help="numbers of simultaneous requests")
+    parser.add_argument("--max-tokens", required=True, type=int, help="maximum number of tokens per answer")
+    parser.add_argument("--time-limit", default=1800, type=float, help="seconds for the server to start, or to answer")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--gpus", default=1, type=int, help="number of GPUs over which vLLM spreads the model")
+    parser.add_argument("--vllm-runs", default=Path("vllm"), type=Path, help="folder for vLLM's JSON files and logs")
+    parser.add_argument("--output", required=True, type=Path, help="path of serving.json")
+    parser.add_argument("vllm_arguments", nargs="*", help="more arguments for vllm serve, after `--`")
     arguments = parser.parse_args()
     arguments.vllm_arguments += vllm_process.shared_by(arguments.gpus, arguments.served)
     devices.claim(arguments.device, arguments.gpus)
@@ -106,7 +106,9 @@ def served(arguments: argparse.Namespace) -> Iterator[tuple[openai.OpenAI, float
             try:
                 yield openai.OpenAI(base_url=f"http://{HOST}:{port}/v1", **options), startup_seconds
             except openai.OpenAIError as error:
-                raise InputError(f"no answer ({error}); {processes.last_lines(log)}") from None
+                raise InputError(
+                    f"vllm serve: expected an answer, found none ({error}); {processes.last_lines(log)}"
+                ) from None
 
 
 def free_port() -> int:
@@ -158,7 +160,9 @@ def check_likeliest(
     )
     found = response.choices[0].text
     if found.strip() not in [token.strip() for token in expected]:
-        raise InputError(f"{arguments.served}: vLLM says {found!r}, transformers one of {expected}; not its weights?")
+        raise InputError(
+            f"{arguments.served}: expected one of {expected}, the likeliest tokens in transformers, found {found!r}"
+        )
     return found
 
 
@@ -173,7 +177,9 @@ def check_answer(client: openai.OpenAI, arguments: argparse.Namespace) -> Answer
     )
     answer = response.choices[0] if response.choices else None
     if not (answer and answer.message.content and answer.finish_reason in ("stop", "length")):
-        raise InputError(f"expected a text that ends with 'stop' or 'length', found {response.model_dump_json()}")
+        raise InputError(
+            f"vllm serve: expected a text that ends with 'stop' or 'length', found {response.model_dump_json()}"
+        )
     return Answer(
         content=answer.message.content,
         finish_reason=answer.finish_reason,
@@ -207,7 +213,7 @@ def measure(client: openai.OpenAI, requests: int, arguments: argparse.Namespace)
             "--result-filename": f"{name}.json",
         }
         words = ["bench", "serve", *(word for pair in options.items() for word in pair), "--skip-chat-template"]
-        print(f"vllm bench serve, {requests} at once: {log}", flush=True)
+        print(f"running vllm bench serve with {requests} requests at once; log: {log}", flush=True)
         vllm_process.run([*words, "--ignore-eos", "--save-result", "--save-detailed"], log, arguments.time_limit)
         report = files.read_json(folder / f"{name}.json")
     files.write_json(arguments.vllm_runs / f"{name}.json", report)

@@ -34,10 +34,10 @@ class Guesser(DummyLM):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, help="lm-eval's name of a task or of a group that it aggregates")
-    parser.add_argument("--dataset", required=True, type=Path, help="folder of the task's data set, as on the Hub")
-    parser.add_argument("--num-fewshot", required=True, type=int, help="examples ahead of each question")
-    parser.add_argument("--output", required=True, type=Path, help="JSON: the metrics that lm-eval reports")
+    parser.add_argument("--task", required=True, help="lm-eval's name of the task, or of a group that it aggregates")
+    parser.add_argument("--dataset", required=True, type=Path, help="folder with the data set, laid out as on the Hub")
+    parser.add_argument("--num-fewshot", required=True, type=int, help="number of examples before each question")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for the metrics that lm-eval reports")
     arguments = parser.parse_args()
     task_manager = task_harness.find(arguments.task)
     names = task_harness.dataset_names(arguments.task, task_manager.task_index)
@@ -80,7 +80,9 @@ def ask(arguments: argparse.Namespace, loaded: Loaded, task_manager: TaskManager
 def misfit(arguments: argparse.Namespace, error: Exception) -> InputError:
     """Return what lm-eval or the task says, as an InputError of one line."""
     reason = f"{type(error).__name__}: {one_line(error)}"
-    return InputError(f"evaluation.tasks: {arguments.task} does not fit {arguments.dataset} ({reason})")
+    return InputError(
+        f"evaluation.tasks: {arguments.task}: expected data that fit the task in {arguments.dataset}, found {reason}"
+    )
 
 
 def refuse_missing_examples(arguments: argparse.Namespace, tasks: dict) -> None:
@@ -101,8 +103,8 @@ def refuse_other_examples(arguments: argparse.Namespace, examples: dict[str, int
     for name, count in examples.items():
         if count != arguments.num_fewshot:
             raise InputError(
-                f"evaluation.tasks: lm-eval asks {name} with {count} examples whatever is set; expected num_fewshot "
-                f"{count}, found {arguments.num_fewshot}"
+                f"evaluation.tasks: {name}: expected num_fewshot {count}, the only number with which lm-eval asks it, "
+                f"found {arguments.num_fewshot}"
             )
 
 

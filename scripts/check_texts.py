@@ -28,11 +28,13 @@ KEYS = {"training": "finetune.texts", "calibration": "calibration.texts"}  # con
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--held-out", required=True, nargs="*", metavar="NAME=PATH", help="texts to measure on")
+    parser.add_argument(
+        "--held-out", required=True, nargs="*", metavar="NAME=PATH", help="held-out texts to measure on"
+    )
     for option in KEYS:
-        kinds = "texts, conversations, or parquets of questions"
+        kinds = "texts, conversations, or parquet files with questions"
         parser.add_argument(f"--{option}", required=True, nargs="*", metavar="NAME=PATH", help=kinds)
-    parser.add_argument("--output", required=True, type=Path, help="JSON with the counts")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for the counts")
     arguments = parser.parse_args()
     held_out = named_files.parse("--held-out", arguments.held_out, "text")
     read = {key: named_files.parse(f"--{option}", vars(arguments)[option], "text") for option, key in KEYS.items()}
@@ -41,7 +43,7 @@ def main() -> None:
     files.write_json(arguments.output, found)
     for name, counted in found.items():
         for text, standing in counted["in_texts"].items():
-            print(f"{name}: {standing} of {counted['runs']} runs of {shared_words.LONGEST} words stand in {text}")
+            print(f"{name}: {standing} of {counted['runs']} runs of {shared_words.LONGEST} words occur in {text}")
 
 
 def count(held_out: dict[str, Path], others: dict[str, Path]) -> dict[str, dict]:

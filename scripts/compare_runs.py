@@ -20,11 +20,11 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="folders of models; the first is the reference")
-    parser.add_argument("--json", type=Path, help="file for the comparison as JSON")
+    parser.add_argument("results", nargs="+", type=Path, help="folders with results; the first is the reference")
+    parser.add_argument("--json", type=Path, help="JSON file for the comparison")
     arguments = parser.parse_args()
     if len(arguments.results) < 2:
-        raise InputError("compare_runs: expected two or more folders of results")
+        raise InputError(f"compare_runs: expected two or more folders of results, found {len(arguments.results)}")
     reference, *others = (read_run(folder) for folder in arguments.results)
     refuse_other_headlines(reference, others)
     comparison = {"reference": reference["folder"], "runs": [compare(run, reference) for run in others]}
@@ -40,7 +40,7 @@ def read_run(folder: Path) -> dict:
     """Return provenance, summary and, if the headline is of multiple-choice questions, the answers of each variant."""
     summary, provenance = files.read_json(folder / "summary.json"), files.read_json(folder / "provenance.json")
     if "headline" not in summary:
-        raise InputError(f"{folder / 'summary.json'}: expected the key headline, found none; run the workflow again")
+        raise InputError(f"{folder / 'summary.json'}: expected the key headline, found none; re-run the workflow")
     rows = {row["name"]: row for row in summary["variants"]}
     asked = asked_by(provenance["settings"], summary["headline"]["metric"])
     return {

@@ -22,15 +22,15 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="quantized folder, with manifest.json")
-    parser.add_argument("--format", required=True, choices=rooms.words(rooms.FORMATS), help="how it is to be stored")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the same model in that format")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with int4 weights and manifest.json")
+    parser.add_argument("--format", required=True, choices=rooms.words(rooms.FORMATS), help="format of the weights")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the converted checkpoint")
     arguments = parser.parse_args()
     manifest = files.read_json(arguments.checkpoint / "manifest.json")
     scheme = schemes.of_words(manifest["scheme"])
     source, target = (rooms.load(rooms.FORMATS, word) for word in (manifest["format"], arguments.format))
     if needed := target.misfit(scheme):
-        raise InputError(f"{arguments.checkpoint}: expected {needed}, which {arguments.format} holds, found {scheme}")
+        raise InputError(f"{arguments.checkpoint}: expected {needed}, as {arguments.format} requires, found {scheme}")
     model = architecture.without_weights(arguments.checkpoint)
     stored = weight_files.stored_tensors(arguments.checkpoint)
     keys = sorted({source.weight_of(part) for part in stored})
@@ -56,7 +56,7 @@ def main() -> None:
         layers = exports.with_bytes_after(manifest["layers"], target, weights, names, scheme)
         changes = {"layers": layers, "format": arguments.format, "bytes_after": weight_files.file_bytes(folder)}
         files.write_json(folder / "manifest.json", manifest | changes)
-    print(f"{len(in_int4)} linears in {arguments.format}; read back and compared: 0 weights differ")
+    print(f"stored {len(in_int4)} linears in {arguments.format}; read back, 0 weights differ")
 
 
 if __name__ == "__main__":

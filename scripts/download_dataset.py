@@ -21,7 +21,7 @@ CARD = "README.md"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="hf://datasets/<owner>/<name>@<commit> or a local folder")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the data set")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the data set")
     arguments = parser.parse_args()
     with files.whole(arguments.output) as folder:
         remote = hub.parse(arguments.source)
@@ -49,7 +49,9 @@ def link(source: Path, folder: Path) -> None:
     taken = [file for file in listed if is_one_of((*TABLES, CARD), file.name)]
     for file in listed:
         if file not in taken and is_one_of(TABLES, file.name.lower()):
-            raise InputError(f"{file}: expected a suffix in lower case, `datasets` reads no other, found {file.suffix}")
+            raise InputError(
+                f"{file}: expected a suffix in lower case, since `datasets` reads no other, found {file.suffix}"
+            )
     files.link(source, folder, taken)
 
 

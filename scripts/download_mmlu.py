@@ -23,8 +23,10 @@ CHOICES = range(len(mmlu.LETTERS), len(mmlu.LETTERS) + 1)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="hf://datasets/<owner>/<name>@<commit> or a local folder")
-    parser.add_argument("--splits", nargs="+", default=mmlu.SPLITS, choices=mmlu.SPLITS, help="all, if left out")
-    parser.add_argument("--num-fewshot", type=int, help="refuse what lm-eval cannot score with so many examples")
+    parser.add_argument("--splits", nargs="+", default=mmlu.SPLITS, choices=mmlu.SPLITS, help="all splits if omitted")
+    parser.add_argument(
+        "--num-fewshot", type=int, help="number of examples before each question; if given, check that dev has enough"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder for <split>.parquet and report.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, files.whole(arguments.output) as folder:

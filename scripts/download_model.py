@@ -24,10 +24,10 @@ from int4_qat.system.errors import InputError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="hf://<owner>/<name>@<commit> or a local folder")
-    parser.add_argument("--settings", type=json.loads, help="JSON: the config of this model, which must fit it")
-    parser.add_argument("--results", type=Path, help="folder of the results, whose disk must have room for them")
-    parser.add_argument("--facts", type=Path, help="JSON: what a config must know of the model to fit it")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the model")
+    parser.add_argument("--settings", type=json.loads, help="config of this model, as JSON, to be checked")
+    parser.add_argument("--results", type=Path, help="folder for the results; its disk must have enough space for them")
+    parser.add_argument("--facts", type=Path, help="JSON file for the facts that a config is checked against")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the model")
     arguments = parser.parse_args()
     remote, facts = hub.parse(arguments.source), {}
     with files.whole(arguments.output) as folder:

@@ -33,9 +33,14 @@ def main() -> None:
     parser.add_argument(
         "--source", required=True, help="hf://datasets/<owner>/<name>@<commit>, a local folder or a .parquet file"
     )
-    parser.add_argument("--name", required=True, help="of the set: the group of questions that have none")
-    parser.add_argument("--num-fewshot", required=True, type=int, help="examples that each group must have in dev")
-    parser.add_argument("--output", required=True, type=Path, help="folder for test, dev .parquet and report.json")
+    parser.add_argument("--name", required=True, help="name of the set, and the group of questions that have none")
+    parser.add_argument(
+        "--num-fewshot",
+        required=True,
+        type=int,
+        help="number of examples before each question; the dev split must have them for each group",
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder for <split>.parquet and report.json")
     arguments = parser.parse_args()
     with scratch.folder() as work, files.whole(arguments.output) as folder:
         folder.mkdir()
@@ -100,7 +105,7 @@ def check_groups(source: str, questions: dict, num_fewshot: int) -> None:
     """Raise InputError unless each group has at least two test questions and the examples it needs."""
     if num_fewshot and "dev" not in questions:
         reason = f"the examples of num_fewshot {num_fewshot}"
-        raise InputError(f"{source}: expected a split dev beside test, {reason}, found none")
+        raise InputError(f"{source}: expected a split dev next to test, for {reason}, found none")
     question_files.refuse_untested(source, questions)
     mmlu_parquet.check_subjects(source, questions, questions["test"], num_fewshot)
 

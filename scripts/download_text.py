@@ -20,11 +20,11 @@ from int4_qat.system.errors import InputError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="hf://datasets/<owner>/<name>@<commit> or a local folder")
-    parser.add_argument("--files", nargs="+", default=texts.PATTERNS, help="patterns of paths below the source")
+    parser.add_argument("--files", nargs="+", default=texts.PATTERNS, help="patterns of files, relative to the source")
     columns = parser.add_mutually_exclusive_group()
-    columns.add_argument("--column", default="text", help="of parquet files, or key of JSON lines: texts")
-    columns.add_argument("--messages", metavar="COLUMN", help="of the same: lists of messages with role and content")
-    parser.add_argument("--output", required=True, type=Path, help="text file, or JSON lines of conversations")
+    columns.add_argument("--column", default="text", help="column, or JSON key, that holds a text")
+    columns.add_argument("--messages", metavar="COLUMN", help="column, or JSON key, that holds a conversation")
+    parser.add_argument("--output", required=True, type=Path, help="text file, or JSON lines file for conversations")
     arguments = parser.parse_args()
     row = texts.conversation_row if arguments.messages else texts.text_row
     text = read(arguments.source, arguments.files, arguments.messages or arguments.column, row)

@@ -42,16 +42,16 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # withheld, since lmms-eval wri
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16 or int4")
     parser.add_argument("--model", required=True, help="lmms-eval's name of the model's class, such as gemma3")
     parser.add_argument("--dataset", required=True, type=Path, help="folder with data/test-*.parquet")
-    parser.add_argument("--limit", type=int, help="the first questions; all if left out")
-    parser.add_argument("--batch-size", required=True, type=int)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--limit", type=int, help="number of questions, counted from the first; all if omitted")
+    parser.add_argument("--batch-size", required=True, type=int, help="number of questions asked at once")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
     parser.add_argument("--lmms-runs", required=True, type=Path, help="folder for lmms-eval's log, JSON and answers")
-    parser.add_argument("--time-limit", default=14_400, type=float, help="seconds for lmms-eval")
-    parser.add_argument("--output", required=True, type=Path, help="chartqa.json")
-    parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
+    parser.add_argument("--time-limit", default=14_400, type=float, help="seconds allowed for lmms-eval")
+    parser.add_argument("--output", required=True, type=Path, help="path of chartqa.json")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet file with one row per question")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     results = run_lmms_eval(arguments)
@@ -89,7 +89,7 @@ def run_lmms_eval(arguments: argparse.Namespace) -> dict:
         for pattern, kept in KEPT.items():
             written = sorted((folder / "output").rglob(pattern))
             if not written:
-                raise InputError(f"lmms-eval wrote no {kept}; {processes.last_lines(log)}")
+                raise InputError(f"lmms-eval: expected a file {kept}, found none; {processes.last_lines(log)}")
             shutil.copyfile(written[-1], arguments.lmms_runs / kept)
     return files.read_json(arguments.lmms_runs / RESULTS)
 

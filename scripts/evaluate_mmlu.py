@@ -26,19 +26,29 @@ from int4_qat.system import devices, errors, files, scratch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
-    parser.add_argument("--mmlu", required=True, type=Path, help="folder with dev, validation, test .parquet")
-    parser.add_argument("--shard", type=int, default=0, help="which of the shards, from 0")
-    parser.add_argument("--shards", type=int, default=1, help="into how many the subjects are divided")
-    parser.add_argument("--engine", default="stock", choices=list(scoring.ENGINES), help="stock is lm-eval's own")
-    parser.add_argument("--num-fewshot", required=True, type=int, help="examples ahead of each question")
-    parser.add_argument("--limit", type=int, help="questions of each subject; all if left out")
-    parser.add_argument("--batch-size", required=True, type=int)
-    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--gpus", default=1, type=int, help="that share the questions, or a model too large for one")
-    parser.add_argument("--output", required=True, type=Path, help="JSON with what lm-eval reports")
-    parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16 or int4")
+    parser.add_argument("--mmlu", required=True, type=Path, help="folder with dev, validation and test .parquet")
+    parser.add_argument("--shard", type=int, default=0, help="number of the shard, counted from 0")
+    parser.add_argument("--shards", type=int, default=1, help="number of shards into which the subjects are divided")
+    parser.add_argument(
+        "--engine",
+        default="stock",
+        choices=list(scoring.ENGINES),
+        help="stock is lm-eval's own code; last_position gives the same scores faster",
+    )
+    parser.add_argument("--num-fewshot", required=True, type=int, help="number of examples before each question")
+    parser.add_argument("--limit", type=int, help="number of questions per subject; all if omitted")
+    parser.add_argument(
+        "--batch-size",
+        required=True,
+        type=int,
+        help="number of questions at once; last_position takes 1,024 tokens for each",
+    )
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES), help="number format of the model")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--gpus", default=1, type=int, help="number of GPUs that share the questions, or a large model")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for the results that lm-eval reports")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet file with one row per question")
     arguments = parser.parse_args()
     splits = {
         split: mmlu_parquet.count_subjects(arguments.mmlu / f"{split}.parquet") for split in mmlu.EVALUATION_SPLITS

@@ -28,18 +28,30 @@ from int4_qat.system import devices, errors, files, scratch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
-    parser.add_argument("--name", required=True, help="of the set: the group of questions that have none")
-    parser.add_argument("--questions", required=True, type=Path, help="folder with test and, for shots, dev .parquet")
-    parser.add_argument("--engine", default="stock", choices=list(scoring.ENGINES), help="stock is lm-eval's own")
-    parser.add_argument("--num-fewshot", required=True, type=int, help="examples ahead of each question")
-    parser.add_argument("--limit", type=int, help="questions of each group; all if left out")
-    parser.add_argument("--batch-size", required=True, type=int)
-    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--gpus", default=1, type=int, help="that share the questions, or a model too large for one")
-    parser.add_argument("--output", required=True, type=Path, help="JSON with what lm-eval reports")
-    parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16 or int4")
+    parser.add_argument("--name", required=True, help="name of the set of questions")
+    parser.add_argument(
+        "--questions", required=True, type=Path, help="folder with test and, for examples, dev .parquet"
+    )
+    parser.add_argument(
+        "--engine",
+        default="stock",
+        choices=list(scoring.ENGINES),
+        help="stock is lm-eval's own code; last_position gives the same scores faster",
+    )
+    parser.add_argument("--num-fewshot", required=True, type=int, help="number of examples before each question")
+    parser.add_argument("--limit", type=int, help="number of questions per group; all if omitted")
+    parser.add_argument(
+        "--batch-size",
+        required=True,
+        type=int,
+        help="number of questions at once; last_position takes 1,024 tokens for each",
+    )
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES), help="number format of the model")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--gpus", default=1, type=int, help="number of GPUs that share the questions, or a large model")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for the results that lm-eval reports")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet file with one row per question")
     arguments = parser.parse_args()
     groups = find_groups(arguments.questions, arguments.num_fewshot)
     choices = question_tasks.most_choices(arguments.questions / "test.parquet")

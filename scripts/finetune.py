@@ -22,18 +22,30 @@ from int4_qat.system import errors, rooms
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder of the base model, or of a calibrated one")
-    parser.add_argument("--base", type=Path, help="folder of the base, from which a calibrated one can be distilled")
-    parser.add_argument("--texts", required=True, nargs="+", metavar="NAME=PATH", help="the texts of the recipe")
-    parser.add_argument("--recipe", required=True, type=json.loads, help="JSON: an arm of `finetune` in the config")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--processes", type=int, default=1, help="how many train together, each on a GPU of its own")
-    parser.add_argument("--spread", default="auto", help="whether each process holds a share of the frozen weights")
-    parser.add_argument("--checkpoints", required=True, type=Path, help="folder to resume from")
+    parser.add_argument("--model", required=True, type=Path, help="folder with the model to train")
+    parser.add_argument("--base", type=Path, help="folder with the base model, if --model is calibrated")
+    parser.add_argument("--texts", required=True, nargs="+", metavar="NAME=PATH", help="texts to train on")
+    parser.add_argument("--recipe", required=True, type=json.loads, help="settings of the training, as JSON")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes, each on its own GPU")
+    parser.add_argument(
+        "--spread",
+        default="auto",
+        help="whether the GPUs share the frozen weights: always, never, or auto if they do not fit on one",
+    )
+    parser.add_argument(
+        "--checkpoints", required=True, type=Path, help="folder for training checkpoints, to resume from"
+    )
     parser.add_argument("--adapter", required=True, type=Path, help="folder for the peft adapter")
-    parser.add_argument("--log-table", required=True, type=Path, help="CSV of each logged step")
-    parser.add_argument("--report-to", default="none", help="where to report metrics as well: a value of transformers")
-    parser.add_argument("--allow-worse", type=int, default=0, choices=[0, 1], help="1: it may end worse than it began")
+    parser.add_argument("--log-table", required=True, type=Path, help="CSV file for the figures of each logged step")
+    parser.add_argument("--report-to", default="none", help="service to report metrics to, as transformers names it")
+    parser.add_argument(
+        "--allow-worse",
+        type=int,
+        default=0,
+        choices=[0, 1],
+        help="1 accepts a training that ends further from the base than it began",
+    )
     options = vars(parser.parse_args())
     processes = options.pop("processes")
     if processes == 1:
@@ -59,7 +71,7 @@ def launch(processes: int, options: dict) -> None:
     devices.claim(options["device"], processes)
     stopped = ranks.launch(processes, [__file__, *sys.argv[1:]])
     if stopped and not (options["adapter"].exists() and options["log_table"].exists()):
-        raise errors.InputError("finetune: stopped by SIGTERM; the next run goes on from the last checkpoint")
+        raise errors.InputError("finetune: stopped by SIGTERM; the next run resumes from the last checkpoint")
 
 
 def train(options: dict) -> None:

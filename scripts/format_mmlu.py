@@ -29,11 +29,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mmlu", required=True, type=Path, help="parquet with question, subject, choices, answer")
     parser.add_argument("--tokenizer", required=True, type=Path, help="folder of a model with a chat template")
-    parser.add_argument("--output", required=True, type=Path, help="parquet with text and subject")
+    parser.add_argument("--output", required=True, type=Path, help="parquet file with the columns text and subject")
     arguments = parser.parse_args()
     tokenizer = tokenization.load_as_is(arguments.tokenizer)
     if tokenizer.chat_template is None:
-        raise InputError(f"{arguments.tokenizer}: the tokenizer has no chat template")
+        raise InputError(f"{arguments.tokenizer}: expected a tokenizer with a chat template, found one without")
     format_split(arguments.mmlu, tokenizer, arguments.output)
 
 

@@ -19,10 +19,10 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard-reports", required=True, nargs="+", type=Path, help="JSON of each shard")
-    parser.add_argument("--shard-samples", required=True, nargs="+", type=Path, help="parquet of each shard")
-    parser.add_argument("--output", required=True, type=Path, help="mmlu.json")
-    parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per question")
+    parser.add_argument("--shard-reports", required=True, nargs="+", type=Path, help="JSON files of the shards")
+    parser.add_argument("--shard-samples", required=True, nargs="+", type=Path, help="parquet files of the shards")
+    parser.add_argument("--output", required=True, type=Path, help="path of mmlu.json")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet file with one row per question")
     arguments = parser.parse_args()
     reports = {path: files.read_json(path) for path in arguments.shard_reports}
     tables = [parquet_files.open_file(path, ["subject", "index"]).read() for path in arguments.shard_samples]
@@ -44,13 +44,13 @@ def gather(reports: dict[Path, Shard], samples: pd.DataFrame) -> Mmlu:
     for path, report in reports.items():
         for key in ("settings", "versions"):
             if report[key] != first[key]:
-                raise InputError(f"{path}: {key} differ from those of the first shard")
+                raise InputError(f"{path}: expected the {key} of the first shard, found others")
         if shared := sorted(by_subject.keys() & report["by_subject"].keys()):
-            raise InputError(f"{path}: {shared[0]} is in another shard too")
+            raise InputError(f"{path}: expected each subject in one shard, found {shared[0]} in two")
         by_subject |= report["by_subject"]
     counted = samples["subject"].value_counts().to_dict()
     if counted != {subject: scores["questions"] for subject, scores in by_subject.items()}:
-        raise InputError("gather_mmlu: the samples are not those of the reports")
+        raise InputError("--shard-samples: expected the samples of the reports, found others")
     subjects = pd.DataFrame.from_dict(by_subject, orient="index").sort_index()
     categories = {name: Scores(**answers.pool(group)) for name, group in sorted(subjects.groupby("category"))}
     return Mmlu(

@@ -17,11 +17,13 @@ PROMPT = "Give me a short introduction to large language models."
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
-    parser.add_argument("--dtype", default="bfloat16", choices=list(architecture.DTYPES))
-    parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--max-new-tokens", default=32768, type=int)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16 or int4")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=list(architecture.DTYPES), help="number format of the model"
+    )
+    parser.add_argument("--prompt", default=PROMPT, help="prompt to answer")
+    parser.add_argument("--max-new-tokens", default=32768, type=int, help="maximum number of tokens to generate")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     model = inference.load_model(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)

@@ -12,8 +12,8 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder of the base model")
-    parser.add_argument("--output", required=True, type=Path, help="folder of links")
+    parser.add_argument("--model", required=True, type=Path, help="folder with the base model")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the links")
     arguments = parser.parse_args()
     if not arguments.model.is_dir():
         raise InputError(f"{arguments.model}: expected a folder with a model, found none")

@@ -52,12 +52,12 @@ OUTLIER_SHARE, OUTLIER_STEP, LARGEST_OUTLIERS = 0.06, 2**0.125, 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="folder for mmlu/, model/ and text/")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the invented facts and of the training")
     parser.add_argument(
         "--int4-cost",
         type=float,
         default=0.16,
-        help="accuracy that outlier channels must cost in int4, on questions and on lines",
+        help="accuracy that int4 must cost, on questions and on lines of text",
     )
     arguments = parser.parse_args()
     facts = standin.invent_families(FAMILIES, WORDS, random.Random(arguments.seed))
@@ -184,7 +184,9 @@ def make_hard_to_quantize(
         left = accuracies(in_int4(text_model), exams)
         if (left <= known - cost).all():
             shown = [f"{one:.3f}, in int4 {other:.3f}" for one, other in zip(known, left, strict=True)]
-            print(f"outlier channels {factor:.1f} times as large: questions {shown[0]}; persons {shown[1]}")
+            print(
+                f"outlier channels are {factor:.1f} times as large; accuracy: questions {shown[0]}; persons {shown[1]}"
+            )
             return
     raise RuntimeError(f"outliers of up to {factor:.0f} do not cost {cost} of the accuracy in int4; try another --seed")
 

@@ -43,21 +43,21 @@ class Measured(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
-    parser.add_argument("--engine", required=True, choices=["transformers", "vllm"])
-    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
-    parser.add_argument("--input-len", required=True, type=int, help="tokens of the prompt")
-    parser.add_argument("--output-len", required=True, type=int, help="tokens to generate")
-    parser.add_argument("--batch-sizes", required=True, type=int, nargs="+", help="requests at once")
-    parser.add_argument("--warmup", required=True, type=int, help="iterations that do not count")
-    parser.add_argument("--iterations", required=True, type=int)
-    parser.add_argument("--repeats", default=1, type=int, help="measurements of each batch size, for the spread")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--gpus", default=1, type=int, help="over which vLLM spreads the model")
-    parser.add_argument("--vllm-runs", default=Path("vllm"), type=Path, help="folder for vLLM's JSON and logs")
-    parser.add_argument("--vllm-time-limit", default=3600, type=float, help="seconds for one run of vLLM")
-    parser.add_argument("--output", required=True, type=Path, help="latency.json")
-    parser.add_argument("vllm_arguments", nargs="*", help="after `--`: more arguments for vLLM")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16 or int4")
+    parser.add_argument("--engine", required=True, choices=["transformers", "vllm"], help="engine to measure")
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES), help="number format of the model")
+    parser.add_argument("--input-len", required=True, type=int, help="number of tokens in the prompt")
+    parser.add_argument("--output-len", required=True, type=int, help="number of tokens to generate")
+    parser.add_argument("--batch-sizes", required=True, type=int, nargs="+", help="numbers of requests at once")
+    parser.add_argument("--warmup", required=True, type=int, help="number of iterations that are not counted")
+    parser.add_argument("--iterations", required=True, type=int, help="number of iterations that are counted")
+    parser.add_argument("--repeats", default=1, type=int, help="number of measurements of each batch size")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--gpus", default=1, type=int, help="number of GPUs over which vLLM spreads the model")
+    parser.add_argument("--vllm-runs", default=Path("vllm"), type=Path, help="folder for vLLM's JSON files and logs")
+    parser.add_argument("--vllm-time-limit", default=3600, type=float, help="seconds allowed for one run of vLLM")
+    parser.add_argument("--output", required=True, type=Path, help="path of latency.json")
+    parser.add_argument("vllm_arguments", nargs="*", help="more arguments for vllm bench latency, after `--`")
     arguments = parser.parse_args()
     if arguments.engine == "transformers" and arguments.gpus > 1:
         raise InputError(f"gpu: expected 1 for measure_latency with engine transformers, found {arguments.gpus}")
@@ -166,7 +166,10 @@ def bench_latency(folder: Path, cache: Path, size: int, repeat: int, arguments: 
         "--output-json": report,
     }
     words = ["bench", "latency", *(word for pair in options.items() for word in pair), *arguments.vllm_arguments]
-    print(f"vllm bench latency, batch size {size}, repeat {repeat + 1} of {arguments.repeats}: {log}", flush=True)
+    print(
+        f"running vllm bench latency, batch size {size}, repeat {repeat + 1} of {arguments.repeats}; log: {log}",
+        flush=True,
+    )
     vllm_process.run(words, log, arguments.vllm_time_limit, cache)
     vllm_process.kernel_of(arguments.checkpoint, log)  # a fallback ends the job here, not after all runs
     return read_latencies(report, log, arguments.iterations)

@@ -53,11 +53,11 @@ class PeakResidentMemory:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder, bf16 or int4")
-    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
-    parser.add_argument("--max-new-tokens", required=True, type=int)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--output", required=True, type=Path, help="memory.json")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16 or int4")
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES), help="number format of the model")
+    parser.add_argument("--max-new-tokens", required=True, type=int, help="number of tokens to generate")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--output", required=True, type=Path, help="path of memory.json")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
     with PeakResidentMemory() as resident:

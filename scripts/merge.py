@@ -20,16 +20,16 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder in which training started")
-    parser.add_argument("--adapter", required=True, type=Path, help="folder of the peft adapter")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the merged model")
+    parser.add_argument("--model", required=True, type=Path, help="folder with the model before the training")
+    parser.add_argument("--adapter", required=True, type=Path, help="folder with the peft adapter")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the merged model")
     arguments = parser.parse_args()
     model, sources, names = architecture.open_checkpoint(arguments.model)
     config = model.config
     pairs = adapters.read(model, arguments.adapter)
     unstored = sorted(pairs.keys() - set(names.values()))
     if unstored:
-        raise InputError(f"{arguments.adapter}: {unstored[0]} is not among the weights of {arguments.model}")
+        raise InputError(f"{arguments.adapter}: expected an adapter of {arguments.model}, which has no {unstored[0]}")
 
     def write(key: str) -> None:
         if names[key] in pairs:
@@ -51,7 +51,7 @@ def main() -> None:
         record.copy_record(arguments.adapter, folder)
         grids.copy(grids.of_training(arguments.adapter, arguments.model), folder)
         architecture.copy_companions(arguments.model, folder)
-    print(f"{len(pairs)} adapters merged into {len(sources)} tensors; read back and compared: 0 weights differ")
+    print(f"merged {len(pairs)} adapters into {len(sources)} tensors; read back, 0 weights differ")
 
 
 if __name__ == "__main__":

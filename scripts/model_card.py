@@ -16,9 +16,9 @@ from int4_qat.system import errors, files
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", required=True, type=Path, help="folder with summary.json and the variants")
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: the config of this model")
-    parser.add_argument("--output", required=True, type=Path, help="model_card.md")
+    parser.add_argument("--results", required=True, type=Path, help="folder with the results of the model")
+    parser.add_argument("--settings", required=True, type=json.loads, help="config of this model, as JSON")
+    parser.add_argument("--output", required=True, type=Path, help="path of model_card.md")
     arguments = parser.parse_args()
     text = card.render(arguments.results, arguments.settings)
     with files.whole(arguments.output) as unfinished:

@@ -30,10 +30,10 @@ SHADES = {"weights": 1.0, "cache, predicted": 0.6, "activations and the rest": 0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--summary", required=True, type=Path, help="summary.json of summarize")
-    parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant and arm")
-    parser.add_argument("--arms", nargs="*", default=[], help="arms whose training loss is drawn")
-    parser.add_argument("--colours", required=True, type=json.loads, help="JSON: #rrggbb of base and of arms")
+    parser.add_argument("--summary", required=True, type=Path, help="path of summary.json")
+    parser.add_argument("--results", required=True, type=Path, help="folder with the results of the model")
+    parser.add_argument("--arms", nargs="*", default=[], help="arms whose training loss is plotted")
+    parser.add_argument("--colours", required=True, type=json.loads, help="#rrggbb of base and of each arm, as JSON")
     parser.add_argument("--output", required=True, type=Path, help="folder for the plots")
     arguments = parser.parse_args()
     summary = files.read_json(arguments.summary)
@@ -188,7 +188,7 @@ def plot_recovery_by_subject(accuracies: pd.DataFrame, references: list[str], ma
     accuracies = accuracies.loc[(-cost).sort_values(kind="stable").index]
     places = range(len(accuracies))
     figure = Figure(figsize=(8, 1.8 + 0.2 * len(accuracies)))
-    figure.suptitle("accuracy by subject, where the quantization cost most first")
+    figure.suptitle("accuracy by subject, with the largest cost of quantization first")
     axes = figure.add_subplot()
     axes.hlines(
         places, accuracies[references].min(axis=1), accuracies[variants.BASELINE], color=plot_parts.GREY, linewidth=1
@@ -280,7 +280,7 @@ def draw_latency(axes, place: int, latency: dict, colour: str) -> None:
 
 def note_dequantized(measured: list[dict]) -> str:
     """Return a note that figures of dequantized weights are not comparable, empty if there are none."""
-    return "\n(quantized weights as floats: not comparable)" if any(one["dequantized"] for one in measured) else ""
+    return "\n(quantized weights ran as floats: do not compare)" if any(one["dequantized"] for one in measured) else ""
 
 
 if __name__ == "__main__":

@@ -25,17 +25,17 @@ from int4_qat.system.errors import InputError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder in bf16")
-    parser.add_argument("--scheme", required=True, type=json.loads, help="JSON: the words of a quantization")
-    parser.add_argument("--ignore", nargs="*", default=[], help="modules that stay in bf16: names, or parts of names")
-    parser.add_argument("--method", required=True, choices=rooms.words(rooms.METHODS), help="how codes are found")
-    parser.add_argument("--format", required=True, choices=rooms.words(rooms.FORMATS), help="how they are stored")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the quantized model, with manifest.json")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16")
+    parser.add_argument("--scheme", required=True, type=json.loads, help="scheme of the quantization, as JSON")
+    parser.add_argument("--ignore", nargs="*", default=[], help="names, or parts of names, of modules kept in bf16")
+    parser.add_argument("--method", required=True, choices=rooms.words(rooms.METHODS), help="method to find the codes")
+    parser.add_argument("--format", required=True, choices=rooms.words(rooms.FORMATS), help="format of the weights")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the quantized model and manifest.json")
     arguments = parser.parse_args()
     scheme, layout = schemes.of_words(arguments.scheme), rooms.load(rooms.FORMATS, arguments.format)
     method = rooms.load(rooms.METHODS, arguments.method)
     if needed := layout.misfit(scheme):
-        raise InputError(f"quantizations: {arguments.format} holds {needed}, found {scheme}")
+        raise InputError(f"quantizations: expected {needed}, as {arguments.format} requires, found {scheme}")
     model, sources, names = architecture.open_checkpoint(arguments.checkpoint)
     layers = linears.choose(model, set(names.values()), scheme, arguments.ignore)
     chosen = {"scheme": scheme.words, "layers": layers, "others": linears.others(model)}
@@ -63,7 +63,7 @@ def main() -> None:
         weights = {key: unquantized[key] for key in in_int4}
         chosen["layers"] = exports.with_bytes_after(layers, layout, weights, names, scheme)
         files.write_json(folder / "manifest.json", manifest(arguments, chosen, folder, sum(differing.values())))
-    print(f"{len(quantized)} of {len(layers)} linears in int4; read back and compared: 0 weights differ")
+    print(f"stored {len(quantized)} of {len(layers)} linears in int4; read back, 0 weights differ")
 
 
 def manifest(arguments: argparse.Namespace, chosen: dict, folder: Path, differing: int) -> dict:

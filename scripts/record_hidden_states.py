@@ -31,18 +31,18 @@ WINDOWS = 2  # the minimum that shows how much windows differ
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder in bf16")
-    parser.add_argument("--base", type=Path, help="folder of the base in bf16; left out for the base itself")
-    parser.add_argument("--base-states", type=Path, help="folder of this program, of the base; goes with --base")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16")
+    parser.add_argument("--base", type=Path, help="folder with the base model, in bf16; omitted for the base itself")
+    parser.add_argument("--base-states", type=Path, help="output of record_hidden_states for the base")
     parser.add_argument("--texts", required=True, type=Path, nargs="+", help="text files, each named after its text")
-    parser.add_argument("--context", required=True, type=int, help="tokens of a window, bos included")
-    parser.add_argument("--limit", type=int, help="tokens of each text; all if left out")
-    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES))
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--gpus", default=1, type=int, help="over which a model is spread that is too large for one")
-    parser.add_argument("--output", required=True, type=Path, help="folder, a file for each text")
-    parser.add_argument("--report", required=True, type=Path, help="divergence.json")
-    parser.add_argument("--samples", required=True, type=Path, help="parquet with one row per window")
+    parser.add_argument("--context", required=True, type=int, help="number of tokens per window, bos included")
+    parser.add_argument("--limit", type=int, help="number of tokens per text; all if omitted")
+    parser.add_argument("--dtype", required=True, choices=list(architecture.DTYPES), help="number format of the model")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--gpus", default=1, type=int, help="number of GPUs, for a model that is too large for one")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the hidden states, one file per text")
+    parser.add_argument("--report", required=True, type=Path, help="path of divergence.json")
+    parser.add_argument("--samples", required=True, type=Path, help="parquet file with one row per window")
     arguments = parser.parse_args()
     devices.claim(arguments.device, arguments.gpus)
     refuse_half_a_base(arguments.base, arguments.base_states)
@@ -70,7 +70,7 @@ def refuse_half_a_base(base: Path | None, states: Path | None) -> None:
     """Raise InputError unless both the base and its states are given, or neither."""
     if (base is None) != (states is None):
         given, missing = ("--base", "--base-states") if states is None else ("--base-states", "--base")
-        raise InputError(f"{missing}: expected a folder beside {given}, found none")
+        raise InputError(f"{missing}: expected a folder, since {given} is given, found none")
 
 
 def windows_of(tokenizer: PreTrainedTokenizerBase, path: Path, context: int, limit: int | None) -> list[list[int]]:

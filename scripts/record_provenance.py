@@ -28,11 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", required=True, nargs="+", help="results from which the way back starts")
-    parser.add_argument("--results", required=True, type=Path, help="folder of the model")
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: the config of this model")
-    parser.add_argument("--records", required=True, type=Path, help="Snakemake's folder of records")
-    parser.add_argument("--output", required=True, type=Path, help="provenance.json")
+    parser.add_argument("--targets", required=True, nargs="+", help="results whose origin is recorded")
+    parser.add_argument("--results", required=True, type=Path, help="folder with the results of the model")
+    parser.add_argument("--settings", required=True, type=json.loads, help="config of this model, as JSON")
+    parser.add_argument("--records", required=True, type=Path, help="folder with Snakemake's metadata records")
+    parser.add_argument("--output", required=True, type=Path, help="path of provenance.json")
     arguments = parser.parse_args()
     lineage = follow(arguments.targets, find_records(arguments.records))
     hashes = {path: hash_files(path) for path in sorted(lineage)}
@@ -79,7 +79,9 @@ def follow(targets: list[str], records: dict[str, Path]) -> dict[str, dict | Non
             if lineage[path]:
                 waiting += lineage[path]["input"]
             elif Path(path).parts[0] in sources.WRITTEN:
-                raise InputError(f"{path}: Snakemake has no record of how it was made; delete it and run again")
+                raise InputError(
+                    f"{path}: expected Snakemake's record of how it was made, found none; delete the file and re-run"
+                )
     return lineage
 
 
@@ -96,7 +98,7 @@ def check_stale(lineage: dict[str, dict | None], hashes: dict[str, dict[str, str
         for source, found in (record or {}).get("input_checksums", {}).items():
             if source in hashes.get(source, {}) and found != f"sha256:{hashes[source][source]}":
                 raise InputError(
-                    f"{path}: made from another {source} than the one that is there; run the workflow again"
+                    f"{path}: expected a result of the present {source}, found one of another; re-run the workflow"
                 )
 
 

@@ -23,11 +23,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--card", required=True, type=Path, help="model_card.md")
-    parser.add_argument("--provenance", required=True, type=Path, help="provenance.json of record_provenance")
-    parser.add_argument("--costs", required=True, type=Path, help="costs.json of report_costs")
-    parser.add_argument("--results-page", required=True, type=Path, help="HTML")
-    parser.add_argument("--run-page", required=True, type=Path, help="HTML")
+    parser.add_argument("--card", required=True, type=Path, help="path of model_card.md")
+    parser.add_argument("--provenance", required=True, type=Path, help="path of provenance.json")
+    parser.add_argument("--costs", required=True, type=Path, help="path of costs.json")
+    parser.add_argument("--results-page", required=True, type=Path, help="HTML file for the model card")
+    parser.add_argument("--run-page", required=True, type=Path, help="HTML file for the config, versions and costs")
     arguments = parser.parse_args()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -24,11 +24,13 @@ LIVING = ("COMPLETED", "COMPLETING", "RUNNING", "PENDING", "SUSPENDED")  # the a
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", required=True, nargs="+", type=Path, help="benchmarks/<stage>/<job>.tsv")
-    parser.add_argument("--gpu-stages", nargs="*", default=[], metavar="STAGE=GPUS", help="GPUs of a job")
-    parser.add_argument("--slurm-logs", type=Path, default=".snakemake/slurm_logs", help="folder of Slurm's plugin")
-    parser.add_argument("--json", required=True, type=Path)
-    parser.add_argument("--csv", required=True, type=Path)
+    parser.add_argument("--records", required=True, nargs="+", type=Path, help="records, benchmarks/<stage>/<job>.tsv")
+    parser.add_argument("--gpu-stages", nargs="*", default=[], metavar="STAGE=GPUS", help="number of GPUs per job")
+    parser.add_argument(
+        "--slurm-logs", type=Path, default=".snakemake/slurm_logs", help="logs of Snakemake's Slurm plugin"
+    )
+    parser.add_argument("--json", required=True, type=Path, help="JSON file for the costs")
+    parser.add_argument("--csv", required=True, type=Path, help="CSV file for the costs")
     arguments = parser.parse_args()
     gpus = {stage: int(count) for stage, count in (word.split("=") for word in arguments.gpu_stages)}
     stages = sum_up([read_record(path) for path in arguments.records], gpus)
@@ -43,7 +45,7 @@ def main() -> None:
     print(stages.to_string(index=False, float_format="{:.3f}".format))
     print(f"total: {total['hours']:.3f} hours of jobs, {total['gpu_hours']:.3f} GPU-hours")
     if accounts is not None:
-        print(f"besides: {total['unfinished_hours']:.3f} hours of attempts that came to nothing")
+        print(f"in addition: {total['unfinished_hours']:.3f} hours of attempts that failed or were preempted")
     files.write_json(arguments.json, {"stages": stages.to_dict(orient="records"), "total": total})
 
 
@@ -101,7 +103,7 @@ def read_accounts(ids: list[str]) -> pd.DataFrame | None:
 
 def uncounted(reason: str) -> None:
     """Print that there are no accounts, and why."""
-    print(f"attempts that came to nothing are not counted, Slurm has no accounts of them: {reason}")
+    print(f"failed and preempted attempts are not counted, since Slurm has no accounts of them: {reason}")
 
 
 def last_runs(attempts: pd.DataFrame) -> pd.DataFrame:

@@ -31,8 +31,8 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configfile", nargs="+", default=[], type=Path, help="YAML or JSON, laid over config.yaml")
-    parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="laid over all files")
+    parser.add_argument("--configfile", nargs="+", default=[], type=Path, help="files that override config.yaml")
+    parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="entries that override all files")
     return parser.parse_args()
 
 

@@ -21,24 +21,24 @@ from int4_qat.system import errors, files
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="key of the model in the config")
-    parser.add_argument("--measured", required=True, type=json.loads, help="JSON: what was measured of each variant")
-    parser.add_argument("--headline", required=True, help="the metric of which the rows tell first")
-    parser.add_argument("--questions", nargs="*", default=[], help="names of one's own sets of questions")
-    parser.add_argument("--tasks", nargs="*", default=[], help="<task>=<metric>: which metric of which further task")
-    parser.add_argument("--arms", required=True, type=json.loads, help="JSON: the recipe of each arm, by its name")
+    parser.add_argument("--measured", required=True, type=json.loads, help="measurements of each variant, as JSON")
+    parser.add_argument("--headline", required=True, help="metric that the summary shows first")
+    parser.add_argument("--questions", nargs="*", default=[], help="names of your own sets of questions")
+    parser.add_argument("--tasks", nargs="*", default=[], help="metric of each lm-eval task, as <task>=<metric>")
+    parser.add_argument("--arms", required=True, type=json.loads, help="recipe of each arm, as JSON")
     parser.add_argument(
-        "--references", required=True, type=json.loads, help="JSON: the quantized base of each variant's recovery"
+        "--references", required=True, type=json.loads, help="quantized base to compare each variant with, as JSON"
     )
-    parser.add_argument("--calibrated", required=True, type=json.loads, help="JSON: the method of each calibrated base")
+    parser.add_argument("--calibrated", required=True, type=json.loads, help="method of each calibrated base, as JSON")
     parser.add_argument(
-        "--not-served", default={}, type=json.loads, help="JSON: of variants, why a measurement is missing"
+        "--not-served", default={}, type=json.loads, help="reason for each missing measurement of a variant, as JSON"
     )
-    parser.add_argument("--results", required=True, type=Path, help="folder with a folder for each variant")
-    parser.add_argument("--data-report", required=True, type=Path, help="report.json of download_mmlu")
-    parser.add_argument("--contamination", required=True, type=Path, help="JSON of check_contamination")
-    parser.add_argument("--costs", required=True, type=Path, help="costs.json of report_costs")
-    parser.add_argument("--json", required=True, type=Path)
-    parser.add_argument("--csv", required=True, type=Path)
+    parser.add_argument("--results", required=True, type=Path, help="folder with the results of the model")
+    parser.add_argument("--data-report", required=True, type=Path, help="path of report.json from download_mmlu")
+    parser.add_argument("--contamination", required=True, type=Path, help="JSON file written by check_contamination")
+    parser.add_argument("--costs", required=True, type=Path, help="path of costs.json")
+    parser.add_argument("--json", required=True, type=Path, help="JSON file for the summary")
+    parser.add_argument("--csv", required=True, type=Path, help="CSV file for the summary")
     arguments = parser.parse_args()
     tasks = dict(task.split("=") for task in arguments.tasks)
     measured = measurements.of_names(arguments.measured, arguments.questions, tasks)

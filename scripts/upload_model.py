@@ -32,14 +32,24 @@ WEIGHTS = (".safetensors", ".safetensors.index.json")  # files of an earlier upl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", required=True, type=Path, help="folder of a model")
-    parser.add_argument("--variant", required=True, help="the quantized variant to publish")
-    parser.add_argument("--repository", help="<owner>/<name> on the Hub, to which the format's suffix is added")
-    parser.add_argument("--recovered-at-least", required=True, type=float, help="for the low end of its interval")
-    parser.add_argument("--lost-at-most", required=True, type=float, help="of the headline, for the high end")
-    parser.add_argument("--public", action="store_true", help="a new repository is private without this")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, and ask nobody")
-    parser.add_argument("--output", type=Path, help="JSON: what was uploaded, and where")
+    parser.add_argument("--results", required=True, type=Path, help="folder with the results of the model")
+    parser.add_argument("--variant", required=True, help="quantized variant to publish")
+    parser.add_argument("--repository", help="<owner>/<name> on the Hub; each format adds its suffix")
+    parser.add_argument(
+        "--recovered-at-least",
+        required=True,
+        type=float,
+        help="minimum for the low end of the interval of the headline's `recovered`",
+    )
+    parser.add_argument(
+        "--lost-at-most",
+        required=True,
+        type=float,
+        help="maximum for the high end of the interval of the headline's loss from base-bf16",
+    )
+    parser.add_argument("--public", action="store_true", help="make a new repository public, not private")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded; contact nobody")
+    parser.add_argument("--output", type=Path, help="JSON file for what was uploaded, and where")
     arguments = parser.parse_args()
     token = None if arguments.dry_run else read_token()
     if token:
@@ -57,7 +67,7 @@ def main() -> None:
         for repository, contents in by_repository.items():
             print("\n".join(f"{name}: {path.stat().st_size} bytes" for name, path in contents.items()))
             visibility = "public" if arguments.public else "private"
-            print(f"would go to {repository} ({visibility}): {amount(contents)}")
+            print(f"would be uploaded to {repository} ({visibility}): {amount(contents)}")
         return
     api, links = HfApi(token=token), {}
     disable_progress_bars()
@@ -112,16 +122,16 @@ def below_thresholds(arguments: argparse.Namespace) -> list[str]:
     wanted = (headline, name, variants.BASELINE)
     pairs = [pair for pair in summary["comparisons"] if (pair["metric"], pair["variant"], pair["reference"]) == wanted]
     if not pairs:
-        return [f"{headline} has no interval"]
+        return [f"expected an interval of {headline}, found none"]
     least, most, lost = arguments.recovered_at_least, arguments.lost_at_most, -pairs[0]["difference_ci95"][0]
     found = []
     if not row["recovered_resolved"]:
         found.append(f"recovered of {headline} is not resolved")
     elif row["recovered_ci95"][0] < least:
         low = f"recovered of {headline} may be as low as {row['recovered_ci95'][0]:.4f}"
-        found.append(f"{low}, at least {least:g} is asked for")
+        found.append(f"{low}, expected at least {least:g}")
     if lost > most:
-        found.append(f"what {headline} lost may be as high as {lost:.4f}, at most {most:g} is asked for")
+        found.append(f"the loss of {headline} may be as high as {lost:.4f}, expected at most {most:g}")
     return found
 
 
@@ -137,7 +147,7 @@ def read_token() -> str:
     """Return the token from the environment alone; a login on this machine is not used."""
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
-        raise InputError("HF_TOKEN: expected a token that may write, found none in the environment")
+        raise InputError("HF_TOKEN: expected a token with write access, found none in the environment")
     return token
 
 
@@ -152,7 +162,9 @@ def create(api: HfApi, repository: str, arguments: argparse.Namespace) -> bool:
     except hub.FAILURES as error:
         raise refused(repository, error, arguments) from None
     if not is_private and not arguments.public:
-        raise InputError(f"{repository} is there and public; --public, publish.private in the config, allows that")
+        raise InputError(
+            f"{repository}: expected a private repository, found a public one; set publish.private to false"
+        )
     return is_private
 
 

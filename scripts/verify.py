@@ -17,16 +17,16 @@ from int4_qat.system import errors, files
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="folder of a model, with provenance.json")
+    parser.add_argument("results", type=Path, help="folder with the results of the model, including provenance.json")
     results = parser.parse_args().results
     found = verification.problems(results)
     if found:
         sys.exit("\n".join(f"{results}: {problem}" for problem in found))
     recorded = files.read_json(results / "provenance.json")
     absent = [name for name in recorded["files"] if not verification.place(name, results, recorded).exists()]
-    print(f"{len(recorded['files']) - len(absent)} files hold what was recorded, every number follows from them")
+    print(f"{len(recorded['files']) - len(absent)} files are as recorded, and every number follows from them")
     if absent:
-        print(f"not verified, since they are not here: {len(absent)} inputs, the first {absent[0]}")
+        print(f"not verified, since the files are missing: {len(absent)} inputs, the first is {absent[0]}")
 
 
 if __name__ == "__main__":

@@ -34,14 +34,14 @@ Continue = Callable[[torch.Tensor, int], object]  # continues prompts (texts, to
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", required=True, choices=["transformers", "vllm"])
-    parser.add_argument("--checkpoint", required=True, type=Path)
-    parser.add_argument("--output", required=True, type=Path, help="JSON of all figures")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1])
-    parser.add_argument("--input-len", type=int, default=256)
-    parser.add_argument("--output-len", type=int, default=64)
-    parser.add_argument("--vllm", type=json.loads, default={}, help="JSON of more options for vLLM's LLM")
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--engine", required=True, choices=["transformers", "vllm"], help="engine to measure")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16 or int4")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for all figures")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1], help="numbers of requests at once")
+    parser.add_argument("--input-len", type=int, default=256, help="number of tokens in the prompt")
+    parser.add_argument("--output-len", type=int, default=64, help="number of tokens to generate")
+    parser.add_argument("--vllm", type=json.loads, default={}, help="more options for vLLM's LLM class, as JSON")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"], help="device to run on")
     arguments = parser.parse_args()
     start = time.perf_counter()
     made = {"transformers": of_transformers, "vllm": of_vllm}[arguments.engine](arguments)
@@ -51,8 +51,8 @@ def main() -> None:
         prompts = torch.randint(100, 10_000, (size, arguments.input_len), generator=generator).to(arguments.device)
         record["batches"][size] = batch = measure(made(), prompts, arguments)
         files.write_json(arguments.output, record)
-        clock = f"{batch['whole_s']:.3f} s, {batch['ms_per_token']:.3f} ms a token, the GPU busy for"
-        print(f"{size} at once: {clock} {batch['busy_ms']:.3f}")
+        clock = f"{batch['whole_s']:.3f} s, {batch['ms_per_token']:.3f} ms per token, GPU busy for"
+        print(f"{size} at once: {clock} {batch['busy_ms']:.3f} ms")
         for name, milliseconds in list(batch["kernels_ms"].items())[:SHOWN]:
             print(f"{milliseconds:9.4f} ms  {name[:120]}", flush=True)
 

@@ -32,10 +32,10 @@ LOSSES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocabulary", type=int, default=262_208)
-    parser.add_argument("--width", type=int, default=3840)
-    parser.add_argument("--tokens", type=int, default=16_384, help="of a step")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--vocabulary", type=int, default=262_208, help="number of tokens in the vocabulary")
+    parser.add_argument("--width", type=int, default=3840, help="size of the hidden states")
+    parser.add_argument("--tokens", type=int, default=16_384, help="number of tokens per step")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
     arguments = parser.parse_args()
     head = head_of(arguments.vocabulary, arguments.width, arguments.device)
     print(f"| {arguments.tokens:,} tokens, {arguments.vocabulary:,} words, {arguments.width:,} wide | GB | seconds |")

@@ -46,14 +46,14 @@ WATCHED = {  # module and function: the part that its seconds count as
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, type=Path, help="place for checkpoints and states: 35 GB for 12B")
-    parser.add_argument("--output", required=True, type=Path, help="JSON of all figures")
-    parser.add_argument("--model", type=Path, help="folder in bf16; random weights if left out")
-    parser.add_argument("--shapes", default="12b", choices=["12b", "tiny"], help="of the random weights")
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", help="bfloat16 on a GPU, float32 on a CPU if left out")
-    parser.add_argument("--tokens", default=100_000, type=int, help="of the text")
-    parser.add_argument("--context", default=1024, type=int, help="tokens of a window")
+    parser.add_argument("--folder", required=True, type=Path, help="folder for checkpoints and states; 35 GB for 12B")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for all figures")
+    parser.add_argument("--model", type=Path, help="folder with the model, in bf16; random weights if omitted")
+    parser.add_argument("--shapes", default="12b", choices=["12b", "tiny"], help="shapes of the random weights")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--dtype", help="number format of the model; bfloat16 or, on a CPU, float32 by default")
+    parser.add_argument("--tokens", default=100_000, type=int, help="number of tokens in the text")
+    parser.add_argument("--context", default=1024, type=int, help="number of tokens per window, bos included")
     arguments = parser.parse_args()
     if arguments.device == "cuda":  # the processes use the one GPU in turn
         os.environ |= {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"), devices.CLAIMED: "0"}

@@ -40,8 +40,8 @@ PARTS = ["make_checkpoint", "in_memory_merge", "in_memory_quantize", "torchao_co
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, help="folder for the checkpoints; a temporary one by default")
-    parser.add_argument("--only", nargs="*", help="rows of the table, by a part of their titles")
-    parser.add_argument("--run", choices=PARTS, help="one part, in this process")
+    parser.add_argument("--only", nargs="*", help="rows of the table, by parts of their titles; all if omitted")
+    parser.add_argument("--run", choices=PARTS, help="single part to run in this process")
     arguments = parser.parse_args()
     if arguments.run:
         globals()[arguments.run](arguments.directory)

@@ -53,15 +53,21 @@ SETTINGS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder in bf16")
-    parser.add_argument("--questions", required=True, type=Path, help="parquet of format_mmlu")
+    parser.add_argument("--model", required=True, type=Path, help="folder with the model, in bf16")
+    parser.add_argument("--questions", required=True, type=Path, help="parquet file written by format_mmlu")
     parser.add_argument("--general", required=True, type=Path, help="text to calibrate on")
-    parser.add_argument("--held-out", required=True, type=Path, nargs="+", help="texts to measure on")
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--samples", type=int, default=128, help="windows to calibrate on")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of such a window")
-    parser.add_argument("--windows", type=int, default=64, help="of each held-out text")
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--held-out", required=True, type=Path, nargs="+", help="held-out texts to measure on")
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        default=list(SETTINGS),
+        choices=list(SETTINGS),
+        help="settings to measure, by name; all if omitted",
+    )
+    parser.add_argument("--samples", type=int, default=128, help="number of windows to calibrate on")
+    parser.add_argument("--length", type=int, default=1024, help="number of tokens per window, bos included")
+    parser.add_argument("--windows", type=int, default=64, help="number of windows per held-out text")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"], help="device to run on")
     arguments = parser.parse_args()
     model = loading.load(
         arguments.model, torch.bfloat16 if arguments.device == "cuda" else torch.float32, arguments.device

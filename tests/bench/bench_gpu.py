@@ -77,19 +77,19 @@ PEAK = re.compile(r"peak GPU memory ([\d.]+) GB")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, type=Path, help="place for the checkpoints: about 60 GB for 12B")
-    parser.add_argument("--output", required=True, type=Path, help="JSON of all figures")
-    parser.add_argument("--shapes", default="12b", choices=list(SHAPES))
-    parser.add_argument("--layers", type=int, help="of the text's decoder, where all would take too long")
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--tokens", default=512, type=int, help="tokens of a training row")
+    parser.add_argument("--folder", required=True, type=Path, help="folder for the checkpoints; about 60 GB for 12B")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for all figures")
+    parser.add_argument("--shapes", default="12b", choices=list(SHAPES), help="shapes of the random weights")
+    parser.add_argument("--layers", type=int, help="number of decoder layers of the text model; all if omitted")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--tokens", default=512, type=int, help="number of tokens per training row")
+    parser.add_argument("--tokenizer", type=Path, help="folder with a Gemma 3 whose tokenizer is used")
+    parser.add_argument("--mmlu", type=Path, help="folder written by download_mmlu; requires --tokenizer")
     parser.add_argument(
-        "--tokenizer", type=Path, help="folder of a Gemma 3, whose tokenizer takes an invented one's place"
+        "--engines", nargs="*", default=["transformers"], choices=["transformers", "vllm"], help="engines to measure"
     )
-    parser.add_argument("--mmlu", type=Path, help="folder of download_mmlu; wants --tokenizer")
-    parser.add_argument("--engines", nargs="*", default=["transformers"], choices=["transformers", "vllm"])
-    parser.add_argument("--batch-sizes", nargs="+", default=[1], type=int, help="requests at once")
-    parser.add_argument("--only", nargs="*", help="beginnings of the names of the steps to take; all if left out")
+    parser.add_argument("--batch-sizes", nargs="+", default=[1], type=int, help="numbers of requests at once")
+    parser.add_argument("--only", nargs="*", help="steps to run, by the beginnings of their names; all if omitted")
     arguments = parser.parse_args()
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     record = {"device": devices.name(arguments.device), "shapes": arguments.shapes, "versions": versions(), "steps": {}}

@@ -35,7 +35,7 @@ Step = Callable[[torch.Tensor], torch.Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
     device = parser.parse_args().device
     torch.manual_seed(0)
     quantized = int4.quantize(0.02 * torch.randn(ROWS, COLUMNS), schemes.int4(GROUP_SIZE, schemes.INTEGER))

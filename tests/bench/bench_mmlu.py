@@ -32,12 +32,12 @@ ROOT = Path(__file__).parents[2]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", type=int, default=4, help="questions of each subject; 1534 are all")
-    parser.add_argument("--num-fewshot", type=int, default=0, help="examples ahead of a question")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--vocabulary", type=int, default=262_144)
+    parser.add_argument("--limit", type=int, default=4, help="number of questions per subject; 1534 covers all")
+    parser.add_argument("--num-fewshot", type=int, default=0, help="number of examples before each question")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each engine")
+    parser.add_argument("--vocabulary", type=int, default=262_144, help="number of tokens in the vocabulary")
     arguments = parser.parse_args()
-    source = os.environ.get("MMLU_DIR") or sys.exit("MMLU_DIR: expected a folder with MMLU")
+    source = os.environ.get("MMLU_DIR") or sys.exit("MMLU_DIR: expected a folder with MMLU, found none")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         run("download_mmlu", "--source", source, "--output", folder / "mmlu")

@@ -41,8 +41,8 @@ ROWS = {"cpu": (4, 256), "cuda": (16, 512)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory-of", choices=KINDS, help="print the peak resident bytes of two steps of one kind")
-    parser.add_argument("--device", default="cpu", choices=list(SHAPES))
+    parser.add_argument("--memory-of", choices=KINDS, help="only print the peak bytes of two steps of this kind")
+    parser.add_argument("--device", default="cpu", choices=list(SHAPES), help="device to run on")
     arguments = parser.parse_args()
     if arguments.memory_of:
         take_step = make_step(arguments.memory_of, arguments.device)

@@ -73,22 +73,28 @@ class Variant(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder in bf16")
-    parser.add_argument("--mmlu", required=True, type=Path, help="folder of download_mmlu")
-    parser.add_argument("--general", type=Path, nargs="*", default=[], help="texts beside the training questions")
-    parser.add_argument("--held-out", required=True, type=Path, nargs="+", help="texts to measure on")
-    parser.add_argument("--folder", required=True, type=Path, help="for checkpoints, measurements and the table")
-    parser.add_argument("--zero-points", nargs="+", default=["integer"], choices=list(ZERO_POINTS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--arms", type=Path, help="YAML: trainings by name")
-    parser.add_argument("--group-size", type=int, default=128, choices=schemes.GROUP_SIZES)
-    parser.add_argument("--samples", type=int, default=128, help="windows to calibrate on")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of such a window")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of calibrations and trainings")
-    parser.add_argument("--limit", type=int, help="questions of each subject, and a thousand tokens of each text")
-    parser.add_argument("--batch-size", type=int, default=8, help="questions at once")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", help="bfloat16 on a GPU, float32 on a CPU if left out")
+    parser.add_argument("--model", required=True, type=Path, help="folder with the model, in bf16")
+    parser.add_argument("--mmlu", required=True, type=Path, help="folder written by download_mmlu")
+    parser.add_argument("--general", type=Path, nargs="*", default=[], help="general texts to train and calibrate on")
+    parser.add_argument("--held-out", required=True, type=Path, nargs="+", help="held-out texts to measure on")
+    parser.add_argument("--folder", required=True, type=Path, help="folder for checkpoints, measurements and the table")
+    parser.add_argument(
+        "--zero-points",
+        nargs="+",
+        default=["integer"],
+        choices=list(ZERO_POINTS),
+        help="kinds of zero points to measure",
+    )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="methods to measure")
+    parser.add_argument("--arms", type=Path, help="YAML file with the settings of each training, by name")
+    parser.add_argument("--group-size", type=int, default=128, choices=schemes.GROUP_SIZES, help="weights per group")
+    parser.add_argument("--samples", type=int, default=128, help="number of windows to calibrate on")
+    parser.add_argument("--length", type=int, default=1024, help="number of tokens per window, bos included")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the calibrations and trainings")
+    parser.add_argument("--limit", type=int, help="number of questions per subject, thousands of tokens per text")
+    parser.add_argument("--batch-size", type=int, default=8, help="number of questions that stock reads at once")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--dtype", help="number format of the model; bfloat16 or, on a CPU, float32 by default")
     arguments = parser.parse_args()
     arguments.dtype = arguments.dtype or {"cuda": "bfloat16", "cpu": "float32"}[arguments.device]
     if arguments.arms:

@@ -29,8 +29,8 @@ KINDS = {"float": schemes.FLOAT, "integer": schemes.INTEGER, "symmetric": None}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder in bf16")
-    parser.add_argument("--group-sizes", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--model", type=Path, help="folder with the model, in bf16; Gaussian weights if omitted")
+    parser.add_argument("--group-sizes", type=int, nargs="+", default=[32, 64, 128], help="weights per group")
     arguments = parser.parse_args()
     for group_size in arguments.group_sizes:
         ways = {kind: as_stored(schemes.int4(group_size, zero_point)) for kind, zero_point in KINDS.items()}

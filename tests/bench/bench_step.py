@@ -46,14 +46,16 @@ KINDS = {  # kinds of kernels, by parts of their names; the first match counts
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, type=Path, help="place for the model")
-    parser.add_argument("--output", required=True, type=Path, help="JSON of all figures")
-    parser.add_argument("--shapes", default="12b", choices=list(bench_gpu.SHAPES))
-    parser.add_argument("--layers", type=int, help="of the text's decoder, where all would take too long")
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--tokens", default=512, type=int, help="tokens of a training row")
-    parser.add_argument("--tokenizer", type=Path, help="as of bench_gpu.py")
-    parser.add_argument("--arms", nargs="+", default=["lora", "base", "merged"])
+    parser.add_argument("--folder", required=True, type=Path, help="folder for the model")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for all figures")
+    parser.add_argument("--shapes", default="12b", choices=list(bench_gpu.SHAPES), help="shapes of the random weights")
+    parser.add_argument("--layers", type=int, help="number of decoder layers of the text model; all if omitted")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--tokens", default=512, type=int, help="number of tokens per training row")
+    parser.add_argument("--tokenizer", type=Path, help="folder with a Gemma 3 whose tokenizer is used")
+    parser.add_argument(
+        "--arms", nargs="+", default=["lora", "base", "merged"], help="arms to train, by name or as NAME={...}"
+    )
     arguments = parser.parse_args()
     if not (arguments.folder / "model").exists():
         bench_gpu.make_model(bench_gpu.shapes_of(arguments), arguments)

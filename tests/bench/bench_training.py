@@ -93,16 +93,23 @@ SETTINGS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder in bf16")
-    parser.add_argument("--start", required=True, type=Path, help="folder of calibrate.py, of this model")
-    parser.add_argument("--questions", required=True, type=Path, help="parquet of format_mmlu")
-    parser.add_argument("--general", required=True, type=Path, nargs="+", help="texts to train on")
-    parser.add_argument("--held-out", required=True, type=Path, nargs="+", help="texts to measure on")
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
-    parser.add_argument("--changes", type=json.loads, default={}, help="JSON over all settings")
-    parser.add_argument("--zero-point", default=schemes.INTEGER, choices=[schemes.INTEGER, schemes.FLOAT])
-    parser.add_argument("--windows", type=int, default=64, help="of each held-out text")
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--model", required=True, type=Path, help="folder with the model, in bf16")
+    parser.add_argument("--start", required=True, type=Path, help="folder that calibrate.py wrote for this model")
+    parser.add_argument("--questions", required=True, type=Path, help="parquet file written by format_mmlu")
+    parser.add_argument("--general", required=True, type=Path, nargs="+", help="general texts to train on")
+    parser.add_argument("--held-out", required=True, type=Path, nargs="+", help="held-out texts to measure on")
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        default=list(SETTINGS),
+        help="settings to measure, by name or as NAME={...}; all if omitted",
+    )
+    parser.add_argument("--changes", type=json.loads, default={}, help="changes to all settings, as JSON")
+    parser.add_argument(
+        "--zero-point", default=schemes.INTEGER, choices=[schemes.INTEGER, schemes.FLOAT], help="kind of zero points"
+    )
+    parser.add_argument("--windows", type=int, default=64, help="number of windows per held-out text")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"], help="device to run on")
     arguments = parser.parse_args()
     names = [path.stem for path in arguments.general]
     if len({QUESTIONS, *names}) <= len(names):

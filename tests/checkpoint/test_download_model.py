@@ -90,7 +90,7 @@ def test_weights_and_no_code_or_pickle_come_once(served, tmp_path):
     served.refused = {"model.safetensors"}
     result = download(served, tmp_path)
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith(f"error: me/model@{COMMIT}: the Hub forbids it (403: ")
+    assert result.stderr.splitlines()[-1].startswith(f"error: me/model@{COMMIT}: the Hub denied access (403: ")
     assert not (tmp_path / "models" / "mine").exists()
     served.refused = set()
     result = download(served, tmp_path)

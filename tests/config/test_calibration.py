@@ -42,16 +42,16 @@ def arm(**changes):
     [
         (
             changed(["calibration"], None),
-            "calibration.texts: expected some of questions, wikitext_train, which 'gptq' n",
+            "calibration.texts: expected one or more of questions, wikitext_train, since 'gptq'",
         ),
-        (changed(["calibration", "texts"], []), "calibration.texts: expected some of questions, wikitext_train, which"),
+        (changed(["calibration", "texts"], []), "calibration.texts: expected one or more of questions, wikitext_train"),
         (
             changed(["calibration", "texts"], ["c4"]),
             "calibration.texts[0]: expected one of questions, wikitext_train, f",
         ),
         (changed(["calibration", "texts"], ["questions"] * 2), "calibration.texts: ['questions', 'questions'] has non"),
         (changed(["calibration", "texts"], "questions"), "calibration.texts: 'questions' is not of type 'array'"),
-        (changed(["calibration", "samples"], 1), "calibration.samples: expected 2 or more, one a text, found 1"),
+        (changed(["calibration", "samples"], 1), "calibration.samples: expected 2 or more, one per text, found 1"),
         (changed(["calibration", "samples"], 0), "calibration.samples: 0 is less than the minimum of 1"),
         (changed(["calibration", "length"], 1), "calibration.length: 1 is less than the minimum of 2"),
         (changed(["calibration", "batch_size"], 0), "calibration.batch_size: 0 is less than the minimum of 1"),
@@ -61,7 +61,7 @@ def arm(**changes):
         (changed(["texts"], None), "texts: None is not of type 'object'; there is no value"),
         (
             named(questions=TRAIN),
-            "texts: expected a name other than questions, which are the training questions, found",
+            "texts: expected a name other than questions, the training questions, found",
         ),
         (
             named(wikitext=TRAIN),
@@ -72,20 +72,20 @@ def arm(**changes):
             named(x=TRAIN | {"source": "/no/text"}),
             "texts.x.source: expected an existing folder, found none at '/no/tex",
         ),
-        (named(x=TRAIN | {"source": "standin"}), "texts.x.source: is 'standin', but the config has no section 'standi"),
+        (named(x=TRAIN | {"source": "standin"}), "texts.x.source: expected a section 'standin' in the config, found"),
         (
             named(x=TRAIN | {"source": CARDS_ARMS["models"]["gemma-3-12b-it"]["source"]}),
             "texts.x.source: expected hf://datasets/<owner>/<name>@<commit>, found",
         ),
         (
             named(x=TEST),
-            "calibration.texts[0]: expected training text, and not the files of evaluation.divergence.texts.",
+            "calibration.texts[0]: expected a text with other files than evaluation.divergence.texts.",
         ),
-        (named(x=TEST | {"column": "page"}), "calibration.texts[0]: expected training text, and not the files of eval"),
-        (named(x=TEST | {"files": "*.parquet"}), "calibration.texts[0]: expected training text, and not the files of "),
+        (named(x=TEST | {"column": "page"}), "calibration.texts[0]: expected a text with other files than eval"),
+        (named(x=TEST | {"files": "*.parquet"}), "calibration.texts[0]: expected a text with other files than "),
         (
             named(x=TEST | {"source": f"hf://datasets/Salesforce/wikitext@{'0' * 40}"}),
-            "calibration.texts[0]: expected training text, and not the files of evaluation.divergence.texts.wikitext",
+            "calibration.texts[0]: expected a text with other files than evaluation.divergence.texts.wikitext",
         ),
         (
             changed(["finetune", "arms", "qat"], {"quantization": "gptq"}),
@@ -94,16 +94,16 @@ def arm(**changes):
         (arm(start=1), "finetune.arms.begun.start: 1 is not of type 'string', 'null'; put it in quotes"),
         (
             arm(start="w4a16"),
-            "finetune.arms.begun.start: expected null or gptq: calibrated, in the scheme and with the",
+            "finetune.arms.begun.start: expected null or gptq (calibrated, with the scheme and `ignore`",
         ),
         (
             arm(start="nothing"),
-            "finetune.arms.begun.start: expected null or gptq: calibrated, in the scheme and with th",
+            "finetune.arms.begun.start: expected null or gptq (calibrated, with the scheme and `ign",
         ),
         (arm(quantization=None), "finetune.arms.begun.start: expected null in an arm whose quantization is null, foun"),
         (
             changed(["finetune", "arms", "qat", "start"], "gptq"),
-            "finetune.arms.qat.start: expected null: calibrated, in the scheme and with the ignore of 'int4', found",
+            "finetune.arms.qat.start: expected null (calibrated, with the scheme and `ignore` of 'int4'), found",
         ),
         (
             changed(["finetune", "start"], "gptq") | {"variants": ["base-bf16", "base-int4", "base-w4a16", "qat-int4"]},
@@ -123,7 +123,7 @@ def test_a_training_begins_at_a_base_that_the_run_calibrates():
     config = arm()
     config["variants"].remove("base-gptq")
     (line,) = workflow_config.problems(config, SCHEMA)
-    assert line == "variants: 'base-gptq' is missing; the training of 'begun' begins there"
+    assert line == "variants: expected 'base-gptq', from which the training of 'begun' starts, found none"
     config["variants"].remove("begun-w4a16")  # an arm that no variant needs requires nothing
     assert workflow_config.problems(config, SCHEMA) == []
 
@@ -132,9 +132,7 @@ def test_other_exceptions_are_another_place_to_begin():
     config = arm()
     config["quantizations"]["gptq"] = GPTQ | {"ignore": ["lm_head"]}
     lines = workflow_config.problems(config, SCHEMA)
-    assert lines[0].startswith(
-        "finetune.arms.begun.start: expected null: calibrated, in the scheme and with the ignore"
-    )
+    assert lines[0].startswith("finetune.arms.begun.start: expected null (calibrated, with the scheme and `ignore`")
 
 
 def test_where_it_begins_is_no_setting_of_a_training():
@@ -173,7 +171,7 @@ def test_a_local_text_is_held_out_by_whichever_path_leads_to_it(tmp_path):
     for files in ("*.txt", "test-1.txt"):
         config["texts"]["x"]["files"] = files
         (line,) = workflow_config.problems(config, SCHEMA)
-        assert line.endswith("and not the files of evaluation.divergence.texts.mine, found 'x'")
+        assert line.endswith("a text with other files than evaluation.divergence.texts.mine, found 'x'")
 
 
 @pytest.mark.parametrize(("files", "twin"), [("*.txt", "families"), ("held_out.txt", "persons")])
@@ -184,4 +182,4 @@ def test_the_standins_texts_are_held_out_but_for_the_one_to_train_on(files, twin
     assert workflow_config.problems(config, SCHEMA) == []
     config["calibration"]["texts"] = ["x"]
     (line,) = workflow_config.problems(config, SCHEMA)
-    assert line.endswith(f"and not the files of evaluation.divergence.texts.{twin}, found 'x'")
+    assert line.endswith(f"a text with other files than evaluation.divergence.texts.{twin}, found 'x'")

@@ -83,10 +83,10 @@ def test_a_folder_may_have_a_dollar_in_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: 1\nb: {c: 1, c: 2}\n", "line 2: the key 'c' stands there twice"),
-        ("a: 1\nb: 2\na: 3\n", "line 3: the key 'a' stands there twice"),
-        ("a: [1, {b: 010}]\n", "line 1: 010 is 8 in YAML; expected a plain number"),
-        ("a: 1:30\n", "line 1: 1:30 is 90 in YAML; expected a plain number"),
+        ("a: 1\nb: {c: 1, c: 2}\n", "line 2: expected each key once, found 'c' twice"),
+        ("a: 1\nb: 2\na: 3\n", "line 3: expected each key once, found 'a' twice"),
+        ("a: [1, {b: 010}]\n", "line 1: expected a plain number, found 010 (8 in YAML)"),
+        ("a: 1:30\n", "line 1: expected a plain number, found 1:30 (90 in YAML)"),
     ],
 )
 def test_what_yaml_hides_is_found_in_the_file(tmp_path, text, expected):
@@ -114,11 +114,11 @@ def run_with(tmp_path, text, *arguments):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda text: text + "device: cuda\n", "mine.yaml, line {lines}: the key 'device' stands there twice"),
-        (lambda text: text.replace("  seed: 3407", "  seed: 010"), ": 010 is 8 in YAML; expected a plain number"),
+        (lambda text: text + "device: cuda\n", "mine.yaml, line {lines}: expected each key once, found 'device' twice"),
+        (lambda text: text.replace("  seed: 3407", "  seed: 010"), ": expected a plain number, found 010 (8 in YAML)"),
         (
             lambda text: text.replace("  gemma-3-12b-it:", "  no:"),
-            "models: expected texts as keys, found False; put it",
+            "models: expected strings as keys, found False; put it",
         ),
     ],
 )

@@ -41,12 +41,12 @@ def trained_on(weights=None, **arms):
         ),
         (
             trained_on({"questions": 1, "test": 1}),
-            "finetune.texts.test: expected training text, and not the files of evaluation.divergence.texts.wikitext, "
+            "finetune.texts.test: expected a text with other files than evaluation.divergence.texts.wikitext, "
             "found 'test'",
         ),
         (
             trained_on(lora={"test": 1}),
-            "finetune.arms.lora.texts.test: expected training text, and not the files of "
+            "finetune.arms.lora.texts.test: expected a text with other files than "
             "evaluation.divergence.texts.wikitext, found 'test'",
         ),
         (trained_on({"questions": 0}), "finetune.texts.questions: 0 is less than or equal to the minimum of 0"),

@@ -28,7 +28,7 @@ def variants(*names):
     ("config", "expected"),
     [
         (table(**{"int-4": INT4}), "quantizations: expected a name of letters, digits, '.' and '_', since a variant's"),
-        (table(bf16=INT4), "quantizations: expected a name other than bf16, which is the weights as they are, found"),
+        (table(bf16=INT4), "quantizations: expected a name other than bf16, the unquantized weights, found"),
         (changed(["quantizations"], {}), "quantizations: {} should be non-empty"),
         (table(x=INT4 | {"num_bits": 3}), "quantizations.x.num_bits: 3 is not one of [4]"),
         (table(x=INT4 | {"group_size": 100}), "quantizations.x.group_size: 100 is not one of [32, 64, 128, 256]"),
@@ -41,14 +41,14 @@ def variants(*names):
         ),
         (
             table(x=INT4 | {"formats": ["torchao-plain", "compressed-tensors"]}),
-            "quantizations.x.formats[1]: expected int4 in groups with zero_point integer, or symmetric, which compr",
+            "quantizations.x.formats[1]: expected int4 in groups with zero_point integer, or symmetric, as compr",
         ),
         (
             table(
                 x=INT4
                 | {"zero_point": "integer", "group_size": 256, "formats": ["torchao-plain", "compressed-tensors"]}
             ),
-            "quantizations.x.formats[1]: expected groups of 32, 64 or 128, which compressed-tensors holds, found",
+            "quantizations.x.formats[1]: expected groups of 32, 64 or 128, as compressed-tensors requires, found",
         ),
         (
             table(x=INT4 | {"symmetric": True}),
@@ -64,7 +64,7 @@ def variants(*names):
         ),
         (
             table(int4=INT4 | {"group_size": 64}),
-            "finetune.arms.qat.quantization: unsloth trains int4, float zero point, groups of 128, not int4, float",
+            "finetune.arms.qat.quantization: expected int4, float zero point, groups of 128, with backend uns",
         ),
         (
             changed(["finetune", "arms", "qat", "quantization"], "int3"),
@@ -72,12 +72,12 @@ def variants(*names):
         ),
         (
             variants("base-int3"),
-            "variants[3]: nothing produces 'base-int3'; expected <base or lora or qat>-<bf16 or int4",
+            "variants[3]: expected <base or lora or qat>-<bf16 or int4",
         ),
         (variants("base-w4a16", "qat-w4a16"), "variants[4]: expected 'qat-int4', in which the arm is trained, found"),
         (
             variants("lora-w4a16"),
-            "variants: 'base-w4a16' is missing; what is trained or stored in w4a16 is measured against it",
+            "variants: expected 'base-w4a16', against which arms and variants in w4a16 are measured, found none",
         ),
     ],
 )
@@ -105,16 +105,16 @@ def test_a_config_of_before_is_told_the_new_names(tmp_path):
     result = snakemake("--dry-run", "--configfile", tmp_path / "old.yaml")
     assert result.returncode != 0
     assert [line for line in result.stderr.splitlines() if line.startswith("config error: ")] == [
-        "config error: quantization: expected `quantizations`, a table of named ones, in which `ignore` is the former "
-        "skip",
+        "config error: quantization: expected `quantizations`, a table of named quantizations, whose `ignore` "
+        "replaces `skip`",
         "config error: quantizations.x.skip: expected `ignore`, which takes the same names",
         *(
-            f"config error: finetune.arms.{arm}.qat_scheme: expected `quantization` in each arm, a name from the table "
-            "`quantizations` or null"
+            f"config error: finetune.arms.{arm}.qat_scheme: expected `quantization` in each arm, which is a name from "
+            "the table `quantizations` or null"
             for arm in ("lora", "qat")
         ),
-        "config error: finetune.arms.qat.distillation_weight: expected `distillation`, null or a mapping that has the "
-        "weight",
+        "config error: finetune.arms.qat.distillation_weight: expected `distillation`, which is null or a table "
+        "with the weight",
     ]
 
 
@@ -139,7 +139,7 @@ def test_two_formats_of_one_folder_are_refused(tmp_path):
     table = CARDS_ARMS["quantizations"] | {"x": INT4 | {"formats": ["torchao-plain", "other"]}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"quantizations": table}))
     result = snakemake(*run, workflow=workflow)
-    assert "quantizations.x.formats: expected formats with folders of their own, found" in result.stderr
+    assert "quantizations.x.formats: expected formats with different folders, found" in result.stderr
 
 
 def test_the_order_of_exceptions_is_no_other_scheme():
@@ -155,7 +155,7 @@ def test_what_an_arm_is_trained_in_has_a_base_to_be_measured_against():
     config = changed(["variants"], ["base-bf16", "base-w4a16", "qat-bf16"])
     config["publish"]["variant"] = "base-w4a16"
     (line,) = workflow_config.problems(config, SCHEMA)
-    assert line.startswith("variants: 'base-int4' is missing; what is trained or stored in int4 is measured against it")
+    assert line.startswith("variants: expected 'base-int4', against which arms and variants in int4 are measured")
 
 
 def test_another_method_is_measured_against_rounding(tmp_path):

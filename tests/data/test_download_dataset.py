@@ -83,9 +83,9 @@ def test_a_byte_order_mark_is_no_part_of_the_data(source, download, tmp_path, na
         (
             "data/test.parquet",
             b"version https://git-lfs.github.com/spec/v1\n",
-            ": expected the file, found git-lfs's pointer to it",
+            ": expected a file, found a git-lfs pointer to it",
         ),
-        ("TEST.CSV", b"question\nq\n", "expected a suffix in lower case, `datasets` reads no other, found .CSV"),
+        ("TEST.CSV", b"question\nq\n", "expected a suffix in lower case, since `datasets` reads no other, found .CSV"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(source, download, tmp_path, name, content, problem):

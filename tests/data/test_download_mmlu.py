@@ -85,9 +85,9 @@ def test_both_layouts_give_one_schema(csv_source, parquet_source, tmp_path, down
         ([["", *GOOD[1:]]], ["row 1", "question: expected a text, found ''"]),
         ([GOOD, [*GOOD[:5], "A\nB"]], ["row 2", r"expected an answer A-D, found 'A\nB'"]),
         ([GOOD, [""] * 6], ["row 2", "expected an answer A-D, found ''"]),
-        ([GOOD, ["\ufeffWhat?", *GOOD[1:]]], ["row 2", "expected a byte order mark at the start of the file alone"]),
-        ([], ["the file holds no rows"]),
-        ([[], [" "]], ["the file holds no rows"]),
+        ([GOOD, ["\ufeffWhat?", *GOOD[1:]]], ["row 2", "expected no byte order mark after the start of the file"]),
+        ([], ["expected rows, found none"]),
+        ([[], [" "]], ["expected rows, found none"]),
     ],
 )
 def test_bad_rows(csv_source, rows, expected, refused):
@@ -181,7 +181,7 @@ def test_a_linked_folder_is_read_and_depended_upon(csv_source, tmp_path, downloa
 
 def test_a_subject_without_a_test_file(csv_source, refused):
     write_csv(csv_source / "dev" / "virology_dev.csv", [GOOD])
-    refused(csv_source, f"{csv_source}: expected 'virology', which dev has, in test too")
+    refused(csv_source, f"{csv_source}: expected test questions of 'virology', which dev has")
 
 
 @pytest.mark.parametrize("folder", ["dev", "val", "test"])
@@ -199,7 +199,7 @@ def test_training_questions_may_be_of_any_subject(csv_source, tmp_path, download
 
 def test_unclosed_quote(csv_source, refused):
     (csv_source / "dev" / "anatomy_dev.csv").write_text('"open,1,2,3,4,A\n')
-    refused(csv_source, "anatomy_dev.csv", "not CSV")
+    refused(csv_source, "anatomy_dev.csv", "expected CSV")
 
 
 def test_missing_split(csv_source, refused):
@@ -214,7 +214,7 @@ def test_no_folder(csv_source, tmp_path, refused):
 def test_truncated_parquet(parquet_source, refused):
     file = parquet_source / "all" / "test-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:-20])
-    refused(parquet_source, file.name, "not a whole parquet file")
+    refused(parquet_source, file.name, "expected a complete parquet file")
 
 
 @pytest.mark.parametrize(
@@ -245,13 +245,13 @@ def test_parquet_of_other_types(parquet_source, changes, expected, refused):
 def test_a_pointer_of_git_lfs_is_called_so(csv_source, refused):
     file = csv_source / "test" / "anatomy_test.csv"
     file.write_text(LFS_POINTER)
-    refused(csv_source, f"{file}: expected the file, found git-lfs's pointer to it; run `git lfs pull`")
+    refused(csv_source, f"{file}: expected a file, found a git-lfs pointer to it; run `git lfs pull`")
 
 
 def test_a_parquet_file_that_is_a_pointer_of_git_lfs(parquet_source, refused):
     file = parquet_source / "all" / "test-00000-of-00001.parquet"
     file.write_text(LFS_POINTER)
-    refused(parquet_source, f"{file}: expected the file, found git-lfs's pointer to it")
+    refused(parquet_source, f"{file}: expected a file, found a git-lfs pointer to it")
 
 
 @pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
@@ -273,7 +273,7 @@ def test_the_same_rows_in_other_types_of_arrow(parquet_source, tmp_path, text, c
 def test_missing_columns(parquet_source, refused):
     file = parquet_source / "all" / "test-00000-of-00001.parquet"
     pq.write_table(pq.read_table(file).drop_columns("subject"), file)
-    refused(parquet_source, file.name, "subject missing")
+    refused(parquet_source, file.name, "found no subject")
 
 
 def test_a_failure_keeps_what_was_there(csv_source, tmp_path, download):

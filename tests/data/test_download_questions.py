@@ -141,7 +141,7 @@ def test_a_bad_row_of_a_table(tmp_path, refused, changes, expected):
         ("q,1,2,C\n", "row 1: expected an answer A-B, found 'C'"),
         ("q,1,2,1\n", "row 1: expected an answer A-B, found '1'"),
         ("q,1,,A\n", "row 1: choice B: expected a text, found ''"),
-        ('"q,1,2,A\n', "after row 0: not CSV"),
+        ('"q,1,2,A\n', "after row 0: expected CSV"),
     ],
 )
 def test_a_bad_row_of_a_csv_file(tmp_path, refused, text, expected):
@@ -161,13 +161,13 @@ def test_files_that_are_no_questions(tmp_path, refused):
     write_table(path, ROWS, group="one", subject="two")
     assert refused(path) == f"{path}: expected one of the columns group and subject, found both"
     pq.write_table(pa.Table.from_pylist(ROWS).drop_columns("answer"), path)
-    assert refused(path) == f"{path}: expected the columns question, choices, answer; answer missing"
+    assert refused(path) == f"{path}: expected the columns question, choices, answer, found no answer"
     pq.write_table(pa.Table.from_pylist(ROWS).slice(0, 0), path)
-    assert refused(path) == f"{path}: the file holds no rows"
+    assert refused(path) == f"{path}: expected rows, found none"
     path.write_bytes(b"PAR1")
-    assert refused(path).startswith(f"{path}: not a whole parquet file")
+    assert refused(path).startswith(f"{path}: expected a complete parquet file")
     path.write_text(LFS_POINTER)
-    assert refused(path) == f"{path}: expected the file, found git-lfs's pointer to it; run `git lfs pull`"
+    assert refused(path) == f"{path}: expected a file, found a git-lfs pointer to it; run `git lfs pull`"
 
 
 @pytest.mark.parametrize(
@@ -206,13 +206,16 @@ def test_what_a_group_needs(tmp_path, refused):
     assert refused(source) == f"{source}: test: expected 2 or more questions of 'pots', found 1"
     write_csv(source / "test" / "pots_test.csv", ROWS)
     reason = "the examples of num_fewshot 2"
-    assert refused(source, 2) == f"{source}: expected a split dev beside test, {reason}, found none"
+    assert refused(source, 2) == f"{source}: expected a split dev next to test, for {reason}, found none"
     write_csv(source / "dev" / "pots_dev.csv", [TWO])
     assert refused(source, 2) == f"{source}: dev: expected 2 or more questions of 'pots', {reason}, found 1"
     write_csv(source / "dev" / "pans_dev.csv", [TWO])
-    assert refused(source) == f"{source}: expected 'pans', which dev has, in test too, found no question of it"
+    assert refused(source) == f"{source}: expected test questions of 'pans', which dev has, found none"
     table = write_table(tmp_path / "own.parquet", ROWS)
-    assert refused(table, 1) == f"{table}: expected a split dev beside test, the examples of num_fewshot 1, found none"
+    assert (
+        refused(table, 1)
+        == f"{table}: expected a split dev next to test, for the examples of num_fewshot 1, found none"
+    )
 
 
 def test_a_failure_keeps_what_was_there(tmp_path, download):

@@ -95,7 +95,7 @@ def test_no_chat_template(untrained, tmp_path):
     paths = ["--mmlu", tmp_path / "rows.parquet", "--tokenizer", tmp_path / "bare", "--output", tmp_path / "out"]
     result = run_script("format_mmlu", *paths)
     assert result.returncode == 1
-    assert "no chat template" in result.stderr
+    assert "expected a tokenizer with a chat template" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -107,7 +107,7 @@ REFUSED = "the Hub refused the token of HF_TOKEN (401: Invalid credentials in Au
         (
             (403, says("Please enable access to public gated repositories in your fine-grained token settings"), b""),
             TOKEN,
-            "the Hub forbids it (403: Please enable access to public gated repositories in your fine-grained token set",
+            "the Hub denied access (403: Please enable access to public gated repositories in your fine-grained token ",
         ),
         ((403, says("Access to this resource is disabled."), b""), None, "the Hub has disabled this repository"),
         (
@@ -115,8 +115,8 @@ REFUSED = "the Hub refused the token of HF_TOKEN (401: Invalid credentials in Au
             None,
             "the Hub's rate limit is reached (429: slow down): try again later, with HF_TOKEN",
         ),
-        ((503, {}, b""), None, "the Hub has a fault of its own (503: Service Unavailable): try again later"),
-        ((418, {}, b""), None, "the Hub did not do as asked (418: I'm a Teapot)"),
+        ((503, {}, b""), None, "the Hub has an internal error (503: Service Unavailable): try again later"),
+        ((418, {}, b""), None, "the Hub refused the request (418: I'm a Teapot)"),
         ((200, {}, b"<html>log in</html>"), None, "does not answer as the Hub does (JSONDecodeError: "),
         (None, None, "broke off (RemoteProtocolError: Server disconnected without sending a response.)"),
     ],
@@ -132,7 +132,7 @@ def test_each_refusal_is_a_line_of_its_own(served, tmp_path, answer, token, expe
     ("answer", "expected"),
     [
         ((401, says("Invalid credentials in Authorization header"), b""), REFUSED),
-        ((403, says("no"), b""), "the Hub forbids it (403: no): the token of HF_TOKEN may not do this"),
+        ((403, says("no"), b""), "the Hub denied access (403: no): the token of HF_TOKEN has no permission"),
         ((404, says("", X_Error_Code="EntryNotFound"), b""), f"no file at /me/model/resolve/{COMMIT}/config.json"),
         ((200, {}, b"<html>log in</html>"), "does not answer as the Hub does (FileMetadataError: Response from "),
     ],
@@ -161,16 +161,16 @@ def test_a_login_is_named_by_its_file(served, tmp_path):
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE=1: the environment forbids asking the Hub for me/model@"),
-        ({"TRANSFORMERS_OFFLINE": "yes"}, "TRANSFORMERS_OFFLINE=yes: the environment forbids asking the Hub for me/"),
-        ({"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "ON"}, "TRANSFORMERS_OFFLINE=ON: the environment forbids"),
-        ({"HF_TOKEN": f"{TOKEN} {TOKEN}"}, "HF_TOKEN: expected a token of the Hub, found blanks or characters beyond"),
-        ({"HF_TOKEN": "hf_é"}, "HF_TOKEN: expected a token of the Hub, found blanks or characters beyond ASCII in it"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE=1: expected access to the Hub for me/model@"),
+        ({"TRANSFORMERS_OFFLINE": "yes"}, "TRANSFORMERS_OFFLINE=yes: expected access to the Hub for me/"),
+        ({"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "ON"}, "TRANSFORMERS_OFFLINE=ON: expected access"),
+        ({"HF_TOKEN": f"{TOKEN} {TOKEN}"}, "HF_TOKEN: expected a token of the Hub, found one with blanks or non-ASCII"),
+        ({"HF_TOKEN": "hf_é"}, "HF_TOKEN: expected a token of the Hub, found one with blanks or non-ASCII characters"),
         ({"HF_ENDPOINT": "127.0.0.1:1"}, "HF_ENDPOINT: expected an address such as https://huggingface.co, found '127"),
         ({"SSL_CERT_FILE": "/no/such"}, "SSL_CERT_FILE: expected a file with certificates at '/no/such' (No such file"),
         (
             {"HTTP_PROXY": "ftp://me:secret@localhost"},
-            "HTTP_PROXY or ALL_PROXY: not a proxy to be used (Unknown scheme",
+            "HTTP_PROXY or ALL_PROXY: expected a usable proxy, found none (Unknown scheme",
         ),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_variable_that_is_in_the_way_is_named(tmp_path, variables, expected):
     ("address", "variables", "expected"),
     [
         ("http://127.0.0.1:1", {}, "http://127.0.0.1:1 could not be reached ([Errno 111] Connection refused)"),
-        ("http://hub.invalid", {}, "http://hub.invalid could not be found: its name is unknown here (DNS)"),
+        ("http://hub.invalid", {}, "http://hub.invalid could not be found: DNS does not know its name"),
         (
             "http://hub.invalid",
             {"HTTP_PROXY": "http://me:secret@127.0.0.1:1"},
@@ -202,7 +202,8 @@ def test_a_proxy_that_refuses_is_named(served, tmp_path):
     """A server that does not support CONNECT takes the place of a proxy that refuses it."""
     line = download("https://hub.invalid", tmp_path, HTTPS_PROXY=served.address)
     assert (
-        "the proxy of HTTPS_PROXY refused the way to https://hub.invalid (501 Unsupported method ('CONNECT'))" in line
+        "the proxy of HTTPS_PROXY refused the connection to https://hub.invalid (501 Unsupported method ('CONNECT'))"
+        in line
     )
 
 
@@ -220,9 +221,9 @@ def test_a_certificate_that_nobody_signed_is_called_so(tmp_path):
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     address = f"https://localhost:{hub.server_port}"
     line = download(address, tmp_path)
-    assert f"the certificate of {address} is not trusted (self-signed certificate): SSL_CERT_FILE names a file" in line
+    assert f"the certificate of {address} is not trusted (self-signed certificate): set SSL_CERT_FILE to a file" in line
     hub.tree = (503, {}, b"")
-    assert "fault of its own (503: " in download(address, tmp_path, SSL_CERT_FILE=str(certificate))
+    assert "internal error (503: " in download(address, tmp_path, SSL_CERT_FILE=str(certificate))
     hub.shutdown()
 
 
@@ -255,4 +256,4 @@ def test_the_rules_heed_a_user_who_is_offline(tmp_path, variable):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     result = demo(tmp_path, "resources/models/demo", "--configfile", path, env=environment | {variable: "1"})
     assert result.returncode == 1
-    assert f"error: {variable}=1: the environment forbids asking the Hub for me/model@{COMMIT}; unset" in result.stderr
+    assert f"error: {variable}=1: expected access to the Hub for me/model@{COMMIT}; unset" in result.stderr

@@ -285,7 +285,7 @@ def test_the_last_words_name_the_cause(vllm, served, tmp_path):
     ("content", "expected"),
     [
         (None, "expected a JSON file, found none"),
-        ('{"avg_latency": 1.0, "latencies": [0.9, ', "not valid JSON"),
+        ('{"avg_latency": 1.0, "latencies": [0.9, ', "expected valid JSON"),
         ('{"avg_latency": 1.0, "latencies": [0.9]}', "expected 2 latencies, found 1"),
         ('{"avg_latency": 1.0}', "expected 2 latencies, found 0"),
     ],

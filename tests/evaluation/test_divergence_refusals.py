@@ -18,7 +18,7 @@ def test_a_context_beyond_the_models_is_one_line(untrained, record, tmp_path):
     base = families.write("gemma3", untrained / "model", tmp_path / "base")
     with pytest.raises(InputError) as caught:
         record(base, context=2049)
-    expected = "evaluation.divergence.context: expected at most 2048, the model's own, found 2049"
+    expected = "evaluation.divergence.context: expected at most 2048, the model's context, found 2049"
     assert str(caught.value) == expected
     assert not (tmp_path / "base_states").exists()
 
@@ -109,7 +109,7 @@ def test_half_a_base_is_one_line(three, text, monkeypatch, given, missing):
     options = ["--context", CONTEXT, "--dtype", "float32", "--output", f"{arm}_states", given, base]
     with pytest.raises(InputError) as caught:
         found_by(record_hidden_states, monkeypatch, ["--checkpoint", arm, "--texts", text, *options], arm)
-    assert str(caught.value) == f"{missing}: expected a folder beside {given}, found none"
+    assert str(caught.value) == f"{missing}: expected a folder, since {given} is given, found none"
 
 
 def test_another_vocabulary_is_one_line(three, untrained, record, refusals, monkeypatch, tmp_path):
@@ -124,5 +124,5 @@ def test_another_vocabulary_is_one_line(three, untrained, record, refusals, monk
 
 def test_a_checkpoint_in_int4_has_no_head_to_be_loaded_alone(untrained, monkeypatch, tmp_path):
     int4 = write_int4(untrained / "model", monkeypatch, tmp_path / "int4")
-    with pytest.raises(InputError, match="is no parameter of Gemma3ForConditionalGeneration"):
+    with pytest.raises(InputError, match="expected only parameters of Gemma3ForConditionalGeneration"):
         heads.load(int4, torch.float32, "cpu")

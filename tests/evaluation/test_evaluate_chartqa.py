@@ -142,7 +142,7 @@ def test_no_results_are_one_line_with_the_last_words(untrained, charts, tmp_path
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     log = tmp_path / "lmms" / "chartqa.log"
-    assert last.startswith(f"error: lmms-eval wrote no chartqa_samples.jsonl; the end of {log}: ")
+    assert last.startswith(f"error: lmms-eval: expected a file chartqa_samples.jsonl, found none; the end of {log}: ")
     assert "no_such_model" in last
     assert not (tmp_path / "chartqa.json").exists()
 

@@ -210,7 +210,7 @@ def test_a_letter_of_several_tokens_is_scored_by_lm_evals_own_code(untrained, ow
     settings = report["settings"]
     assert (settings["engine"], settings["engine_used"]) == ("last_position", "stock")
     assert settings["engine_reason"] == "a choice has several tokens"
-    assert "engine: stock in place of last_position: a choice has several tokens" in capfd.readouterr().out
+    assert "engine: using stock instead of last_position: a choice has several tokens" in capfd.readouterr().out
     assert len(samples) == len(SIZES)
 
 
@@ -222,13 +222,13 @@ def write_questions(folder, split, subjects):
 
 def test_what_cannot_be_scored_is_one_line_ahead_of_the_model(tmp_path, evaluate):
     folder, nowhere = tmp_path / "mine", tmp_path / "nowhere"
-    with pytest.raises(InputError, match=f"^{folder}/test.parquet: not a whole parquet file"):
+    with pytest.raises(InputError, match=f"^{folder}/test.parquet: expected a complete parquet file"):
         evaluate(nowhere, folder)
     write_questions(folder, "test", ["a", "a", "b"])
     with pytest.raises(InputError, match=f"^{folder}: test: expected 2 or more questions of 'b', found 1$"):
         evaluate(nowhere, folder)
     write_questions(folder, "test", ["a", "a", "b", "b"])
-    with pytest.raises(InputError, match=f"^{folder}/dev.parquet: not a whole parquet file"):
+    with pytest.raises(InputError, match=f"^{folder}/dev.parquet: expected a complete parquet file"):
         evaluate(nowhere, folder, shots=2)
     write_questions(folder, "dev", ["a", "a", "b"])
     with pytest.raises(InputError, match=f"^{folder}: dev: expected 2 or more questions of 'b', the examples of num_f"):

@@ -75,7 +75,7 @@ def killed():
 
 
 def test_a_killed_replica_is_one_line():
-    with pytest.raises(InputError, match=r"^score: a process was killed, as one is when memory runs out$"):
+    with pytest.raises(InputError, match=r"^score: a process was killed, probably because memory ran out$"):
         replicas.Replicas(killed, ["", ""])
 
 

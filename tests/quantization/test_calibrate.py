@@ -153,7 +153,7 @@ def test_layers_between_which_something_happens_are_refused(llama):
     model = loading.load(llama, torch.float32, "cpu")
     model.model.layers[1].register_forward_pre_hook(lambda _, arguments: (arguments[0] * 2, *arguments[1:]))
     names = list(weights_of(llama, SCHEME))
-    with pytest.raises(InputError, match="LlamaForCausalLM: expected layers that take what the layer before them"):
+    with pytest.raises(InputError, match="LlamaForCausalLM: expected layers that each run once, on the output of"):
         calibration.calibrate(model, torch.randint(10, 1000, (2, 8)), names, gptq.calibrate, SCHEME, 2)
     assert "forward" not in vars(model.model.layers[0])
 
@@ -205,7 +205,9 @@ def test_a_linear_that_the_texts_do_not_reach_is_refused(llama, monkeypatch):
 def test_a_linear_that_a_layer_uses_twice_is_refused():
     linear = torch.nn.Linear(8, 8)
     layer = calibration.Layer(torch.nn.Sequential(linear, linear), {"up": linear})
-    with pytest.raises(InputError, match="up: expected a linear that its layer uses once, found it used again"):
+    with pytest.raises(
+        InputError, match="up: expected a linear that its layer uses once, found one that it uses more often"
+    ):
         calibration.undisturbed_output(layer, [((normal(2, 4, 8),), {})])
 
 
@@ -237,14 +239,14 @@ def refusal(checkpoint, tmp_path, *options, program="quantize"):
         (
             "gptq",
             lambda folder: (folder / record.CALIBRATION).unlink(),
-            "expected a checkpoint that gptq has calibrated, found no calibration.json",
+            "expected a checkpoint calibrated by gptq, found no calibration.json",
         ),
         ("awq", lambda folder: None, "calibration.json: method: expected awq, found gptq"),
-        ("rtn", lambda folder: None, "expected weights that no method has calibrated, found those of gptq"),
+        ("rtn", lambda folder: None, "expected weights that were not calibrated, found some calibrated by gptq"),
         (
             "gptq",
             lambda folder: (folder / grids.FILE).unlink(),
-            "q_proj: expected a grid, found no grid; calibrate again",
+            "q_proj: expected a grid, found no grid; re-run calibrate",
         ),
     ],
 )
@@ -258,14 +260,14 @@ def test_weights_that_were_trained_without_int4_and_then_calibrated_are_not_just
     folder = shutil.copytree(folders["gptq"], tmp_path / "model")
     files.write_json(folder / record.RECORD, {"scheme": None, "grids": None})
     line = refusal(folder, tmp_path, *quantize_options(SCHEME, method="rtn"))
-    assert "expected weights that no method has calibrated, found those of gptq" in line
+    assert "expected weights that were not calibrated, found some calibrated by gptq" in line
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_weights_that_were_calibrated_are_not_calibrated_again(method, folders, general_text, tmp_path):
     options = ["--scheme", json.dumps(SCHEME.words), "--method", method, "--texts", general_text, *BATCH]
     line = refusal(folders["gptq"], tmp_path, *options, program="calibrate")
-    assert "expected weights that were neither calibrated nor trained for int4, found such" in line
+    assert "expected original weights, found some that were calibrated or trained for int4" in line
 
 
 def test_a_checkpoint_is_exported_in_the_scheme_that_it_was_calibrated_for(folders, tmp_path):
@@ -276,8 +278,8 @@ def test_a_checkpoint_is_exported_in_the_scheme_that_it_was_calibrated_for(folde
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        (["--length", 4096], "calibration.length: expected at most 2048, the model's own, found 4096"),
-        (["--method", "rtn"], "--method: expected one that texts calibrate, found rtn"),
+        (["--length", 4096], "calibration.length: expected at most 2048, the model's context, found 4096"),
+        (["--method", "rtn"], "--method: expected one that calibrates on texts, found rtn"),
         (["--samples", 4000], "expected 4000 windows of 32 tokens to calibrate on"),
     ],
 )

@@ -103,14 +103,16 @@ def test_grids_that_got_lost_or_came_by_are_refused(untrained, texts, tmp_path, 
     arm = Arm(model, tmp_path, monkeypatch, "gptq", **seen())
     arm.quantize()
     arm.base = untrained / "model"
-    with pytest.raises(InputError, match="was trained on a given grid and is exported on its own grid"):
+    with pytest.raises(InputError, match="expected an export on a given grid, as trained, found one on its own grid"):
         arm.check(texts)
     (tmp_path / "bf16" / "grids").rename(tmp_path / "grids")
-    with pytest.raises(InputError, match=r"bf16: .* was trained on a given grid and is exported on its own grid"):
+    with pytest.raises(
+        InputError, match=r"bf16: .* expected an export on a given grid, as trained, found one on its own grid"
+    ):
         arm.quantize()
     other = Arm(untrained / "model", tmp_path / "other", monkeypatch, **seen())
     (tmp_path / "grids").rename(tmp_path / "other" / "bf16" / "grids")
-    with pytest.raises(InputError, match="was trained on its own grid and is exported on a given grid"):
+    with pytest.raises(InputError, match="expected an export on its own grid, as trained, found one on a given grid"):
         other.quantize()
 
 
@@ -124,9 +126,14 @@ def test_a_mismatch_is_refused_before_anything_is_written(untrained, tmp_path, m
         assert not (tmp_path / "int4").exists()
 
     for scheme in (schemes.int4(32), SCHEMES["integer"], SCHEMES["symmetric"]):
-        refused(re.escape(f"was trained in {INT4.words}, not in {scheme.words}"), scheme=scheme, ignore=["up_proj"])
-    refused(f"{ignored} was trained not in int4 and is exported in int4", ignore=())
-    refused(f"{LAYER} was trained in int4 and is exported not in int4", ignore=["up_proj", "down_proj"])
+        refused(
+            re.escape(f"expected training in {scheme.words}, found {INT4.words}"), scheme=scheme, ignore=["up_proj"]
+        )
+    refused(f"{ignored}: expected an export not in int4, as it was trained, found one in int4", ignore=())
+    refused(
+        f"{LAYER}: expected an export in int4, as it was trained, found one not in int4",
+        ignore=["up_proj", "down_proj"],
+    )
 
 
 def test_an_export_of_other_weights_is_refused(untrained, texts, tmp_path, monkeypatch):
@@ -142,6 +149,6 @@ def test_an_export_of_other_weights_is_refused(untrained, texts, tmp_path, monke
     whole.rename(tmp_path / "int4")
     manifest = files.read_json(tmp_path / "int4" / "manifest.json")
     files.write_json(tmp_path / "int4" / "manifest.json", manifest | {"scheme": schemes.int4(32).words})
-    with pytest.raises(InputError, match=r"was trained in .*'group_size': 64.*, not in .*'group_size': 32"):
+    with pytest.raises(InputError, match=r"expected training in .*'group_size': 32.*, found .*'group_size': 64"):
         arm.check(texts)
     assert not (tmp_path / "parity.json").exists()

@@ -58,5 +58,5 @@ def test_bytes_of_a_weight_at_group_128():
 
 
 def test_a_group_that_does_not_divide_is_an_error():
-    with pytest.raises(ValueError, match="group size 96 does not divide 256"):
+    with pytest.raises(ValueError, match="expected a divisor of 256 input features, found 96"):
         int4.quantize(normal(48, 256), schemes.int4(96))

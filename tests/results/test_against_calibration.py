@@ -254,7 +254,8 @@ def test_the_card_says_whether_training_beat_calibration(made, change, said):
     assert float(of_mmlu[2]) == pytest.approx(gained, abs=0.005)
     saved = (kls(made, "base-awq") - kls(made, "qat-int4")).mean()
     of_kl = re.search(
-        rf"wikitext_kl: (.*?), qat-int4 against base-awq \(awq\) {number} \[{number}, {number}\] nats per token", sentence
+        rf"wikitext_kl: (.*?), qat-int4 against base-awq \(awq\) {number} \[{number}, {number}\] nats per token",
+        sentence,
     )
     assert of_kl[1] == said
     assert float(of_kl[2]) == pytest.approx(saved, abs=5e-5)

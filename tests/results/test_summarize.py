@@ -211,9 +211,9 @@ def test_samples_of_another_run_are_an_error(results):
     path = results / "qat-int4" / "mmlu_samples.parquet"
     table = pd.read_parquet(path)
     table.iloc[:-1].to_parquet(path)
-    assert "qat-int4: asked other questions of mmlu than base-bf16" in run(results).stderr
+    assert "qat-int4: expected the questions of mmlu that base-bf16 was asked, found others" in run(results).stderr
     table.assign(correct=False).to_parquet(path)
-    assert f"{path}: gives mmlu 0.0, mmlu.json says 0.8" in run(results).stderr
+    assert f"{path}: mmlu: expected 0.8, as in mmlu.json, found 0.0" in run(results).stderr
 
 
 @pytest.mark.parametrize(
@@ -225,4 +225,4 @@ def test_what_was_measured_otherwise_is_not_compared(results, kind, key, value):
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     result = run(results)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"error: {path}: {key} is ")
+    assert result.stderr.startswith(f"error: {path}: {key}: expected ")

@@ -105,7 +105,7 @@ def test_further_tasks_stand_in_the_table(results):
     assert table["arc_challenge_recovered"].tolist() == pytest.approx([1, 0, 0.5])
     result = run(results, tasks=["arc_challenge=f1,none"])
     assert result.returncode == 1
-    assert "arc_challenge.json has no metric 'f1,none'; expected acc,none or acc_norm,none" in result.stderr
+    assert "arc_challenge.json: expected a metric acc,none or acc_norm,none, found 'f1,none'" in result.stderr
 
 
 WIKITEXT = {

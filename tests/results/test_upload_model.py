@@ -173,14 +173,14 @@ def trained(demo_run, tmp_path):
         ("qat-int4/checkpoint/manifest.json", ["weights_that_differ"], 3, "3 exported weights differ"),
         ("qat-int4/parity.json", ["weights_that_differ"], 2, "2 exported weights differ"),
         ("summary.json", ["variants", 5, "recovered_resolved"], False, "recovered of mmlu is not resolved"),
-        ("summary.json", ["variants", 5, "recovered_ci95"], [-2, 1], "of mmlu may be as low as -2.0000, at least -1"),
+        ("summary.json", ["variants", 5, "recovered_ci95"], [-2, 1], "of mmlu may be as low as -2.0000, expected at"),
         (
             "summary.json",
             ["comparisons", 8, "difference_ci95"],
             [-2.0, 0.1],
-            "what mmlu lost may be as high as 2.0000, at most",
+            "the loss of mmlu may be as high as 2.0000, expected at most",
         ),
-        ("summary.json", ["model"], "other", "results/demo/summary.json: not the file that was recorded"),
+        ("summary.json", ["model"], "other", "results/demo/summary.json: expected the recorded file"),
     ],
 )
 def test_the_gate_says_what_stands_against_it(finished, path, keys, value, expected):
@@ -249,9 +249,7 @@ def test_an_upload_goes_on_where_it_stopped(trained, writable_hub):
     writable_hub.refuses_commits = True
     result = upload_of_demo(trained, recovered=0.0, lost=0.1, env=environment(writable_hub))
     assert result.returncode == 1
-    expected = (
-        "the upload failed: the Hub forbids it (403: You may not write here): the token of HF_TOKEN may not do this"
-    )
+    expected = "the upload failed: the Hub denied access (403: You may not write here): the token of HF_TOKEN"
     assert f"error: {REPOSITORY}: {expected}" in result.stderr
     assert "Traceback" not in result.stderr
     assert TOKEN not in result.stderr
@@ -286,13 +284,13 @@ def test_a_dry_run_shows_all_and_asks_nobody(trained, writable_hub):
     size = (trained / "qad-int4" / "checkpoint" / "model.safetensors").stat().st_size
     assert f"model.safetensors: {size} bytes" in result.stdout
     assert f"README.md: {(trained / 'model_card.md').stat().st_size} bytes" in result.stdout
-    assert f"would go to {REPOSITORY} (private)" in result.stdout
+    assert f"would be uploaded to {REPOSITORY} (private)" in result.stdout
     assert writable_hub.requests == []
 
 
 def test_without_a_token_nothing_is_asked(trained, writable_hub):
     result = upload_of_demo(trained, env=environment(writable_hub, token=None))
-    assert result.stderr == "error: HF_TOKEN: expected a token that may write, found none in the environment\n"
+    assert result.stderr == "error: HF_TOKEN: expected a token with write access, found none in the environment\n"
     assert writable_hub.requests == []
 
 
@@ -308,8 +306,8 @@ def test_a_token_that_the_hub_refuses_is_called_so(trained, writable_hub):
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, f"HF_HUB_OFFLINE=1: the environment forbids asking the Hub for {PUBLISHED}; unset"),
-        ({"HF_TOKEN": f"{TOKEN} {TOKEN}"}, "HF_TOKEN: expected a token of the Hub, found blanks or characters beyond"),
+        ({"HF_HUB_OFFLINE": "1"}, f"HF_HUB_OFFLINE=1: expected access to the Hub for {PUBLISHED}; unset"),
+        ({"HF_TOKEN": f"{TOKEN} {TOKEN}"}, "HF_TOKEN: expected a token of the Hub, found one with blanks or non-ASCII"),
     ],
 )
 def test_what_cannot_be_sent_ends_before_the_results_are_verified(tmp_path, writable_hub, variables, expected):
@@ -322,7 +320,7 @@ def test_what_cannot_be_sent_ends_before_the_results_are_verified(tmp_path, writ
 def test_a_public_repository_takes_nothing_private(trained, writable_hub):
     writable_hub.is_private = False
     result = upload_of_demo(trained, env=environment(writable_hub))
-    assert result.stderr.startswith(f"error: {REPOSITORY} is there and public")
+    assert result.stderr.startswith(f"error: {REPOSITORY}: expected a private repository, found a public one")
     assert writable_hub.files == {}
 
 
@@ -376,7 +374,7 @@ def test_each_format_goes_into_a_repository_of_its_own(in_two_formats, writable_
 
 def test_a_second_repository_that_refuses_is_named_and_filled_by_the_next_call(in_two_formats, writable_hub):
     writable_hub.refuses_commits = FOR_VLLM
-    with pytest.raises(InputError, match=f"^{FOR_VLLM}: the upload failed: the Hub forbids it"):
+    with pytest.raises(InputError, match=f"^{FOR_VLLM}: the upload failed: the Hub denied access"):
         in_two_formats()
     assert "model.safetensors" in writable_hub.files
     assert writable_hub.repositories[FOR_VLLM] == {}
@@ -387,7 +385,7 @@ def test_a_second_repository_that_refuses_is_named_and_filled_by_the_next_call(i
 
 def test_nothing_is_sent_if_one_of_two_repositories_is_public(in_two_formats, writable_hub):
     writable_hub.public = {FOR_VLLM}
-    with pytest.raises(InputError, match=f"^{FOR_VLLM} is there and public"):
+    with pytest.raises(InputError, match=f"^{FOR_VLLM}: expected a private repository"):
         in_two_formats()
     assert writable_hub.repositories == {REPOSITORY: {}, FOR_VLLM: {}}
 

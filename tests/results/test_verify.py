@@ -33,7 +33,7 @@ def test_a_finished_run_is_verified(finished):
 )
 def test_one_more_byte_is_found(finished, path):
     (finished / path).write_bytes((finished / path).read_bytes() + b" ")
-    assert verification.problems(finished) == [f"results/demo/{path}: not the file that was recorded"]
+    assert verification.problems(finished) == [f"results/demo/{path}: expected the recorded file, found another"]
 
 
 def test_what_is_missing_and_changed_is_a_line_each(finished):
@@ -43,7 +43,7 @@ def test_what_is_missing_and_changed_is_a_line_each(finished):
     result = run_script("verify", finished)
     assert result.returncode == 1
     assert sorted(result.stderr.splitlines()) == [
-        f"{finished}: resources/mmlu/test.parquet: not the file that was recorded",
+        f"{finished}: resources/mmlu/test.parquet: expected the recorded file, found another",
         f"{finished}: results/demo/qat-int4/memory.json: expected a file, found none",
     ]
 
@@ -52,7 +52,7 @@ def test_results_alone_say_what_was_not_verified(finished):
     alone = finished.rename(finished.parents[2] / "alone")
     result = run_script("verify", alone)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "every number follows from them\nnot verified, since they are not here" in result.stdout
+    assert "every number follows from them\nnot verified, since the files are missing" in result.stdout
 
 
 def test_a_number_of_the_card_that_was_touched_up(finished):
@@ -60,21 +60,19 @@ def test_a_number_of_the_card_that_was_touched_up(finished):
     card.write_text(re.sub(r"(\| \*\*qat-int4\*\* \| )\d+", r"\g<1>99", card.read_text()))
     forge(finished, "model_card.md")
     (problem,) = verification.problems(finished)
-    assert "the figures give '| **qat-int4** | " in problem
+    assert "expected '| **qat-int4** | " in problem
 
 
 def test_a_number_of_the_summary_that_was_touched_up(finished):
     change(finished / "summary.json", "comparisons", 0, "mcnemar_p", value=1e-9)
     forge(finished, "summary.json")
-    assert verification.problems(finished)[0].startswith(
-        "summary.json: comparisons[0].mcnemar_p is 1e-09, the files give"
-    )
+    assert verification.problems(finished)[0].startswith("summary.json: comparisons[0].mcnemar_p: expected ")
 
 
 def test_an_accuracy_that_the_answers_do_not_give(finished):
     change(finished / "qat-int4" / "mmlu.json", "accuracy", value=0.5)
     forge(finished, "qat-int4/mmlu.json")
-    assert verification.problems(finished)[0].startswith("qat-int4: its answers give an accuracy of")
+    assert verification.problems(finished)[0].startswith("qat-int4/mmlu.json: expected accuracy")
 
 
 def test_a_divergence_that_the_windows_do_not_give(finished):
@@ -91,7 +89,7 @@ def test_answers_that_their_likelihoods_do_not_give(finished):
     samples["correct"] = True
     samples.to_parquet(path)
     forge(finished, "qat-int4/mmlu_samples.parquet")
-    assert verification.problems(finished)[0].startswith("qat-int4: its answers give an accuracy of")
+    assert verification.problems(finished)[0].startswith("qat-int4/mmlu.json: expected accuracy")
 
 
 def test_a_result_is_followed_back_to_raw_data_and_programs(small_run):
@@ -126,13 +124,13 @@ def test_a_new_commit_runs_nothing_again(small_run):
 def test_a_result_of_another_input_is_stale():
     hashes = {"data": {"data": "b" * 64}, "result": {"result": "c" * 64}}
     lineage = {"data": None, "result": {"input_checksums": {"data": f"sha256:{'a' * 64}"}}}
-    with pytest.raises(InputError, match="result: made from another data than the one that is there"):
+    with pytest.raises(InputError, match="result: expected a result of the present data, found one of another"):
         record_provenance.check_stale(lineage, hashes)
     record_provenance.check_stale({"result": {"input_checksums": {"data": f"sha256:{'b' * 64}"}}}, hashes)
 
 
 def test_a_result_without_a_record_is_an_error():
-    with pytest.raises(InputError, match=r"results/demo/summary\.json: Snakemake has no record"):
+    with pytest.raises(InputError, match=r"results/demo/summary\.json: expected Snakemake's record"):
         record_provenance.follow(["results/demo/summary.json"], {})
 
 

@@ -11,7 +11,9 @@ from int4_qat.tokenizer import tokenization, turns
 def test_a_template_that_shows_lists_of_parts_alone(spoiled, refused_model):
     template = "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
     (spoiled / "chat_template.jinja").write_text(template)
-    assert refused_model(spoiled) == "the chat template: expected the texts of a conversation, found 'user:assistant:'"
+    assert (
+        refused_model(spoiled) == "the chat template: expected the messages of a conversation, found 'user:assistant:'"
+    )
 
 
 TEMPLATES = {  # shortened templates of the Hub's models with these names
@@ -71,7 +73,7 @@ def end_with_eos(tokenizer):
 
 def test_a_tokenizer_that_ends_prompts(spoiled, refused_model):
     change_tokenizer(spoiled, end_with_eos)
-    expected = "the tokenizer: expected at most a bos around a prompt, found ['<bos>', '<eos>'] as well"
+    expected = "the tokenizer: expected only a bos around a prompt, found ['<bos>', '<eos>'] as well"
     assert refused_model(spoiled) == expected
 
 

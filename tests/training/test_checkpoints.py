@@ -72,7 +72,7 @@ def test_a_training_that_was_done_takes_no_step_more(untrained, texts, tmp_path)
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis").mkdir()
-    with pytest.raises(InputError, match="expected checkpoints of this program, found something else"):
+    with pytest.raises(InputError, match="expected checkpoints of finetune, found other files"):
         checkpoints.prepare(tmp_path, {})
     assert (tmp_path / "thesis").exists()
 

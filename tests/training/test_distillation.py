@@ -183,7 +183,7 @@ def test_from_calibrated_weights_the_base_is_still_the_base(untrained, texts, tm
     kl, _, mask, _ = by_definition(untrained, trainer, batch)
     torch.testing.assert_close(loss, kl[mask].mean())
     options = training_options(untrained, texts, tmp_path)._replace(model=folder)
-    with pytest.raises(InputError, match=r"^--base: expected the folder of the base, since .* is calibrated"):
+    with pytest.raises(InputError, match=r"^--base: expected a folder with the base, since .* is calibrated"):
         run.train(options, Recipe(**RECIPE | changes | {"distillation": ALL}), transformers)
 
 

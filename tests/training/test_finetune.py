@@ -46,7 +46,7 @@ def test_a_row_without_an_answer_is_named(untrained, texts, tmp_path):
     result = run_script("finetune", *finetune_options(untrained, broken, tmp_path))
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert "broken.parquet, row 2: no token counts in the loss" in last
+    assert "broken.parquet, row 2: expected '" in last
     assert not (tmp_path / "adapter").exists()
 
 
@@ -58,7 +58,7 @@ def test_a_parameter_without_gradient_is_an_error(untrained, texts, tmp_path, mo
     tokenizer = tokenization.load_tokenizer(untrained / "model")
     rows = data.tokenize({"questions": texts}, tokenizer, recipe, tmp_path)
     options = training_options(untrained, texts, tmp_path)
-    with pytest.raises(InputError, match="unused is trainable and got no gradient"):
+    with pytest.raises(InputError, match=r"expected a gradient for the trainable .*unused, found none"):
         transformers.make_trainer(model, tokenizer, rows, recipe, options).train()
 
 
@@ -66,7 +66,8 @@ def test_a_training_that_diverges_says_so(untrained, texts, tmp_path):
     result = run_script("finetune", *finetune_options(untrained, texts, tmp_path, learning_rate=1e30, warmup_steps=0))
     assert result.returncode == 1
     assert re.fullmatch(
-        r"error: finetune: the loss of step \d+ is nan; lower learning_rate", result.stderr.splitlines()[-1]
+        r"error: finetune: expected a finite loss at step \d+, found nan; lower learning_rate",
+        result.stderr.splitlines()[-1],
     )
     assert not (tmp_path / "adapter").exists()
 
@@ -76,7 +77,7 @@ def test_a_report_that_is_not_installed_is_one_line(untrained, texts, tmp_path, 
     options = training_options(untrained, texts, tmp_path)._replace(report_to="wandb")
     with pytest.raises(InputError) as caught:
         run.train(options, Recipe(**RECIPE), transformers)
-    assert str(caught.value) == "finetune.report_to: expected none or what is installed (mlflow), found wandb"
+    assert str(caught.value) == "finetune.report_to: expected none or an installed service (mlflow), found wandb"
     assert not options.checkpoints.exists()
 
 

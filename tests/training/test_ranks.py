@@ -139,7 +139,7 @@ def test_one_that_dies_ends_the_others(untrained, texts, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert time.monotonic() - begun < 60
     assert process.returncode == 1
-    assert output.strip().splitlines()[-1] == "error: finetune: process 1 of 2 ended with exit code -9"
+    assert output.strip().splitlines()[-1] == "error: finetune: process 1 of 2 failed with exit code -9"
     assert left_over(tmp_path) == []
 
 
@@ -158,7 +158,7 @@ def test_a_training_goes_on_in_another_number_of_processes(untrained, texts, tmp
         (checkpoint / "whole").unlink()
     resumed = run_script("finetune", *options)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert f"going on from {checkpoints[0]}" in resumed.stdout
+    assert f"resuming from {checkpoints[0]}" in resumed.stdout
     table = pd.read_csv(folder / "training.csv")
     assert table["loss"].tolist() == pytest.approx(whole[0]["loss"].tolist(), rel=1e-4)
 

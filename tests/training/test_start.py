@@ -181,10 +181,10 @@ def test_a_calibration_for_something_else_is_refused(folder, scheme, ignore, key
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({}, "{folder}: expected no grids, since quantization is null, found those of gptq"),
+        ({}, "{folder}: expected no grids, since quantization is null, found grids of gptq"),
         (
             seen() | {"distillation": {"weight": 1.0, "tokens": "all", "temperature": 1.0}},
-            "--base: expected the folder of the base, since {folder} is calibrated, found none",
+            "--base: expected a folder with the base, since {folder} is calibrated, found none",
         ),
     ],
 )
@@ -200,12 +200,12 @@ def test_what_no_training_can_do_from_there_is_one_line(folder, texts, tmp_path,
 def test_unsloth_trains_on_no_given_grids(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastModel=None))
     recipe = Recipe(**RECIPE | seen(limits.UNSLOTH_SCHEME) | {"backend": "unsloth", "qat_target": "base+lora_a"})
-    with pytest.raises(InputError, match=r"^finetune\.start: expected null, unsloth trains on no given grids"):
+    with pytest.raises(InputError, match=r"^finetune\.start: expected null, since unsloth cannot train on given grids"):
         unsloth.add_adapters(folder, recipe, "cuda")
 
 
 @pytest.mark.parametrize("lost", [grids.FILE, record.CALIBRATION])
 def test_a_folder_that_lost_its_grids_or_their_record_begins_nothing(lost, folder):
     (folder / lost).unlink()
-    with pytest.raises(InputError, match=f"{lost}: expected a file beside .*, found none; calibrate again"):
+    with pytest.raises(InputError, match=f"{lost}: expected a file next to .*, found none; re-run calibrate"):
         start.method_of(folder)

@@ -101,7 +101,7 @@ def test_killed_and_started_again_it_ends_with_the_same_adapter(wide, trained, t
     process.kill()
     process.communicate()
     assert not (tmp_path / "adapter").exists()
-    assert "going on from " in finish(start(wide, tmp_path, QAT | {"backend": "unsloth"}))
+    assert "resuming from " in finish(start(wide, tmp_path, QAT | {"backend": "unsloth"}))
     found, expected = (path / "adapter" / "adapter_model.safetensors" for path in (tmp_path, trained))
     assert found.read_bytes() == expected.read_bytes()
 
@@ -131,7 +131,7 @@ def test_a_linear_that_unsloth_leaves_out_ends_the_training(untrained, wide, tmp
     process = start(narrow, tmp_path, QAT | {"backend": "unsloth"})
     output = process.communicate(timeout=600)[0]
     assert process.returncode != 0
-    line = "error: group_size: 128 does not divide the 64 inputs of model.language_model.layers.0."
+    line = "error: group_size: expected a divisor of the 64 inputs of model.language_model.layers.0."
     assert line in output.splitlines()[-1]
     assert not (tmp_path / "adapter").exists()
 
@@ -142,25 +142,28 @@ def test_without_a_gpu_it_refuses(tmp_path):
     recipe = {"backend": "unsloth"}
     variables = os.environ | {"UNSLOTH_ALLOW_CPU": "1"}
     result = run_script("finetune", *finetune_options(tmp_path, tmp_path, tmp_path, **recipe), env=variables)
-    assert (result.returncode, result.stderr) == (1, "error: finetune.backend: unsloth needs a GPU, found none\n")
+    assert (result.returncode, result.stderr) == (
+        1,
+        "error: finetune.backend: expected a GPU for unsloth, found none\n",
+    )
 
 
 def test_cuda_is_not_started_before_a_gpu_is_claimed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("starts CUDA"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(InputError, match="unsloth needs a GPU, found none"):
+    with pytest.raises(InputError, match="expected a GPU for unsloth, found none"):
         unsloth.prepare()
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"qat_target": "base"}, "qat_target: unsloth trains 'base+lora_a', not 'base'"),
+        ({"qat_target": "base"}, "qat_target: expected 'base+lora_a' with backend unsloth, found 'base'"),
         *(
-            (seen(scheme), f"quantization: unsloth trains {INT4}, not {scheme}")
+            (seen(scheme), f"quantization: expected {INT4}, with backend unsloth, found {scheme}")
             for scheme in [schemes.int4(64), schemes.int4(128, schemes.INTEGER), schemes.int4(128, None)]
         ),
-        ({"start": "gptq"}, "start: expected null, unsloth trains on no given grids, found 'gptq'"),
+        ({"start": "gptq"}, "start: expected null, since unsloth cannot train on given grids, found 'gptq'"),
         (
             {"start": None, "eval_steps": 10},
             "eval_steps: expected null with backend unsloth, found 10",
@@ -173,7 +176,7 @@ def test_what_it_cannot_do_is_one_line(change, problem):
     assert limits.unsloth_misfits(recipe, "cuda") == []
     assert limits.unsloth_misfits(recipe | change, "cuda") == [problem]
     assert limits.unsloth_misfits(recipe | change | {"backend": "transformers"}, "cuda") == []
-    assert limits.unsloth_misfits(recipe, "cpu") == ["backend: unsloth needs device 'cuda', not 'cpu'"]
+    assert limits.unsloth_misfits(recipe, "cpu") == ["backend: expected device 'cuda' for unsloth, found 'cpu'"]
 
 
 @pytest.mark.parametrize("column", ["input_ids", "labels"])
@@ -181,7 +184,7 @@ def test_other_tokens_or_labels_are_an_error(column):
     row = {"input_ids": [2, 5, 1], "labels": [-100, 5, 1]}
     other = row | {column: [2, 5, 9]}
     unsloth.check_rows([row, row], [row, row], Path("t"))
-    with pytest.raises(InputError, match=rf"t, row 2: unsloth's {column} are not those of"):
+    with pytest.raises(InputError, match=rf"t, row 2: expected the {column} of backend tr"):
         unsloth.check_rows([row, other], [row, row], Path("t"))
-    with pytest.raises(InputError, match="unsloth keeps 1 of 2 rows"):
+    with pytest.raises(InputError, match="expected 2 rows, found 1 in unsloth"):
         unsloth.check_rows([row], [row, row], Path("t"))

@@ -71,7 +71,7 @@ def test_an_odd_one_is_left_for_another_and_that_is_said(tmp_path, monkeypatch, 
         assert str(folder).startswith(("/tmp/", "/var/tmp/"))
     assert (
         capsys.readouterr().out
-        == f"TMPDIR: a library would misread {str(tmp_path / name)!r}; scratch files go to /tmp\n"
+        == f"TMPDIR: scratch files go to /tmp, since a library would misread {str(tmp_path / name)!r}\n"
     )
     with scratch.plain(tmp_path / name) as path:
         assert path.resolve() == tmp_path / name
@@ -85,7 +85,7 @@ def test_what_snakemake_takes_for_a_wildcard_is_refused(untrained, tmp_path, nam
     path = write_config(small_config(standin), tmp_path / "config.yaml")
     result = snakemake("--dry-run", "--profile", "profiles/demo", "--configfile", path, "--directory", tmp_path)
     assert result.returncode == 1
-    expected = "data.source: expected no word in braces, which is a wildcard to Snakemake, found"
+    expected = "data.source: expected a path without a name in braces, a wildcard to Snakemake, found"
     assert f"config error: {expected} '{standin}/mmlu'" in result.stderr
 
 
@@ -94,7 +94,7 @@ def test_the_workflow_lies_in_a_folder_without_braces(tmp_path):
     workflow = copy_workflow(tmp_path / "{" / "workflow")
     result = snakemake("--dry-run", "--profile", "profiles/demo", "--directory", tmp_path / "run", workflow=workflow)
     assert result.returncode == 1
-    assert f"config error: the workflow's folder: Snakemake takes no braces in '{workflow}'" in result.stderr
+    assert f"config error: the workflow's folder: expected a path without braces, found '{workflow}'" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["n [a]*#'q\"%s::x,y=$z&;é", "-x", "new\nline"])

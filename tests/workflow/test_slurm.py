@@ -242,7 +242,7 @@ def test_a_preempted_training_saves_at_once_and_goes_on(long_training, tmp_path,
         subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "StartTime=now"], check=True)
     output = process.communicate(timeout=300)[0].decode()
     assert process.returncode == 0, output[-3000:]
-    assert "going on from " in log_of_training(run.directory).read_text()
+    assert "resuming from " in log_of_training(run.directory).read_text()
     assert adapter(run) == expected
     assert not checkpoints.exists()
 
@@ -261,7 +261,7 @@ def test_a_training_that_is_killed_goes_on_from_its_checkpoint(long_training, tm
             found.kill()
     output = process.communicate(timeout=300)[0].decode()
     assert process.returncode == 0, output[-3000:]
-    assert "going on from " in log_of_training(run.directory).read_text()
+    assert "resuming from " in log_of_training(run.directory).read_text()
     assert adapter(run) == expected
 
 

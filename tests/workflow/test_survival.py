@@ -66,7 +66,7 @@ def test_half_a_result_is_an_error(copied_run):
     result = copied_run.snakemake("--rerun-triggers", "mtime")
     assert result.returncode == 1
     log = (copied_run.directory / "logs/demo/summarize.log").read_text()
-    assert log.startswith("error: results/demo/qat-int4/latency.json: not valid JSON")
+    assert log.startswith("error: results/demo/qat-int4/latency.json: expected valid JSON")
     assert not (copied_run.directory / "results/demo/summary.json").exists()
 
 
@@ -121,7 +121,7 @@ def test_jobs_take_different_gpus(claim, allocation):
     started = [claim("3,5", **allocation) for _ in range(2)]
     assert sorted(process.stdout.readline().strip() for process in started) == ["3", "5"]
     _, error = claim("3,5", **allocation).communicate()
-    assert "each GPU (3,5) is held by another job" in error
+    assert "expected a free GPU, found 0 free among 3,5" in error
     for process in started:
         process.communicate("\n")
     assert claim("3,5", **allocation).communicate("\n")[0].strip() == "3"

@@ -36,8 +36,8 @@ def read(model: PreTrainedModel, folder: Path) -> dict[str, Adapter]:
     layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, lora.Linear)}
     expected = {f"{name}.lora_{side}.weight" for name in layers for side in "AB"}
     for key in sorted(stored.keys() ^ expected):
-        problem = "belongs to no LoRA on a linear of the base model" if key in stored else "is not in the adapter"
-        raise InputError(f"{folder}: {key} {problem}")
+        problem = "only LoRA on linears of the base, found another weight" if key in stored else "a tensor, found none"
+        raise InputError(f"{folder}: {key}: expected {problem}")
 
     def matrix(key: str) -> torch.Tensor:
         return stored[key].read().view(stored[key].shape)

@@ -31,7 +31,7 @@ def read_config(folder: Path | str) -> PretrainedConfig:
     """Return the config of a local folder; raise InputError if there is none or transformers does not support it."""
     path = Path(folder) / "config.json"
     if not path.exists():
-        raise InputError(f"{folder}: expected a model's folder, found no config.json in it")
+        raise InputError(f"{folder}: expected a folder with a model, found no config.json in it")
     content = files.read_json(path)
     model_type = content.get("model_type") if isinstance(content, dict) else None
     if model_type not in CONFIG_MAPPING:
@@ -53,7 +53,7 @@ def refuse_long_text(config: PretrainedConfig, tokens: int, key: str) -> None:
     """Raise InputError, which names a key of the config, if a model takes fewer tokens at once than `tokens`."""
     longest = longest_text(config)
     if longest and tokens > longest:
-        raise InputError(f"{key}: expected at most {longest}, the model's own, found {tokens}")
+        raise InputError(f"{key}: expected at most {longest}, the model's context, found {tokens}")
 
 
 def auto_class(config: PretrainedConfig) -> type:
@@ -103,10 +103,10 @@ def parameter_names(
     for key, name in names.items():
         if name in strangers or (name in state and state[name].shape != stored[key].shape):
             shape = list(stored[key].shape)
-            raise InputError(f"{folder}: {key} {shape} is no parameter of {type(model).__name__}")
+            raise InputError(f"{folder}: expected only parameters of {type(model).__name__}, found {key} {shape}")
     missing = sorted(state.keys() - set(names.values()) - model.all_tied_weights_keys.keys())
     if missing:
-        raise InputError(f"{folder}: the weights hold no {missing[0]}")
+        raise InputError(f"{folder}: expected the weight {missing[0]}, found none")
     return {key: name for key, name in names.items() if name in state}
 
 

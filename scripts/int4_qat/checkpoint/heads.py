@@ -89,7 +89,7 @@ def load(folder: Path, dtype: torch.dtype, device: str) -> Head:
     model, stored, names = architecture.open_checkpoint(folder)
     module, keys = text_model.output_head(model), {name: key for key, name in names.items()}
     if module is None:
-        raise InputError(f"{folder}: expected a model with an output head, found a {type(model).__name__} without")
+        raise InputError(f"{folder}: expected a model with an output head, found a {type(model).__name__} without one")
     head = model.get_submodule(module)
     for name, parameter in list(head.named_parameters()):
         full = f"{module}.{name}"

@@ -38,7 +38,7 @@ def load(folder: Path | str, dtype: torch.dtype, device: str, **options) -> PreT
         raise InputError(f"{folder}: the weights cannot be read ({str(error).splitlines()[0]})") from None
     problems = {name: keys for name, keys in report.items() if keys}
     if problems:
-        raise InputError(f"{folder}: the weights do not fit the config: {problems}")
+        raise InputError(f"{folder}: expected weights that fit config.json, found {problems}")
     if place != device:
         refuse_offloading(model, folder)
         answer_where_asked(model.base_model, model.device)

@@ -58,14 +58,14 @@ def weights_of(source: Path) -> list[Path]:
     shards = [source / name for name in sorted(set(weight_files.read_index(index).values()))]
     for shard in shards:
         if not shard.exists():
-            raise InputError(f"{shard}: expected a file, as {index.name} says, found none")
+            raise InputError(f"{shard}: expected the file that {index.name} names, found none")
     return [*shards, index]
 
 
 def companions_of(source: Path) -> list[Path]:
     """Return the files that go with the weights; raise InputError if one would put an adapter on them."""
     if (source / ADAPTER).exists():
-        raise InputError(f"{source / ADAPTER}: expected a model without adapters, found one; merge it first")
+        raise InputError(f"{source / ADAPTER}: expected a model without an adapter, found one; merge it first")
     listed = {Path(path) for path in sources.local_files(source)}
     found = {file for pattern in COMPANIONS for file in source.glob(pattern)}
     return sorted(file for file in found & listed if not is_left_out(file))

@@ -35,7 +35,7 @@ def reached_parameters(model: PreTrainedModel) -> set[str]:
             # The cache is on, since without one transformers reads values to find packed sequences.
             model(input_ids=tokens, use_cache=True).logits.sum().backward()
     except Exception as error:  # each model's own code runs here
-        expected = "a model that a text can be sent through"
+        expected = "a model that can process a text"
         raise InputError(f"{type(model).__name__}: expected {expected}, found {one_line(error):.200}") from None
     parameters = model.named_parameters(remove_duplicate=False)
     reached = {name for name, parameter in parameters if parameter.grad is not None}

@@ -58,7 +58,7 @@ class StoredTensor(NamedTuple):
         with self.path.open("rb", buffering=0) as stream:
             stream.seek(self.begin + start * dtype.itemsize)
             if stream.readinto(buffer) != len(buffer):
-                raise InputError(f"{self.path}: the file is cut short")
+                raise InputError(f"{self.path}: expected a whole file, found a truncated one")
         return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
 
     def write(self, values: torch.Tensor, start: int = 0) -> None:
@@ -101,7 +101,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         found |= read_header(folder / shard)
     wrong = sorted(index.items() ^ {name: tensor.path.name for name, tensor in found.items()}.items())
     if wrong:
-        raise InputError(f"{folder / INDEX}: {wrong[0][0]} is not where the index says")
+        raise InputError(f"{folder / INDEX}: expected {wrong[0][0]} in the file that the index names, found none there")
     return found
 
 

@@ -40,12 +40,10 @@ def _wrong_starts(config: dict) -> Iterator[str]:
         if trained is None:
             yield f"finetune.arms.{arm}.start: expected null in an arm whose quantization is null, found '{start}'"
         elif start not in (fitting := _starts(config["quantizations"], trained)):
-            expected = (
-                f"{' or '.join(['null', *fitting])}: calibrated, in the scheme and with the ignore of '{trained}'"
-            )
+            expected = f"{' or '.join(['null', *fitting])} (calibrated, with the scheme and `ignore` of '{trained}')"
             yield f"finetune.arms.{arm}.start: expected {expected}, found '{start}'"
         elif arm in used and begun not in config["variants"]:
-            yield f"variants: '{begun}' is missing; the training of '{arm}' begins there"
+            yield f"variants: expected '{begun}', from which the training of '{arm}' starts, found none"
 
 
 def _starts(table: dict[str, dict], trained: str) -> list[str]:
@@ -63,6 +61,6 @@ def _wrong_settings(config: dict, name: str) -> Iterator[str]:
     section = config["calibration"]
     if not section or not section["texts"]:
         known = ", ".join([QUESTIONS, *config["texts"]])
-        yield f"calibration.texts: expected some of {known}, which '{name}' needs, found none"
+        yield f"calibration.texts: expected one or more of {known}, since '{name}' needs texts, found none"
     elif section["samples"] < len(section["texts"]):
-        yield f"calibration.samples: expected {len(section['texts'])} or more, one a text, found {section['samples']}"
+        yield f"calibration.samples: expected {len(section['texts'])} or more, one per text, found {section['samples']}"

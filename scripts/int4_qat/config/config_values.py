@@ -89,10 +89,10 @@ def _hidden_below(node: yaml.Node | None, path: Path | str) -> Iterator[str]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE_TAG]
         for name in sorted({name for name in names if names.count(name) > 1}):
             line = max(key.start_mark.line for key, _ in node.value if key.value == name) + 1
-            yield f"{path}, line {line}: the key '{name}' stands there twice"
+            yield f"{path}, line {line}: expected each key once, found '{name}' twice"
     elif isinstance(node, yaml.ScalarNode) and node.tag in NUMBER_TAGS and OTHER_BASE.fullmatch(node.value):
         number = yaml.safe_load(node.value)
-        yield f"{path}, line {node.start_mark.line + 1}: {node.value} is {number} in YAML; expected a plain number"
+        yield f"{path}, line {node.start_mark.line + 1}: expected a plain number, found {node.value} ({number} in YAML)"
     if isinstance(node, yaml.CollectionNode):
         for item in node.value:
             for child in item if isinstance(item, tuple) else [item]:
@@ -104,7 +104,7 @@ def odd_keys(value: object, place: str = "") -> Iterator[str]:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                yield f"{place or 'config'}: expected texts as keys, found {key!r}; put it in quotes"
+                yield f"{place or 'config'}: expected strings as keys, found {key!r}; put it in quotes"
             yield from odd_keys(item, f"{place}.{key}".lstrip("."))
     elif isinstance(value, list):
         for index, item in enumerate(value):

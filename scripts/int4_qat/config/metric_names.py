@@ -60,9 +60,9 @@ def problems(evaluation: dict) -> Iterator[str]:
     names = of(evaluation)
     derived = {f"{name}_{suffix}" for name in names for suffix in SUFFIXES}
     for name in sorted(set(names) & {*COLUMNS, *derived}):
-        yield f"evaluation: expected metrics with names of their own, found '{name}', a column of summary.csv"
+        yield f"evaluation: expected metrics with other names than summary.csv's columns, found '{name}'"
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"evaluation: expected metrics with names of their own, found '{name}' twice"
+        yield f"evaluation: expected metrics with different names, found '{name}' twice"
     if not names:
         yield f"evaluation: expected a metric ({MMLU}, questions, tasks, {CHARTQA} or divergence), found none"
     elif headline(evaluation) not in names:

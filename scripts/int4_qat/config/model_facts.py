@@ -41,8 +41,9 @@ def misfits(facts: dict, settings: dict) -> Iterator[str]:
 
 def idle_exceptions(facts: dict, quantization: str, ignore: list[str]) -> Iterator[str]:
     """Yield a line for each entry of `ignore` that names no part of the model."""
+    expected = f"parts of module names of a {facts['class']}"
     for entry in module_names.idle(ignore, facts["modules"]):
-        yield f"quantizations.{quantization}.ignore: expected parts of a {facts['class']}, found '{entry}'"
+        yield f"quantizations.{quantization}.ignore: expected {expected}, found '{entry}'"
 
 
 def split_layers(facts: dict, quantization: str, ignore: list[str]) -> Iterator[str]:
@@ -70,7 +71,7 @@ def wrong_marks(facts: dict, arms: dict[str, dict]) -> Iterator[str]:
         for mark, names in by_mark.items():
             if mark not in facts["conversation"]:
                 key = f"finetune.{name}" if names == list(arms) else f"finetune.arms.{names[0]}.{name}"
-                yield f"{key}: expected what the chat template writes, {facts[name]!r}, found {mark!r}"
+                yield f"{key}: expected {facts[name]!r}, as the chat template writes it, found {mark!r}"
 
 
 def undivided(facts: dict, recipe: dict, arm: str) -> Iterator[str]:
@@ -80,7 +81,7 @@ def undivided(facts: dict, recipe: dict, arm: str) -> Iterator[str]:
         if inputs % group_size and not module_names.named_by(ignore, name):
             expected = f"a divisor of the {inputs} inputs of {name}, which arm '{arm}' trains in int4"
             key = f"quantizations.{recipe['quantization']}.group_size"
-            yield f"{key}: expected {expected}, found {group_size}; `ignore` can leave the linear out"
+            yield f"{key}: expected {expected}, found {group_size}; or name the linear in `ignore`"
             return
 
 
@@ -94,7 +95,7 @@ def long_windows(facts: dict, settings: dict) -> Iterator[str]:
     windows |= {f"finetune.arms.{arm}.max_seq_length": recipe["max_seq_length"] for arm, recipe in packed.items()}
     for key, tokens in windows.items():
         if longest and tokens > longest:
-            yield f"{key}: expected at most {longest}, the tokens that {settings['model']} takes, found {tokens}"
+            yield f"{key}: expected at most {longest}, the context of {settings['model']}, found {tokens}"
 
 
 def full_disk(facts: dict, settings: dict, results: Path) -> Iterator[str]:

@@ -43,7 +43,7 @@ def problems(config: dict) -> Iterator[str]:
         if name not in (QUESTIONS, *table):
             yield f"{key}: expected one of {', '.join([QUESTIONS, *table])}, found '{name}'"
         elif twin := name != QUESTIONS and _held_out_twin(table[name], held_out):
-            expected = f"training text, and not the files of evaluation.divergence.texts.{twin}"
+            expected = f"a text with other files than evaluation.divergence.texts.{twin}"
             yield f"{key}: expected {expected}, found '{name}'"
 
 

@@ -120,10 +120,10 @@ def _unknown_words(key: str, entry: dict) -> Iterator[str]:
         scheme = schemes.of_words(entry)
         for index, word in enumerate(entry["formats"]):
             if needed := rooms.load(rooms.FORMATS, word).misfit(scheme):
-                yield f"{key}.formats[{index}]: expected {needed}, which {word} holds, found {scheme}"
+                yield f"{key}.formats[{index}]: expected {needed}, as {word} requires, found {scheme}"
         if set(needs := _needs(entry)) - {TEXTS}:
             yield f"{key}.method: expected one that needs {TEXTS} or nothing, found one that needs {', '.join(needs)}"
         if len(folders(entry)) < len(entry["formats"]):
-            yield f"{key}.formats: expected formats with folders of their own, found {entry['formats']}"
+            yield f"{key}.formats: expected formats with different folders, found {entry['formats']}"
         if LOADED not in entry["formats"]:
-            yield f"{key}.formats: expected {LOADED} among them, which measurements load, found {entry['formats']}"
+            yield f"{key}.formats: expected {LOADED} in the list, since measurements load it, found {entry['formats']}"

@@ -13,7 +13,7 @@ def split(variant: str) -> tuple[str, str]:
     """Return ('qat', 'int4') for 'qat-int4'; raise ValueError if it is not `<weights>-<precision>`."""
     weights, _, precision = variant.rpartition("-")
     if not weights or not precision:
-        raise ValueError(f"'{variant}' is not <base or arm>-<{BF16} or a quantization>")
+        raise ValueError(f"variant: expected <base or arm>-<{BF16} or a quantization>, found '{variant}'")
     return weights, precision
 
 

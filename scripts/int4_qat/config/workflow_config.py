@@ -29,9 +29,9 @@ from int4_qat.system import sources
 OF_QAT = ("qat_target", "grid_learning_rate", "eval_steps")  # settings of arms that are trained in a quantization
 # Settings of a training in earlier versions, and what replaced them.
 OLD_SETTINGS = {
-    "qat_scheme": "`quantization` in each arm, a name from the table `quantizations` or null",
-    "distillation_weight": "`distillation`, null or a mapping that has the weight",
-    "per_device_train_batch_size": "`train_batch_size`, the rows of a step on all GPUs together",
+    "qat_scheme": "`quantization` in each arm, which is a name from the table `quantizations` or null",
+    "distillation_weight": "`distillation`, which is null or a table with the weight",
+    "per_device_train_batch_size": "`train_batch_size`, the rows per step over all GPUs",
 }
 DATA_REPORT = Path("resources/mmlu/report.json")  # written by download_mmlu
 MODELS = Path("resources/models")  # written by download_model; <model>.json has the facts of each
@@ -62,7 +62,7 @@ def refuse_gpus(config: dict, counts: dict[str, int], available: int | None) -> 
     found = [f"{rule}: expected gpu: 1, found {counts[rule]}" for rule in one if counts.get(rule, 1) > 1]
     if available is not None:
         more = {rule: count for rule, count in counts.items() if count > available}
-        found += [f"{rule}: expected at most the {available} of `resources: gpu`, found {more[rule]}" for rule in more]
+        found += [f"{rule}: expected gpu: {available} or less, as in `resources`, found {more[rule]}" for rule in more]
     for name in recipes.arms_of(config):
         problems = limits.unshared(recipes.recipe_of(config, name), counts.get("finetune", 1))
         found += [f"finetune.arms.{name}.{line}" for line in problems]
@@ -76,7 +76,11 @@ def check(config: dict, workflow: str, configfiles: Iterable[Path | str]) -> Non
     End the program with a line for each value that is wrong.
     """
     rules = schema.read(workflow)
-    found = [f"the workflow's folder: Snakemake takes no braces in {workflow!r}"] if {"{", "}"} & set(workflow) else []
+    found = (
+        [f"the workflow's folder: expected a path without braces, found {workflow!r}"]
+        if {"{", "}"} & set(workflow)
+        else []
+    )
     found += list(dict.fromkeys(line for path in configfiles for line in config_values.hidden_problems(path)))
     found = found or list(config_values.odd_keys(config))
     found = found or list(_old_keys(config))
@@ -128,7 +132,7 @@ def _missing_sources(config: dict) -> list[str]:
 
 def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> list[str]:
     if source == STANDIN and has_standin:
-        return [] if STANDIN in config else [f"{key}: is '{STANDIN}', but the config has no section '{STANDIN}'"]
+        return [] if STANDIN in config else [f"{key}: expected a section '{STANDIN}' in the config, found none"]
     if not source.startswith("hf://"):
         if lines := list(_written_by_the_run(key, source)):
             return lines
@@ -148,7 +152,7 @@ def _written_by_the_run(key: str, source: str) -> Iterator[str]:
     place, written = Path(source).resolve(), {name: Path(name).resolve() for name in sources.WRITTEN}
     inside = next((name for name, folder in written.items() if place.is_relative_to(folder)), None)
     if inside:
-        yield f"{key}: the workflow writes to '{inside}'; keep '{source}' elsewhere"
+        yield f"{key}: expected a folder outside '{inside}', to which the workflow writes, found '{source}'"
     elif any(folder.is_relative_to(place) for folder in (Path.cwd(), *written.values())):
         yield f"{key}: expected a folder that does not hold the run or its results, found '{source}'"
 
@@ -156,7 +160,7 @@ def _written_by_the_run(key: str, source: str) -> Iterator[str]:
 def _wildcards(key: str, paths: Iterable[str]) -> Iterator[str]:
     """Yield a line for the first path that Snakemake would misread; there is no way to prevent that."""
     for path in filter(sources.has_wildcard, paths):
-        yield f"{key}: expected no word in braces, which is a wildcard to Snakemake, found {path!r}"
+        yield f"{key}: expected a path without a name in braces, a wildcard to Snakemake, found {path!r}"
         return
 
 
@@ -167,9 +171,9 @@ def _taken_names(config: dict) -> Iterator[str]:
         for index, entry in enumerate(config["evaluation"][table]):
             name = entry[key]
             if name in MEASURED:
-                yield f"evaluation.{table}[{index}].{key}: '{name}' is measured by a rule of its own"
+                yield f"evaluation.{table}[{index}].{key}: expected none of {', '.join(MEASURED)}, found '{name}'"
             elif name in taken:
-                yield f"evaluation.{table}[{index}].{key}: '{name}' is in the list already"
+                yield f"evaluation.{table}[{index}].{key}: expected a name that no other entry has, found '{name}'"
             taken.add(name)
 
 
@@ -192,7 +196,7 @@ def _unknown_variants(config: dict) -> Iterator[str]:
         trained = arms.get(weights, {}).get("quantization")
         if weights not in known or precision not in precisions:
             expected = f"<{' or '.join(known)}>-<{' or '.join(precisions)}>"
-            yield f"variants[{index}]: nothing produces '{name}'; expected {expected}"
+            yield f"variants[{index}]: expected {expected}, found '{name}'"
         elif trained in table and precision not in (variants.BF16, trained):
             yield f"variants[{index}]: expected '{weights}-{trained}', in which the arm is trained, found '{name}'"
 
@@ -201,7 +205,7 @@ def _missing_references(config: dict) -> Iterator[str]:
     """Yield a line for each missing variant with which others are compared."""
     names, table = config["variants"], config["quantizations"]
     if variants.BASELINE not in names:
-        yield f"variants: '{variants.BASELINE}' is missing; every other one is compared with it"
+        yield f"variants: expected '{variants.BASELINE}', with which all others are compared, found none"
     if not any(map(variants.is_quantized, names)):
         yield f"variants: expected one that is quantized, such as '{variants.BASE}-{next(iter(table))}', found none"
     for precision in quantizations.needed(names, config["finetune"]["arms"]):
@@ -210,8 +214,8 @@ def _missing_references(config: dict) -> Iterator[str]:
             expected = f"another quantization with the same scheme, the same ignore and method {quantizations.ROUNDED}"
             yield f"quantizations: expected {expected}, against which '{precision}' is measured, found none"
         elif f"{variants.BASE}-{rounded}" not in names:
-            missing = f"'{variants.BASE}-{rounded}' is missing"
-            yield f"variants: {missing}; what is trained or stored in {precision} is measured against it"
+            missing = f"expected '{variants.BASE}-{rounded}'"
+            yield f"variants: {missing}, against which arms and variants in {precision} are measured, found none"
 
 
 def _misfits(config: dict) -> list[str]:
@@ -230,7 +234,7 @@ def _misfits_of(config: dict, arm: str) -> list[str]:
     problems = [*limits.unsloth_misfits(recipe, config["device"]), *limits.impossible(recipe)]
     if not recipe["quantization"]:
         idle = [key for key in OF_QAT if key in config["finetune"]["arms"][arm]]
-        problems += [f"{key}: has no effect in an arm whose quantization is null" for key in idle]
+        problems += [f"{key}: has no effect in an arm whose quantization is null; remove it" for key in idle]
     return problems
 
 
@@ -239,10 +243,10 @@ def _idle_words(config: dict) -> Iterator[str]:
     names = [variants.BASE, *config["finetune"]["arms"]]
     for name in config["plots"]["colours"]:
         if name not in names:
-            yield f"plots.colours.{name}: expected one of {', '.join(names)}"
+            yield f"plots.colours.{name}: expected one of {', '.join(names)}, found '{name}'"
     latency = config["evaluation"]["latency"]
     if latency["engine"] != "vllm" and latency["vllm_arguments"]:
-        yield f"evaluation.latency.vllm_arguments: expected none with engine {latency['engine']}"
+        yield f"evaluation.latency.vllm_arguments: expected none with engine {latency['engine']}, found some"
 
 
 def _served_in_float32(config: dict) -> Iterator[str]:
@@ -271,7 +275,7 @@ def _too_few_examples(config: dict) -> list[str]:
     shots = asked["num_fewshot"] if asked else 0
     if not examples or examples["count"] >= shots:
         return []
-    found = f"dev of {source} has {examples['count']} of '{examples['subject']}'"
+    found = f"dev of {source} has no more examples of '{examples['subject']}'"
     return [f"evaluation.mmlu.num_fewshot: expected at most {examples['count']}, since {found}, found {shots}"]
 
 
@@ -298,14 +302,14 @@ def _known_of(source: str, report: Path) -> dict:
 def _old_keys(config: dict) -> Iterator[str]:
     """Yield a line for each key of an earlier version, with the one that replaced it."""
     if "quantization" in config:
-        yield "quantization: expected `quantizations`, a table of named ones, in which `ignore` is the former skip"
+        yield "quantization: expected `quantizations`, a table of named quantizations, whose `ignore` replaces `skip`"
     table = config.get("quantizations")
     for name, entry in table.items() if isinstance(table, dict) else ():
         if isinstance(entry, dict) and "skip" in entry:
             yield f"quantizations.{name}.skip: expected `ignore`, which takes the same names"
     thresholds = publish.get("thresholds") if isinstance(publish := config.get("publish"), dict) else None
     if isinstance(thresholds, dict) and "accuracy_lost_at_most" in thresholds:
-        yield "publish.thresholds.accuracy_lost_at_most: expected `lost_at_most`, which is of `evaluation.headline`"
+        yield "publish.thresholds.accuracy_lost_at_most: expected `lost_at_most`, the loss of `evaluation.headline`"
     finetune = config.get("finetune")
     arms = finetune.get("arms") if isinstance(finetune, dict) else None
     named = {f"finetune.arms.{arm}": changes for arm, changes in arms.items()} if isinstance(arms, dict) else {}
@@ -320,19 +324,19 @@ def _idle_threshold(config: dict) -> Iterator[str]:
     evaluation, most = config["evaluation"], config["publish"]["thresholds"]["lost_at_most"]
     headline = metric_names.headline(evaluation)
     if most >= 1 and headline in metric_names.shares(evaluation):
-        yield f"publish.thresholds.lost_at_most: expected less than 1 of {headline}, which is a share, found {most}"
+        yield f"publish.thresholds.lost_at_most: expected less than 1, since {headline} is a share, found {most}"
 
 
 def _unpublishable(config: dict) -> list[str]:
     name = config["publish"]["variant"]
     shipped = [variant for variant in config["variants"] if variants.is_quantized(variant)]
-    lines = [] if name in shipped else [f"publish.variant: '{name}' is not one of the quantized variants {shipped}"]
+    lines = [] if name in shipped else [f"publish.variant: expected one of {', '.join(shipped)}, found '{name}'"]
     repositories = [recipes.repository_of(config, model) for model in config["models"]]
     lines += [
-        f"publish.repository: expected <owner>/<name>, in which {{model}} alone is filled in, found '{repository}'"
+        f"publish.repository: expected <owner>/<name>, in which only {{model}} is replaced, found '{repository}'"
         for repository in repositories[:1]
         if repository and {"{", "}"} & set(repository)
     ]
     if None not in repositories and len(set(repositories)) < len(repositories):
-        lines.append(f"publish.repository: '{repositories[0]}' is that of several models; '{{model}}' tells them apart")
+        lines.append(f"publish.repository: expected '{{model}}' in it, for several models, found '{repositories[0]}'")
     return lines

@@ -58,7 +58,7 @@ def parse(source: str) -> HubSource | None:
         return None
     match = HUB_SOURCE.fullmatch(source)
     if not match:
-        raise InputError(f"{source}: expected hf://[datasets/]<owner>/<name>@<40-digit commit>")
+        raise InputError(f"source: expected hf://[datasets/]<owner>/<name>@<40-digit commit>, found {source}")
     try:
         validate_repo_id(match["repository"])
     except HFValidationError as error:
@@ -111,23 +111,23 @@ def prepare(name: str, token: str | None) -> None:
     try:
         get_session()
     except (ImportError, ValueError, httpx.InvalidURL) as error:
-        raise InputError(f"HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: not a proxy to be used ({one_line(error)})") from None
+        raise InputError(
+            f"HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: expected a usable proxy, found none ({one_line(error)})"
+        ) from None
 
 
 def refuse_offline(name: str) -> None:
     """Raise InputError if the environment forbids the client to ask the Hub; the message names the variable."""
     if constants.is_offline_mode():
         variable = next(variable for variable in OFFLINE_VARIABLES if os.environ.get(variable))
-        raise InputError(
-            f"{variable}={os.environ[variable]}: the environment forbids asking the Hub for {name}; unset {variable}"
-        )
+        raise InputError(f"{variable}={os.environ[variable]}: expected access to the Hub for {name}; unset {variable}")
 
 
 def refuse_odd_token(token: str | None) -> None:
     """Raise InputError if a token is malformed; httpx would fail on it and print it."""
     if token and not TOKEN_CHARACTERS.fullmatch(token):
         raise InputError(
-            f"{token_origin()}: expected a token of the Hub, found blanks or characters beyond ASCII in it"
+            f"{token_origin()}: expected a token of the Hub, found one with blanks or non-ASCII characters"
         )
 
 
@@ -198,7 +198,7 @@ def explain_answer(error: HfHubHTTPError) -> str:
     token = f"the token of {token_origin()}" if "authorization" in response.request.headers else None
     known = response.headers.get("X-Error-Code") in ("GatedRepo", "RepoNotFound")
     if status == HTTPStatus.UNAUTHORIZED and token and not known:
-        return f"the Hub refused {token}{says}: it is wrong or has expired; {TOKEN_PAGE} makes a new one"
+        return f"the Hub refused {token}{says}: it is wrong or has expired; create a new one at {TOKEN_PAGE}"
     if isinstance(error, DisabledRepoError):
         return f"the Hub has disabled this repository{says}"
     if isinstance(error, GatedRepoError) and token:
@@ -213,12 +213,12 @@ def explain_answer(error: HfHubHTTPError) -> str:
     if isinstance(error, RemoteEntryNotFoundError):
         return f"the Hub has no file at {response.request.url.path}"
     if status == HTTPStatus.FORBIDDEN:
-        return f"the Hub forbids it{says}: {token or 'a request without a token (HF_TOKEN)'} may not do this"
+        return f"the Hub denied access{says}: {token or 'a request without a token (HF_TOKEN)'} has no permission"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return f"the Hub's rate limit is reached{says}: try again later{'' if token else ', with HF_TOKEN set'}"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return f"the Hub has a fault of its own{says}: try again later"
-    return f"the Hub did not do as asked{says}"
+        return f"the Hub has an internal error{says}: try again later"
+    return f"the Hub refused the request{says}"
 
 
 def explain_connection(causes: list[BaseException]) -> str:
@@ -229,21 +229,21 @@ def explain_connection(causes: list[BaseException]) -> str:
     if certificate:
         return (
             f"the certificate of {hub} is not trusted ({certificate.verify_message}): "
-            "SSL_CERT_FILE names a file with further certificates"
+            "set SSL_CERT_FILE to a file with its certificate"
         )
     if first(causes, ssl.SSLError):
         return f"{hub} does not speak TLS as it should ({one_line(error)})"
     if first(causes, socket.gaierror):
-        return f"{hub} could not be found: its name is unknown here (DNS), as where there is no network"
+        return f"{hub} could not be found: DNS does not know its name, as is usual without a network"
     if isinstance(error, httpx.ProxyError):
-        return f"the proxy of {proxy_variable()} refused the way to {constants.ENDPOINT} ({one_line(error)})"
+        return f"the proxy of {proxy_variable()} refused the connection to {constants.ENDPOINT} ({one_line(error)})"
     if isinstance(error, httpx.TimeoutException):
         return f"{hub} did not answer in time ({type(error).__name__})"
     if isinstance(error, httpx.ConnectError):
         return f"{hub} could not be reached ({one_line(error)})"
     if isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
         return f"the connection to {hub} broke off ({described(error)})"
-    return f"{hub} could not be asked ({described(error)})"
+    return f"the request to {hub} failed ({described(error)})"
 
 
 def explain_other(causes: list[BaseException], place: Path) -> str:

@@ -20,8 +20,8 @@ def open_file(path: Path | str, columns: list[str]) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a whole parquet file ({error})") from None
+        raise InputError(f"{path}: expected a complete parquet file ({error})") from None
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
-        raise InputError(f"{path}: expected the columns {', '.join(columns)}; {', '.join(missing)} missing")
+        raise InputError(f"{path}: expected the columns {', '.join(columns)}, found no {', '.join(missing)}")
     return file

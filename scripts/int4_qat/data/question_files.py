@@ -76,7 +76,7 @@ def rows_of(paths: Iterable[Path], read: Callable[[Path], Iterator[Row]]) -> Ite
         rows = read(path)
         first = next(rows, None)
         if not first:
-            raise InputError(f"{path}: the file holds no rows")
+            raise InputError(f"{path}: expected rows, found none")
         yield first
         yield from rows
 
@@ -105,7 +105,7 @@ def csv_rows(path: Path, choices: range) -> Iterator[Row]:
                     where = f"{path}, row {number}"
                     yield where, {"subject": subject, **read_fields(where, fields, choices)}
     except csv.Error as error:
-        raise InputError(f"{path}, after row {number}: not CSV ({error})") from None
+        raise InputError(f"{path}, after row {number}: expected CSV ({error})") from None
 
 
 def read_fields(where: str, fields: list[str], choices: range) -> dict:
@@ -115,7 +115,7 @@ def read_fields(where: str, fields: list[str], choices: range) -> dict:
         raise InputError(f"{where}: expected {columns} columns, found {len(fields)}")
     question, *texts, letter = fields
     if question.startswith(BYTE_ORDER_MARK):
-        raise InputError(f"{where}: expected a byte order mark at the start of the file alone, found one in it")
+        raise InputError(f"{where}: expected no byte order mark after the start of the file, found one")
     known = letters.first(len(texts))
     if letter not in known:
         raise InputError(f"{where}: expected an answer {known[0]}-{known[-1]}, found {letter!r}")
@@ -162,4 +162,4 @@ def refuse_untested(source: str, questions: dict[str, Counter[str]]) -> None:
     """Raise InputError if a subject has examples but no test questions, as happens when a file is missing."""
     for split, counted in questions.items():
         for subject in sorted(counted.keys() - questions["test"].keys()):
-            raise InputError(f"{source}: expected '{subject}', which {split} has, in test too, found no question of it")
+            raise InputError(f"{source}: expected test questions of '{subject}', which {split} has, found none")

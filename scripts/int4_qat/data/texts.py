@@ -80,7 +80,7 @@ def json_object(where: str, line: str) -> dict:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({one_line(error)})") from None
+        raise InputError(f"{where}: expected JSON ({one_line(error)})") from None
     if not isinstance(found, dict):
         raise InputError(f"{where}: expected a JSON object, found {line.strip()!r:.50}")
     return found
@@ -109,5 +109,5 @@ def unicode(where: str, text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: expected a text in Unicode, found {text[error.start]!r}") from None
+        raise InputError(f"{where}: expected valid Unicode, found {text[error.start]!r}") from None
     return text

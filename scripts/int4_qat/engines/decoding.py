@@ -67,7 +67,7 @@ class GreedyDecoder:
         try:
             graph, _ = cuda_graphs.record(step, warm_up)
         except torch._dynamo.exc.TorchDynamoException as error:
-            print(f"decoding: each step waits for Python, since it cannot be recorded: {str(error).splitlines()[0]}")
+            print(f"decoding more slowly, since no CUDA graph could be recorded: {str(error).splitlines()[0]}")
             return self.next_token
         self.cuda_graph = True
         return graph.replay

@@ -36,7 +36,9 @@ def int4_path(folder: Path, device: str) -> str | None:
     if not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
     if torch.cuda.get_device_capability() < (8, 0):
-        raise InputError(f"device: int4 needs compute capability 8.0, {torch.cuda.get_device_name()} has less")
+        raise InputError(
+            f"device: expected compute capability 8.0 or more for int4, found {torch.cuda.get_device_name()}"
+        )
     return TILE_PACKED
 
 

@@ -110,7 +110,7 @@ def stored_linears(folder: Path, layout: ModuleType) -> dict[str, Parts]:
     names = architecture.renamed(architecture.without_weights(folder), weights)
     unknown = [weight for weight in weights if names[weight] is None]
     if unknown:
-        raise InputError(f"{folder}: expected parameters of the model of its config, found {unknown[0]}")
+        raise InputError(f"{folder}: expected only parameters of the model in config.json, found {unknown[0]}")
     return {names[weight].removesuffix(".weight"): parts_of(weight, stored, layout) for weight in weights}
 
 

@@ -49,7 +49,9 @@ def scores(task: str, results: dict, correct: pd.Series, prompts_over_max_length
     """
     found = results["results"][task]
     if abs(found["acc,none"] - correct.mean()) > 1e-9:
-        raise InputError(f"{task}: lm-eval reports {found['acc,none']}, its samples give {correct.mean()}")
+        raise InputError(
+            f"{task}: expected lm-eval's accuracy {found['acc,none']} from its samples, found {correct.mean()}"
+        )
     values = (found["acc,none"], found["acc_stderr,none"], len(correct), prompts_over_max_length)
     return dict(zip(FIGURES, values, strict=True))
 

@@ -144,9 +144,9 @@ def objection(
     layers = set(getattr(text, "layer_types", None) or ())
     choices = [tokenizer.encode(f"{PROBE} {letter}") for letter in letters]
     if config.model_type not in MODEL_TYPES:
-        return f"model_type '{config.model_type}' is none for which it was proven"
+        return f"it is not proven for model_type '{config.model_type}'"
     if others := sorted(layers - set(LAYER_TYPES)):
-        return f"its cache was not proven for layers of type '{others[0]}'"
+        return f"its cache is not proven for layers of type '{others[0]}'"
     if others := sorted(rope_types(text) - set(ROPE_TYPES)):
         return f"positions scaled by '{others[0]}' may depend on the length of a text"
     if getattr(text, "use_bidirectional_attention", None) not in BIDIRECTIONAL:

@@ -121,7 +121,7 @@ def _killed_in_one_line() -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool:
-        raise InputError("score: a process was killed, as one is when memory runs out") from None
+        raise InputError("score: a process was killed, probably because memory ran out") from None
 
 
 def _begin(make: Callable[[], StockScores]) -> int:

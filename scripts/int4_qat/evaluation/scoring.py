@@ -68,7 +68,7 @@ def evaluate(
     if engine == LAST_POSITION:
         reason = last_position.objection(architecture.read_config(options.checkpoint), tokenizer, letters)
     if reason:
-        print(f"engine: {STOCK} in place of {LAST_POSITION}: {reason}", flush=True)
+        print(f"engine: using {STOCK} instead of {LAST_POSITION}: {reason}", flush=True)
     used = STOCK if reason else engine
     if has_replicas(options):
         make = functools.partial(make_engine, used, options)

@@ -153,20 +153,20 @@ def refuse_tokens(requests: list[Instance], tokens: list[Tokens], max_length: in
     known: dict[tuple, tuple] = {}
     for request, (prompt, choice) in zip(requests, tokens, strict=True):
         if not choice:
-            raise InputError(f"{question(request)}: the choice '{request.args[1]}' adds no token to its prompt")
+            raise InputError(f"{question(request)}: expected tokens of the choice '{request.args[1]}', found none")
         if len(choice) > max_length:
-            found = f"a choice of {len(choice)} tokens, the model's context holds {max_length}"
-            raise InputError(f"{question(request)}: found {found}")
+            context = f"the model's context of {max_length} tokens"
+            raise InputError(f"{question(request)}: expected a choice within {context}, found {len(choice)} tokens")
         other = known.setdefault((request.doc_id, *prompt, *choice), request.args)
         if other != request.args:
-            raise InputError(f"{question(request)}: '{other[1]}' and '{request.args[1]}' are the same tokens")
+            raise InputError(f"{question(request)}: expected different tokens for '{other[1]}' and '{request.args[1]}'")
 
 
 def refuse_infinite(requests: list[Instance], values: list[float]) -> None:
     """Raise InputError if a log-likelihood is not finite."""
     for request, value in zip(requests, values, strict=True):
         if not math.isfinite(value):
-            raise InputError(f"{question(request)}: expected a log-likelihood, found {value}")
+            raise InputError(f"{question(request)}: expected a finite log-likelihood, found {value}")
 
 
 def refuse_equal(requests: list[Instance], scores: Scores) -> None:
@@ -178,9 +178,13 @@ def refuse_equal(requests: list[Instance], scores: Scores) -> None:
     if len(rows) < 2:
         return
     if all(len(row) > 1 and max(row) - min(row) < SAME for row in rows):
-        raise InputError(f"no accuracy: in each of {len(rows)} questions all choices have the same log-likelihood")
+        raise InputError(
+            f"accuracy: expected choices with different log-likelihoods, found equal ones in all {len(rows)} questions"
+        )
     if len(set(map(len, rows))) == 1 and all(max(column) - min(column) < SAME for column in zip(*rows, strict=True)):
-        raise InputError(f"no accuracy: the log-likelihoods of all {len(rows)} questions are the same")
+        raise InputError(
+            f"accuracy: expected questions with different log-likelihoods, found the same in all {len(rows)}"
+        )
 
 
 def question(request: Instance) -> str:

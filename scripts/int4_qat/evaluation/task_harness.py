@@ -32,7 +32,7 @@ def find(task: str) -> TaskManager:
     """Return lm-eval's task manager; raise InputError if it has no task or group of this name."""
     task_manager = TaskManager()
     if task not in [*task_manager.all_subtasks, *task_manager.all_groups]:
-        raise InputError(f"evaluation.tasks: lm-eval {version('lm-eval')} has no task or group '{task}'")
+        raise InputError(f"evaluation.tasks: expected a task or group of lm-eval {version('lm-eval')}, found '{task}'")
     return task_manager
 
 
@@ -81,7 +81,7 @@ def metrics_of(loaded: Loaded, results: dict) -> tuple[dict[str, dict], dict[str
     whole = found.pop(loaded.name, None)
     if not whole:
         raise InputError(
-            f"evaluation.tasks: lm-eval gives no figure for {loaded.name}; name its parts, {sorted(found)}"
+            f"evaluation.tasks: expected a figure for {loaded.name}, found none; name its parts, {sorted(found)}"
         )
     return whole, found
 

@@ -73,7 +73,7 @@ def calibrate(
 
         def forward(layer: Layer, hidden: torch.Tensor, *others: Any, **named: Any) -> Any:
             if hidden is not passed_on.get("quantized", hidden) or (passed_on and layer is layers[0]):
-                expected = "layers that take what the layer before them returns, each once"
+                expected = "layers that each run once, on the output of the layer before"
                 raise InputError(f"{type(model).__name__}: expected {expected}, found others")
             undisturbed = unquantized.calls((passed_on.get("unquantized", hidden), *others), named)
             passed_on["unquantized"] = batches.hidden_of(undisturbed_output(layer, undisturbed))
@@ -109,7 +109,7 @@ def undisturbed_output(layer: Layer, calls: list[Call]) -> Any:
 
     def keep(name: str, x: torch.Tensor) -> None:
         if name in given:
-            raise InputError(f"{name}: expected a linear that its layer uses once, found it used again")
+            raise InputError(f"{name}: expected a linear that its layer uses once, found one that it uses more often")
         given[name] = x
 
     with layer.watched(keep):

@@ -42,7 +42,9 @@ def of_training(adapter: Path, model: Path) -> Path:
     Raise InputError if the training learned grids and the adapter has none.
     """
     if record.has_learned_grids(adapter) and not exist(adapter):
-        raise InputError(f"{adapter / FILE}: expected the grids that the training learned, found none; train again")
+        raise InputError(
+            f"{adapter / FILE}: expected the grids that the training learned, found none; re-run the training"
+        )
     return adapter if exist(adapter) else model
 
 

@@ -94,7 +94,7 @@ def quantize(weight: torch.Tensor, scheme: Scheme, grid: AnyGrid | None = None) 
     """
     rows, columns = weight.shape
     if columns % scheme.group_size:
-        raise ValueError(f"group size {scheme.group_size} does not divide {columns} input features")
+        raise ValueError(f"group_size: expected a divisor of {columns} input features, found {scheme.group_size}")
     groups = weight.detach().float().view(rows, columns // scheme.group_size, scheme.group_size)
     scale, low = GRIDS[scheme.zero_point](groups) if grid is None else _of_stored(_of_codes(grid))
     codes = _steps(groups, scale, low).sub_(OFFSET).view(rows, columns).to(torch.int8)

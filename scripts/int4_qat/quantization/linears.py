@@ -38,7 +38,9 @@ def choose(model: PreTrainedModel, stored: set[str], scheme: Scheme, ignore: Seq
             }
         )
     if not any(layer["quantized"] for layer in layers):
-        raise InputError("quantizations: no layer can be quantized with this group size and `ignore`")
+        raise InputError(
+            "quantizations: expected a layer that this group size and `ignore` let be quantized, found none"
+        )
     return layers
 
 
@@ -81,4 +83,6 @@ def undivided(module: torch.nn.Linear, group_size: int) -> str | None:
 def refuse_idle(ignore: Sequence[str], model: PreTrainedModel) -> None:
     """Raise InputError for an entry of `ignore` that names no part of the model."""
     for entry in module_names.idle(ignore, text_model.holders(model)):
-        raise InputError(f"quantizations: ignore: expected parts of {type(model).__name__}, found '{entry}'")
+        raise InputError(
+            f"quantizations: ignore: expected parts of module names of {type(model).__name__}, found '{entry}'"
+        )

@@ -17,10 +17,12 @@ def refuse_uncalibrated(folder: Path, method: str | None, manifest: dict, on_gri
     if method is None:
         if path.exists() and not record.is_trained_on_grids(folder):
             calibrated = files.read_json(path)["method"]
-            raise InputError(f"{folder}: expected weights that no method has calibrated, found those of {calibrated}")
+            raise InputError(
+                f"{folder}: expected weights that were not calibrated, found some calibrated by {calibrated}"
+            )
         return
     if not path.exists():
-        raise InputError(f"{folder}: expected a checkpoint that {method} has calibrated, found no {path.name}")
+        raise InputError(f"{folder}: expected a checkpoint calibrated by {method}, found no {path.name}")
     found = files.read_json(path)
     for key, wanted in {"method": method, "scheme": manifest["scheme"]}.items():
         if found[key] != wanted:
@@ -29,7 +31,7 @@ def refuse_uncalibrated(folder: Path, method: str | None, manifest: dict, on_gri
         if layer["quantized"] != (layer["name"] in on_grids):
             states = {True: "a grid", False: "no grid"}
             wanted, other = states[layer["quantized"]], states[not layer["quantized"]]
-            raise InputError(f"{folder}: {layer['name']}: expected {wanted}, found {other}; calibrate again")
+            raise InputError(f"{folder}: {layer['name']}: expected {wanted}, found {other}; re-run calibrate")
 
 
 def refuse_mismatch(folder: Path, manifest: dict, on_grids: Collection[str]) -> None:
@@ -44,19 +46,23 @@ def refuse_mismatch(folder: Path, manifest: dict, on_grids: Collection[str]) -> 
     if trained["scheme"] is None:
         return
     if trained["scheme"] != manifest["scheme"]:
-        raise InputError(f"{folder}: was trained in {trained['scheme']}, not in {manifest['scheme']}")
+        raise InputError(f"{folder}: expected training in {manifest['scheme']}, found {trained['scheme']}")
     exported = {layer["name"]: layer for layer in manifest["layers"]}
     for name, in_int4 in trained["linears"].items():
         layer = exported.get(name)
         if layer is None:
-            raise InputError(f"{folder}: {name} was trained and is no linear of the export")
+            raise InputError(
+                f"{folder}: expected {name} among the linears of the export, since it was trained, found none"
+            )
         if in_int4 != layer["quantized"]:
             states = {True: "in int4", False: "not in int4"}
             raise InputError(
-                f"{folder}: {name} was trained {states[in_int4]} and is exported {states[layer['quantized']]} "
-                f"({layer['reason']})"
+                f"{folder}: {name}: expected an export {states[in_int4]}, as it was trained, found one "
+                f"{states[layer['quantized']]} ({layer['reason']})"
             )
         given = name in on_grids
         if in_int4 and given != (trained["grids"] != record.OWN):
             grids = {True: "a given grid", False: "its own grid"}
-            raise InputError(f"{folder}: {name} was trained on {grids[not given]} and is exported on {grids[given]}")
+            raise InputError(
+                f"{folder}: {name}: expected an export on {grids[not given]}, as trained, found one on {grids[given]}"
+            )

@@ -40,7 +40,7 @@ def describe(folder: Path, checkpoint: architecture.Checkpoint) -> dict:
     bos, added = tokenization.template_bos(tokenizer), tokenization.adds_bos(tokenization.load_as_is(folder))
     if added != bool(bos):
         found = f"the tokenizer adds {tokenizer.bos_token}" if added else "the tokenizer adds none"
-        print(f"texts begin with {bos or 'no bos'}, as the chat template writes them; {found} by itself", flush=True)
+        print(f"texts begin with {bos or 'no bos'}, as the chat template writes them; on its own {found}", flush=True)
     instruction, response = turns.propose(tokenizer)
     return {
         "model_type": model.config.model_type,
@@ -93,7 +93,7 @@ def refuse_layers(folder: Path, model: PreTrainedModel) -> None:
             continue
         if parameter.ndim > 2:
             shape = list(parameter.shape)
-            raise InputError(f"{folder}: {name}: expected linears, found weights of shape {shape}: fused experts")
+            raise InputError(f"{folder}: {name}: expected linears, found fused experts with weights of shape {shape}")
         others[name] = parameter.numel()
     share = others.total() / sum(parameter.numel() for parameter in parameters.values())
     if share > LARGEST_OTHER_SHARE:

@@ -46,7 +46,7 @@ def render(results: Path, settings: dict) -> str:
         text = environment.get_template(TEMPLATE).render(figures)
         card = f"---\n{card_metadata.make(figures).to_yaml()}\n---\n\n{text}"
     except (jinja2.UndefinedError, KeyError) as error:
-        raise InputError(f"{results}: the model card lacks a figure ({error})") from None
+        raise InputError(f"{results}: expected all figures of the model card, found one missing ({error})") from None
     ModelCard(card)
     return card
 

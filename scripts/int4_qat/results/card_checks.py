@@ -35,7 +35,9 @@ def check_texts(name: Path, shown: dict, path: Path, content: Divergence) -> Non
         for metric in metric_names.OF_TEXTS:
             ours, theirs = shown[text][metric]["value"], found[metric]
             if not math.isclose(ours, theirs, **units.ROUNDING):
-                raise InputError(f"{path}: {metric} of {text} is {theirs}, {name} says {ours}; run the workflow again")
+                raise InputError(
+                    f"{path}: {metric} of {text}: expected {ours}, as in {name}, found {theirs}; re-run the workflow"
+                )
 
 
 def check_settings(folder: Path, settings: dict) -> None:
@@ -79,4 +81,6 @@ def compare(name: Path | str, ours: dict, path: Path, theirs: dict) -> None:
             for our_batch, their_batch in zip(ours[key], theirs[key], strict=True):
                 compare(name, our_batch, path, their_batch)
         elif ours[key] != theirs[key]:
-            raise InputError(f"{path}: {key} is {theirs[key]}, {name} says {ours[key]}; run the workflow again")
+            raise InputError(
+                f"{path}: {key}: expected {ours[key]}, as in {name}, found {theirs[key]}; re-run the workflow"
+            )

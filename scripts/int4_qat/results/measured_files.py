@@ -36,7 +36,7 @@ def that_counts(path: Path, content: Task, metric: str) -> dict:
     """Return the chosen metric of a task; raise InputError if lm-eval reports no metric of that name."""
     known = content["metrics"]
     if metric not in known:
-        raise InputError(f"evaluation.tasks: {path} has no metric '{metric}'; expected {' or '.join(known)}")
+        raise InputError(f"evaluation.tasks: {path}: expected a metric {' or '.join(known)}, found '{metric}'")
     return {"metric": metric} | known[metric]
 
 

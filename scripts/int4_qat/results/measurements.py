@@ -260,7 +260,7 @@ def asked(settings: dict) -> dict[str, list[Measurement]]:
     """Return the measurements of each variant, from a config or from the settings of one of its models."""
     evaluation = settings["evaluation"]
     if missing := sorted({"divergence", "questions"} - evaluation.keys()):
-        raise InputError(f"evaluation: expected the key {missing[0]}, found {', '.join(evaluation)}; run again")
+        raise InputError(f"evaluation: expected the key {missing[0]}, found {', '.join(evaluation)}; re-run")
     tasks = {entry["task"]: entry["metric"] for entry in evaluation["tasks"]}
     own = [entry["name"] for entry in evaluation["questions"]]
     wanted = [one for one in table(own, tasks) if one.setting is None or evaluation.get(one.setting)]

@@ -68,8 +68,10 @@ def check_comparable(results: Path, measured: Measured, found: Found) -> None:
             for key in one.conditions if theirs else ():
                 condition, expected = conditions(ours[key]), conditions(theirs[key])
                 if condition != expected:
-                    other = f"that of {variants.BASELINE} is {expected}; measure both in one place"
-                    raise InputError(f"{results / name / one.file}: {key} is {condition}, {other}")
+                    wanted = f"expected {expected}, as for {variants.BASELINE}"
+                    raise InputError(
+                        f"{results / name / one.file}: {key}: {wanted}, found {condition}; measure both alike"
+                    )
 
 
 def conditions(value: object) -> object:

@@ -55,7 +55,9 @@ def check_same_units(measurement: Measurement, tables: Mapping[str, pd.DataFrame
     first = next(iter(tables))
     for name, table in tables.items():
         if not table.index.equals(tables[first].index):
-            raise InputError(f"{name}: asked other questions of {measurement.name} than {first}")
+            raise InputError(
+                f"{name}: expected the questions of {measurement.name} that {first} was asked, found others"
+            )
 
 
 def check_reported(folder: Path, measurement: Measurement, name: str, every: list[Asked], content: dict) -> None:
@@ -63,8 +65,8 @@ def check_reported(folder: Path, measurement: Measurement, name: str, every: lis
     for each, figure in zip(every, measurement.samples.reported(content), strict=True):
         given = metrics.value_of(each.metric, each.scores.plain[name])
         if not math.isclose(given, figure, **ROUNDING):
-            said = f"{measurement.file} says {figure}"
-            raise InputError(f"{folder / measurement.samples.file}: gives {each.metric.name} {given}, {said}")
+            said = f"expected {figure}, as in {measurement.file}"
+            raise InputError(f"{folder / measurement.samples.file}: {each.metric.name}: {said}, found {given}")
 
 
 def interval(asked: Asked, name: str) -> list[float] | None:

@@ -59,7 +59,7 @@ def changed_files(results: Path, recorded: dict) -> Iterator[str]:
         path = place(name, results, recorded)
         if path.exists():
             if files.sha256(path.resolve()) != wanted:
-                yield f"{name}: not the file that was recorded"
+                yield f"{name}: expected the recorded file, found another"
         elif path.is_relative_to(results):
             yield f"{name}: expected a file, found none"
 
@@ -71,7 +71,7 @@ def wrong_accuracies(results: Path, settings: dict) -> Iterator[str]:
             answers, score = measured_files.read_samples(results / name, one), measured_files.read(results / name, one)
             right = statistics.log_likelihoods(answers).argmax(axis=1) == answers["answer"]
             if (right != answers["correct"]).any() or not math.isclose(right.mean(), score["accuracy"], rel_tol=1e-9):
-                yield f"{name}: its answers give an accuracy of {right.mean()}, {one.file} says {score['accuracy']}"
+                yield f"{name}/{one.file}: expected accuracy {right.mean()} from the answers, found {score['accuracy']}"
 
 
 def wrong_parts(results: Path, settings: dict) -> Iterator[str]:
@@ -95,7 +95,7 @@ def wrong_numbers(results: Path, settings: dict) -> Iterator[str]:
     )
     for key, value in derived.items():
         for where, found, expected in differences(written[key], value, key):
-            yield f"summary.json: {where} is {found}, the files give {expected}"
+            yield f"summary.json: {where}: expected {expected} from the files, found {found}"
 
 
 def wrong_card(results: Path, settings: dict) -> Iterator[str]:
@@ -108,7 +108,7 @@ def wrong_card(results: Path, settings: dict) -> Iterator[str]:
     found = path.read_text(encoding="utf-8").splitlines()
     for number, (line, expected) in enumerate(zip(found, wanted, strict=False), start=1):
         if line != expected:
-            yield f"{path.name}, line {number}: says '{line}', the figures give '{expected}'"
+            yield f"{path.name}, line {number}: expected '{expected}' from the figures, found '{line}'"
             return
     if len(found) != len(wanted):
         yield f"{path.name}: expected {len(wanted)} lines, found {len(found)}"

@@ -17,7 +17,7 @@ def refuse(methods: Iterable, folders: Iterable[str]) -> None:
     if shutil.which(CONDA) is None:
         sys.exit(
             "software-deployment-method: expected the command conda on this machine, found none; install Miniforge, or "
-            "give --sdm env-modules to plan, or to run all rules in the environment that is active"
+            "use --sdm env-modules to plan, or to run all rules in the active environment"
         )
     for folder in folders:
         if " " in folder:

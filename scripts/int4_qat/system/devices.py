@@ -45,8 +45,10 @@ def claim(device: str, count: int = 1) -> None:
     claimed = list(itertools.islice(free, count))
     if len(claimed) < count:
         seen = ",".join(names)
-        held = f"each GPU ({seen}) is held by another job" if count == 1 else f"{len(claimed)} of {seen} are free"
-        raise InputError(f"device: {held}; run with --resources gpu=<number of GPUs>")
+        wanted = f"{count} free GPUs" if count > 1 else "a free GPU"
+        raise InputError(
+            f"device: expected {wanted}, found {len(claimed)} free among {seen}; use --resources gpu=<number of GPUs>"
+        )
     _show(claimed)
     if len(names) > count:
         sys.stdout.flush()

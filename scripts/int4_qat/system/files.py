@@ -59,7 +59,7 @@ def refuse_lfs_pointer(path: Path) -> None:
     """Raise InputError if git-lfs left a pointer in place of a file; the message names the target of a link."""
     with path.open("rb") as stream:
         if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise InputError(f"{path.resolve()}: expected the file, found git-lfs's pointer to it; run `git lfs pull`")
+            raise InputError(f"{path.resolve()}: expected a file, found a git-lfs pointer to it; run `git lfs pull`")
 
 
 def write_json(path: Path | str, content: Any) -> None:
@@ -76,7 +76,7 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path}: expected a JSON file, found none") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         refuse_lfs_pointer(Path(path))
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+        raise InputError(f"{path}: expected valid JSON ({error})") from None
 
 
 @functools.cache

@@ -43,7 +43,7 @@ def in_processes(work: Callable[[str], Result], names: Iterable[str], title: str
         )
         return _spread(pool, _work_as_inherited, names, title)
     except BrokenProcessPool:
-        raise InputError(f"{title}: a process was killed, as one is when memory runs out") from None
+        raise InputError(f"{title}: a process was killed, probably because memory ran out") from None
     finally:
         _inherited.pop()
 

@@ -41,9 +41,9 @@ def place() -> str:
     for usual in (chosen, *USUAL):
         if PLAIN.fullmatch(str(Path(usual).resolve())) and _is_writable(usual):
             if usual != chosen:
-                print(f"TMPDIR: a library would misread {chosen!r}; scratch files go to {usual}", flush=True)
+                print(f"TMPDIR: scratch files go to {usual}, since a library would misread {chosen!r}", flush=True)
             return usual
-    raise InputError(f"TMPDIR: expected a folder without *, ?, brackets, quotes, commas and the like, found {chosen!r}")
+    raise InputError(f"TMPDIR: expected a folder without *, ?, brackets, quotes, commas or the like, found {chosen!r}")
 
 
 def _is_writable(usual: str) -> bool:

@@ -101,7 +101,7 @@ def refuse_additions(tokenizer: PreTrainedTokenizerBase) -> None:
     if called != ahead + bare:
         added = tokenizer.convert_ids_to_tokens([token for token in called if token not in bare])
         raise InputError(
-            f"{tokenizer.name_or_path}: the tokenizer: expected at most a bos around a prompt, found {added} as well"
+            f"{tokenizer.name_or_path}: the tokenizer: expected only a bos around a prompt, found {added} as well"
         )
 
 
@@ -120,6 +120,6 @@ def _set_bos(tokenizer: PreTrainedTokenizerBase, bos: str | None) -> None:
     found = tokenizer(PROBE)["input_ids"]
     if found != expected:
         raise InputError(
-            f"{tokenizer.name_or_path}: expected {bos or 'no bos'} ahead of a text, as the chat template writes it, "
+            f"{tokenizer.name_or_path}: expected {bos or 'no bos'} before a text, as the chat template writes it, "
             f"found {tokenizer.convert_ids_to_tokens(found)}"
         )

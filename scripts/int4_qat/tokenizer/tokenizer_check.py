@@ -34,7 +34,7 @@ def refuse_lost_messages(folder: Path, tokenizer: PreTrainedTokenizerBase) -> No
     """Raise InputError unless the chat template shows messages that are texts; some show only lists of parts."""
     text = turns.conversation(tokenizer)
     if turns.QUESTION not in text or turns.ANSWER not in text:
-        raise InputError(f"{folder}: the chat template: expected the texts of a conversation, found {text!r:.200}")
+        raise InputError(f"{folder}: the chat template: expected the messages of a conversation, found {text!r:.200}")
 
 
 def refuse_another_splitting(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -77,4 +77,4 @@ def refuse_equal_choices(folder: Path, tokenizer: PreTrainedTokenizerBase) -> No
     """Raise InputError unless the answers to a question give different token sequences when they follow it."""
     answered = [tuple(tokenization.bare_ids(tokenizer, f"{tokenization.PROMPT} {letter}")) for letter in mmlu.LETTERS]
     if len(set(answered)) < len(answered):
-        raise InputError(f"{folder}: the tokenizer: expected other tokens for each of {mmlu.LETTERS}, found the same")
+        raise InputError(f"{folder}: the tokenizer: expected different tokens for {mmlu.LETTERS}, found the same")

@@ -41,7 +41,7 @@ def propose(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     for pair in pairs:
         if all(mark and mark in text for mark in pair) and is_the_answer_alone(learned_text(tokenizer, *pair)):
             return pair
-    raise InputError(f"{tokenizer.name_or_path}: the chat template: expected marks ahead of its turns, found {text!r}")
+    raise InputError(f"{tokenizer.name_or_path}: the chat template: expected marks before its turns, found {text!r}")
 
 
 def instruction_mark(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -85,12 +85,12 @@ def refuse_wrong_marks(tokenizer: PreTrainedTokenizerBase, key: str, instruction
         ("instruction_part", "response_part"), (instruction, response), proposed, strict=True
     ):
         if mark not in text:
-            raise InputError(f"{key}.{name}: expected what the chat template writes, {fitting!r}, found {mark!r}")
+            raise InputError(f"{key}.{name}: expected {fitting!r}, as the chat template writes it, found {mark!r}")
     learned = learned_text(tokenizer, instruction, response)
     if not is_the_answer_alone(learned):
         raise InputError(
-            f"{key}.response_part: expected marks by which an answer alone counts in the loss, {proposed[0]!r} and "
-            f"{proposed[1]!r}; found {instruction!r} and {response!r}, by which {learned!r} counts"
+            f"{key}.response_part: expected marks with which only the answer counts in the loss, {proposed[0]!r} and "
+            f"{proposed[1]!r}, found {instruction!r} and {response!r}, with which {learned!r} counts"
         )
 
 

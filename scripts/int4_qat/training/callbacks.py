@@ -33,7 +33,10 @@ class StepTable(TrainerCallback):
             self.time += row.get(log_table.HELD_OUT_SECONDS, 0)  # measuring is no part of a step's time
             return
         if not math.isfinite(row["loss"]):
-            raise InputError(f"finetune: the loss of step {state.global_step} is {row['loss']}; lower learning_rate")
+            raise InputError(
+                f"finetune: expected a finite loss at step {state.global_step}, found {row['loss']}; "
+                "lower learning_rate"
+            )
         now = time.perf_counter()
         row["tokens_per_second"] = round((state.num_input_tokens_seen - self.tokens) / (now - self.time), 1)
         row["peak_memory_gb"] = peak_memory_bytes(self.on_gpu) / 1e9
@@ -119,7 +122,7 @@ class GradientCheck(TrainerCallback):
             moved = state.global_step == args.warmup_steps + 2
             silent = {name for name in self.silent if moved or "lora_A" not in name}
             if silent:
-                raise InputError(f"finetune: {min(silent)} is trainable and got no gradient")
+                raise InputError(f"finetune: expected a gradient for the trainable {min(silent)}, found none")
 
 
 class ProgressWithLoss(ProgressCallback):

@@ -19,9 +19,9 @@ def prepare(folder: Path, wanted: dict) -> None:
     """
     record = folder / "settings.json"
     if folder.exists() and any(folder.iterdir()) and not record.exists():
-        raise InputError(f"{folder}: expected checkpoints of this program, found something else")
+        raise InputError(f"{folder}: expected checkpoints of finetune, found other files")
     if folder.exists() and not (record.exists() and files.read_json(record) == wanted):
-        print(f"{folder}: of other settings, of no use now")
+        print(f"{folder}: removing checkpoints of other settings")
         files.remove(folder)
     files.write_json(record, wanted)
     for checkpoint in folder.glob("checkpoint-*"):

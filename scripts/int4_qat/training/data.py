@@ -46,7 +46,7 @@ def divided(path: Path, rows: datasets.Dataset) -> Rows:
     """Return the questions to train on, and the last ones, which are held out; raise InputError if they are too few."""
     count = len(rows) - min(HELD_OUT_ROWS, len(rows) // 10)
     if count == len(rows):
-        raise InputError(f"{path}: expected 10 questions or more, a tenth of which eval_steps holds out, found {count}")
+        raise InputError(f"{path}: expected 10 questions or more, since eval_steps holds out a tenth, found {count}")
     return Rows(rows.select(range(count)), rows.select(range(count, len(rows))))
 
 
@@ -68,8 +68,8 @@ def questions(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, w
         for row, row_labels in zip(rows, labels, strict=True):
             if all(label == turns.IGNORED for label in row_labels):
                 raise InputError(
-                    f"{texts}, row {row + 1}: no token counts in the loss; expected '{recipe.response_part.strip()}' "
-                    f"and an answer within max_seq_length {recipe.max_seq_length}"
+                    f"{texts}, row {row + 1}: expected '{recipe.response_part.strip()}' and an answer within "
+                    f"max_seq_length {recipe.max_seq_length}, found no token that counts in the loss"
                 )
         return {"input_ids": tokens, "labels": labels}
 
@@ -77,5 +77,5 @@ def questions(texts: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, w
         rows = datasets.Dataset.from_parquet(str(path), columns=["text"], cache_dir=str(work))
     tokenized = rows.map(encode_batch, batched=True, with_indices=True, remove_columns=["text"], desc="tokenize")
     if cut:
-        print(f"{cut} of {len(tokenized)} texts are cut at max_seq_length {recipe.max_seq_length}")
+        print(f"{cut} of {len(tokenized)} texts were cut at max_seq_length {recipe.max_seq_length}")
     return tokenized

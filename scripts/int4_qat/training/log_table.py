@@ -29,6 +29,6 @@ def refuse_worse(log: list[dict]) -> None:
     if measured and not measured[max(measured)] <= measured[min(measured)]:  # true with NaN, too
         begun, ended = measured[min(measured)], measured[max(measured)]
         raise InputError(
-            f"finetune: expected a held-out KL of at most {begun:.4f} nats a token, where training began, found "
+            f"finetune: expected a held-out KL of at most {begun:.4f} nats per token, as at the start, found "
             f"{ended:.4f} after {max(measured)} steps; lower learning_rate, or set allow_worse"
         )

@@ -66,7 +66,7 @@ def draw(
         expected = f"{held_out + 1} windows of {recipe.max_seq_length} tokens or more"
         raise InputError(f"{path}: expected {expected}, found {len(numbers)}")
     if train > len(others):
-        print(f"{name}: {len(others)} windows, each trained on {train / len(others):.1f} times")
+        print(f"{name}: each of {len(others)} windows is trained on {train / len(others):.1f} times")
     return found.take(repeated(others, train, generator)), found.take(kept)
 
 

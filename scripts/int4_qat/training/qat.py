@@ -50,11 +50,13 @@ def fake_quantize_linears(
     """
     layers = {name: layer for name, layer in lora_linears(model).items() if not linears.ignored(name, ignore)}
     if not layers:
-        raise InputError("quantization: no layer could be fake-quantized; no linear lies below a LoRA adapter")
+        raise InputError("quantization: expected linears with a LoRA adapter to fake-quantize, found none")
     for name, layer in layers.items():
         inputs = layer.base_layer.in_features
         if inputs % scheme.group_size:
-            raise InputError(f"group_size: {scheme.group_size} does not divide the {inputs} inputs of {name}")
+            raise InputError(
+                f"group_size: expected a divisor of the {inputs} inputs of {name}, found {scheme.group_size}"
+            )
         weight = layer.base_layer.weight
         grid = grid_of(name, weight.device, given) if given else None
         if target == "merged":
@@ -132,7 +134,7 @@ class MergedInt4Linear(lora.Linear):
         self.__dict__.update(layer.__dict__)
         (self.adapter,) = layer.active_adapters
         if not isinstance(layer.lora_dropout[self.adapter], torch.nn.Identity):
-            raise InputError("lora_dropout: expected 0 with qat_target merged; a merged weight has no dropout")
+            raise InputError("lora_dropout: expected 0 with qat_target merged, since a merged weight has no dropout")
         self.scheme = scheme
         # Not registered as a part of this module, since peft takes all parts of its own layers for the adapter's.
         self.__dict__["grid"] = grid

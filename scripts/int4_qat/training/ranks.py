@@ -55,7 +55,7 @@ def launch(processes: int, program: Sequence[str]) -> bool:
             reason = Path(os.environ[REASON])
             if reason.exists():
                 raise InputError(reason.read_text()) from None
-            ended = f"process {failed} of {processes} ended with exit code {failure.exitcode}"
+            ended = f"process {failed} of {processes} failed with exit code {failure.exitcode}"
             raise InputError(f"finetune: {ended}") from None
 
 

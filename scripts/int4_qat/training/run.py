@@ -67,11 +67,11 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
 def refuse(options: Options, recipe: Recipe, begun: str | None) -> None:
     """Raise InputError for what shows before anything is loaded; `begun` is the method that calibrated the model."""
     if begun and recipe.scheme is None:
-        raise InputError(f"{options.model}: expected no grids, since quantization is null, found those of {begun}")
+        raise InputError(f"{options.model}: expected no grids, since quantization is null, found grids of {begun}")
     for problem in (*limits.unshared(vars(recipe), ranks.count()), *limits.impossible(vars(recipe))):
         raise InputError(f"finetune.{problem}")
     if begun and compares_with_base(vars(recipe)) and options.base is None:
-        raise InputError(f"--base: expected the folder of the base, since {options.model} is calibrated, found none")
+        raise InputError(f"--base: expected a folder with the base, since {options.model} is calibrated, found none")
     if recipe.packing:
         config = architecture.read_config(options.model)
         architecture.refuse_long_text(config, recipe.max_seq_length, "finetune.max_seq_length")
@@ -93,7 +93,7 @@ def take_steps(trainer: Trainer, recipe: Recipe, checkpoint: Path | None) -> Non
     """Train from a checkpoint, or from the first step, to the last one; raise InputError if SIGTERM stopped it."""
     preemption = callbacks.PreemptionCheckpoint()
     trainer.add_callback(preemption)
-    print(f"going on from {checkpoint}" if checkpoint else "starting from the first step")
+    print(f"resuming from {checkpoint}" if checkpoint else "starting from the first step")
     if checkpoint and checkpoints.steps_of(checkpoint) >= recipe.max_steps:
         checkpoints.take_over(trainer, checkpoint)
         return
@@ -101,7 +101,9 @@ def take_steps(trainer: Trainer, recipe: Recipe, checkpoint: Path | None) -> Non
         learned_grid.load(trainer.model.get_base_model(), checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if preemption.requested and trainer.state.global_step < recipe.max_steps:
-        raise InputError(f"stopped by SIGTERM after step {trainer.state.global_step}; the next run goes on from there")
+        raise InputError(
+            f"finetune: stopped by SIGTERM after step {trainer.state.global_step}; the next run resumes there"
+        )
 
 
 def write(trainer: Trainer, options: Options, trained: dict) -> None:
@@ -120,7 +122,7 @@ def refuse_report(word: str) -> None:
     """Raise InputError if the package that --report-to needs is not installed."""
     available = get_available_reporting_integrations()
     if word not in ("none", *available):
-        expected = f"none or what is installed ({', '.join(sorted(available)) or 'nothing'})"
+        expected = f"none or an installed service ({', '.join(sorted(available)) or 'there is none'})"
         raise InputError(f"finetune.report_to: expected {expected}, found {word}")
 
 
@@ -140,7 +142,7 @@ def check_saved(adapter: Path, model: PreTrainedModel) -> None:
     with safe_open(adapter, "pt") as tensors:
         saved = len(tensors.keys())
     if saved != trained:
-        raise InputError(f"finetune: {trained} tensors were trained, the adapter holds {saved}")
+        raise InputError(f"finetune: expected {trained} trained tensors in the adapter, found {saved}")
 
 
 def weights_of(folder: Path) -> dict[str, list[int]]:

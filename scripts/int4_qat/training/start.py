@@ -16,7 +16,7 @@ def method_of(folder: Path) -> str | None:
     paths = folder / grids.FILE, folder / record.CALIBRATION
     for path, other in (paths, paths[::-1]):
         if other.exists() and not path.exists():
-            raise InputError(f"{path}: expected a file beside {other.name}, found none; calibrate again")
+            raise InputError(f"{path}: expected a file next to {other.name}, found none; re-run calibrate")
     return files.read_json(paths[1])["method"] if paths[1].exists() else None
 
 

@@ -153,7 +153,9 @@ def ignored(layers: list[dict], names: dict[str, str]) -> list[str]:
     for layer in layers:
         for name in names_of[layer["name"]]:
             if any(re.match(pattern, name) for pattern in patterns) == layer["quantized"]:
-                raise InputError(f"quantizations: config.json cannot tell {name} from a linear of another kind")
+                raise InputError(
+                    f"quantizations: config.json cannot say of {name} whether it is in int4; change `ignore`"
+                )
     return [f"re:{pattern}" for pattern in patterns]
 
 

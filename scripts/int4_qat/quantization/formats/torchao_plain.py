@@ -128,5 +128,7 @@ def not_in_int4(layers: list[dict], names: dict[str, str]) -> list[str]:
     patterns = sorted({*listed, *alone, *as_vllm})
     for layer in layers:
         if should_convert_module(f"{layer['name']}.weight", patterns) != layer["quantized"]:
-            raise InputError(f"quantizations: config.json cannot tell {layer['name']} from a linear of another kind")
+            raise InputError(
+                f"quantizations: config.json cannot say of {layer['name']} whether it is in int4; change `ignore`"
+            )
     return patterns

@@ -40,11 +40,11 @@ def add_adapters(folder: Path, recipe: Recipe, device: str, spread: bool = False
         learned = recipe.grid_learning_rate is not None
         scheme, given = schemes.of_words(recipe.scheme), start.grids_for(folder, recipe.scheme, recipe.ignore)
         placed = qat.fake_quantize_linears(model, recipe.qat_target, scheme, recipe.ignore, given, learned)
-        grids = "the grids of the checkpoint" if given else "grids of their own"
+        grids = "the grids of the checkpoint" if given else "their own grids"
         grids += ", which are trained too" if learned else ""
         print(f"fake quantization of {recipe.qat_target} ({scheme}) on {len(placed)} linears, on {grids}")
     if spread:
-        print(f"{sharding.spread(model, device)} layers are spread over {ranks.count()} processes")
+        print(f"sharded {sharding.spread(model, device)} layers over {ranks.count()} processes")
     return model
 
 
@@ -70,7 +70,7 @@ def make_trainer(
     config = SFTConfig(**training_settings(recipe, options), dataset_kwargs={"skip_prepare_dataset": True})
     side_by_side = collation.keeps_apart(model)
     if not side_by_side:
-        print("batches are padded text by text: in this model a text is changed by the one before it in a row")
+        print("each text is padded to its own row, since in this model a text affects the next one in the same row")
     collator = collation.Collator(padding_token(tokenizer), side_by_side)
     if options.device == "cuda":
         print(f"{len(compilation.compile_layers(model))} layers will be compiled")
@@ -85,8 +85,10 @@ def make_trainer(
     if trainer.held_out is not None:
         trainer.add_callback(callbacks.HeldOutDivergence(trainer, recipe.eval_steps))
     if ranks.count() > 1 and not trainer.model_accepts_loss_kwargs:
-        found = f"found a {type(model.get_base_model()).__name__}, which returns the mean of a batch"
-        raise InputError(f"finetune: expected a model whose loss can be summed over several GPUs, {found}; distil it")
+        found = f"found a {type(model.get_base_model()).__name__}, which returns a mean"
+        raise InputError(
+            f"finetune: expected a model whose loss can be summed over several GPUs, {found}; set distillation"
+        )
     if options.spread == sharding.ALWAYS:
         # DistributedDataParallel takes no spread weights. For evaluation a model is wrapped in autocast alone.
         prepare = trainer.accelerator.prepare_model

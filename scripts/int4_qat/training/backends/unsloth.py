@@ -26,7 +26,7 @@ def prepare() -> None:
     """
     # is_available would start CUDA, which would then see every GPU, whatever this process claims.
     if not torch.cuda.device_count():
-        raise InputError("finetune.backend: unsloth needs a GPU, found none")
+        raise InputError("finetune.backend: expected a GPU for unsloth, found none")
     devices.claim("cuda")
     # Otherwise the code that unsloth generates would go into the folder of the workflow.
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(own_folder() / "compiled")
@@ -100,10 +100,10 @@ def check_fake_quantized(model: torch.nn.Module, group_size: int, ignore: list[s
     for name, layer in layers.items():
         inputs = layer.base_layer.in_features
         if name in expected and inputs % group_size:
-            raise InputError(f"group_size: {group_size} does not divide the {inputs} inputs of {name}")
+            raise InputError(f"group_size: expected a divisor of the {inputs} inputs of {name}, found {group_size}")
     if found != expected or not expected:
-        example = f"; not as configured: {min(found ^ expected)}" if found ^ expected else ""
-        counts = f"expected {len(expected)} fake-quantized linears below LoRA, unsloth made {len(found)}"
+        example = f"; {min(found ^ expected)} is not as configured" if found ^ expected else ""
+        counts = f"expected {len(expected)} fake-quantized linears below LoRA, found {len(found)}"
         raise InputError(f"quantization: {counts}{example}")
     print(f"fake quantization (unsloth's, group size {group_size}) on {len(found)} linears")
 
@@ -138,8 +138,10 @@ def check_rows(found, expected, texts: Path) -> None:
     A test compares the other backend's with the model card's.
     """
     if len(found) != len(expected):
-        raise InputError(f"{texts}: unsloth keeps {len(found)} of {len(expected)} rows")
+        raise InputError(f"{texts}: expected {len(expected)} rows, found {len(found)} in unsloth")
     for number, (row, wanted) in enumerate(zip(found, expected, strict=True), start=1):
         for column in ("input_ids", "labels"):
             if row[column] != wanted[column]:
-                raise InputError(f"{texts}, row {number}: unsloth's {column} are not those of the transformers backend")
+                raise InputError(
+                    f"{texts}, row {number}: expected the {column} of backend transformers, found others in unsloth"
+                )
