@@ -57,6 +57,19 @@ def test_training_on_a_gpu_sees_what_the_export_on_a_cpu_writes(scaling, zero_po
         assert torch.equal(merged_weight.fake_quantize_merged(w, a, b, scaling, scheme, grid).cpu(), expected)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_kernels_run_on_the_gpu_of_their_tensors():
+    w, a, b = normal(ROWS, COLUMNS), normal(8, COLUMNS, seed=1).float(), normal(ROWS, 8, seed=2).float()
+    merged = blocks.merge(w.cpu(), a.cpu(), b.cpu(), 0.5)
+    expected = int4.fake_quantize(merged, INT4)
+    other = [part.to("cuda:1") for part in (w, a, b)]
+    assert torch.equal(merged_weight.fake_quantize_merged(*other, 0.5, INT4).cpu(), expected)
+    linear, weight = linear_of(int4.quantize(merged, INT4))
+    packed = tiles.TilePackedLinear(linear, weight).to("cuda:1")
+    x = normal(MANY, COLUMNS, seed=3).to("cuda:1")
+    assert torch.equal(packed(x), x @ expected.to("cuda:1").T)
+
+
 @pytest.mark.parametrize("zero_point", ZERO_POINTS)
 def test_a_merged_linear_in_a_compiled_layer_has_the_exported_weight(zero_point):
     scheme = schemes.int4(128, zero_point)

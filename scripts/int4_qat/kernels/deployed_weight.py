@@ -17,7 +17,7 @@ ROWS = 32  # of the weight in one program, which takes one group of columns
 # Where the grid of the codes comes from: it is the weight's own, by the kind of zero point, or it is given.
 OWN = {schemes.FLOAT: 0, schemes.INTEGER: 1, None: 2}
 GIVEN = 3
-FLOAT, INTEGER, SYMMETRIC = (tl.constexpr(OWN[kind]) for kind in (schemes.FLOAT, schemes.INTEGER, None))
+FLOAT, SYMMETRIC, ON_GIVEN = tl.constexpr(OWN[schemes.FLOAT]), tl.constexpr(OWN[None]), tl.constexpr(GIVEN)
 LEVELS, OFFSET = tl.constexpr(int4.LEVELS), tl.constexpr(int4.OFFSET)
 HALF_OF_LEVELS = tl.constexpr(int4.LEVELS / 2)
 SMALLEST_RANGE = tl.constexpr(int4.SMALLEST_RANGE)
@@ -45,7 +45,7 @@ def grid_gradient(
     gradient: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the same as merged_weight.grid_gradient, for tensors on a GPU; only the order of the sums differs."""
-    of_scale, of_zero_point = (torch.empty_like(grid.scale, dtype=torch.float32) for _ in range(2))
+    of_scale, of_zero_point = (torch.empty(grid.scale.shape, device=weight.device) for _ in range(2))
     _launch(_sum_gradients, weight, a, b, scaling, scheme, grid, [gradient.contiguous(), of_scale, of_zero_point])
     return of_scale, of_zero_point
 
@@ -59,7 +59,8 @@ def _launch(kernel, weight, a, b, scaling, scheme, grid, more) -> None:
     programs = (triton.cdiv(rows, ROWS), columns // scheme.group_size)
     tensors = (weight.contiguous(), a.contiguous(), b.contiguous(), *found_on)
     sizes = (scaling, rows, columns, len(a), kind, scheme.group_size, ROWS)
-    kernel[programs](*tensors, *more, *sizes, enable_fp_fusion=False)
+    with torch.cuda.device_of(weight):  # Triton launches on the current GPU
+        kernel[programs](*tensors, *more, *sizes, enable_fp_fusion=False)
 
 
 @triton.jit
@@ -85,7 +86,7 @@ def _deploy(
     merged = _merge(weight, a, b, scaling, columns, row, column, inside, RANK)
     scale, low = _grid(merged, start_scale, start_zero, rows, row, inside, KIND)
     codes = _codes(merged, scale, low)
-    if KIND < 3:
+    if KIND != ON_GIVEN:
         zero = _to_bfloat16(low + scale * OFFSET)
         scale = _to_bfloat16(scale)
     else:
@@ -150,7 +151,7 @@ def _merge(weight, a, b, scaling, columns, row, column, inside, RANK: tl.constex
 @triton.jit
 def _grid(merged, start_scale, start_zero, rows, row, inside, KIND: tl.constexpr):
     """Return scale and lowest value of the group in each row, given or as int4.GRIDS finds them."""
-    if KIND == 3:
+    if KIND == ON_GIVEN:
         of_group = tl.program_id(1) * rows + row
         scale = tl.load(start_scale + of_group, mask=inside, other=1.0).to(tl.float32)
         low = tl.load(start_zero + of_group, mask=inside, other=0.0).to(tl.float32) - OFFSET * scale

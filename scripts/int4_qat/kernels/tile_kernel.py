@@ -14,7 +14,8 @@ def dequantize_tiles(tiles: torch.Tensor, scale_and_zero: torch.Tensor, dtype: t
     groups, rows, _ = scale_and_zero.shape
     weight = torch.empty(rows, 128 * column_tiles, dtype=dtype, device=tiles.device)
     group_size = weight.shape[1] // groups
-    _dequantize_tile[row_tiles, column_tiles](tiles, scale_and_zero, weight, rows, group_size, num_warps=2)
+    with torch.cuda.device(tiles.device):  # Triton launches on the current GPU; a model can be spread over several
+        _dequantize_tile[row_tiles, column_tiles](tiles, scale_and_zero, weight, rows, group_size, num_warps=2)
     return weight
 
 
