@@ -183,10 +183,10 @@ def rename(tensors, before, after):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: rename(tensors, "layers.2", "layers.7"), "layers.2.mlp.up_proj.lora_A.weight is not in"),
+        (lambda tensors: rename(tensors, "layers.2", "layers.7"), "lora_A.weight: expected a tensor, found none"),
         (
             lambda tensors: tensors.update({"layers.9.lora_A.weight": torch.ones(2)}),
-            "layers.9.lora_A.weight belongs to no",
+            "layers.9.lora_A.weight: expected only LoRA on",
         ),
     ],
 )

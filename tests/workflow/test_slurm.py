@@ -145,17 +145,19 @@ def test_gpu_jobs_get_one_h100_and_cpu_jobs_none(cluster_run):
             assert (job["NumNodes"], job["NumCPUs"]) == ("1", "8" if rule in GPU_RULES else "1")
 
 
+def first_attempt(expression):
+    """Return the value that Snakemake gives an expression of the profile at the first attempt."""
+    return eval(expression, {"attempt": 1, "min": min})
+
+
 def test_memory_and_time_are_the_profiles(cluster_run):
     run, found = cluster_run
     profile = yaml.safe_load((run.workflow / "profiles" / "slurm" / "config.yaml").read_text())
     for rule, rule_jobs in found.items():
         asked = profile["default-resources"] | profile["set-resources"].get(rule, {})
         for job in rule_jobs:
-            minutes = int(asked["runtime"].removesuffix(" * attempt"))
-            of_cpu = asked.get("mem_mb_per_cpu")
-            megabytes = int((of_cpu or asked["mem_mb"]).removesuffix(" * attempt")) * (
-                int(job["NumCPUs"]) if of_cpu else 1
-            )
+            minutes, of_cpu = first_attempt(asked["runtime"]), asked.get("mem_mb_per_cpu")
+            megabytes = first_attempt(of_cpu or asked["mem_mb"]) * (int(job["NumCPUs"]) if of_cpu else 1)
             assert re.search(rf"mem={megabytes}M,", job["TRES"]) or f"mem={megabytes / 1000:g}G" in job["TRES"], job
             hours, rest = divmod(minutes, 60)
             assert job["TimeLimit"] == f"{hours:02}:{rest:02}:00"
