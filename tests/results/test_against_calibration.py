@@ -360,9 +360,7 @@ def test_the_card_counts_test_questions_in_each_text_that_was_trained_on(made):
 def test_a_calibration_by_other_settings_is_no_secret(made):
     settings = complete(made, "base-gptq")
     settings["calibration"] |= {"samples": 7}
-    with pytest.raises(
-        InputError, match=r"calibration\.json: samples: expected 7, as in the config, found 128; re-run"
-    ):
+    with pytest.raises(InputError, match=r"calibration\.json: samples: expected 7, as in the config, found 128;"):
         cards.render(made, settings)
 
 
@@ -405,9 +403,7 @@ def test_a_verdict_that_was_touched_up_is_found(made):
     written["training_against_calibration"][0]["training_won"] = False
     (made / "summary.json").write_text(json.dumps(written))
     (problem,) = verification.wrong_numbers(made, settings)
-    assert problem.startswith(
-        "summary.json: training_against_calibration[0].training_won: expected None from the files"
-    )
+    assert problem.startswith("summary.json: training_against_calibration[0].training_won: expected None from the")
 
 
 def test_seeds_are_held_against_it_together(made):

@@ -216,7 +216,8 @@ def test_with_several_references_the_table_names_each(finished):
     change(finished / "summary.json", "variants", 4, "quantized_baseline", value="base-w4a16")
     card = cards.render(finished, settings_of(finished))
     assert (
-        "| variant | accuracy | normalized degradation | recovered | measured against | recovered of base-gptq's loss |\n"
+        "| variant | accuracy | normalized degradation | recovered | measured against "
+        "| recovered of base-gptq's loss |\n"
         "|---|---|---|---|---|---|\n"
     ) in card
     assert re.search(r"^\| lora-int4 \| .* \| base-w4a16 \| .* \|$", card, re.MULTILINE)
