@@ -190,7 +190,7 @@ def test_what_is_ignored_is_what_config_json_says(deep, ignored, tmp_path, monke
 
 
 def test_an_entry_that_names_nothing_is_refused_by_hand_too(deep, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"expected parts of LlamaForCausalLM, found 'layers\.12'"):
+    with pytest.raises(InputError, match=r"expected parts of module names of LlamaForCausalLM, found 'layers\.12'"):
         export(deep, tmp_path / "int4", monkeypatch, "layers.12")
     assert list(tmp_path.iterdir()) == []
 

@@ -55,10 +55,13 @@ def trained_on(weights=None, **arms):
             changed(["texts", "wikitext_train", "messages"], "conversation"),
             "texts.wikitext_train: expected `column` or `messages`, not both, found",
         ),
-        (changed(["texts", "wikitext_train", "role"], "x"), "texts.wikitext_train: Unevaluated properties are not all"),
+        (
+            changed(["texts", "wikitext_train", "role"], "x"),
+            "texts.wikitext_train: expected keys that exist, fou",
+        ),
         (
             changed(["evaluation", "divergence", "texts", "wikitext", "messages"], "conversation"),
-            "evaluation.divergence.texts.wikitext: Unevaluated properties are not allowed ('messages' was unexpected)",
+            "evaluation.divergence.texts.wikitext: expected keys that exist, found 'messages'",
         ),
     ],
 )

@@ -30,10 +30,13 @@ def variants(*names):
         (table(**{"int-4": INT4}), "quantizations: expected a name of letters, digits, '.' and '_', since a variant's"),
         (table(bf16=INT4), "quantizations: expected a name other than bf16, the unquantized weights, found"),
         (changed(["quantizations"], {}), "quantizations: {} should be non-empty"),
-        (table(x=INT4 | {"num_bits": 3}), "quantizations.x.num_bits: 3 is not one of [4]"),
-        (table(x=INT4 | {"group_size": 100}), "quantizations.x.group_size: 100 is not one of [32, 64, 128, 256]"),
-        (table(x=INT4 | {"group_size": "all"}), "quantizations.x.group_size: 'all' is not of type 'integer'"),
-        (table(x=INT4 | {"strategy": "channel"}), "quantizations.x.strategy: 'channel' is not one of ['group']"),
+        (table(x=INT4 | {"num_bits": 3}), "quantizations.x.num_bits: expected one of 4, found 3"),
+        (
+            table(x=INT4 | {"group_size": 100}),
+            "quantizations.x.group_size: expected one of 32, 64, 128, 256",
+        ),
+        (table(x=INT4 | {"group_size": "all"}), "quantizations.x.group_size: expected a whole number, found 'all'"),
+        (table(x=INT4 | {"strategy": "channel"}), "quantizations.x.strategy: expected one of 'group', found 'channel'"),
         (table(x=INT4 | {"method": "gpt"}), "quantizations.x.method: expected one of awq, gptq, rtn, found 'gpt'"),
         (
             table(x=INT4 | {"formats": ["gguf"]}),

@@ -1,10 +1,23 @@
 """Describe where a config violates its schema, in lines that people understand."""
 
 import datetime
+import difflib
+import re
+from collections.abc import Iterator
 
 import jsonschema
 
 from int4_qat.config import config_values
+
+TYPES = {
+    "array": "a list",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "null": "null",
+    "number": "a number",
+    "object": "keys with values",
+    "string": "a text",
+}
 
 
 def lines(config: dict, rules: dict) -> list[str]:
@@ -32,10 +45,39 @@ def _line(error: jsonschema.ValidationError) -> str:
 
 
 def _expectation(error: jsonschema.ValidationError) -> str | None:
-    """Return what the schema's description says of a value that it checks by `pattern` or `not`, or None."""
+    """Return what the schema expects of a value and what was found, or None for what jsonschema says well itself."""
     if error.validator in ("pattern", "not") and "description" in error.schema:
         return f"expected {error.schema['description']}, found {error.instance!r}"
+    if error.validator == "type":
+        wanted = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
+        return f"expected {' or '.join(TYPES[kind] for kind in wanted)}, found {error.instance!r}"
+    if error.validator == "enum":
+        return f"expected one of {', '.join(map(repr, error.validator_value))}, found {error.instance!r}"
+    if error.validator == "required":
+        missing = next(name for name in error.validator_value if repr(name) in error.message)
+        return f"expected the key {missing!r}, found none"
+    if error.validator in ("additionalProperties", "unevaluatedProperties"):
+        unknown = re.findall(r"'([^']*)'", error.message)
+        return f"expected keys that exist, found {', '.join(map(repr, unknown))}" + _meant(unknown, error.schema)
     return None
+
+
+def _meant(unknown: list[str], rules: dict) -> str:
+    """Return which keys of a schema were probably meant."""
+    known = sorted(set(_keys(rules)))
+    meant = [match for key in unknown for match in difflib.get_close_matches(key, known, n=1)]
+    return f"; did you mean {', '.join(map(repr, meant))}?" if meant else ""
+
+
+def _keys(rules: object) -> Iterator[str]:
+    """Yield the keys that a schema and the schemas which it combines allow."""
+    if isinstance(rules, dict):
+        yield from rules.get("properties", {})
+        for word in ("allOf", "anyOf", "oneOf", "if", "then", "else"):
+            yield from _keys(rules.get(word))
+    if isinstance(rules, list):
+        for part in rules:
+            yield from _keys(part)
 
 
 def _hint(error: jsonschema.ValidationError) -> str:
@@ -52,5 +94,5 @@ def _hint(error: jsonschema.ValidationError) -> str:
     if "string" in wanted and isinstance(found, bool | int | float | datetime.date):
         return "; put it in quotes"
     if isinstance(found, float) and not config_values.is_number(None, found):
-        return "; expected a finite number"
+        return "; it must be finite"
     return ""
