@@ -23,4 +23,4 @@ def test_the_int4_folder_answers_a_prompt(int4_folder):
 def test_a_folder_that_is_no_model_is_one_line(tmp_path):
     result = run_script("generate", "--checkpoint", tmp_path)
     assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith(f"error: {tmp_path}: expected a model")
+    assert result.stderr.strip().splitlines()[-1].startswith(f"error: {tmp_path}: expected a folder with a model")

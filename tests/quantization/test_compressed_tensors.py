@@ -217,7 +217,9 @@ def test_the_manifest_counts_the_bytes_of_its_own_format(untrained, tmp_path, mo
 
 
 def test_a_float_zero_point_is_refused(untrained, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="holds int4 in groups with zero_point integer, or symmetric, found"):
+    with pytest.raises(
+        InputError, match="expected int4 in groups with zero_point integer, or symmetric, as compressed-tensors"
+    ):
         export(untrained / "model", SCHEMES["float"], tmp_path / "int4", monkeypatch)
 
 

@@ -110,7 +110,6 @@ MODULES = {
     "evaluation/scoring.py": SCORED,
     "evaluation/stock_scores.py": SCORED,
     "evaluation/task_harness.py": {},  # no tasks in this run
-    "kernels/deployed_weight.py": TRAINED,
     "kernels/tile_kernel.py": INFERRED,
     "kernels/tiles.py": INFERRED,
     "quantization/batches.py": CALIBRATED,
@@ -174,6 +173,7 @@ MODULES = {
     "system/deployment.py": {},  # used only for planning
     "system/devices.py": TRAINED_AND_CALIBRATED | MEASURED,
     "system/errors.py": EVERYTHING,
+    "system/failures.py": {},  # used only when a run has failed
     "system/files.py": EVERYTHING,
     "system/parallel.py": EXPORTED | TIMED | SCORED,
     "system/rooms.py": TRAINED_AND_QUANTIZED,
@@ -194,6 +194,7 @@ MODULES = {
     "training/distillation.py": TRAINED,
     "training/learned_grid.py": TRAINED,
     "training/log_table.py": TRAINED | PLOTTED,
+    "training/merged_kernel.py": TRAINED,
     "training/merged_linear.py": TRAINED,
     "training/merged_weight.py": TRAINED,
     "training/packing.py": TRAINED,

@@ -20,9 +20,9 @@ def fake_quantize_merged(
     """
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_cuda:
-            from int4_qat.kernels import deployed_weight  # Triton comes only with torch for CUDA
+            from int4_qat.training import merged_kernel  # Triton comes only with torch for CUDA
 
-            return deployed_weight.fake_quantize(weight, a, b, scaling, scheme, grid)
+            return merged_kernel.fake_quantize(weight, a, b, scaling, scheme, grid)
         deployed = torch.empty_like(weight)
         for rows in blocks.row_blocks(*weight.shape):
             merged = blocks.merge(weight[rows], a, b[rows], scaling)
@@ -42,9 +42,9 @@ def grid_gradient(
     """Return the gradients of scale and zero point, given the deployed weight's gradient (int4.grid_gradient)."""
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_cuda:
-            from int4_qat.kernels import deployed_weight
+            from int4_qat.training import merged_kernel
 
-            return deployed_weight.grid_gradient(weight, a, b, scaling, scheme, grid, gradient)
+            return merged_kernel.grid_gradient(weight, a, b, scaling, scheme, grid, gradient)
         found = [
             int4.grid_gradient(
                 blocks.merge(weight[rows], a, b[rows], scaling), scheme, grid.of_rows(rows), gradient[rows]

@@ -1,4 +1,4 @@
-"""Compute the deployed weight Q(W + s·BA), and the gradients of its grid, in one GPU kernel each.
+"""Compute merged_weight's deployed weight Q(W + s·BA), and the gradients of its grid, in one GPU kernel each.
 
 PyTorch's own compiler fuses no matrix product with what follows it, so that a weight would pass through memory four
 times (docs/gpu.md). Every operation rounds as in `blocks.merge` and in `int4` on a CPU: BA is summed by fused

@@ -40,21 +40,21 @@ def grid_of(kind, weight, scheme):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", ["own", "given", "moved"])
 def test_a_weight_is_that_of_the_export_bit_for_bit(zero_point, group_size, rank, dtype, kind):
-    from int4_qat.kernels import deployed_weight
+    from int4_qat.training import merged_kernel
 
     weight, a, b = operands(dtype, rank)
     scheme = schemes.int4(group_size, zero_point)
     grid = grid_of(kind, weight, scheme)
     merged = blocks.merge(weight, a, b, SCALING)
     expected = int4.dequantize(int4.quantize(merged, scheme, grid)).to(dtype)
-    assert torch.equal(deployed_weight.fake_quantize(weight, a, b, SCALING, scheme, grid), expected)
+    assert torch.equal(merged_kernel.fake_quantize(weight, a, b, SCALING, scheme, grid), expected)
 
 
 @interpreted
 @each_scheme
 @pytest.mark.parametrize("kind", ["given", "moved"])
 def test_the_gradients_of_a_grid_are_those_of_its_values(zero_point, kind):
-    from int4_qat.kernels import deployed_weight
+    from int4_qat.training import merged_kernel
 
     weight, a, b = operands(torch.bfloat16, 8)
     scheme, upstream = schemes.int4(128, zero_point), normal(ROWS, COLUMNS, seed=3)
@@ -62,7 +62,7 @@ def test_the_gradients_of_a_grid_are_those_of_its_values(zero_point, kind):
     codes = int4.quantize(blocks.merge(weight, a, b, SCALING), scheme, grid).codes
     scale, zero = (part.float().requires_grad_() for part in (grid.scale, grid.zero_point))
     (int4.dequantize(int4.Int4Weight(codes, scale, zero)) * upstream).sum().backward()
-    found = deployed_weight.grid_gradient(weight, a, b, SCALING, scheme, grid, upstream)
+    found = merged_kernel.grid_gradient(weight, a, b, SCALING, scheme, grid, upstream)
     torch.testing.assert_close(found, (scale.grad, zero.grad))
 
 
