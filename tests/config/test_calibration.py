@@ -164,6 +164,8 @@ def test_a_text_that_nothing_uses_is_fine():
 
 def test_a_local_text_is_held_out_by_whichever_path_leads_to_it(tmp_path):
     (tmp_path / "text").mkdir()
+    for name in ("train-1.txt", "test-1.txt"):
+        (tmp_path / "text" / name).touch()
     (tmp_path / "link").symlink_to(tmp_path / "text")
     config = config_of(
         ("evaluation.divergence.texts", {"mine": {"source": str(tmp_path / "text"), "files": "test-*.txt"}}),

@@ -24,6 +24,7 @@ from int4_qat.config import (
     variants,
 )
 from int4_qat.config.recipes import STANDIN
+from int4_qat.data import texts
 from int4_qat.system import sources
 
 OF_QAT = ("qat_target", "grid_learning_rate", "eval_steps")  # settings of arms that are trained in a quantization
@@ -94,7 +95,7 @@ def check(config: dict, workflow: str, configfiles: Iterable[Path | str]) -> Non
 def problems(config: dict, rules: dict) -> list[str]:
     """Return a line for each mistake in the config; the schema comes first, since the other checks rely on it."""
     lines = schema_errors.lines(config, rules) or [
-        *_missing_sources(config),
+        *(_missing_sources(config) or _unmatched_files(config)),
         *_taken_names(config),
         *quantizations.problems(config["quantizations"]),
     ]
@@ -117,8 +118,8 @@ def _missing_sources(config: dict) -> list[str]:
     evaluation = config["evaluation"]
     made = {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
     made["data.source"] = config["data"]["source"]
-    texts = metric_names.texts(evaluation)
-    made |= {f"evaluation.divergence.texts.{name}.source": text["source"] for name, text in texts.items()}
+    held_out = metric_names.texts(evaluation)
+    made |= {f"evaluation.divergence.texts.{name}.source": text["source"] for name, text in held_out.items()}
     made |= {f"texts.{name}.source": text["source"] for name, text in config["texts"].items()}
     named = made | {
         f"evaluation.{table}[{index}].source": entry["source"]
@@ -145,6 +146,19 @@ def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> lis
     expected = f"hf://{kind}<owner>/<name>@<commit>"
     is_dataset = source.startswith("hf://datasets/")
     return [] if is_dataset == bool(kind) else [f"{key}: expected {expected}, found '{source}'"]
+
+
+def _unmatched_files(config: dict) -> Iterator[str]:
+    """Yield a line for each text in a local folder where no file matches `files`."""
+    held_out = metric_names.texts(config["evaluation"])
+    entries = {f"evaluation.divergence.texts.{name}": entry for name, entry in held_out.items()}
+    entries |= {f"texts.{name}": entry for name, entry in config["texts"].items()}
+    for key, entry in entries.items():
+        source, pattern = entry["source"], entry["files"]
+        if os.path.isdir(source):
+            paths = (Path(path).relative_to(source) for path in sources.local_files(source))
+            if not any(texts.matches(path, [pattern]) for path in paths):
+                yield f"{key}.files: expected a pattern that matches files in {source}, found {pattern!r}"
 
 
 def _written_by_the_run(key: str, source: str) -> Iterator[str]:
