@@ -185,7 +185,9 @@ def test_another_benchmark_is_shown_and_its_absence_said(finished):
     assert "| variant | arc_challenge, acc_norm,none | recovered |\n|---|---|---|\n" in card
     assert card.count(" | 0.4321 +- 0.0123 | 50% [40, 60] |\n") == 6
     change(finished / "qat-int4" / "tasks" / "arc_challenge.json", "metrics", "acc_norm,none", "value", value=0.5)
-    with pytest.raises(InputError, match=r"qat-int4/tasks/arc_challenge.json: value is 0.5, .* says 0.4321"):
+    with pytest.raises(
+        InputError, match=r"qat-int4/tasks/arc_challenge.json: value: expected 0.4321, as in .*, found 0.5"
+    ):
         cards.render(finished, settings)
 
 
@@ -229,14 +231,34 @@ def test_with_several_references_the_table_names_each(finished):
     [
         ("summary.json", ["variants", 5, "mmlu", "accuracy_ci95"], None, "accuracy_ci95"),
         ("summary.json", ["contamination", "mmlu", "exact"], None, "exact"),
-        ("summary.json", ["variants", 5, "mmlu", "accuracy"], 0.99, "qat-int4/mmlu.json: accuracy is"),
-        ("qat-int4/memory.json", ["peak_gb"], 1.5, "qat-int4/memory.json: peak_gb is 1.5"),
-        ("qat-int4/latency.json", ["batches", 0, "mean_s"], 9.9, "qat-int4/latency.json: mean_s is 9.9"),
-        ("qat-int4/parity.json", ["relative_logit_difference"], 9.9, "parity.json: relative_logit_difference is 9.9"),
-        ("costs.json", ["total", "hours"], 9.9, "costs.json: total is"),
-        ("qat-int4/mmlu.json", ["settings", "num_fewshot"], 5, "qat-int4/mmlu.json: num_fewshot is 5"),
-        ("qat-int4/checkpoint/manifest.json", ["scheme", "group_size"], 32, "manifest.json: group_size is 32"),
-        ("qat-int4/checkpoint/manifest.json", ["method"], "gptq", "manifest.json: method is gptq"),
+        ("summary.json", ["variants", 5, "mmlu", "accuracy"], 0.99, "qat-int4/mmlu.json: accuracy: expected "),
+        ("qat-int4/memory.json", ["peak_gb"], 1.5, "qat-int4/memory.json: peak_gb: expected "),
+        ("qat-int4/latency.json", ["batches", 0, "mean_s"], 9.9, "qat-int4/latency.json: mean_s: expected "),
+        (
+            "qat-int4/parity.json",
+            ["relative_logit_difference"],
+            9.9,
+            "parity.json: relative_logit_difference: expected ",
+        ),
+        ("costs.json", ["total", "hours"], 9.9, "costs.json: total: expected "),
+        (
+            "qat-int4/mmlu.json",
+            ["settings", "num_fewshot"],
+            5,
+            "qat-int4/mmlu.json: num_fewshot: expected 0, as in the config, found 5",
+        ),
+        (
+            "qat-int4/checkpoint/manifest.json",
+            ["scheme", "group_size"],
+            32,
+            "manifest.json: group_size: expected 64, as in the config, found 32",
+        ),
+        (
+            "qat-int4/checkpoint/manifest.json",
+            ["method"],
+            "gptq",
+            "manifest.json: method: expected rtn, as in the config, found gptq",
+        ),
         ("qat-int4/checkpoint/manifest.json", ["weights_that_differ"], None, "weights_that_differ"),
     ],
 )
@@ -250,7 +272,7 @@ def test_a_missing_or_stale_figure_is_an_error(finished, file, keys, value, expe
 def test_a_stale_divergence_is_an_error(finished):
     settings = settings_of(finished)
     change(finished / "qat-int4" / "divergence.json", "texts", "families", "kl", value=0.9)
-    with pytest.raises(InputError, match=r"qat-int4/divergence.json: kl of families is 0.9, .* says "):
+    with pytest.raises(InputError, match=r"qat-int4/divergence.json: kl of families: expected .*, found 0.9"):
         cards.render(finished, settings)
 
 
