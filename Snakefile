@@ -57,6 +57,5 @@ onsuccess:
 
 
 onerror:
-    print("Failed jobs, each with the last line of its log:", file=sys.stderr)
-    for path in log:
-        print(*failures.reasons(Path(path)), sep="\n", file=sys.stderr)
+    if reasons := [reason for path in log for reason in failures.reasons(Path(path))]:
+        print("Failed jobs, each with the last line of its log:", *reasons, sep="\n", file=sys.stderr)

@@ -231,9 +231,9 @@ def gpu_stages(wildcards):
 
 def source_path(source, standin):
     """Return the source itself, or the folder in which the stand-in is made."""
-    return standin if source == workflow_config.STANDIN else source
+    return standin if source == recipes.STANDIN else source
 
 
 def source_input(source, standin):
     """Return the stand-in's folder, or the files of a local source, since a change of their content counts."""
-    return standin if source == workflow_config.STANDIN else sources.local_files(source)
+    return standin if source == recipes.STANDIN else sources.local_files(source)

@@ -1,7 +1,7 @@
 """Measure a training's settings on a real model: change one setting at a time, and report the KL that results.
 
 A training uses the backend, texts and trainer of finetune.py, in this process, and starts at base-gptq or at the base
-itself. The KL is that of the deployed model, over windows of 1,024 tokens that are spread evenly over each held-out
+itself. The KL is measured on the deployed model, over windows of 1,024 tokens that are spread evenly over each held-out
 text. --settings takes some of the settings below, by name, or NAME={...}; the configs in examples/ measure the best
 setting in full.
 

@@ -47,7 +47,7 @@ def whole(untrained, mmlu_folder, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["stock", "last_position"])
 def test_four_shards_are_one(untrained, mmlu_folder, tmp_path, engine):
-    """The results include those of the comparison with lm-eval's own code."""
+    """The results include the comparison with lm-eval's own code."""
     folders = [tmp_path / str(shards) for shards in (1, 4)]
     for folder in folders:
         folder.mkdir()

@@ -77,7 +77,7 @@ def test_tiles_hold_what_torchaos_do_in_fp32():
 
 
 def test_in_bfloat16_torchaos_tiles_are_not_torchaos_plain_format():
-    """Ours follow the plain format: their codes equal those of the same weight in fp32."""
+    """Our tiles follow the plain format: their codes equal the codes of the same weight in fp32."""
     w, scheme = normal(48, 512).to(torch.bfloat16), schemes.int4(128)
     theirs, ours = of_torchaos_tiles(w, 128)[0] - 8, int4.quantize(w, scheme).codes
     assert 0.01 < (theirs != ours).float().mean() < 0.04

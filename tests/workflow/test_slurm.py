@@ -298,6 +298,17 @@ def costs_of(run, *records):
     return json.loads((run.directory / "costs.json").read_text())
 
 
+def test_a_job_that_failed_is_told_at_the_end(untrained, tmp_path):
+    run = new_cluster(tmp_path, untrained, max_seq_length=8)
+    result = run.snakemake("--retries", 0, "--until", "finetune")
+    assert result.returncode == 1
+    told = [line for line in result.stderr.splitlines()[-8:] if line.startswith("finetune: ")]
+    assert told
+    for line in told:
+        assert re.match(r"finetune: SLURM-job '\d+' failed, SLURM status is: 'FAILED'; error: ", line)
+        assert line.endswith(".log)")
+
+
 def test_ctrl_c_cancels_the_jobs(long_training, tmp_path):
     run = to_be_trained(long_training[0], tmp_path)
     before = jobs()

@@ -54,12 +54,16 @@ def _expectation(error: jsonschema.ValidationError) -> str | None:
     if error.validator == "enum":
         return f"expected one of {', '.join(map(repr, error.validator_value))}, found {error.instance!r}"
     if error.validator == "required":
-        missing = next(name for name in error.validator_value if repr(name) in error.message)
-        return f"expected the key {missing!r}, found none"
+        return f"expected the key {_named(error)[0]!r}, found none"
     if error.validator in ("additionalProperties", "unevaluatedProperties"):
-        unknown = re.findall(r"'([^']*)'", error.message)
+        unknown = _named(error)
         return f"expected keys that exist, found {', '.join(map(repr, unknown))}" + _meant(unknown, error.schema)
     return None
+
+
+def _named(error: jsonschema.ValidationError) -> list[str]:
+    """Return the keys that jsonschema's message names in quotes; the error holds them nowhere else."""
+    return re.findall(r"'([^']*)'", error.message)
 
 
 def _meant(unknown: list[str], rules: dict) -> str:

@@ -12,6 +12,7 @@ from snakemake.common.configfile import load_configfile
 from int4_qat.config import (
     calibration,
     config_values,
+    given_sources,
     layers,
     limits,
     metric_names,
@@ -23,8 +24,6 @@ from int4_qat.config import (
     schema_errors,
     variants,
 )
-from int4_qat.config.recipes import STANDIN
-from int4_qat.data import texts
 from int4_qat.system import sources
 
 OF_QAT = ("qat_target", "grid_learning_rate", "eval_steps")  # settings of arms that are trained in a quantization
@@ -95,7 +94,7 @@ def check(config: dict, workflow: str, configfiles: Iterable[Path | str]) -> Non
 def problems(config: dict, rules: dict) -> list[str]:
     """Return a line for each mistake in the config; the schema comes first, since the other checks rely on it."""
     lines = schema_errors.lines(config, rules) or [
-        *(_missing_sources(config) or _unmatched_files(config)),
+        *given_sources.problems(config),
         *_taken_names(config),
         *quantizations.problems(config["quantizations"]),
     ]
@@ -112,70 +111,6 @@ def problems(config: dict, rules: dict) -> list[str]:
         *_misfits_of_models(config),
     ]
     return lines or [*_unpublishable(config), *_idle_threshold(config)]
-
-
-def _missing_sources(config: dict) -> list[str]:
-    evaluation = config["evaluation"]
-    made = {f"models.{name}.source": model["source"] for name, model in config["models"].items()}
-    made["data.source"] = config["data"]["source"]
-    held_out = metric_names.texts(evaluation)
-    made |= {f"evaluation.divergence.texts.{name}.source": text["source"] for name, text in held_out.items()}
-    made |= {f"texts.{name}.source": text["source"] for name, text in config["texts"].items()}
-    named = made | {
-        f"evaluation.{table}[{index}].source": entry["source"]
-        for table in ("questions", "tasks")
-        for index, entry in enumerate(evaluation[table])
-    }
-    if evaluation["chartqa"]:
-        named["evaluation.chartqa.source"] = evaluation["chartqa"]["source"]
-    return [line for key, source in named.items() for line in _wrong_source(config, key, source, key in made)]
-
-
-def _wrong_source(config: dict, key: str, source: str, has_standin: bool) -> list[str]:
-    if source == STANDIN and has_standin:
-        return [] if STANDIN in config else [f"{key}: expected a section '{STANDIN}' in the config, found none"]
-    if not source.startswith("hf://"):
-        if lines := list(_written_by_the_run(key, source)):
-            return lines
-        is_table = key.startswith("evaluation.questions") and source.endswith(".parquet")
-        if not (os.path.isfile(source) if is_table else os.path.isdir(source)):
-            kind = "file" if is_table else "folder"
-            return [f"{key}: expected an existing {kind}, found none at {source!r}"]
-        return list(_wildcards(key, [source, *sources.local_files(source)]))
-    kind = "" if key.startswith("models.") else "datasets/"
-    expected = f"hf://{kind}<owner>/<name>@<commit>"
-    is_dataset = source.startswith("hf://datasets/")
-    return [] if is_dataset == bool(kind) else [f"{key}: expected {expected}, found '{source}'"]
-
-
-def _unmatched_files(config: dict) -> Iterator[str]:
-    """Yield a line for each text in a local folder where no file matches `files`."""
-    held_out = metric_names.texts(config["evaluation"])
-    entries = {f"evaluation.divergence.texts.{name}": entry for name, entry in held_out.items()}
-    entries |= {f"texts.{name}": entry for name, entry in config["texts"].items()}
-    for key, entry in entries.items():
-        source, pattern = entry["source"], entry["files"]
-        if os.path.isdir(source):
-            paths = (Path(path).relative_to(source) for path in sources.local_files(source))
-            if not any(texts.matches(path, [pattern]) for path in paths):
-                yield f"{key}.files: expected a pattern that matches files in {source}, found {pattern!r}"
-
-
-def _written_by_the_run(key: str, source: str) -> Iterator[str]:
-    """Yield a line if a source is inside a folder to which the workflow writes, or contains one."""
-    place, written = Path(source).resolve(), {name: Path(name).resolve() for name in sources.WRITTEN}
-    inside = next((name for name, folder in written.items() if place.is_relative_to(folder)), None)
-    if inside:
-        yield f"{key}: expected a folder outside '{inside}', to which the workflow writes, found '{source}'"
-    elif any(folder.is_relative_to(place) for folder in (Path.cwd(), *written.values())):
-        yield f"{key}: expected a folder that does not hold the run or its results, found '{source}'"
-
-
-def _wildcards(key: str, paths: Iterable[str]) -> Iterator[str]:
-    """Yield a line for the first path that Snakemake would misread; there is no way to prevent that."""
-    for path in filter(sources.has_wildcard, paths):
-        yield f"{key}: expected a path without a name in braces, a wildcard to Snakemake, found {path!r}"
-        return
 
 
 def _taken_names(config: dict) -> Iterator[str]:

@@ -20,13 +20,17 @@ class GreedyDecoder:
     """A decoder that continues a fixed number of prompts at a time, each with a model's likeliest tokens.
 
     length is the maximum number of tokens of a prompt and its continuation together. The end of a text does not stop
-    the decoder. cuda_graph says whether the step is replayed as a CUDA graph; it is set by the first call.
+    the decoder.
     """
 
     def __init__(self, model: PreTrainedModel, length: int) -> None:
         self.model, self.cache = model, static_cache(model.config, length)
         self.step: Callable[[], None] | None = None
-        self.cuda_graph = False
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Return whether the steps are replayed as a CUDA graph, which is known from the first call on."""
+        return self.step not in (None, self.next_token)
 
     @torch.no_grad()
     def __call__(self, prompts: torch.Tensor, new_tokens: int) -> torch.Tensor:
@@ -69,7 +73,6 @@ class GreedyDecoder:
         except torch._dynamo.exc.TorchDynamoException as error:
             print(f"decoding more slowly, since no CUDA graph could be recorded: {str(error).splitlines()[0]}")
             return self.next_token
-        self.cuda_graph = True
         return graph.replay
 
     def next_token(self) -> None:

@@ -82,21 +82,19 @@ def _deploy(
     ROWS: tl.constexpr,
 ):
     """Write one group of some rows of the deployed weight."""
-    row, column, inside = _place(rows, GROUP_SIZE, ROWS)
-    merged = _merge(weight, a, b, scaling, columns, row, column, inside, RANK)
-    scale, low = _grid(merged, start_scale, start_zero, rows, row, inside, KIND)
+    row, column, of_group, place, inside = _place(rows, columns, GROUP_SIZE, ROWS)
+    merged = _merge(weight, a, b, scaling, columns, row, column, place, inside, RANK)
+    scale, low = _grid(merged, start_scale, start_zero, of_group, inside, KIND)
     codes = _codes(merged, scale, low)
     if KIND != ON_GIVEN:
         zero = _to_bfloat16(low + scale * OFFSET)
         scale = _to_bfloat16(scale)
     else:
-        of_group = tl.program_id(1) * rows + row
         scale = tl.load(value_scale + of_group, mask=inside, other=1.0).to(tl.float32)
         zero = tl.load(value_zero + of_group, mask=inside, other=0.0).to(tl.float32)
     value = codes * scale[:, None] + zero[:, None]
     if deployed.dtype.element_ty == tl.bfloat16:
         value = _to_bfloat16(value)
-    place = row.to(tl.int64)[:, None] * columns + column[None, :]
     tl.store(deployed + place, value.to(deployed.dtype.element_ty), mask=inside[:, None])
 
 
@@ -118,41 +116,39 @@ def _sum_gradients(
     GROUP_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Write the gradients of one group's scale and zero point for some rows, from those of the deployed weight."""
-    row, column, inside = _place(rows, GROUP_SIZE, ROWS)
-    merged = _merge(weight, a, b, scaling, columns, row, column, inside, RANK)
-    scale, low = _grid(merged, start_scale, start_zero, rows, row, inside, KIND)
-    place = row.to(tl.int64)[:, None] * columns + column[None, :]
+    """Write the gradients of a group's scale and zero point for some rows, given the deployed weight's gradient."""
+    row, column, of_group, place, inside = _place(rows, columns, GROUP_SIZE, ROWS)
+    merged = _merge(weight, a, b, scaling, columns, row, column, place, inside, RANK)
+    scale, low = _grid(merged, start_scale, start_zero, of_group, inside, KIND)
     upstream = tl.load(gradient + place, mask=inside[:, None], other=0.0).to(tl.float32)
-    of_group = tl.program_id(1) * rows + row
     tl.store(of_scale + of_group, tl.sum(upstream * _codes(merged, scale, low), axis=1), mask=inside)
     tl.store(of_zero + of_group, tl.sum(upstream, axis=1), mask=inside)
 
 
 @triton.jit
-def _place(rows, GROUP_SIZE: tl.constexpr, ROWS: tl.constexpr):
-    """Return the rows and columns of this program, and which of the rows exist."""
+def _place(rows, columns, GROUP_SIZE: tl.constexpr, ROWS: tl.constexpr):
+    """Return this program's rows and columns, where its grids and weights are in memory, and which rows exist."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    return row, tl.program_id(1) * GROUP_SIZE + tl.arange(0, GROUP_SIZE), row < rows
+    column = tl.program_id(1) * GROUP_SIZE + tl.arange(0, GROUP_SIZE)
+    place = row.to(tl.int64)[:, None] * columns + column[None, :]
+    return row, column, tl.program_id(1) * rows + row, place, row < rows
 
 
 @triton.jit
-def _merge(weight, a, b, scaling, columns, row, column, inside, RANK: tl.constexpr):
+def _merge(weight, a, b, scaling, columns, row, column, place, inside, RANK: tl.constexpr):
     """Return W + s·BA, summed in fp32 and rounded to bfloat16 once."""
     delta = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
     for k in range(RANK):
         left = tl.load(b + row * RANK + k, mask=inside, other=0.0).to(tl.float32)
         right = tl.load(a + k * columns + column).to(tl.float32)
         delta = tl.fma(left[:, None], right[None, :], delta)
-    place = row.to(tl.int64)[:, None] * columns + column[None, :]
     return _to_bfloat16(delta * scaling + tl.load(weight + place, mask=inside[:, None], other=0.0).to(tl.float32))
 
 
 @triton.jit
-def _grid(merged, start_scale, start_zero, rows, row, inside, KIND: tl.constexpr):
+def _grid(merged, start_scale, start_zero, of_group, inside, KIND: tl.constexpr):
     """Return scale and lowest value of the group in each row, given or as int4.GRIDS finds them."""
     if KIND == ON_GIVEN:
-        of_group = tl.program_id(1) * rows + row
         scale = tl.load(start_scale + of_group, mask=inside, other=1.0).to(tl.float32)
         low = tl.load(start_zero + of_group, mask=inside, other=0.0).to(tl.float32) - OFFSET * scale
     elif KIND == SYMMETRIC:

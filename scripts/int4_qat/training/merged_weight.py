@@ -18,11 +18,11 @@ def fake_quantize_merged(
     Training's autocast, which would round A and B to bfloat16 before they are multiplied, is off here, because the
     export uses none.
     """
-    with torch.autocast(weight.device.type, enabled=False):
-        if weight.is_cuda:
-            from int4_qat.training import merged_kernel  # Triton comes only with torch for CUDA
+    if weight.is_cuda:
+        from int4_qat.training import merged_kernel  # Triton comes only with torch for CUDA
 
-            return merged_kernel.fake_quantize(weight, a, b, scaling, scheme, grid)
+        return merged_kernel.fake_quantize(weight, a, b, scaling, scheme, grid)
+    with torch.autocast(weight.device.type, enabled=False):
         deployed = torch.empty_like(weight)
         for rows in blocks.row_blocks(*weight.shape):
             merged = blocks.merge(weight[rows], a, b[rows], scaling)
@@ -40,11 +40,11 @@ def grid_gradient(
     gradient: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of scale and zero point, given the deployed weight's gradient (int4.grid_gradient)."""
-    with torch.autocast(weight.device.type, enabled=False):
-        if weight.is_cuda:
-            from int4_qat.training import merged_kernel
+    if weight.is_cuda:
+        from int4_qat.training import merged_kernel
 
-            return merged_kernel.grid_gradient(weight, a, b, scaling, scheme, grid, gradient)
+        return merged_kernel.grid_gradient(weight, a, b, scaling, scheme, grid, gradient)
+    with torch.autocast(weight.device.type, enabled=False):
         found = [
             int4.grid_gradient(
                 blocks.merge(weight[rows], a, b[rows], scaling), scheme, grid.of_rows(rows), gradient[rows]
