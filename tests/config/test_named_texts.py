@@ -139,9 +139,9 @@ def test_what_is_trained_or_calibrated_on_is_checked(tmp_path):
 def test_a_pattern_that_matches_no_local_file_is_one_line(tmp_path):
     (tmp_path / "wiki" / "en").mkdir(parents=True)
     (tmp_path / "wiki" / "en" / "train.txt").write_text("text")
-    entry = {"source": str(tmp_path / "wiki"), "files": "trian*.txt"}
+    entry = {"source": str(tmp_path / "wiki"), "files": "valid*.txt"}
     (line,) = workflow_config.problems(changed(["texts", "wikitext_train"], entry), SCHEMA)
-    expected = f"expected a pattern that matches files in {tmp_path}/wiki, found 'trian*.txt'"
+    expected = f"expected a pattern that matches files in {tmp_path}/wiki, found 'valid*.txt'"
     assert line == f"texts.wikitext_train.files: {expected}"
     entry["files"] = "*train.txt"
     assert workflow_config.problems(changed(["texts", "wikitext_train"], entry), SCHEMA) == []
