@@ -35,8 +35,8 @@ demo-mmlu: .venv/installed ## run the same chain on the real MMLU: make demo-mml
 	@test -d "$$MMLU_DIR" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$$MMLU_DIR'" >&2; exit 1; }
 	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath -- "$$MMLU_DIR" | sed "s/'/''/g")'}"
 
-report: .venv/installed ## write the finished run as one page, results/report.html: make report PROFILE=slurm
-	@$(SNAKEMAKE) --profile $(PROFILE) --report results/report.html
+report: .venv/installed ## write a finished run as one page, results/report.html: make report PROFILE=slurm CONFIGFILE=mine.yaml
+	@$(SNAKEMAKE) --profile "$(PROFILE)" $(if $(CONFIGFILE),--configfile $(CONFIGFILE)) --report results/report.html
 
 verify: .venv/installed ## verify every hash and number of finished results: make verify RESULTS=results/demo
 	@python scripts/verify.py "$(RESULTS)"

@@ -14,7 +14,7 @@ from snakemake.cli import parse_config
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import ConfigSettings
 
-from int4_qat.config import workflow_config
+from int4_qat.config import config_values, workflow_config
 from int4_qat.system import errors
 from int4_qat.system.errors import InputError
 
@@ -41,6 +41,8 @@ def given(files: list[Path], entries: list[str]) -> ConfigSettings:
     for path in files:
         if not path.is_file():
             raise InputError(f"{path}: expected a config file, found none")
+        if mistake := config_values.syntax_problem(path):
+            raise InputError(mistake)
     try:
         return ConfigSettings(config=parse_config(entries), configfiles=files)
     except (WorkflowError, ValueError) as error:

@@ -54,14 +54,17 @@ def test_it_says_what_snakemake_says(tmp_path):
     [
         (None, [], "{path}: expected a config file, found none"),
         ("[]", [], "Config file must be given as JSON or YAML with keys at top level."),
-        ("{", [], "Config file is not valid JSON or YAML."),
+        ("a: 1\nb: {", [], "{path}, line 2: expected YAML; expected the node content, but found '<stream end>'"),
+        ("a:\n\tb: 1\n", [], "{path}, line 2: expected YAML; found character '\\t' that cannot start any token"),
+        ("a: \x07", [], "{path}: expected YAML; unacceptable character #x0007"),
+        (b"a: \xff", [], "{path}: expected UTF-8, found byte 0xff at position 3"),
         ("{}", ["--config", "device"], "Config entries have to be defined as name=value pairs."),
     ],
 )
 def test_what_is_no_config_is_one_line(tmp_path, content, options, expected):
     path = tmp_path / "mine.yaml"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     result = run_script("show_config", "--configfile", path, *options)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()

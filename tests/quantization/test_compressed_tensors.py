@@ -141,6 +141,15 @@ def test_a_folder_goes_from_one_format_to_the_other_and_back(untrained, scheme, 
             assert (before / file).read_bytes() == (folders[word] / file).read_bytes(), file
 
 
+def test_a_conversion_replaces_nothing(tmp_path, monkeypatch):
+    output = tmp_path / "mine"
+    output.mkdir()
+    options = ["--checkpoint", tmp_path, "--format", "torchao-plain", "--output", output]
+    with pytest.raises(InputError, match=f"^{re.escape(str(output))}: expected a new folder, found one that exists$"):
+        run_in_process(convert, monkeypatch, *options)
+    assert list(tmp_path.iterdir()) == [output]
+
+
 EIGHT_BITS = {"type": "int", "num_bits": 8, "strategy": "group"}
 
 

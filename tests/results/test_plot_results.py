@@ -1,5 +1,6 @@
 """Test that every plot is drawn, is reproducible byte for byte, and is legible on a light and on a dark page."""
 
+import itertools
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 import plot_results
 from int4_qat.results import plot_parts
@@ -83,6 +85,19 @@ def test_each_quantized_base_has_its_line(summarized):
         assert {"<!--  base-int4  -->", "<!--  base-w4a16  -->", "<!--  base-bf16  -->"} <= set(
             re.findall("<!--.*-->", drawn)
         )
+
+
+@pytest.mark.parametrize(
+    "quantized", [{"base-int4": 48.7, "base-w4a16": 48.6}, {"base-int4": 48.9, "base-w4a16": 48.7}]
+)
+def test_names_of_baselines_do_not_overlap(quantized):
+    figure = Figure(figsize=(8, 3))
+    axes = figure.add_subplot(xlim=(47, 50))
+    plot_parts.draw_baselines(axes, 48.8, quantized)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 3
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_quantizations_have_marks_of_their_own():

@@ -14,6 +14,8 @@ from pathlib import Path
 import jsonschema
 import yaml
 
+from int4_qat.system import errors
+
 NUMBER = re.compile(r"[-+]?(?!0\d)(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[\d_]+(:[0-5]?\d)+(\.\d*)?)", re.ASCII)
 MERGE_TAG = "tag:yaml.org,2002:merge"  # of `<<`, which takes the keys of another mapping
@@ -73,6 +75,19 @@ def _set(config: dict, path: list, value: object) -> None:
     for key in parents:
         config = config[key]
     config[last] = value
+
+
+def syntax_problem(path: Path | str) -> str | None:
+    """Return a line that says where a file is not YAML (of which JSON is a part), or None if it is YAML."""
+    try:
+        yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        return f"{path}, line {error.problem_mark.line + 1}: expected YAML; {error.problem}"
+    except yaml.YAMLError as error:
+        return f"{path}: expected YAML; {errors.one_line(error)}"
+    except UnicodeDecodeError as error:
+        return f"{path}: expected UTF-8, found byte {error.object[error.start]:#04x} at position {error.start}"
+    return None
 
 
 def hidden_problems(path: Path | str) -> Iterator[str]:

@@ -70,7 +70,8 @@ def draw_baselines(axes, bf16: float, quantized: dict[str, float]) -> None:
     ends = [bf16, *quantized.values()]
     axes.axvspan(min(ends), max(ends), color=GREY, alpha=0.12, linewidth=0)
     draw_baseline(axes, bf16, variants.BASELINE, "left")
-    for line, (name, value) in enumerate(quantized.items()):
+    meets_bf16 = any(value > bf16 for value in quantized.values())
+    for line, (name, value) in enumerate(quantized.items(), start=int(meets_bf16)):
         draw_baseline(axes, value, name, "right", line)
 
 
