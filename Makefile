@@ -41,10 +41,10 @@ report: .venv/installed ## write a finished run as one page, results/report.html
 verify: .venv/installed ## verify every hash and number of finished results: make verify RESULTS=results/demo
 	@python scripts/verify.py "$(RESULTS)"
 
-test: .venv/installed ## run the unit, workflow and chain tests
+test: .venv/installed ## run the tests that take seconds each
 	@OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"
 
-test-slow: .venv/installed ## test Slurm, vLLM's CPU build, environments and re-runs; what cannot run here is skipped
+test-slow: .venv/installed ## test whole chains, Slurm, vLLM's CPU build, environments and re-runs; what cannot run here is skipped
 	@$(PYTEST) -m slow
 
 lint: .venv/installed ## check formats, style and spelling, and run the workflow's own lint

@@ -21,21 +21,23 @@ from int4_qat.tokenizer import tokenization
 from programs import ROOT, run_script
 from workflows import Run, copy_workflow, demo, small_config, write_config
 
+SHARED_RUNS = ("slurm", "small_run", "demo_run")  # fixtures of minutes, those with the longest tests first
+
+
+def shared_run(item: pytest.Item) -> str | None:
+    return next((name for name in SHARED_RUNS if name in item.fixturenames), None)
+
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark tests that need the small run as slow, and send all tests that share a long run to one worker."""
-    if "small_run" in item.fixturenames:
+    """Mark tests that need a whole chain as slow, and send all tests that share one to one worker."""
+    if shared_run(item):
         item.add_marker(pytest.mark.slow)
-    item.add_marker(pytest.mark.xdist_group("runs" if shares_a_run(item) else item.path.name))
+    item.add_marker(pytest.mark.xdist_group(shared_run(item) or item.path.name))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests that share a long run first: if their worker began late, the others would wait for it."""
-    items.sort(key=shares_a_run, reverse=True)
-
-
-def shares_a_run(item: pytest.Item) -> bool:
-    return not {"demo_run", "small_run", "slurm"}.isdisjoint(item.fixturenames)
+    items.sort(key=lambda item: (*SHARED_RUNS, None).index(shared_run(item)))
 
 
 @pytest.fixture(scope="session")

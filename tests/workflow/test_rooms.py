@@ -121,7 +121,7 @@ def bound(path: Path) -> set[str]:
     return names
 
 
-def test_what_the_rules_import_loads_neither_torch_nor_transformers():
+def test_what_the_rules_import_loads_no_torch_transformers_or_scipy():
     """Every start of Snakemake runs these imports, which may include any method and format that a config names."""
     common = (ROOT / "rules" / "common.smk").read_text()
     imports = [line for line in common.splitlines() if line.startswith("from int4_qat")]
@@ -138,5 +138,5 @@ from int4_qat.system import rooms
 for room in (rooms.METHODS, rooms.FORMATS):
     for word in rooms.words(room):
         rooms.load(room, word)
-print(*sorted({"torch", "transformers"} & sys.modules.keys()))
+print(*sorted({"torch", "transformers", "scipy.stats"} & sys.modules.keys()))
 """

@@ -1,12 +1,14 @@
 """Score a checkpoint with lm-eval: by its own code, or by ours where that is proven to give the same scores."""
 
 import functools
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
 import lm_eval
 import torch
 from lm_eval.tasks import TaskManager
@@ -76,6 +78,7 @@ def evaluate(
         language_model = Replicas(make, gpus)
     else:
         language_model = make_engine(used, options, tokenizer)
+    say_less()
     with templates_compiled_once():
         results = lm_eval.simple_evaluate(
             language_model,
@@ -104,6 +107,13 @@ def evaluate(
         "bos_added_by_tokenizer": adds_bos,
     }
     return Evaluation(results, settings, language_model.prompts_over_max_length, language_model.stock_check)
+
+
+def say_less() -> None:
+    """Silence what lm-eval and datasets say of every subject: bars for a few rows each, and that num_fewshot is set."""
+    datasets.disable_progress_bars()
+    for module in ("lm_eval.evaluator", "lm_eval.models.huggingface"):
+        logging.getLogger(module).setLevel(logging.ERROR)
 
 
 def has_replicas(options: Options) -> bool:

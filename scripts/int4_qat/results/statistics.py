@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+import scipy  # loads its modules when they are used: planning needs none
 
 CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
 TAIL = (1 - CONFIDENCE) / 2
@@ -23,7 +23,7 @@ NOT_RECOVERED = {
 
 def wilson(right: int, questions: int) -> list[float]:
     """Return the interval of an accuracy (Wilson 1927); unlike the normal one, it has a width at 0% and 100% too."""
-    return list(stats.binomtest(int(right), int(questions)).proportion_ci(CONFIDENCE, method="wilson"))
+    return list(scipy.stats.binomtest(int(right), int(questions)).proportion_ci(CONFIDENCE, method="wilson"))
 
 
 def resample(units: pd.DataFrame, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
@@ -108,7 +108,7 @@ def compare(x: pd.DataFrame, reference: pd.DataFrame) -> dict:
 
 def mcnemar(gained: int, lost: int) -> float:
     """Return the exact two-sided p-value of McNemar's test (1947): a fair coin over the questions that changed."""
-    return float(stats.binomtest(int(gained), int(gained + lost)).pvalue) if gained + lost else 1.0
+    return float(scipy.stats.binomtest(int(gained), int(gained + lost)).pvalue) if gained + lost else 1.0
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -123,7 +123,7 @@ def stratified_mean(values: pd.Series) -> dict:
     """Return the mean and normal interval over strata of fixed size: variance sum(n s²) / N² (Cochran 1977, 5.4)."""
     by_subject = values.groupby(level=0)
     mean, stderr = values.mean(), np.sqrt((by_subject.size() * by_subject.var()).sum()) / len(values)
-    width = stats.norm.ppf(1 - TAIL) * stderr
+    width = scipy.stats.norm.ppf(1 - TAIL) * stderr
     return {"mean": float(mean), "ci95": [float(mean - width), float(mean + width)]}
 
 
@@ -139,7 +139,7 @@ def of_the_answer(answers: pd.DataFrame) -> pd.Series:
 
 def kl_divergence(reference: pd.DataFrame, x: pd.DataFrame) -> pd.Series:
     """Return KL(reference || x) of the distribution over the choices, in nats (Kullback & Leibler 1951)."""
-    p, q = (special.log_softmax(log_likelihoods(answers), axis=1) for answers in (reference, x))
+    p, q = (scipy.special.log_softmax(log_likelihoods(answers), axis=1) for answers in (reference, x))
     there = np.isfinite(p)
     change = np.subtract(p, q, out=np.zeros_like(p), where=there)
     return pd.Series((np.exp(p) * change).sum(axis=1), reference.index)

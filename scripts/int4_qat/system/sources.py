@@ -1,9 +1,10 @@
 """Find what the rules depend on: local modules that a script imports, and local files that a source holds."""
 
 import ast
+import functools
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -28,30 +29,36 @@ def local_modules(script: str, also: Collection[str] = (), left_out: Collection[
     `also` are files that the script loads by a word of the config. The modules named in left_out do not count, nor do
     modules that only they import.
     """
-    root = PACKAGE.parent
     found: dict[Path, None] = {}
     waiting = [*map(Path, also), Path(script)]
     while waiting:
         path = waiting.pop()
-        if path in found:
-            continue
-        found[path] = None
-        for name in filter(lambda name: name not in left_out, _imported_names(path)):
-            relative = Path(*name.split("."))
-            candidates = [root / relative.with_suffix(".py"), root / relative / "__init__.py"]
-            waiting += [path for path in candidates if path.exists()]
+        if path not in found:
+            found[path] = None
+            waiting += [module for name, module in _imported_modules(path) if name not in left_out]
     first, *others = found
     return [str(first), *sorted(map(str, others))]
 
 
-def _imported_names(path: Path) -> list[str]:
-    names = []
+@functools.cache  # the rules ask for the same files many times while they are planned
+def _imported_modules(path: Path) -> list[tuple[str, Path]]:
+    """Return the names and files of the local modules that a file imports itself."""
+    root = PACKAGE.parent
+    modules = []
+    for name in dict.fromkeys(_imported_names(path)):
+        relative = Path(*name.split("."))
+        candidates = [root / relative.with_suffix(".py"), root / relative / "__init__.py"]
+        modules += [(name, candidate) for candidate in candidates if candidate.exists()]
+    return modules
+
+
+def _imported_names(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return names
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def local_files(source: str | Path) -> list[str]:
