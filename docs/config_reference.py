@@ -73,7 +73,8 @@ MEANINGS = {
     "finetune.texts.<name>": "weight of the text",
     "finetune.allow_worse": "true accepts a training that ends further from the base than it began; see `eval_steps`",
     "finetune.arms": "the arms by name, each with the keys in which it differs from `finetune`",
-    "finetune.arms.<name>.quantization": "the quantization that the training simulates; null trains without one",
+    "finetune.arms.<name>.quantization": "the quantization that the training simulates, whose method needs no texts "
+    "(`rtn`); null trains without one; `start` begins at a calibrated base",
     "finetune.arms.<name>.start": "the arm's own `finetune.start`",
     "quantizations.<name>.type": "type of the codes",
     "quantizations.<name>.num_bits": "bits of a code",
@@ -82,7 +83,8 @@ MEANINGS = {
     "quantizations.<name>.strategy": "the weights that share a scale: a group of weights in a row of the matrix",
     "quantizations.<name>.group_size": "number of weights per group",
     "quantizations.<name>.method": "method to find the codes: a file in `scripts/int4_qat/quantization/methods/`",
-    "quantizations.<name>.formats": "formats to write, one folder each: in `scripts/int4_qat/quantization/formats/`",
+    "quantizations.<name>.formats": "formats to write, one folder each, from `scripts/int4_qat/quantization/formats/`; "
+    "`torchao-plain` is required",
     "quantizations.<name>.ignore": "modules that stay in bf16, by a full name or parts of one",
     "variants": "the variants to measure, each named by base or an arm, a hyphen, and bf16 or a quantization",
     "texts.<name>.source": "where the files come from",
@@ -287,7 +289,7 @@ def name_rules(schema: dict, own: dict) -> list[str]:
 
 def rules_of(rules: list[str]) -> str:
     """Return rules as the end of a type."""
-    return f": {markdown(', '.join(rules))}" if rules else ""
+    return f": {markdown('; '.join(rules))}" if rules else ""
 
 
 def read(path: Path) -> dict[str, Shown]:
