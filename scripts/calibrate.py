@@ -57,6 +57,7 @@ def main() -> None:
     layers = linears.choose(meta, set(names.values()), scheme, arguments.ignore)
     quantized = [layer["name"] for layer in layers if layer["quantized"]]
     tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
+    files.refuse_folder(arguments.output)
     texts = calibration_texts.read(arguments.texts, tokenizer, arguments.samples, arguments.length, arguments.seed)
     model = loading.load(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
     found = calibration.calibrate(model, texts, quantized, method.calibrate, scheme, arguments.batch_size)

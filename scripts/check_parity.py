@@ -48,7 +48,7 @@ def main() -> None:
     given = grids.read(grids.of_training(arguments.adapter, arguments.model))
     mismatch.refuse_mismatch(arguments.adapter, manifest, given)
     differing = differing_weights(arguments.model, arguments.adapter, arguments.checkpoint, manifest, given)
-    weight_writer.refuse_differences(arguments.checkpoint, differing)
+    weight_writer.refuse_differences(arguments.checkpoint, differing, "what training saw")
     batch = first_tokens(arguments.texts, arguments.model)
     dtype = architecture.DTYPES[training["dtype"]]
     trained = logits(training_model(arguments.model, arguments.adapter, training, arguments.device), batch)

@@ -56,12 +56,12 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="path of serving.json")
     parser.add_argument("vllm_arguments", nargs="*", help="more arguments for vllm serve, after `--`")
     arguments = parser.parse_args()
-    arguments.vllm_arguments += vllm_process.shared_by(arguments.gpus, arguments.served)
+    arguments.of_gpus = vllm_process.shared_by(arguments.gpus, arguments.served)
     devices.claim(arguments.device, arguments.gpus)
     dtype = architecture.DTYPES[arguments.dtype]
     # This runs in a separate process, which leaves the GPU's memory to vLLM when it ends.
     spawn, end = multiprocessing.get_context("spawn"), parallel.end_with_parent
-    with ProcessPoolExecutor(1, spawn, initializer=end) as pool:
+    with parallel.killed_in_one_line("transformers"), ProcessPoolExecutor(1, spawn, initializer=end) as pool:
         question, expected = pool.submit(likeliest_tokens, arguments.checkpoint, dtype, arguments.device).result()
     with served(arguments) as (client, startup_seconds):
         kernel = vllm_process.kernel_of(arguments.served, log_of(arguments))
@@ -79,6 +79,7 @@ def main() -> None:
             engine="vllm",
             engine_version=version("vllm"),
             vllm_arguments=arguments.vllm_arguments,
+            gpus=arguments.gpus,
             max_tokens=arguments.max_tokens,
             dtype=arguments.dtype,
             kernel=kernel,
@@ -98,7 +99,16 @@ def served(arguments: argparse.Namespace) -> Iterator[tuple[openai.OpenAI, float
     port, log = free_port(), log_of(arguments)
     with scratch.plain(arguments.served) as folder:
         words = ["serve", folder, "--tokenizer", folder, "--served-model-name", arguments.served]
-        words += ["--host", HOST, "--port", port, "--dtype", arguments.dtype, *arguments.vllm_arguments]
+        words += [
+            "--host",
+            HOST,
+            "--port",
+            port,
+            "--dtype",
+            arguments.dtype,
+            *arguments.vllm_arguments,
+            *arguments.of_gpus,
+        ]
         with vllm_process.started(words, log) as process:
             startup_seconds = wait_for_health(process, port, arguments)
             loopback = openai.DefaultHttpxClient(trust_env=False)  # not through a proxy

@@ -26,8 +26,7 @@ def main() -> None:
     parser.add_argument("--format", required=True, choices=rooms.words(rooms.FORMATS), help="format of the weights")
     parser.add_argument("--output", required=True, type=Path, help="folder for the converted checkpoint")
     arguments = parser.parse_args()
-    if arguments.output.exists():
-        raise InputError(f"{arguments.output}: expected a new folder, found one that exists")
+    files.refuse_folder(arguments.output)
     manifest = files.read_json(arguments.checkpoint / "manifest.json")
     scheme = schemes.of_words(manifest["scheme"])
     source, target = (rooms.load(rooms.FORMATS, word) for word in (manifest["format"], arguments.format))

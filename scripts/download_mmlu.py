@@ -18,6 +18,8 @@ from int4_qat.system import errors, files
 from int4_qat.system.errors import InputError
 
 CHOICES = range(len(mmlu.LETTERS), len(mmlu.LETTERS) + 1)
+REPORT = "report.json"
+WRITTEN = (REPORT, *(f"{split}.parquet" for split in mmlu.SPLITS))
 
 
 def main() -> None:
@@ -29,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for <split>.parquet and report.json")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, files.whole(arguments.output) as folder:
+    with tempfile.TemporaryDirectory() as scratch, files.whole(arguments.output, WRITTEN) as folder:
         folder.mkdir()
         found = question_files.find_files(fetch(arguments.source, arguments.splits, Path(scratch)), arguments.splits)
         questions, reports = {}, {}
@@ -40,7 +42,7 @@ def main() -> None:
         report = {"source": arguments.source, "splits": reports}
         if set(mmlu.EVALUATION_SPLITS) <= questions.keys():
             report |= check_evaluated(arguments.source, questions, arguments.num_fewshot)
-        files.write_json(folder / "report.json", report)
+        files.write_json(folder / REPORT, report)
     for split, counts in reports.items():
         print(f"{split}: {counts['rows']} rows, {counts['subjects']} subjects, {counts['duplicates']} duplicates")
 

@@ -33,7 +33,11 @@ def main() -> None:
     with files.whole(arguments.output) as folder:
         if remote:
             hub.download(
-                remote, folder, list(model_folder.PATTERNS), lambda found: facts.update(check(found, arguments))
+                remote,
+                folder,
+                list(model_folder.PATTERNS),
+                left_out=model_folder.SECOND_COPIES,
+                refuse_unusable=lambda found: facts.update(check(found, arguments)),
             )
             model_folder.leave_out(folder)
         else:

@@ -70,7 +70,7 @@ def launch(processes: int, options: dict) -> None:
 
     devices.claim(options["device"], processes)
     stopped = ranks.launch(processes, [__file__, *sys.argv[1:]])
-    if stopped and not (options["adapter"].exists() and options["log_table"].exists()):
+    if stopped and options["checkpoints"].exists():  # a training that finished has deleted them
         raise errors.InputError("finetune: stopped by SIGTERM; the next run resumes from the last checkpoint")
 
 

@@ -36,6 +36,7 @@ from int4_qat.standin.standin_training import Lesson
 from int4_qat.system import errors, files
 from int4_qat.tokenizer import training_texts
 
+FOLDERS = ("mmlu", "model", "text")  # what is written
 FAMILIES, WORDS = 12, 20
 SIZES = {"auxiliary_train": 24_000, "dev": 285, "validation": 570, "test": 2_280}
 PERSONS, VALUES = 120, 12
@@ -60,6 +61,7 @@ def main() -> None:
         help="accuracy that int4 must cost, on questions and on lines of text",
     )
     arguments = parser.parse_args()
+    files.refuse_folder(arguments.output, FOLDERS)
     facts = standin.invent_families(FAMILIES, WORDS, random.Random(arguments.seed))
     questions = standin.ask(facts, mmlu.SUBJECTS, SIZES | PAPERS, arguments.seed + 1)
     papers = {name: questions.pop(name) for name in PAPERS}
@@ -70,7 +72,7 @@ def main() -> None:
     lessons = [make_lesson(frame, facts, questions["auxiliary_train"], tokenizer) for frame in standin_training.FRAMES]
     model = learned([*lessons, lines], [*exams, lines], tokenizer, arguments.seed)
     make_hard_to_quantize(model, [exams[0], lines], arguments.int4_cost, arguments.seed)
-    with files.whole(arguments.output) as folder:
+    with files.whole(arguments.output, FOLDERS) as folder:
         write_dataset(questions, folder / "mmlu" / "all")
         gemma_folder.write_model(model, tokenizer, folder / "model")
         write_texts(papers, told, folder / "text", random.Random(arguments.seed + 3))

@@ -61,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.engine == "transformers" and arguments.gpus > 1:
         raise InputError(f"gpu: expected 1 for measure_latency with engine transformers, found {arguments.gpus}")
-    arguments.vllm_arguments += vllm_process.shared_by(arguments.gpus, arguments.checkpoint)
+    arguments.of_gpus = vllm_process.shared_by(arguments.gpus, arguments.checkpoint)
     devices.claim(arguments.device, arguments.gpus)
     measure = {"transformers": with_transformers, "vllm": with_vllm}[arguments.engine]
     weights = text_bytes(arguments.checkpoint) / arguments.gpus  # per GPU
@@ -74,6 +74,7 @@ def main() -> None:
             engine=arguments.engine,
             engine_version=version(arguments.engine),
             vllm_arguments=arguments.vllm_arguments,
+            gpus=arguments.gpus,
             input_len=arguments.input_len,
             output_len=arguments.output_len,
             warmup=arguments.warmup,
@@ -165,7 +166,8 @@ def bench_latency(folder: Path, cache: Path, size: int, repeat: int, arguments: 
         "--num-iters": arguments.iterations,
         "--output-json": report,
     }
-    words = ["bench", "latency", *(word for pair in options.items() for word in pair), *arguments.vllm_arguments]
+    words = ["bench", "latency", *(word for pair in options.items() for word in pair)]
+    words += [*arguments.vllm_arguments, *arguments.of_gpus]
     print(
         f"running vllm bench latency, batch size {size}, repeat {repeat + 1} of {arguments.repeats}; log: {log}",
         flush=True,

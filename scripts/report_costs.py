@@ -46,7 +46,8 @@ def main() -> None:
     print(f"total: {total['hours']:.3f} hours of jobs, {total['gpu_hours']:.3f} GPU-hours")
     if accounts is not None:
         print(f"in addition: {total['unfinished_hours']:.3f} hours of attempts that failed or were preempted")
-    files.write_json(arguments.json, {"stages": stages.to_dict(orient="records"), "total": total})
+    known = stages.astype(object).where(stages.notna(), None)
+    files.write_json(arguments.json, {"stages": known.to_dict(orient="records"), "total": total})
 
 
 def read_record(path: Path) -> dict:
@@ -67,7 +68,7 @@ def sum_up(jobs: list[dict], gpus: dict[str, int]) -> pd.DataFrame:
     """
     by_stage = pd.DataFrame(jobs).groupby("stage", sort=False)
     hours = by_stage["seconds"].sum() / 3600
-    table = pd.DataFrame({"jobs": by_stage.size(), "hours": hours, "peak_gb": by_stage["peak_gb"].max().fillna(0.0)})
+    table = pd.DataFrame({"jobs": by_stage.size(), "hours": hours, "peak_gb": by_stage["peak_gb"].max()})
     table.insert(2, "gpu_hours", [hours[stage] * gpus.get(stage, 0) for stage in hours.index])
     return table.reset_index()
 

@@ -58,6 +58,7 @@ def test_a_stage_that_takes_one_gpu_is_given_no_more(tmp_path):
     ("more", "line"),
     [
         (["measure_latency:gpu=2"], "measure_latency: expected gpu: 1, found 2"),
+        (["finetune:gpu=0"], "finetune: expected gpu: 1 or more, found 0"),
         (
             ["evaluate_mmlu:gpu=4", "--resources", "gpu=2"],
             "evaluate_mmlu: expected gpu: 2 or less, as in `resources`, found 4",

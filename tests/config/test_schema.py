@@ -53,6 +53,13 @@ def test_the_scheme_of_an_arm_is_no_key_of_its_own():
     assert line == "finetune: expected keys that exist, found 'scheme'"
 
 
+@pytest.mark.parametrize("place", [["finetune"], ["finetune", "arms", "qad"]])
+def test_a_misspelled_key_names_the_one_that_was_meant(place):
+    config = changed([*place, "learning_rat"], 1e-4)
+    (line,) = workflow_config.problems(config, SCHEMA)
+    assert line == (f"{'.'.join(place)}: expected keys that exist, found 'learning_rat'; did you mean 'learning_rate'?")
+
+
 def test_report_to_has_the_words_of_transformers():
     found = SCHEMA["properties"]["finetune"]["properties"]["report_to"]["enum"]
     assert found == [

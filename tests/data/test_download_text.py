@@ -71,6 +71,12 @@ def test_texts_are_joined_as_they_are_in_the_order_of_their_names(source, downlo
     assert download() == "one\r\ntwo\r\n\r\nthree\u2028\nfour\n".encode()
 
 
+def test_a_file_without_a_last_newline_ends_a_line(source, download):
+    (source / "a.txt").write_text("the end")
+    (source / "b.txt").write_text("Start here")
+    assert download() == b"the end\nStart here"
+
+
 def test_json_lines_are_rows(source, download):
     """A byte order mark, blank lines, Windows line endings and line separators inside texts are all accepted."""
     rows = [{"body": "one\ntwo", "id": 1}, {"body": "é\u2028three"}, {"body": ""}, {"body": "four\n"}]

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoProcessor, Gemma3ForConditionalGenerati
 
 import download_dataset
 from int4_qat.checkpoint import model_folder
-from int4_qat.data import hub, mmlu
+from int4_qat.data import mmlu
 from int4_qat.engines import inference
 from int4_qat.standin import gemma_folder
 from int4_qat.tokenizer import tokenization
@@ -147,7 +147,7 @@ GEMMA_CONFIG = {
 
 def taken(files, patterns):
     """Return the files that the Hub's client fetches with the patterns that hub.download gives it."""
-    return sorted(filter_repo_objects(files, allow_patterns=patterns, ignore_patterns=hub.IGNORED))
+    return sorted(filter_repo_objects(files, allow_patterns=patterns, ignore_patterns=model_folder.SECOND_COPIES))
 
 
 def test_all_is_taken_that_is_needed():

@@ -238,7 +238,7 @@ def test_a_wrong_export_is_counted(merged, quantized, scheme, tmp_path):
     qdata = targets[plain_weight.part_name(key, plain_weight.CODES)]
     qdata.write(qdata.read(5, 6) ^ 0x11, 5)  # both nibbles of a byte
     assert differing() == 2
-    with pytest.raises(InputError, match=f"2 weights differ from what training saw, the first in {key}"):
+    with pytest.raises(InputError, match=f"2 weights differ from what was written, the first in {key}"):
         weight_writer.refuse_differences(tmp_path, {"norm.weight": 0, key: 2})
 
 

@@ -7,9 +7,10 @@ from typing import is_typeddict
 
 import pytest
 
+import made_results
 from configs import CARD, demo_config
-from int4_qat.config import workflow_config
-from int4_qat.results import measured_files, measurements
+from int4_qat.config import quantizations, workflow_config
+from int4_qat.results import against_baseline, card_checks, measured_files, measurements
 from int4_qat.results.schema.task import Metric
 from int4_qat.system.errors import InputError
 
@@ -141,3 +142,24 @@ def test_the_files_of_a_run_hold_what_their_classes_say(small_run):
         for one in found:
             content = json.loads((results / variant / one.file).read_text())
             assert list(differences(content, one.schema, one.file)) == []
+
+
+def test_an_order_of_ignored_modules_is_no_difference(tmp_path):
+    """quantize sorts them, and the card compares its manifest with the config."""
+    entry = demo_config()["quantizations"]["int4"] | {"ignore": ["q_proj", "k_proj", "v_proj"]}
+    folder = tmp_path / "base-int4"
+    (folder / "checkpoint").mkdir(parents=True)
+    words = quantizations.training_words(entry)
+    manifest = words | {"method": "rtn", "format": "torchao-plain"}
+    (folder / "checkpoint" / "manifest.json").write_text(json.dumps(manifest))
+    card_checks.check_quantization(folder, {"quantizations": {"int4": entry}})
+    with pytest.raises(InputError, match="ignore: expected"):
+        card_checks.check_quantization(folder, {"quantizations": {"int4": entry | {"ignore": ["down_proj"]}}})
+
+
+def test_speedups_are_of_the_same_batch_sizes():
+    one = made_results.latency(in_bf16=False)
+    other = copy.deepcopy(one)
+    other["batches"][1]["batch_size"] = 8
+    with pytest.raises(InputError, match=r"batches: expected the batch sizes \[1, 256\] of base-bf16, found \[1, 8\]"):
+        against_baseline.speedups(other, one)

@@ -44,6 +44,18 @@ def costs(tmp_path):
     return ask
 
 
+def test_a_peak_that_was_not_sampled_is_unknown(tmp_path):
+    record = tmp_path / "benchmarks" / "merge" / "demo.tsv"
+    record.parent.mkdir(parents=True)
+    record.write_text("s\th:m:s\tmax_rss\n2\t0:00:02\tNA\n")
+    outputs = ["--json", tmp_path / "costs.json", "--csv", tmp_path / "costs.csv"]
+    result = run_script("report_costs", "--records", record, *outputs)
+    assert result.returncode == 0, result.stderr
+    (stage,) = json.loads((tmp_path / "costs.json").read_text())["stages"]
+    assert (stage["jobs"], stage["peak_gb"]) == (1, None)
+    assert (tmp_path / "costs.csv").read_text().splitlines()[1].endswith(",")
+
+
 def test_attempts_since_the_last_success_are_counted(costs):
     found, _ = costs(f"cat <<'END'\n{FIRST_RUN}{SECOND_RUN}END")
     (stage,) = found["stages"]

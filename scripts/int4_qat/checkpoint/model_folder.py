@@ -25,6 +25,7 @@ COMPANIONS = (
     "NOTICE*",
 )
 PATTERNS = ("*.safetensors", *COMPANIONS)  # of the files to take from a repository on the Hub
+SECOND_COPIES = ("consolidated*",)  # of the weights, as in Mistral's repositories
 ADAPTER = "adapter_config.json"  # transformers would load the adapter and the base model that it names
 # Settings of weights that are not in the folder; other engines would apply them.
 LEFT_OUT = {"quantize_config.json", "quant_config.json", "hf_quant_config.json", "params.json", "dtypes.json"}

@@ -63,9 +63,9 @@ def copy(source: StoredTensor, target: StoredTensor) -> None:
         target.write(source.read(start, stop).to(weight_files.DTYPES[target.dtype]), start)
 
 
-def refuse_differences(folder: Path, differing: dict[str, int]) -> None:
+def refuse_differences(folder: Path, differing: dict[str, int], expected: str = "what was written") -> None:
     """Raise InputError if weights differ from what they should be; it counts them and names the first such tensor."""
     wrong = [name for name, count in differing.items() if count]
     if wrong:
         total = sum(differing.values())
-        raise InputError(f"{folder}: {total} weights differ from what training saw, the first in {wrong[0]}")
+        raise InputError(f"{folder}: {total} weights differ from {expected}, the first in {wrong[0]}")

@@ -38,6 +38,8 @@ def impossible(recipe: dict) -> Iterator[str]:
         yield f"grid_learning_rate: expected null unless qat_target is merged, found {recipe['grid_learning_rate']}"
     if recipe["eval_steps"] and not recipe["scheme"]:
         yield f"eval_steps: expected null in an arm without a quantization, found {recipe['eval_steps']}"
+    if recipe["allow_worse"] and not recipe["eval_steps"]:
+        yield "allow_worse: expected false without eval_steps, since nothing is measured, found true"
     yield from _idle_texts(recipe)
     if recipe["finetune_vision_layers"]:
         yield "finetune_vision_layers: expected false, since the training texts hold no pictures, found true"
@@ -51,8 +53,7 @@ def unshared(recipe: dict, processes: int) -> Iterator[str]:
     """Yield `key: reason` for each setting that rules out training by the given number of processes, one per GPU."""
     if processes > 1 and recipe["backend"] == "unsloth":
         yield f"backend: expected transformers on {processes} GPUs, since unsloth trains on one, found unsloth"
-    shares = processes * recipe["gradient_accumulation_steps"]
-    if recipe["train_batch_size"] % shares:
+    if recipe["train_batch_size"] % (processes * recipe["gradient_accumulation_steps"]):
         expected = f"a multiple of {processes} GPUs x {recipe['gradient_accumulation_steps']} passes"
         yield f"train_batch_size: expected {expected}, found {recipe['train_batch_size']}"
 

@@ -3,7 +3,6 @@
 import datetime
 import difflib
 import re
-from collections.abc import Iterator
 
 import jsonschema
 
@@ -23,7 +22,7 @@ TYPES = {
 def lines(config: dict, rules: dict) -> list[str]:
     """Return a line for each value of a config that the schema does not allow."""
     errors = sorted(config_values.Validator(rules).iter_errors(config), key=lambda error: error.json_path)
-    return [_line(error) for error in errors if not _follows_from_another(error, errors)]
+    return [_line(error, rules) for error in errors if not _follows_from_another(error, errors)]
 
 
 def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonschema.ValidationError]) -> bool:
@@ -35,16 +34,16 @@ def _follows_from_another(error: jsonschema.ValidationError, errors: list[jsonsc
     )
 
 
-def _line(error: jsonschema.ValidationError) -> str:
+def _line(error: jsonschema.ValidationError, rules: dict) -> str:
     """Return the line of an error: its key, what is wrong, and what to write instead."""
     key = error.json_path.removeprefix("$.").removeprefix("$")
-    message = _expectation(error) or error.message
+    message = _expectation(error, rules) or error.message
     message = message if len(message) < 200 else f"{message[:200]} ..."
     message += _hint(error)
     return f"{key}: {message}" if key else message
 
 
-def _expectation(error: jsonschema.ValidationError) -> str | None:
+def _expectation(error: jsonschema.ValidationError, rules: dict) -> str | None:
     """Return what the schema expects of a value and what was found, or None for what jsonschema says well itself."""
     if error.validator in ("pattern", "not") and "description" in error.schema:
         return f"expected {error.schema['description']}, found {error.instance!r}"
@@ -57,7 +56,9 @@ def _expectation(error: jsonschema.ValidationError) -> str | None:
         return f"expected the key {_named(error)[0]!r}, found none"
     if error.validator in ("additionalProperties", "unevaluatedProperties"):
         unknown = _named(error)
-        return f"expected keys that exist, found {', '.join(map(repr, unknown))}" + _meant(unknown, error.schema)
+        return f"expected keys that exist, found {', '.join(map(repr, unknown))}" + _meant(
+            unknown, _keys(error.schema, rules)
+        )
     return None
 
 
@@ -66,22 +67,18 @@ def _named(error: jsonschema.ValidationError) -> list[str]:
     return re.findall(r"'([^']*)'", error.message)
 
 
-def _meant(unknown: list[str], rules: dict) -> str:
-    """Return which keys of a schema were probably meant."""
-    known = sorted(set(_keys(rules)))
-    meant = [match for key in unknown for match in difflib.get_close_matches(key, known, n=1)]
+def _meant(unknown: list[str], known: set[str]) -> str:
+    """Return which of the known keys were probably meant."""
+    meant = [match for key in unknown for match in difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)]
     return f"; did you mean {', '.join(map(repr, meant))}?" if meant else ""
 
 
-def _keys(rules: object) -> Iterator[str]:
-    """Yield the keys that a schema and the schemas which it combines allow."""
-    if isinstance(rules, dict):
-        yield from rules.get("properties", {})
-        for word in ("allOf", "anyOf", "oneOf", "if", "then", "else"):
-            yield from _keys(rules.get(word))
-    if isinstance(rules, list):
-        for part in rules:
-            yield from _keys(part)
+def _keys(schema: dict, rules: dict) -> set[str]:
+    """Return the keys that a part of the rules allows, itself or by reference."""
+    keys = set(schema.get("properties", {}))
+    if "$ref" in schema:
+        keys |= _keys(rules["$defs"][schema["$ref"].removeprefix("#/$defs/")], rules)
+    return keys
 
 
 def _hint(error: jsonschema.ValidationError) -> str:

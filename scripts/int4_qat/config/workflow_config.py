@@ -56,15 +56,15 @@ def refuse_gpus(config: dict, counts: dict[str, int], available: int | None) -> 
     assigns them.
     """
     one = list(limits.ONE_GPU)
-    latency = config["evaluation"]["latency"]
-    if latency and latency["engine"] != quantizations.VLLM:
+    if config["evaluation"]["latency"]["engine"] != quantizations.VLLM:
         one.append("measure_latency")
-    found = [f"{rule}: expected gpu: 1, found {counts[rule]}" for rule in one if counts.get(rule, 1) > 1]
+    found = [f"{rule}: expected gpu: 1 or more, found {count}" for rule, count in counts.items() if count < 1]
+    found += [f"{rule}: expected gpu: 1, found {counts[rule]}" for rule in one if counts.get(rule, 1) > 1]
     if available is not None:
         more = {rule: count for rule, count in counts.items() if count > available}
         found += [f"{rule}: expected gpu: {available} or less, as in `resources`, found {more[rule]}" for rule in more]
     for name in recipes.arms_of(config):
-        problems = limits.unshared(recipes.recipe_of(config, name), counts.get("finetune", 1))
+        problems = limits.unshared(recipes.recipe_of(config, name), max(counts.get("finetune", 1), 1))
         found += [f"finetune.arms.{name}.{line}" for line in problems]
     if found:
         sys.exit("\n".join(f"config error: {line}" for line in found))
@@ -194,7 +194,7 @@ def _idle_words(config: dict) -> Iterator[str]:
         if name not in names:
             yield f"plots.colours.{name}: expected one of {', '.join(names)}, found '{name}'"
     latency = config["evaluation"]["latency"]
-    if latency["engine"] != "vllm" and latency["vllm_arguments"]:
+    if latency["engine"] != quantizations.VLLM and latency["vllm_arguments"]:
         yield f"evaluation.latency.vllm_arguments: expected none with engine {latency['engine']}, found some"
 
 

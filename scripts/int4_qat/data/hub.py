@@ -9,7 +9,7 @@ import re
 import socket
 import ssl
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -33,7 +33,6 @@ from huggingface_hub.utils import validate_repo_id
 from int4_qat.system import files
 from int4_qat.system.errors import InputError, one_line
 
-IGNORED = ["consolidated*"]  # a second copy of the weights, as in Mistral's repositories
 HUB_SOURCE = re.compile(r"hf://(?P<datasets>datasets/)?(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # in the client's order; it heeds both
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # in the client's order
@@ -67,9 +66,15 @@ def parse(source: str) -> HubSource | None:
 
 
 def download(
-    source: HubSource, folder: Path, patterns: list[str], refuse_unusable: Callable[[Path], None] = lambda _: None
+    source: HubSource,
+    folder: Path,
+    patterns: list[str],
+    left_out: Sequence[str] = (),
+    refuse_unusable: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Fetch the files that match `patterns` at the pinned commit; the token comes from HF_TOKEN or the login.
+    """Fetch the files at the pinned commit that match `patterns` and not `left_out`.
+
+    The token comes from HF_TOKEN or the login.
 
     The files first go to a folder next to `folder`, on which refuse_unusable is called. A failure, also one of
     refuse_unusable, leaves them there, and the next call fetches the rest.
@@ -84,7 +89,7 @@ def download(
             repo_type=source.repository_type,
             revision=source.revision,
             allow_patterns=patterns,
-            ignore_patterns=IGNORED,
+            ignore_patterns=list(left_out),
             local_dir=partial,
         )
     refuse_unusable(partial)

@@ -26,10 +26,16 @@ def join(folder: Path, patterns: Sequence[str], column: str, row: Row, where: st
     found = [Path(path) for path in sources.local_files(folder) if matches(Path(path).relative_to(folder), patterns)]
     if not found:
         raise InputError(f"{where}: expected files that match {' or '.join(patterns)}, found none")
-    text = "".join(part for path in found for part in parts(path, column, row))
+    *others, last = ("".join(parts(path, column, row)) for path in found)
+    text = "".join([*map(_ended, others), last])
     if not text.strip():
         raise InputError(f"{where}: expected text in {' and '.join(patterns)}, found none")
     return text
+
+
+def _ended(text: str) -> str:
+    """Return the text of a file with the end of its last line, so that no word runs into the next file."""
+    return text if not text or text.endswith("\n") else f"{text}\n"
 
 
 def matches(path: Path, patterns: Sequence[str]) -> bool:

@@ -72,9 +72,10 @@ def stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def last_lines(log: Path, count: int = 3) -> str:
-    """Return the end of a log in one line: its last lines that name an error, or its last lines if none does."""
+def last_lines(log: Path) -> str:
+    """Return the end of a log in one line: its last two errors and its last line, or its last three lines."""
     text = COLOUR.sub("", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in dict.fromkeys(lines) if "Error" in line]
-    return f"the end of {log}: {' | '.join((errors or lines)[-count:]) or 'it is empty'}"
+    shown = dict.fromkeys([*errors[-2:], *lines[-1:]]) if errors else lines[-3:]
+    return f"the end of {log}: {' | '.join(shown) or 'it is empty'}"

@@ -11,7 +11,6 @@ import queue
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -20,7 +19,6 @@ from tqdm import tqdm
 from int4_qat.evaluation import answers
 from int4_qat.evaluation.stock_scores import IN_WINDOWS, Scores, StockScores, refuse_equal, say_long
 from int4_qat.system import devices, parallel
-from int4_qat.system.errors import InputError
 
 TASKS_PER_REPLICA = 2  # with fewer, tasks are divided
 
@@ -37,7 +35,7 @@ class Replicas(LM):
         for gpu, pool in zip(gpus, self.pools, strict=True):
             with devices.shown(gpu):  # a pool's process starts with its first task
                 starts.append(pool.submit(_begin, make))
-        with _killed_in_one_line():
+        with parallel.killed_in_one_line("score"):
             self.max_length = max(start.result() for start in starts)
         self.prompts_over_max_length: Counter[str] = Counter()
         self.stock_check: dict | None = None
@@ -81,9 +79,9 @@ class Replicas(LM):
                         found[number] = answer
                     progress.update(len(unit))
 
-            with _killed_in_one_line():
+            with parallel.killed_in_one_line("score"):
                 list(threads.map(work, self.pools))
-        with _killed_in_one_line():
+        with parallel.killed_in_one_line("score"):
             counts, checks = zip(*(pool.submit(_record).result() for pool in self.pools), strict=True)
         self.prompts_over_max_length = sum(counts, Counter())
         self.stock_check = answers.worst(checks)
@@ -113,15 +111,6 @@ def _next(waiting: queue.SimpleQueue) -> list[int] | None:
     with contextlib.suppress(queue.Empty):
         return waiting.get_nowait()
     return None
-
-
-@contextlib.contextmanager
-def _killed_in_one_line() -> Iterator[None]:
-    """Raise InputError if a replica's process was killed."""
-    try:
-        yield
-    except BrokenProcessPool:
-        raise InputError("score: a process was killed, probably because memory ran out") from None
 
 
 def _begin(make: Callable[[], StockScores]) -> int:

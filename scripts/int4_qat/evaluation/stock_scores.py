@@ -141,9 +141,11 @@ class StockScores(HFLM):
 
 
 def say_long(language_model: LM, requests: list[Instance], what: str = CUT) -> None:
-    """Print in one line how many questions were too long, and the consequence."""
-    if count := language_model.prompts_over_max_length.total():
-        of = f"{count} of {len({(request.task_name, request.doc_id) for request in requests})} questions"
+    """Print in one line how many questions of these requests' tasks were too long, and the consequence."""
+    asked = {(request.task_name, request.doc_id) for request in requests}
+    counts = language_model.prompts_over_max_length
+    if count := sum(counts[task] for task in {task for task, _ in asked}):
+        of = f"{count} of {len(asked)} questions"
         context = f"the model's context of {language_model.max_length} tokens"
         print(f"{of} are longer than {context}: {what}", flush=True)
 

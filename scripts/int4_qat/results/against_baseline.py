@@ -4,6 +4,7 @@ import math
 
 from int4_qat.results.schema.latency import Batch, Latency
 from int4_qat.results.schema.memory import Memory
+from int4_qat.system.errors import InputError
 
 DEQUANTIZED = "the quantized weights were converted to floats"
 
@@ -22,8 +23,12 @@ def memory_reductions(memory: Memory, baseline: Memory) -> dict:
 def speedups(latency: Latency, baseline: Latency) -> dict:
     """Return the speedup of the first batch size, and the times and speedups of all batch sizes.
 
-    Dequantized weights have no speedup, since what was timed is not what is deployed.
+    Dequantized weights have no speedup, since what was timed is not what is deployed. Raise InputError if the batch
+    sizes differ.
     """
+    sizes, expected = ([batch["batch_size"] for batch in each["batches"]] for each in (latency, baseline))
+    if sizes != expected:
+        raise InputError(f"latency.json: batches: expected the batch sizes {expected} of base-bf16, found {sizes}")
     pairs = zip(latency["batches"], baseline["batches"], strict=True)
     no_speedup = {"speedup": None, "speedup_std": None}
     batches = [

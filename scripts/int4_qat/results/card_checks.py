@@ -59,7 +59,7 @@ def check_quantization(folder: Path, settings: dict) -> None:
     manifests = [folder / name / "manifest.json" for name in quantizations.folders(wanted)]
     for path in manifests:
         manifest = files.read_json(path)
-        compare("the config", {"ignore": []} | wanted, path, manifest["scheme"] | manifest)
+        compare("the config", wanted | quantizations.training_words(wanted), path, manifest["scheme"] | manifest)
     if len(manifests) > 1:
         for path in manifests:
             compare("a card of two formats", {"weights_that_differ": 0}, path, files.read_json(path))

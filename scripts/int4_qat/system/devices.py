@@ -21,6 +21,7 @@ BANDWIDTHS = {
     "NVIDIA H200": 4.8e12,
 }
 
+NO_GPU = ("-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide all GPUs: the usual one, and Slurm's
 CLAIMED = "INT4_QAT_CLAIMED_GPU"  # set in a process that has claimed its GPUs, and in its children
 
 
@@ -58,7 +59,7 @@ def claim(device: str, count: int = 1) -> None:
 def visible() -> list[str]:
     """Return the names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES lists them."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    return listed.split(",") if listed else []
+    return listed.split(",") if listed and listed not in NO_GPU else []
 
 
 @contextmanager

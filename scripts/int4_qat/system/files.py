@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,13 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the beginning of ev
 
 
 @contextmanager
-def whole(path: Path | str) -> Iterator[Path]:
-    """Yield a path next to `path` for writing a file or folder; it is renamed to `path` only if the block succeeds."""
+def whole(path: Path | str, known: Collection[str] = ()) -> Iterator[Path]:
+    """Yield a path next to `path` for writing a file or folder; it is renamed to `path` only if the block succeeds.
+
+    Raise InputError if `path` is a folder that refuse_folder refuses.
+    """
     path = Path(path)
+    refuse_folder(path, known)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     remove(unfinished)
@@ -27,6 +31,15 @@ def whole(path: Path | str) -> Iterator[Path]:
         unfinished.rename(path)
     finally:
         remove(unfinished)
+
+
+def refuse_folder(path: Path, known: Collection[str] = ()) -> None:
+    """Raise InputError if `path` is a folder that holds anything but the known names, since it would be replaced.
+
+    Snakemake deletes what a job writes before the job starts, so this protects whoever runs a program by hand.
+    """
+    if path.is_dir() and (found := sorted({entry.name for entry in path.iterdir()} - set(known))):
+        raise InputError(f"{path}: expected a new or empty folder, found one with {found[0]!r}")
 
 
 def link(source: Path, folder: Path, paths: Iterable[Path] | None = None) -> None:

@@ -1,10 +1,11 @@
 """Do the same work on many tensors at once: in threads, or in processes where threads would wait for the GIL."""
 
+import contextlib
 import ctypes
 import functools
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -25,6 +26,15 @@ def end_with_parent() -> None:
     LIBC.prctl(SIGNAL_AT_DEATH_OF_PARENT, signal.SIGTERM)
 
 
+@contextlib.contextmanager
+def killed_in_one_line(title: str) -> Iterator[None]:
+    """Raise InputError, which begins with the title, if a process of a pool is killed."""
+    try:
+        yield
+    except BrokenProcessPool:
+        raise InputError(f"{title}: a process was killed, probably because memory ran out") from None
+
+
 def in_threads(work: Callable[[str], Result], names: Iterable[str], title: str) -> dict[str, Result]:
     """Call `work` on every name, one thread per core; return the results by name."""
     return _spread(ThreadPoolExecutor, work, names, title)
@@ -41,9 +51,8 @@ def in_processes(work: Callable[[str], Result], names: Iterable[str], title: str
         pool = functools.partial(
             ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"), initializer=_begin
         )
-        return _spread(pool, _work_as_inherited, names, title)
-    except BrokenProcessPool:
-        raise InputError(f"{title}: a process was killed, probably because memory ran out") from None
+        with killed_in_one_line(title):
+            return _spread(pool, _work_as_inherited, names, title)
     finally:
         _inherited.pop()
 

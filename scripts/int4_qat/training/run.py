@@ -66,6 +66,7 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
 
 def refuse(options: Options, recipe: Recipe, begun: str | None) -> None:
     """Raise InputError for what shows before anything is loaded; `begun` is the method that calibrated the model."""
+    files.refuse_folder(options.adapter)
     if begun and recipe.scheme is None:
         raise InputError(f"{options.model}: expected no grids, since quantization is null, found grids of {begun}")
     for problem in (*limits.unshared(vars(recipe), ranks.count()), *limits.impossible(vars(recipe))):

@@ -23,7 +23,8 @@ class Latency(Batch):
     batches: list[Batch]
     engine: str
     engine_version: str
-    vllm_arguments: list[str]
+    vllm_arguments: list[str]  # the config's, without those that spread the model over several GPUs
+    gpus: int
     input_len: int
     output_len: int
     warmup: int

@@ -39,7 +39,8 @@ class Serving(TypedDict):
     startup_s: float
     engine: str
     engine_version: str
-    vllm_arguments: list[str]
+    vllm_arguments: list[str]  # the config's, without those that spread the model over several GPUs
+    gpus: int
     max_tokens: int
     dtype: str
     kernel: str | None  # vLLM's, for compressed-tensors
