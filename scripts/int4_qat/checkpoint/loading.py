@@ -22,7 +22,9 @@ def load(folder: Path | str, dtype: torch.dtype, device: str, **options) -> PreT
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a GPU for 'cuda', found none")
-    place = devices.place_for(weight_files.file_bytes(Path(folder)), str(folder)) if device == "cuda" else device
+    place = device
+    if device == "cuda":
+        place = devices.place_for(weight_files.loaded_bytes(Path(folder), dtype), str(folder))
     try:
         model, report = architecture.auto_class(architecture.read_config(folder)).from_pretrained(
             folder,

@@ -122,6 +122,14 @@ def file_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in {tensor.path for tensor in stored_tensors(folder).values()})
 
 
+def loaded_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Return the bytes that a model's weights take once its floats are loaded in a dtype; packed codes keep theirs."""
+    return sum(
+        tensor.elements * (dtype if DTYPES[tensor.dtype].is_floating_point else DTYPES[tensor.dtype]).itemsize
+        for tensor in stored_tensors(folder).values()
+    )
+
+
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of one file by name; raise InputError if it is not a whole safetensors file."""
     try:

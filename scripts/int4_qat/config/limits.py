@@ -38,8 +38,6 @@ def impossible(recipe: dict) -> Iterator[str]:
         yield f"grid_learning_rate: expected null unless qat_target is merged, found {recipe['grid_learning_rate']}"
     if recipe["eval_steps"] and not recipe["scheme"]:
         yield f"eval_steps: expected null in an arm without a quantization, found {recipe['eval_steps']}"
-    if recipe["allow_worse"] and not recipe["eval_steps"]:
-        yield "allow_worse: expected false without eval_steps, since nothing is measured, found true"
     yield from _idle_texts(recipe)
     if recipe["finetune_vision_layers"]:
         yield "finetune_vision_layers: expected false, since the training texts hold no pictures, found true"

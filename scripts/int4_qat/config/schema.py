@@ -1,4 +1,4 @@
-"""The schema of the config: rules/config.schema.yaml, completed with the training settings of the class Recipe."""
+"""Make the schema of the config: rules/config.schema.yaml, completed with the training settings of the class Recipe."""
 
 from pathlib import Path
 from types import UnionType

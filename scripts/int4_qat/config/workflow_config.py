@@ -202,7 +202,8 @@ def _served_in_float32(config: dict) -> Iterator[str]:
     """Yield a line for each float32 setting of vLLM, whose int4 kernels compute in half precision."""
     for name in ("latency", "serving"):
         settings = config["evaluation"][name]
-        if settings and settings.get("engine", "vllm") == "vllm" and settings["dtype"] == "float32":
+        engine = settings and settings.get("engine", quantizations.VLLM)
+        if engine == quantizations.VLLM and settings["dtype"] == "float32":
             yield f"evaluation.{name}.dtype: expected bfloat16, in which vLLM computes with int4, found float32"
 
 

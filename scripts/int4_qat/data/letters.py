@@ -1,4 +1,4 @@
-"""The letters that name the choices of a question."""
+"""Define the letters that name the choices of a question."""
 
 import string
 

@@ -1,4 +1,4 @@
-"""The splits of MMLU, its subjects and the letters of its choices."""
+"""Define the splits of MMLU, its subjects and the letters of its choices."""
 
 from int4_qat.data import letters
 

@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 
 from int4_qat.system.errors import InputError
 
+BATCH_ROWS = 8192  # rows that are in memory at once
 
-def read_batches(path: Path | str, columns: list[str], batch_rows: int = 8192) -> Iterator[pa.RecordBatch]:
+
+def read_batches(path: Path | str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield the batches of a parquet file; raise InputError if it is truncated or lacks a column."""
     with open_file(path, columns) as file:
-        yield from file.iter_batches(batch_rows, columns=columns)
+        yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
 
 def open_file(path: Path | str, columns: list[str]) -> pq.ParquetFile:

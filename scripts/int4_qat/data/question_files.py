@@ -26,7 +26,6 @@ LAYOUTS = {
 }
 NO_CHOICES = 2  # fields of a CSV row that are not choices: the question and the letter of the answer
 BYTE_ORDER_MARK = "\ufeff"
-BATCH_ROWS = 8192
 Row = tuple[str, dict]  # its location, its columns
 
 
@@ -149,7 +148,7 @@ def write_split(split: str, rows: Iterator[dict], folder: Path) -> tuple[Counter
     seen, questions = set(), Counter()
     with pq.ParquetWriter(folder / f"{split}.parquet", mmlu_parquet.SCHEMA) as writer:
         shown = tqdm(rows, desc=split, unit=" rows", mininterval=1)
-        while batch := list(itertools.islice(shown, BATCH_ROWS)):
+        while batch := list(itertools.islice(shown, parquet_files.BATCH_ROWS)):
             writer.write_table(pa.Table.from_pylist(batch, mmlu_parquet.SCHEMA))
             seen.update(hash((row["question"], *row["choices"], row["answer"])) for row in batch)
             questions.update(row["subject"] for row in batch)

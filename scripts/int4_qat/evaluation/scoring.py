@@ -64,7 +64,7 @@ def evaluate(
     letters are those with which the questions for last_position name their choices.
     """
     tokenizer = tokenization.load_as_is(options.checkpoint)
-    adds_bos = tokenization.adds_bos(tokenizer)
+    tokenizer_adds_bos = tokenization.adds_bos(tokenizer)
     tokenization.refuse_additions(tokenization.with_bos_of_template(tokenizer))
     reason = None
     if engine == LAST_POSITION:
@@ -104,7 +104,7 @@ def evaluate(
         "seed": SEED,
         "max_length": language_model.max_length,
         "bos": tokenizer.bos_token if tokenization.adds_bos(tokenizer) else None,
-        "bos_added_by_tokenizer": adds_bos,
+        "bos_added_by_tokenizer": tokenizer_adds_bos,
     }
     return Evaluation(results, settings, language_model.prompts_over_max_length, language_model.stock_check)
 
@@ -120,7 +120,8 @@ def has_replicas(options: Options) -> bool:
     """Return whether each GPU holds the whole model and answers a share of the questions."""
     if options.gpus == 1 or options.device == "cpu":
         return options.gpus > 1
-    return ROOM * weight_files.file_bytes(options.checkpoint) <= min(devices.free_memories())
+    needed = weight_files.loaded_bytes(options.checkpoint, architecture.DTYPES[options.dtype])
+    return ROOM * needed <= min(devices.free_memories())
 
 
 def make_engine(word: str, options: Options, tokenizer: PreTrainedTokenizerBase | None = None) -> StockScores:

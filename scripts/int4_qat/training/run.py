@@ -129,7 +129,8 @@ def refuse_report(word: str) -> None:
 
 def least_bytes(model: Path, recipe: Recipe) -> int:
     """Return the bytes of GPU memory that the frozen weights take, doubled with a second copy of the base."""
-    return weight_files.file_bytes(model) * (2 if teachers.is_copy(recipe, start.method_of(model) is not None) else 1)
+    copies = 2 if teachers.is_copy(recipe, start.method_of(model) is not None) else 1
+    return copies * weight_files.loaded_bytes(model, architecture.DTYPES[recipe.dtype])
 
 
 def check_saved(adapter: Path, model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""The schema of chartqa.json, which evaluate_chartqa writes."""
+"""Define the schema of chartqa.json, which evaluate_chartqa writes."""
 
 from typing import TypedDict
 

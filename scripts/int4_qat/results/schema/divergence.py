@@ -1,4 +1,4 @@
-"""The schema of divergence.json, which record_hidden_states (bf16) and evaluate_divergence (quantized) write."""
+"""Define the schema of divergence.json, which record_hidden_states (bf16) and evaluate_divergence (quantized) write."""
 
 from typing import TypedDict
 

@@ -1,4 +1,4 @@
-"""The schema of latency.json, which measure_latency writes."""
+"""Define the schema of latency.json, which measure_latency writes."""
 
 from typing import TypedDict
 

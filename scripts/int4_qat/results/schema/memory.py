@@ -1,4 +1,4 @@
-"""The schema of memory.json, which measure_memory writes."""
+"""Define the schema of memory.json, which measure_memory writes."""
 
 from typing import TypedDict
 

@@ -1,4 +1,4 @@
-"""The schema of MMLU's results: the report of a shard, and mmlu.json, in which gather_mmlu combines the shards."""
+"""Define the schemas of a shard's report of MMLU, and of mmlu.json, in which gather_mmlu combines the shards."""
 
 from typing import TypedDict
 

@@ -1,4 +1,4 @@
-"""The schema of parity.json, which check_parity writes."""
+"""Define the schema of parity.json, which check_parity writes."""
 
 from typing import TypedDict
 

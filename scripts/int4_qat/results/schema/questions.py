@@ -1,4 +1,4 @@
-"""The schema of questions/<name>.json, which evaluate_questions writes."""
+"""Define the schema of questions/<name>.json, which evaluate_questions writes."""
 
 from int4_qat.results.schema.mmlu import Scores
 

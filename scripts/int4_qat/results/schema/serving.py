@@ -1,4 +1,4 @@
-"""The schema of serving.json, which check_serving writes."""
+"""Define the schema of serving.json, which check_serving writes."""
 
 from typing import TypedDict
 

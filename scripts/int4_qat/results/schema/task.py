@@ -1,4 +1,4 @@
-"""The schema of tasks/<task>.json, which evaluate_task writes."""
+"""Define the schema of tasks/<task>.json, which evaluate_task writes."""
 
 from typing import TypedDict
 
