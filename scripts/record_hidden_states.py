@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--report", required=True, type=Path, help="path of divergence.json")
     parser.add_argument("--samples", required=True, type=Path, help="parquet file with one row per window")
     arguments = parser.parse_args()
-    files.refuse_folder(arguments.output)
     devices.claim(arguments.device, arguments.gpus)
     refuse_half_a_base(arguments.base, arguments.base_states)
     config = architecture.read_config(arguments.checkpoint)

@@ -65,6 +65,7 @@ def refusals(record, evaluate):
 
 def test_states_of_another_protocol_are_one_line(three, record, refusals):
     base, arm, int4 = three
+    shutil.rmtree(f"{base}_states")
     record(base, context=CONTEXT // 2)
     there, here = (f"{folder}_states/held_out.safetensors" for folder in (base, arm))
     expected = f"{here}: expected the tokens and the protocol of {there}, found others; record both again"
