@@ -23,11 +23,14 @@ if workflow.is_main_process:
     workflow_config.refuse_gpus(config, gpus, workflow.global_resources.get("gpu").value)
 
 # Compute nodes often have no network, so only commands that run with `online` may access the Hub, unless the user's own
-# HF_HUB_OFFLINE forbids it. TORCH_LOGS hides a deprecation in torchao, of which PyTorch warns in every log. SIGTERM
-# precedes preemption. bash and the log then wait for the program, so that it can save its state and its last output.
+# HF_HUB_OFFLINE forbids it. TORCH_LOGS hides a deprecation in torchao, of which PyTorch warns in every log. With
+# GOMP_SPINCOUNT, threads that wait for others soon give up their core: with libgomp's own value, on cores that other
+# processes need too, the stand-in trained at less than a tenth of the speed. SIGTERM precedes preemption. bash and the
+# log then wait for the program, so that it can save its state and its last output.
 shell.prefix(
     "set -euo pipefail; trap : TERM; of_user=${{HF_HUB_OFFLINE:-}}; "
-    "export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TORCH_LOGS=${{TORCH_LOGS:--torch.utils._pytree}}; "
+    "export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TORCH_LOGS=${{TORCH_LOGS:--torch.utils._pytree}}"
+    " GOMP_SPINCOUNT=${{GOMP_SPINCOUNT:-1000}}; "
     'online() {{ HF_HUB_OFFLINE=$of_user "$@"; }}; '
     "show() {{ (trap '' TERM; exec tee \"$1\"); }}; "
 )

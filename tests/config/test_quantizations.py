@@ -27,7 +27,7 @@ def variants(*names):
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (table(**{"int-4": INT4}), "quantizations: expected a name of letters, digits, '.' and '_', since a variant's"),
+        (table(**{"int-4": INT4}), "quantizations: expected a name of letters, digits, '.' and '_' (a variant's"),
         (table(bf16=INT4), "quantizations: expected a name other than bf16, the unquantized weights, found"),
         (changed(["quantizations"], {}), "quantizations: {} should be non-empty"),
         (table(x=INT4 | {"num_bits": 3}), "quantizations.x.num_bits: expected one of 4, found 3"),

@@ -7,7 +7,7 @@ from int4_qat.system import failures
 
 SNAKEFILE = """
 rule all:
-    input: "ends", "later", "waits"
+    input: "ends", "later", "waits", "killed"
 
 rule ends:
     output: "ends"
@@ -18,6 +18,11 @@ rule later:
     output: "later"
     log: "logs/later.log"
     shell: "echo 'error: not yet' > {log}; test -e tried && touch {output} || {{ touch tried; exit 1; }}"
+
+rule killed:
+    output: "killed"
+    log: "logs/killed.log"
+    shell: "printf 'loading\\n  1%%|#   | 1/9\\r  2%%|#   | 2/9' > {log}; kill -9 $$"
 
 rule waits:
     output: "waits"
@@ -35,5 +40,6 @@ def test_each_job_that_failed_for_good_has_one_line(tmp_path, monkeypatch):
     (log,) = (tmp_path / ".snakemake" / "log").iterdir()
     assert sorted(failures.reasons(log)) == [
         "ends: error: rows: expected 3, found 2 (logs/ends.log)",
+        "killed: loading (logs/killed.log)",
         "waits: no output (logs/waits.log)",
     ]

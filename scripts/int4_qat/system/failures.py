@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+BAR = "%|"  # between the share and the bar itself, as tqdm prints them
 EVENT = re.compile(r"^(?=Error in rule |Finished jobid: )", re.MULTILINE)
 FINISHED = re.compile(r"Finished jobid: (?P<job>\d+)")
 ERROR = re.compile(
@@ -14,8 +15,8 @@ ERROR = re.compile(
 def reasons(snakemake_log: Path) -> list[str]:
     """Return a line for each job that failed and did not succeed in a later attempt.
 
-    The line has the rule, what a cluster said about the job, the last line of the job's log, and the log's path. If the
-    program wrote nothing, it is the log that the cluster kept.
+    The line has the rule, what a cluster said about the job, the last line of the job's log (but no progress bar), and
+    the log's path. If the program wrote nothing, it is the log that the cluster kept.
     """
     failed: dict[str, str] = {}
     for event in EVENT.split(snakemake_log.read_text()):
@@ -30,7 +31,9 @@ def reasons(snakemake_log: Path) -> list[str]:
 def last_line(logs: list[str]) -> str:
     """Return the last line of the first log that is not empty, with the log's path."""
     for log in map(Path, logs):
-        # A progress bar separates its states by carriage returns, which end lines here.
+        # A progress bar separates its states by carriage returns, which end lines here. It is no reason for a failure.
         if log.exists() and (text := log.read_text(errors="replace").strip()):
-            return f"{text.splitlines()[-1].strip()} ({log})"
+            lines = text.splitlines()
+            said = [line for line in lines if BAR not in line] or [f"ended at {lines[-1].strip()}"]
+            return f"{said[-1].strip()} ({log})"
     return f"no output ({', '.join(logs)})"
