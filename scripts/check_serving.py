@@ -99,16 +99,8 @@ def served(arguments: argparse.Namespace) -> Iterator[tuple[openai.OpenAI, float
     port, log = free_port(), log_of(arguments)
     with scratch.plain(arguments.served) as folder:
         words = ["serve", folder, "--tokenizer", folder, "--served-model-name", arguments.served]
-        words += [
-            "--host",
-            HOST,
-            "--port",
-            port,
-            "--dtype",
-            arguments.dtype,
-            *arguments.vllm_arguments,
-            *arguments.of_gpus,
-        ]
+        words += ["--host", HOST, "--port", port, "--dtype", arguments.dtype]
+        words += [*arguments.vllm_arguments, *arguments.of_gpus]
         with vllm_process.started(words, log) as process:
             startup_seconds = wait_for_health(process, port, arguments)
             loopback = openai.DefaultHttpxClient(trust_env=False)  # not through a proxy

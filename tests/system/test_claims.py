@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from int4_qat.system import devices
+from int4_qat.system.errors import InputError
 from programs import ROOT
 
 CHILD = """
@@ -26,3 +28,11 @@ def test_a_process_of_a_job_with_two_gpus_may_see_one(allocation, tmp_path):
     result = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.split() == ["3,5", "5"]
+
+
+@pytest.mark.parametrize("hidden", ["-1", "NoDevFiles"])
+def test_hidden_gpus_are_none(monkeypatch, hidden):
+    monkeypatch.delenv(devices.CLAIMED, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    with pytest.raises(InputError, match=r"^device: expected a GPU for 'cuda', found none$"):
+        devices.claim("cuda")
