@@ -10,6 +10,10 @@ from int4_qat.engines import processes
     [
         (["WARNING ImportError: no flash_attn", "loading", "Killed"], "WARNING ImportError: no flash_attn | Killed"),
         (["RuntimeError: out of cards"], "RuntimeError: out of cards"),
+        (
+            ["(Core) ImportError: no mslk", "(Server) raise RuntimeError(", "(Server) RuntimeError: see above"],
+            "(Core) ImportError: no mslk | (Server) RuntimeError: see above",
+        ),
         (["one", "two", "", "three", "four"], "two | three | four"),
         ([], "it is empty"),
     ],

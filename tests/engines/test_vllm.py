@@ -295,7 +295,7 @@ def test_a_partial_json_is_one_line_with_the_last_words(tmp_path, content, expec
     log.write_text("first\nRuntimeError: out of cards\nlast\n")
     if content is not None:
         report.write_text(content)
-    with pytest.raises(InputError, match=rf"{expected}.*the end of .*latency.log: RuntimeError: out of cards$"):
+    with pytest.raises(InputError, match=rf"{expected}.*the end of .*latency.log: RuntimeError: out of cards \| last$"):
         measure_latency.read_latencies(report, log, 2)
 
 

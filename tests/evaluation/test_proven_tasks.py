@@ -20,6 +20,7 @@ import families
 import task_data
 from int4_qat.evaluation import task_harness
 from int4_qat.results import task_metrics
+from int4_qat.system import files
 from int4_qat.system.errors import InputError
 from programs import run_in_process
 
@@ -40,6 +41,7 @@ def follow(llama, tmp_path, monkeypatch):
 
     def follow(source, task, model=llama, num_fewshot=0, limit=None, batch_size=4):
         dataset = tmp_path / "resources" / task
+        files.remove(dataset)  # as Snakemake does before a job
         run_in_process(download_dataset, monkeypatch, "--source", source, "--output", dataset)
         asked = ["--task", task, "--dataset", dataset, "--num-fewshot", num_fewshot]
         run_in_process(check_task, monkeypatch, *asked, "--output", tmp_path / "checked.json")

@@ -13,6 +13,7 @@ from int4_qat.system import parallel
 from int4_qat.system.errors import InputError
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+RAISED = re.compile(r"\w(Error|Exception): ")  # a traceback's last line, not its "raise RuntimeError("
 GRACE_SECONDS = 30
 
 
@@ -76,6 +77,6 @@ def last_lines(log: Path) -> str:
     """Return the end of a log in one line: its last two errors and its last line, or its last three lines."""
     text = COLOUR.sub("", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in dict.fromkeys(lines) if "Error" in line]
+    errors = [line for line in dict.fromkeys(lines) if RAISED.search(line)]
     shown = dict.fromkeys([*errors[-2:], *lines[-1:]]) if errors else lines[-3:]
     return f"the end of {log}: {' | '.join(shown) or 'it is empty'}"
