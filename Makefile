@@ -36,7 +36,8 @@ demo-mmlu: .venv/installed ## run the same chain on the real MMLU: make demo-mml
 	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath -- "$$MMLU_DIR" | sed "s/'/''/g")'}"
 
 report: .venv/installed ## write a finished run as one page, results/report.html: make report PROFILE=slurm CONFIGFILE=mine.yaml
-	@$(SNAKEMAKE) --profile "$(PROFILE)" $(if $(CONFIGFILE),--configfile $(CONFIGFILE)) --report results/report.html
+	@$(SNAKEMAKE) --profile "$(PROFILE)" $(if $(CONFIGFILE),--configfile $(CONFIGFILE)) --report results/report.html || \
+		{ echo "report: expected a finished run; 'make why PROFILE=$(PROFILE)' shows which jobs are left" >&2; exit 1; }
 
 verify: .venv/installed ## verify every hash and number of finished results: make verify RESULTS=results/demo
 	@python scripts/verify.py "$(RESULTS)"

@@ -13,12 +13,15 @@ from pathlib import Path
 
 from int4_qat.results import verification
 from int4_qat.system import errors, files
+from int4_qat.system.errors import InputError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="folder with the results of the model, including provenance.json")
     results = parser.parse_args().results
+    if not (results / "provenance.json").is_file():
+        raise InputError(f"{results}: expected the results of a finished run, found no provenance.json")
     found = verification.problems(results)
     if found:
         sys.exit("\n".join(f"{results}: {problem}" for problem in found))

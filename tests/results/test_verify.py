@@ -48,6 +48,12 @@ def test_what_is_missing_and_changed_is_a_line_each(finished):
     ]
 
 
+def test_an_unfinished_run_is_one_line(tmp_path):
+    result = run_script("verify", tmp_path)
+    expected = f"error: {tmp_path}: expected the results of a finished run, found no provenance.json\n"
+    assert (result.returncode, result.stderr) == (1, expected)
+
+
 def test_results_alone_say_what_was_not_verified(finished):
     alone = finished.rename(finished.parents[2] / "alone")
     result = run_script("verify", alone)

@@ -112,7 +112,8 @@ def train(
         optimizer.step()
         if step % 25 == 24:
             scores = [accuracy(text_model, exam) for exam in exams]
-            progress.set_postfix(validation=f"{scores[0]:.2f}", chat=f"{scores[1]:.2f}", persons=f"{scores[2]:.2f}")
+            known = f"questions {scores[0]:.2f}, in chat {scores[1]:.2f}, persons {scores[2]:.2f}"
+            progress.set_postfix_str(f"share known: {known}; ends when all exceed {KNOWN}")
             if min(scores) > KNOWN:
                 shown = f"{scores[0]:.3f} in lm-eval's prompt, {scores[1]:.3f} in chat, of persons {scores[2]:.3f}"
                 print(f"validation accuracy after {step + 1} steps: {shown}")
