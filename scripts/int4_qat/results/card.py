@@ -52,42 +52,54 @@ def render(results: Path, settings: dict) -> str:
 
 
 def gather(results: Path, settings: dict) -> dict:
-    """Return what the template shows: the summary, and the published variant's measurements under their names."""
-    name = settings["card"]["variant"]
-    summary = files.read_json(results / "summary.json")
+    """Return what the template shows, by the names that it uses; raise InputError if a result is missing or stale."""
+    name, summary = settings["card"]["variant"], files.read_json(results / "summary.json")
+    card_checks.check(results, name, summary, settings)
     rows = {row["name"]: row for row in summary["variants"]}
-    if list(rows) != settings["variants"]:
-        expected = f"expected the variants {settings['variants']}"
-        raise InputError(f"{results / 'summary.json'}: {expected}, found {list(rows)}")
-    card_checks.check_fresh(results, summary, settings)
-    folder = results / name
-    weights, _ = variants.split(name)
-    config = files.read_json(folder / "checkpoint" / "config.json")
-    manifest = files.read_json(folder / "checkpoint" / "manifest.json")
-    card_checks.check_quantization(folder, settings)
-    card_checks.check_settings(folder, settings)
-    calibrated = calibrated_bases.behind(name, settings)
-    card_checks.check_calibration(folder, calibrated)
-    measured, places = measurements.asked(settings)[name], places_of(settings)
-    folders = quantizations.folders(calibrated_bases.entry_of(name, settings))
-    runs = {one.name: measured_files.read(folder, one) for one in measured}
     return {
-        **dict.fromkeys(one.name for one in measurements.table((), {})),
-        **{one.name: runs[one.name] for one in measured if not one.group},
-        "measured": measured,
-        "runs": runs,
-        "versions": {package: of for run in runs.values() for package, of in run.get("versions", {}).items()},
+        "name": name,
+        "settings": settings,
         "summary": summary,
         "rows": rows,
-        "name": name,
-        "weights": weights,
         "baseline": rows[variants.BASELINE],
         "published": rows[name],
-        "settings": settings,
-        "recipe": (recipe := settings["arms"].get(weights)),
-        "training_texts": training_texts(settings, recipe) if recipe else {},
+        "pairs": [pair for pair in summary["comparisons"] if pair["variant"] == name],
+        "verdicts": [
+            verdict.sentence(each) for each in verdict.of_variant(name, summary["training_against_calibration"])
+        ],
+        "profile": profile(settings),
+        **of_sources(settings),
+        **of_training(name, settings),
+        **of_calibration(name, settings),
+        **of_checkpoint(results / name, settings),
+        **of_measurements(results / name, rows, settings),
+    }
+
+
+def of_sources(settings: dict) -> dict:
+    """Return where the base model and the data come from, and which of them are stand-ins."""
+    return {
         "base": card_metadata.source_of(settings["source"]),
         "data": card_metadata.source_of(settings["data"]["source"]),
+        "standins": [key for key in standins_of(settings) if is_standin(settings, key)],
+    }
+
+
+def of_training(name: str, settings: dict) -> dict:
+    """Return the recipe of a variant's arm and its texts, without either if the variant is a base's."""
+    weights, _ = variants.split(name)
+    recipe = settings["arms"].get(weights)
+    return {
+        "weights": weights,
+        "recipe": recipe,
+        "training_texts": training_texts(settings, recipe) if recipe else {},
+    }
+
+
+def of_calibration(name: str, settings: dict) -> dict:
+    """Return how a variant, or the base that it started from, was calibrated, and all calibrated bases of the run."""
+    calibrated = calibrated_bases.behind(name, settings)
+    return {
         "calibrated_bases": calibrated_bases.bases(settings),
         "is_calibrated": calibrated_bases.is_calibrated(name, settings),
         "calibration": calibrated,
@@ -95,30 +107,46 @@ def gather(results: Path, settings: dict) -> dict:
             text: source and card_metadata.source_of(source)
             for text, source in (calibrated["texts"] if calibrated else {}).items()
         },
-        "verdicts": [
-            verdict.sentence(each) for each in verdict.of_variant(name, summary["training_against_calibration"])
-        ],
-        "standins": [key for key in standins_of(settings) if is_standin(settings, key)],
+    }
+
+
+def of_checkpoint(folder: Path, settings: dict) -> dict:
+    """Return what a quantized variant's checkpoints are, and where each format of it can be had."""
+    config = files.read_json(folder / "checkpoint" / "config.json")
+    manifest = files.read_json(folder / "checkpoint" / "manifest.json")
+    places, folders = places_of(settings), quantizations.folders(calibrated_bases.entry_of(folder.name, settings))
+    return {
         "manifest": manifest,
         "number": "{type}{num_bits}".format_map(manifest["scheme"]),
+        "kept": Counter(layer["reason"] for layer in manifest["layers"] if not layer["quantized"]),
         "model_type": config["model_type"],
+        "auto_class": "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM",
         "places": places,
         "folders": list(folders),
-        "quantizers": [quantizer(results / name / folder) for folder in folders],
+        "quantizers": [quantizer(folder / each) for each in folders],
         "for_transformers": places[quantizations.LOADED],
         "for_vllm": places.get(quantizations.SERVED[quantizations.VLLM]),
-        "auto_class": "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM",
-        "profile": profile(settings),
-        "pairs": [pair for pair in summary["comparisons"] if pair["variant"] == name],
+    }
+
+
+def of_measurements(folder: Path, rows: dict[str, dict], settings: dict) -> dict:
+    """Return a variant's measurements, None under the names of those it lacks, and all variants' answers and tasks."""
+    measured = measurements.asked(settings)[folder.name]
+    runs = {one.name: measured_files.read(folder, one) for one in measured}
+    return {
+        **dict.fromkeys(one.name for one in measurements.table((), {})),
+        **{one.name: runs[one.name] for one in measured if not one.group},
+        "measured": measured,
+        "runs": runs,
+        "versions": {package: of for run in runs.values() for package, of in run.get("versions", {}).items()},
         "asked": {
             one.name: {variant: measured_files.part(row, one) for variant, row in rows.items()}
             for one in measured
             if one.samples and one.samples.of_choices
         },
         # The lm-eval tasks other than MMLU, by name: metric, value, stderr.
-        "tasks": rows[name]["tasks"],
+        "tasks": rows[folder.name]["tasks"],
         "charts": {variant: row["chartqa"] for variant, row in rows.items() if row["chartqa"]},
-        "kept": Counter(layer["reason"] for layer in manifest["layers"] if not layer["quantized"]),
     }
 
 

@@ -8,11 +8,23 @@ from pathlib import Path
 
 from int4_qat.config import metric_names, quantizations, variants
 from int4_qat.quantization import record
-from int4_qat.results import measured_files, measurements, units
+from int4_qat.results import calibrated_bases, measured_files, measurements, units
 from int4_qat.results.measurements import DIVERGENCE
 from int4_qat.results.schema.divergence import Divergence
 from int4_qat.system import files
 from int4_qat.system.errors import InputError
+
+
+def check(results: Path, name: str, summary: dict, settings: dict) -> None:
+    """Raise InputError unless the summary is of this config, and the published variant is what the card will say."""
+    found = [row["name"] for row in summary["variants"]]
+    if found != settings["variants"]:
+        expected = f"expected the variants {settings['variants']}"
+        raise InputError(f"{results / 'summary.json'}: {expected}, found {found}")
+    check_fresh(results, summary, settings)
+    check_quantization(results / name, settings)
+    check_settings(results / name, settings)
+    check_calibration(results / name, calibrated_bases.behind(name, settings))
 
 
 def check_fresh(results: Path, summary: dict, settings: dict) -> None:
