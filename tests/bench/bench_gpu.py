@@ -11,6 +11,12 @@ differ, and scores MMLU, where random weights answer by chance:
 
     python tests/bench/bench_gpu.py --folder /dev/shm/gemma --output gpu.json --tokenizer models/gemma-3-270m \\
         --mmlu resources/mmlu --only quantize "finetune questions" mmlu
+
+--gpus repeats on several GPUs of the host what can use them: training, MMLU, and latency in vLLM.
+
+    python tests/bench/bench_gpu.py --folder /dev/shm/gemma --output gpus.json --gpus 1 2 --engines vllm \\
+        --tokenizer models/gemma-3-270m --mmlu resources/mmlu --batch-sizes 1 64 \\
+        --only quantize "finetune lora" "finetune qad" "mmlu all" "latency vllm compressed"
 """
 
 import argparse
@@ -89,6 +95,7 @@ def main() -> None:
         "--engines", nargs="*", default=["transformers"], choices=["transformers", "vllm"], help="engines to measure"
     )
     parser.add_argument("--batch-sizes", nargs="+", default=[1], type=int, help="numbers of requests at once")
+    parser.add_argument("--gpus", nargs="+", default=[1], type=int, help="numbers of GPUs to measure on")
     parser.add_argument("--only", nargs="*", help="steps to run, by the beginnings of their names; all if omitted")
     arguments = parser.parse_args()
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -106,7 +113,7 @@ def main() -> None:
 
 
 def gemma(text: dict, vision: dict, image_tokens: int) -> Gemma3Config:
-    """Return the config of google/gemma-3-12b-it, with some of its shapes changed."""
+    """Return the config of google/gemma-3-12b-it with other shapes where they are given."""
     shapes = dict(
         vocab_size=VOCABULARY,
         hidden_size=3_840,
@@ -137,6 +144,19 @@ def gemma(text: dict, vision: dict, image_tokens: int) -> Gemma3Config:
 
 SHAPES = {
     "12b": lambda: gemma({}, {}, 256),
+    "27b": lambda: gemma(
+        dict(
+            hidden_size=5_376,
+            intermediate_size=21_504,
+            num_hidden_layers=62,
+            num_attention_heads=32,
+            num_key_value_heads=16,
+            head_dim=128,
+            query_pre_attn_scalar=168,
+        ),
+        {},
+        256,
+    ),
     "tiny": lambda: gemma(
         dict(vocab_size=10_240, hidden_size=128, intermediate_size=256, num_hidden_layers=2, head_dim=32),
         dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, image_size=28),
@@ -195,17 +215,30 @@ def steps(arguments: argparse.Namespace, config: dict):
         texts["questions "] = questions = folder / "questions.parquet"
         source = ["--mmlu", arguments.mmlu / "auxiliary_train.parquet", "--tokenizer", folder / "model"]
         yield "format questions", ["format_mmlu", *source, "--output", questions], questions
-    for kind, arm in itertools.product(texts, ARMS):
+    for kind, arm, gpus in itertools.product(texts, ARMS, arguments.gpus):
         if recipes.recipe_of(config, arm)["backend"] == "unsloth" and arguments.device == "cpu":
             continue
         recipe = recipes.training_of(recipes.recipe_of(config, arm))
         recipe |= {"max_steps": TRAINING_STEPS, "save_steps": TRAINING_STEPS}
         if arguments.device == "cpu":
             recipe |= {"dtype": "float32", "optim": "adamw_torch", "gradient_checkpointing": False}
-        output = folder / f"{kind}{arm}".replace(" ", "_")
-        options = ["--model", folder / "model", "--texts", f"questions={texts[kind]}", "--recipe", json.dumps(recipe)]
+        output = folder / f"{kind}{arm}{on_several(gpus)}".replace(" ", "_")
+        options = [
+            "--model",
+            folder / "model",
+            "--processes",
+            gpus,
+            "--texts",
+            f"questions={texts[kind]}",
+            "--recipe",
+            json.dumps(recipe),
+        ]
         options += ["--checkpoints", output / "checkpoints", "--adapter", output / "adapter"]
-        yield f"finetune {kind}{arm}", ["finetune", *options, "--log-table", output / "steps.csv", *on], output
+        yield (
+            f"finetune {kind}{arm}{on_several(gpus)}",
+            ["finetune", *options, "--log-table", output / "steps.csv", *on],
+            output,
+        )
     adapter = ["--model", folder / "model", "--adapter", folder / "base" / "adapter"]
     yield "merge", ["merge", *adapter, "--output", folder / "merged"], folder / "merged"
     chosen = config["calibration"]
@@ -233,25 +266,38 @@ def steps(arguments: argparse.Namespace, config: dict):
         mmlu = config["evaluation"]["mmlu"]
         options = ["--checkpoint", checkpoint, "--mmlu", arguments.mmlu, "--batch-size", mmlu["batch_size"]]
         options += ["--dtype", "bfloat16", *on]
-        for kind, changes in MMLU.items():
-            output = folder / f"mmlu_{kind}_{name}.json".replace(" ", "_")
-            yield (
-                f"mmlu {kind} {name}",
-                ["evaluate_mmlu", *options, *changes, "--output", output, "--samples", output.with_suffix(".parquet")],
-                output,
-            )
+        for (kind, changes), gpus in itertools.product(MMLU.items(), arguments.gpus):
+            step = f"mmlu {kind} {name}{on_several(gpus)}"
+            output = folder / f"{step}.json".replace(" ", "_")
+            written = ["--output", output, "--samples", output.with_suffix(".parquet")]
+            yield step, ["evaluate_mmlu", *options, *changes, "--gpus", gpus, *written], output
     for engine in arguments.engines:
         latency = config["evaluation"]["latency"]
         timed = precisions | ({served: folder / served} if engine == "vllm" else {})
-        for name, checkpoint in timed.items():
-            output = folder / f"latency_{engine}_{name}.json"
+        for (name, checkpoint), gpus in itertools.product(timed.items(), arguments.gpus if engine == "vllm" else [1]):
+            step = f"latency {engine} {name}{on_several(gpus)}"
+            output = folder / f"{step}.json".replace(" ", "_")
             lengths = ["--input-len", 8 if small else latency["input_len"]]
             lengths += ["--output-len", 8 if small else latency["output_len"], "--batch-sizes", *arguments.batch_sizes]
-            rounds = ["--warmup", 2, "--iterations", 5, "--vllm-runs", folder / "vllm" / name, "--output", output]
+            rounds = [
+                "--warmup",
+                2,
+                "--iterations",
+                5,
+                "--vllm-runs",
+                folder / "vllm" / output.stem,
+                "--output",
+                output,
+            ]
             options = ["--checkpoint", checkpoint, "--engine", engine, "--dtype", "bfloat16", *lengths, *rounds, *on]
             if engine == "vllm":
-                options += ["--", *(CUDA_GRAPHS_ALONE if name == "int4" else latency["vllm_arguments"])]
-            yield f"latency {engine} {name}", ["measure_latency", *options], output
+                options += ["--gpus", gpus, "--", *(CUDA_GRAPHS_ALONE if name == "int4" else latency["vllm_arguments"])]
+            yield step, ["measure_latency", *options], output
+
+
+def on_several(gpus: int) -> str:
+    """Return the end of a step's name that says on how many GPUs it runs, which is empty for one."""
+    return "" if gpus == 1 else f" on {gpus} GPUs"
 
 
 def take(name: str, command: list, output: Path) -> dict:
