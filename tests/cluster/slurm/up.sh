@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
 # Start MariaDB, munged, slurmdbd, slurmctld and slurmd on loopback, without systemd. Needs root and
 # `apt-get install slurm-wlm slurmdbd munge mariadb-server`.
-#   up.sh STATE_FOLDER
+#   up.sh STATE_FOLDER          # a node like a cluster's, with eight H100s that are links to /dev/null
+#   up.sh STATE_FOLDER 2        # this machine's own cores, memory and two H100s
 # The config is linked to /etc/slurm, since the Slurm plugin drops SLURM_CONF from the environment of a job's step.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "$0")" && pwd)
-state=${1:?usage: up.sh STATE_FOLDER}
+state=${1:?usage: up.sh STATE_FOLDER [GPUS]}
+gpus=${2:-8} devices=$state/dev cpus=64 memory=1000000
+if [ $# -gt 1 ]; then
+    devices=/dev cpus=$(nproc) memory=$(free --mega | awk '/^Mem:/ {print int($2 * 0.9)}')
+fi
 mkdir -p "$state"/{state,spool,log,run,dev} /etc/slurm
 until_it_answers() {  # arguments: the name of the daemon's log, then the command to try
     for _ in {1..100}; do
@@ -23,7 +28,7 @@ for name in slurm slurmdbd gres; do
         echo "$target belongs to a Slurm of this machine: left alone" >&2
         exit 1
     fi
-    sed "s#@STATE@#$state#g" "$here/$name.conf.in" > "$state/$name.conf"
+    sed "s#@STATE@#$state#g; s#@DEVICES@#$devices#; s#@GPUS@#$gpus#; s#@LAST@#$((gpus - 1))#; s#@CPUS@#$cpus#; s#@MEMORY@#$memory#" "$here/$name.conf.in" > "$state/$name.conf"
     chmod 600 "$state/$name.conf"
     ln -sfn "$state/$name.conf" "$target"
 done
