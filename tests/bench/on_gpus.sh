@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Run the measurements of docs/gpu.md one after another, on a machine with one or more GPUs; no network is needed.
+# OUT gets a log of each, with its exit code, and the JSON files. A measurement that fails does not stop the others.
+#   tests/bench/on_gpus.sh FOLDER OUT MODEL MMLU
+#   FOLDER: for random weights in the shapes of Gemma 3 12B and what is made of them; about 90 GB, best in memory
+#   MODEL:  a folder of Gemma 3 270M, for its tokenizer and its real weights; MMLU: a folder written by download_mmlu
+set -euo pipefail
+[ $# = 4 ] || { sed -n 2,6p "$0" >&2; exit 2; }
+cd "$(dirname "$0")/../.."
+folder=$1 out=$2 model=$3 mmlu=$4 failed=0
+mkdir -p "$out"
+gpus=$(nvidia-smi --list-gpus | wc -l)
+gemma=(tests/bench/bench_gpu.py --folder "$folder" --tokenizer "$model" --mmlu "$mmlu")
+int4=$folder/compressed-tensors
+
+measure() {  # arguments: a name, then the words of a Python command
+    echo "$1 ..."
+    local code=0
+    python "${@:2}" > "$out/$1.log" 2>&1 || code=$?
+    echo "exit code $code" | tee -a "$out/$1.log"
+    [ "$code" = 0 ] || failed=1
+}
+
+measure tests -m pytest tests/kernels/test_gpu.py tests/workflow/test_families.py
+measure linear tests/bench/bench_int4.py --device cuda
+# Trainings first, on equal and on real lengths, with unsloth beside them; what is exported here is decoded below.
+measure train "${gemma[@]}" --output "$out/train.json" --only format finetune merge quantize
+measure score "${gemma[@]}" --output "$out/score.json" --only memory mmlu
+measure latency "${gemma[@]}" --output "$out/latency.json" --engines transformers vllm --batch-sizes 1 8 64 \
+    --only "latency transformers" "latency vllm bf16" "latency vllm compressed"
+measure calibrate "${gemma[@]}" --output "$out/calibrate.json" --only calibrate
+measure step tests/bench/bench_step.py --folder "$folder/step" --output "$out/step.json" --arms lora distilled merged qad
+measure divergence tests/bench/bench_divergence.py --folder "$folder/divergence" --output "$out/divergence.json"
+for name in model int4; do
+    measure "transformers-$name" tests/bench/bench_decoding.py --engine transformers --checkpoint "$folder/$name" \
+        --output-len 256 --output "$out/transformers-$name.json"
+done
+measure vllm-model tests/bench/bench_decoding.py --engine vllm --checkpoint "$folder/model" --output-len 256 \
+    --batch-sizes 1 8 64 256 --output "$out/vllm-model.json"
+for backend in auto marlin humming; do
+    measure "vllm-$backend" tests/bench/bench_decoding.py --engine vllm --checkpoint "$int4" --output-len 256 \
+        --batch-sizes 1 8 64 256 --vllm "{\"linear_backend\": \"$backend\"}" --output "$out/vllm-$backend.json"
+done
+measure real-quantize scripts/quantize.py --checkpoint "$model" --method rtn --format torchao-plain \
+    --scheme '{"type": "int", "num_bits": 4, "symmetric": false, "strategy": "group", "group_size": 128,
+               "zero_point": "float"}' --output "$out/real-int4"
+for name in "$model" "$out/real-int4"; do
+    for examples in 0 5; do
+        report=$out/real-mmlu-$(basename "$name")-$examples
+        measure "$(basename "$report")" scripts/evaluate_mmlu.py --checkpoint "$name" --mmlu "$mmlu" --engine last_position \
+            --num-fewshot "$examples" --batch-size 32 --dtype bfloat16 --device cuda \
+            --output "$report.json" --samples "$report.parquet"
+    done
+done
+if [ "$gpus" -gt 1 ]; then
+    measure several "${gemma[@]}" --output "$out/several.json" --gpus 1 "$gpus" --engines vllm --batch-sizes 1 64 \
+        --only "finetune lora" "finetune qad" "mmlu all" "latency vllm compressed"
+    # Weights of 27B do not fit next to a training on one H100, so they are spread over the GPUs.
+    measure spread tests/bench/bench_gpu.py --folder "$folder/27b" --shapes 27b --gpus "$gpus" \
+        --output "$out/spread.json" --only "finetune lora" "finetune qad"
+fi
+exit "$failed"
