@@ -153,7 +153,7 @@ def printed_variant(found: dict, headline: dict) -> dict:
             tables.between(values[side], None, form.replace("+", "")) for side in ("reference", "here")
         ),
         "difference": tables.between(values["difference"], paired and paired["difference_ci95"], form),
-        "settled": ("yes" if paired["resolved"] else tables.NOT_RESOLVED) if paired else found["not_paired"],
+        "resolved": ("yes" if paired["resolved"] else tables.NOT_RESOLVED) if paired else found["not_paired"],
         "mcnemar_p": f"{paired['mcnemar_p']:.2g}" if paired else "",
         "recovered": " -> ".join(
             tables.between(found["recovered"][side], None, "{:.0%}") for side in ("reference", "here")

@@ -92,7 +92,7 @@ def arm(**changes):
         ),
         (
             changed(["finetune", "arms", "qat"], {"quantization": "gptq"}),
-            "finetune.arms.qat.quantization: expected null or one of int4, w4a16, whose methods need no texts, fo",
+            "finetune.arms.qat.quantization: expected null or one of int4, w4a16, since one that is calibrated",
         ),
         (arm(start=1), "finetune.arms.begun.start: expected a text or null, found 1; put it in quotes"),
         (

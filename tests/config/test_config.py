@@ -219,7 +219,7 @@ def test_the_shipped_configs_are_right(config):
         (
             ["finetune", "arms", "lora", "quantization"],
             "",
-            "lora.quantization: expected null or one of int4, w4a16, whose methods need no texts, found",
+            "lora.quantization: expected null or one of int4, w4a16, found ''",
         ),
         (["models", "gemma\n"], CARD["models"]["gemma-3-12b-it"], "models: expected a name of letters, digits, "),
         (["data", "source"], "/tmp\n", "data.source: expected an existing folder, found none at '/tmp\\n'"),

@@ -71,7 +71,7 @@ def variants(*names):
         ),
         (
             changed(["finetune", "arms", "qat", "quantization"], "int3"),
-            "finetune.arms.qat.quantization: expected null or one of int4, w4a16, whose methods need no texts, fo",
+            "finetune.arms.qat.quantization: expected null or one of int4, w4a16, found 'int3'",
         ),
         (
             variants("base-int3"),

@@ -1,4 +1,4 @@
-"""Test the comparison with each metric's best calibrated base: the share of its loss recovered, and who won."""
+"""Test the comparison with each metric's best calibrated base: the share of its cost recovered, and who won."""
 
 import json
 import re
@@ -274,8 +274,8 @@ def test_the_log_says_it_of_each_trained_variant(made):
     assert set(rows) == {(metric, name) for metric in ("mmlu", "wikitext_kl") for name in ("lora-gptq", "qat-int4")}
     assert rows["mmlu", "qat-int4"]["training_won"] == rows["wikitext_kl", "lora-gptq"]["training_won"] == "no"
     assert rows["wikitext_kl", "qat-int4"]["against"] == "base-awq (awq)"
-    assert "recovered of base-gptq's loss" in printed["variants"]
-    assert "recovered of base-awq's loss" in printed["divergence from base-bf16"]
+    assert "recovered of base-gptq's cost" in printed["variants"]
+    assert "recovered of base-awq's cost" in printed["divergence from base-bf16"]
 
 
 def test_a_calibrated_base_is_published_as_what_it_is(made):

@@ -219,7 +219,7 @@ def test_with_several_references_the_table_names_each(finished):
     card = cards.render(finished, settings_of(finished))
     assert (
         "| variant | accuracy | normalized degradation | recovered | measured against "
-        "| recovered of base-gptq's loss |\n"
+        "| recovered of base-gptq's cost |\n"
         "|---|---|---|---|---|---|\n"
     ) in card
     assert re.search(r"^\| lora-int4 \| .* \| base-w4a16 \| .* \|$", card, re.MULTILINE)

@@ -88,7 +88,7 @@ def test_columns_of_the_three_tables(results):
     assert qat["by_category"]["stem"]["recovered_ci95"] == [low, high]
 
 
-def test_pairs_are_settled_or_said_not_to_be(results):
+def test_pairs_are_resolved_or_said_not_to_be(results):
     base = pd.read_parquet(results / "base-int4" / "mmlu_samples.parquet")
     made_results.write_answers(
         results / "qat-int4", (base["correct"] ^ (base["index"] < 2)).to_numpy(), np.random.default_rng(0)

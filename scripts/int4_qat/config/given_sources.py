@@ -1,6 +1,7 @@
 """Check the sources of a config: local folders and files must exist and be usable, Hub sources fit their key."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from int4_qat.config import metric_names
 from int4_qat.config.recipes import STANDIN
 from int4_qat.data import texts
 from int4_qat.system import sources
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # a repository, as the Hub shows it
 
 
 def problems(config: dict) -> list[str]:
@@ -42,12 +45,18 @@ def _wrong(config: dict, key: str, source: str, has_standin: bool) -> list[str]:
         is_table = key.startswith("evaluation.questions") and source.endswith(".parquet")
         if not (os.path.isfile(source) if is_table else os.path.isdir(source)):
             kind = "file" if is_table else "folder"
-            return [f"{key}: expected an existing {kind}, found none at {source!r}"]
+            on_hub = f", or {_on_hub(key)}" if HUB_NAME.fullmatch(source) else ""
+            return [f"{key}: expected an existing {kind}{on_hub}, found none at {source!r}"]
+        if key.startswith("models.") and not os.path.isfile(os.path.join(source, "config.json")):
+            return [f"{key}: expected a folder with a model, found no config.json in {source!r}"]
         return list(_wildcards(key, [source, *sources.local_files(source)]))
-    kind = "" if key.startswith("models.") else "datasets/"
-    expected = f"hf://{kind}<owner>/<name>@<commit>"
-    is_dataset = source.startswith("hf://datasets/")
-    return [] if is_dataset == bool(kind) else [f"{key}: expected {expected}, found '{source}'"]
+    fits = source.startswith("hf://datasets/") != key.startswith("models.")
+    return [] if fits else [f"{key}: expected {_on_hub(key)}, found '{source}'"]
+
+
+def _on_hub(key: str) -> str:
+    """Return how the source of a key is written if it is on the Hub."""
+    return f"hf://{'' if key.startswith('models.') else 'datasets/'}<owner>/<name>@<commit>"
 
 
 def _texts_without_files(config: dict) -> Iterator[str]:

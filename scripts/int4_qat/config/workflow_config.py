@@ -131,9 +131,11 @@ def _untrainable(config: dict) -> Iterator[str]:
     table = config["quantizations"]
     trainable = [name for name, entry in table.items() if not quantizations.is_calibrated(entry)]
     for arm, changes in config["finetune"]["arms"].items():
-        if changes["quantization"] not in (None, *trainable):
-            expected = f"null or one of {', '.join(trainable)}, whose methods need no texts"
-            yield f"finetune.arms.{arm}.quantization: expected {expected}, found '{changes['quantization']}'"
+        name = changes["quantization"]
+        if name not in (None, *trainable):
+            expected = f"null or one of {', '.join(trainable)}"
+            reason = ", since one that is calibrated cannot be trained" if name in table else ""
+            yield f"finetune.arms.{arm}.quantization: expected {expected}{reason}, found '{name}'"
 
 
 def _unknown_variants(config: dict) -> Iterator[str]:

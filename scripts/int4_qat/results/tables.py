@@ -101,7 +101,7 @@ def printed_row(row: dict, measured: list[Measurement], headline: dict) -> dict:
 
 def of_calibrated(baseline: str | None, value: float | None, ci95: list[float] | None) -> dict:
     """Return the log's column for how much was recovered of what a calibrated base lost, if there is such a base."""
-    return {f"recovered of {baseline}'s loss": between(value, ci95, "{:.0%}")} if baseline else {}
+    return {f"recovered of {baseline}'s cost": between(value, ci95, "{:.0%}")} if baseline else {}
 
 
 def divergence(rows: list[dict]) -> pd.DataFrame:
@@ -162,7 +162,7 @@ def differences(pair: dict, headline: dict) -> dict:
         "variant": pair["variant"],
         "against": pair["reference"],
         "difference": between(pair["difference"], pair["difference_ci95"], form_of(headline)),
-        "settled": "yes" if pair["resolved"] else NOT_RESOLVED,
+        "resolved": "yes" if pair["resolved"] else NOT_RESOLVED,
     }
     if "mcnemar_p" not in pair:
         return found
