@@ -11,7 +11,7 @@ shift
 mkdir -p "$evidence"
 started=$(date +%FT%T)
 sinfo --Node --long > "$evidence/sinfo.txt"
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$evidence/gpus.csv" || true
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$evidence/gpus.csv" 2>&1 || true
 python -m snakemake --profile slurm "$@" > "$evidence/snakemake.log" 2>&1 &
 run=$!
 trap 'kill "$run" 2>/dev/null || true' EXIT
@@ -28,7 +28,7 @@ done
 state=$(saved)
 IFS=/ read -r _ model arm _ <<< "$state"
 job=$(squeue --noheader --states=RUNNING --format='%A %k' | awk -v "wanted=rule_finetune_wildcards_${model}_$arm" '$2 == wanted {print $1}')
-scancel --signal=KILL --full "$job"
+scancel --signal=KILL "$job.0"  # the step alone: otherwise Slurm would send SIGTERM first
 echo "killed job $job, the training $arm of $model, after $state" | tee "$evidence/killed.txt"
 
 code=0

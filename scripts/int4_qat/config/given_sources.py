@@ -47,8 +47,6 @@ def _wrong(config: dict, key: str, source: str, has_standin: bool) -> list[str]:
             kind = "file" if is_table else "folder"
             on_hub = f", or {_on_hub(key)}" if HUB_NAME.fullmatch(source) else ""
             return [f"{key}: expected an existing {kind}{on_hub}, found none at {source!r}"]
-        if key.startswith("models.") and not os.path.isfile(os.path.join(source, "config.json")):
-            return [f"{key}: expected a folder with a model, found no config.json in {source!r}"]
         return list(_wildcards(key, [source, *sources.local_files(source)]))
     fits = source.startswith("hf://datasets/") != key.startswith("models.")
     return [] if fits else [f"{key}: expected {_on_hub(key)}, found '{source}'"]
