@@ -13,7 +13,8 @@ export UV_SYSTEM_CERTS := 1
 SNAKEMAKE := python -m snakemake
 DEMO := $(SNAKEMAKE) --profile profiles/demo
 # Python compiles what it imports; all of it at once, as pip does, takes longer than the installation.
-PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
+# An old pip warns of packages without a wheel unless it builds them by PEP 517.
+PIP_FLAGS := --quiet --disable-pip-version-check --no-compile --use-pep517
 # Two workers, and threads that leave a core to the other one while they wait. In `make test` both workers are busy to
 # the end, so each process has one thread: two would wait for the core that the other worker has.
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder

@@ -126,7 +126,12 @@ class GradientCheck(TrainerCallback):
 
 
 class ProgressWithLoss(ProgressCallback):
-    """A bar with steps, loss and time left, instead of one line per step."""
+    """A bar with arm, steps, loss and time left, instead of one line per step; several arms may train at once."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(f"train {Path(args.output_dir).parent.name}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in (logs or {}):
