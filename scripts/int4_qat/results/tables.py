@@ -169,7 +169,7 @@ def differences(pair: dict, headline: dict) -> dict:
     change, kl = pair["log_likelihood_change"], pair["kl_divergence"]
     return found | {
         "mcnemar_p": f"{pair['mcnemar_p']:.2g}",
-        "of_all_pairs": f"{pair['mcnemar_p_holm']:.2g}",
+        "p_of_all_pairs": f"{pair['mcnemar_p_holm']:.2g}",
         "wrong_to_right": f"{pair['wrong_to_right']:.2%}",
         "right_to_wrong": f"{pair['right_to_wrong']:.2%}",
         "log_likelihood": between(change["mean"], change["ci95"], "{:+.3f}"),
