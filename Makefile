@@ -39,10 +39,13 @@ demo-mmlu: .venv/installed ## run the same chain on the real MMLU: make demo-mml
 	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath -- "$$MMLU_DIR" | sed "s/'/''/g")'}"
 
 report: .venv/installed ## write a finished run as one page, results/report.html: make report PROFILE=slurm CONFIGFILE=mine.yaml
-	@$(RUN) --report results/report.html 2>&1 | awk ' \
-		/^Missing metadata for file / { next } \
-		/ marked for report but does not exist/ { print "report: expected a finished run; make why shows which jobs are left"; next } \
-		{ print }' >&2
+	@output=$$($(RUN) --report results/report.html 2>&1) || { \
+		missing=$$(sed -n 's/^File \(.*\) marked for report but does not exist.*/\1/p' <<< "$$output"); \
+		if [ -n "$$missing" ]; then \
+			output="$$missing: expected a file of a finished run, found none; make why shows which jobs are left"; \
+		fi; \
+		echo "$$output" >&2; exit 1; \
+	}; echo "the report: results/report.html"
 
 verify: .venv/installed ## verify every hash and number of finished results: make verify RESULTS=results/demo
 	@python scripts/verify.py "$(RESULTS)"
@@ -80,7 +83,8 @@ bench: .venv/installed ## measure format_mmlu against the card's own code, dry-r
 	@python tests/bench/bench_statistics.py
 
 why: .venv/installed ## show what would run, and why: make why PROFILE=slurm CONFIGFILE=mine.yaml
-	@$(RUN) --quiet host --dry-run | awk '/^Job [0-9]+: |^Reason: |^Nothing|rror/'
+	@output=$$($(RUN) --quiet host --dry-run 2>&1) || { echo "$$output" >&2; exit 1; }; \
+	awk '/^Job [0-9]+: |^Reason: |^Nothing/' <<< "$$output"
 
 setup: .venv/installed ## install the environment, and link profiles/slurm under its name
 	@link="$${XDG_CONFIG_HOME:-$$HOME/.config}/snakemake/slurm"; mkdir -p "$$(dirname "$$link")"; \

@@ -150,7 +150,7 @@ def learned(
         model = make_model(len(tokenizer))
         if standin_training.train(model, lessons, exams, tokenizer, np.random.default_rng(seed + attempt)):
             return model
-        print(f"attempt {attempt + 1} of at most {ATTEMPTS} learned too little; the next has another seed", flush=True)
+        print(f"attempt {attempt + 1} of at most {ATTEMPTS} learned too little; each has a seed of its own", flush=True)
     raise RuntimeError(f"the stand-in did not learn its facts in {ATTEMPTS} attempts; try another --seed")
 
 

@@ -96,6 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-sizes", nargs="+", default=[1], type=int, help="numbers of requests at once")
     parser.add_argument("--gpus", nargs="+", default=[1], type=int, help="numbers of GPUs to measure on")
+    parser.add_argument("--spread", default="auto", help="whether trainings spread the frozen weights over the GPUs")
     parser.add_argument("--only", nargs="*", help="steps to run, by the beginnings of their names; all if omitted")
     arguments = parser.parse_args()
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -105,6 +106,7 @@ def main() -> None:
         make_model(shapes_of(arguments), arguments)
     for name, command, output in steps(arguments, config):
         if arguments.only is None or name.startswith(tuple(arguments.only)):
+            files.remove(output)  # the programs replace no folder
             record["steps"][name] = take(name, command, output)
             files.write_json(arguments.output, record)
             print(json.dumps({name: record["steps"][name]["figures"]}), flush=True)
@@ -216,7 +218,7 @@ def steps(arguments: argparse.Namespace, config: dict):
         source = ["--mmlu", arguments.mmlu / "auxiliary_train.parquet", "--tokenizer", folder / "model"]
         yield "format questions", ["format_mmlu", *source, "--output", questions], questions
     for kind, arm, gpus in itertools.product(texts, ARMS, arguments.gpus):
-        if recipes.recipe_of(config, arm)["backend"] == "unsloth" and arguments.device == "cpu":
+        if recipes.recipe_of(config, arm)["backend"] == "unsloth" and (arguments.device == "cpu" or gpus > 1):
             continue
         recipe = recipes.training_of(recipes.recipe_of(config, arm))
         recipe |= {"max_steps": TRAINING_STEPS, "save_steps": TRAINING_STEPS}
@@ -232,6 +234,8 @@ def steps(arguments: argparse.Namespace, config: dict):
             f"questions={texts[kind]}",
             "--recipe",
             json.dumps(recipe),
+            "--spread",
+            arguments.spread,
         ]
         options += ["--checkpoints", output / "checkpoints", "--adapter", output / "adapter"]
         yield (
@@ -239,7 +243,12 @@ def steps(arguments: argparse.Namespace, config: dict):
             ["finetune", *options, "--log-table", output / "steps.csv", *on],
             output,
         )
-    adapter = ["--model", folder / "model", "--adapter", folder / "base" / "adapter"]
+    adapter = [
+        "--model",
+        folder / "model",
+        "--adapter",
+        folder / f"base{on_several(arguments.gpus[0])}".replace(" ", "_") / "adapter",
+    ]
     yield "merge", ["merge", *adapter, "--output", folder / "merged"], folder / "merged"
     chosen = config["calibration"]
     windows = ["--samples", 4 if small else WINDOWS, "--length", 32 if small else chosen["length"], "--seed", 0]

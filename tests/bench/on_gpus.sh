@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Run the measurements of docs/gpu.md one after another, on a machine with one or more GPUs; no network is needed.
+# Run most measurements of docs/gpu.md one after another, on a machine with one or more GPUs; no network is needed.
 # OUT gets a log of each, with its exit code, and the JSON files. A measurement that fails does not stop the others.
 #   tests/bench/on_gpus.sh FOLDER OUT MODEL MMLU
-#   FOLDER: for random weights in the shapes of Gemma 3 12B and what is made of them; about 90 GB, best in memory
+#   FOLDER: for random weights in the shapes of Gemma 3 12B and what is made of them; about 150 GB, best in memory
 #   MODEL:  a folder of Gemma 3 270M, for its tokenizer and its real weights; MMLU: a folder written by download_mmlu
 set -euo pipefail
 [ $# = 4 ] || { sed -n 2,6p "$0" >&2; exit 2; }
+folder=$(realpath -m "$1") out=$(realpath -m "$2") model=$(realpath "$3") mmlu=$(realpath "$4") failed=0
 cd "$(dirname "$0")/../.."
-folder=$1 out=$2 model=$3 mmlu=$4 failed=0
 mkdir -p "$out"
 gpus=$(nvidia-smi --list-gpus | wc -l)
 gemma=(tests/bench/bench_gpu.py --folder "$folder" --tokenizer "$model" --mmlu "$mmlu")
@@ -29,8 +29,8 @@ measure score "${gemma[@]}" --output "$out/score.json" --only memory mmlu
 measure latency "${gemma[@]}" --output "$out/latency.json" --engines transformers vllm --batch-sizes 1 8 64 \
     --only "latency transformers" "latency vllm bf16" "latency vllm compressed"
 measure calibrate "${gemma[@]}" --output "$out/calibrate.json" --only calibrate
-measure step tests/bench/bench_step.py --folder "$folder/step" --output "$out/step.json" --arms lora distilled merged qad
-measure divergence tests/bench/bench_divergence.py --folder "$folder/divergence" --output "$out/divergence.json"
+measure step tests/bench/bench_step.py --folder "$folder" --output "$out/step.json" --arms lora distilled merged qad
+measure divergence tests/bench/bench_divergence.py --folder "$folder" --output "$out/divergence.json"
 for name in model int4; do
     measure "transformers-$name" tests/bench/bench_decoding.py --engine transformers --checkpoint "$folder/$name" \
         --output-len 256 --output "$out/transformers-$name.json"
@@ -55,8 +55,10 @@ done
 if [ "$gpus" -gt 1 ]; then
     measure several "${gemma[@]}" --output "$out/several.json" --gpus 1 "$gpus" --engines vllm --batch-sizes 1 64 \
         --only "finetune lora" "finetune qad" "mmlu all" "latency vllm compressed"
-    # Weights of 27B do not fit next to a training on one H100, so they are spread over the GPUs.
-    measure spread tests/bench/bench_gpu.py --folder "$folder/27b" --shapes 27b --gpus "$gpus" \
-        --output "$out/spread.json" --only "finetune lora" "finetune qad"
+    measure spread "${gemma[@]}" --output "$out/spread.json" --gpus "$gpus" --spread always \
+        --only "finetune lora" "finetune qad"
+    rm -rf "$folder"/{merged,gptq,awq}
+    measure spread-27b tests/bench/bench_gpu.py --folder "$folder/27b" --shapes 27b --gpus "$gpus" --spread always \
+        --output "$out/spread-27b.json" --only "finetune lora" "finetune qad"
 fi
 exit "$failed"

@@ -14,6 +14,7 @@ from int4_qat.engines import processes
             ["(Core) ImportError: no mslk", "(Server) raise RuntimeError(", "(Server) RuntimeError: see above"],
             "(Core) ImportError: no mslk | (Server) RuntimeError: see above",
         ),
+        (["raise AssertionError", "AssertionError", "after"], "AssertionError | after"),
         (["one", "two", "", "three", "four"], "two | three | four"),
         ([], "it is empty"),
     ],
