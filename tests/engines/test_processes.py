@@ -11,8 +11,8 @@ from int4_qat.engines import processes
         (["WARNING ImportError: no flash_attn", "loading", "Killed"], "WARNING ImportError: no flash_attn | Killed"),
         (["RuntimeError: out of cards"], "RuntimeError: out of cards"),
         (
-            ["(Core) ImportError: no mslk", "(Server) raise RuntimeError(", "(Server) RuntimeError: see above"],
-            "(Core) ImportError: no mslk | (Server) RuntimeError: see above",
+            ["Core: ImportError: no mslk", "raise RuntimeError(", "Exception: see above", "RuntimeError: see above"],
+            "Core: ImportError: no mslk | Exception: see above | RuntimeError: see above",
         ),
         (["raise AssertionError", "AssertionError", "after"], "AssertionError | after"),
         (["one", "two", "", "three", "four"], "two | three | four"),

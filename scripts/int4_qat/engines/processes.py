@@ -76,9 +76,9 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def last_lines(log: Path) -> str:
-    """Return the end of a log in one line: its last two errors and its last line, or its last three lines."""
+    """Return the end of a log in one line: its last three errors and its last line, or its last three lines."""
     text = COLOUR.sub("", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in dict.fromkeys(lines) if RAISED.search(line)]
-    shown = dict.fromkeys([*errors[-2:], *lines[-1:]]) if errors else lines[-3:]
+    shown = dict.fromkeys([*errors[-3:], *lines[-1:]]) if errors else lines[-3:]
     return f"the end of {log}: {' | '.join(shown) or 'it is empty'}"
