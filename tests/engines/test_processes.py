@@ -11,8 +11,14 @@ from int4_qat.engines import processes
         (["WARNING ImportError: no flash_attn", "loading", "Killed"], "WARNING ImportError: no flash_attn | Killed"),
         (["RuntimeError: out of cards"], "RuntimeError: out of cards"),
         (
-            ["Core: ImportError: no mslk", "raise RuntimeError(", "Exception: see above", "RuntimeError: see above"],
-            "Core: ImportError: no mslk | Exception: see above | RuntimeError: see above",
+            [
+                "(Worker) ImportError: no mslk",
+                "(Core) Exception: see above",
+                "Exception: see above",
+                "raise RuntimeError(",
+                "RuntimeError: see above",
+            ],
+            "(Worker) ImportError: no mslk | (Core) Exception: see above | RuntimeError: see above",
         ),
         (["raise AssertionError", "AssertionError", "after"], "AssertionError | after"),
         (["one", "two", "", "three", "four"], "two | three | four"),

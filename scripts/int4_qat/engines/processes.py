@@ -79,6 +79,9 @@ def last_lines(log: Path) -> str:
     """Return the end of a log in one line: its last three errors and its last line, or its last three lines."""
     text = COLOUR.sub("", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in dict.fromkeys(lines) if RAISED.search(line)]
-    shown = dict.fromkeys([*errors[-3:], *lines[-1:]]) if errors else lines[-3:]
+    errors: dict[str, str] = {}  # the first line of each message: several processes log the same one
+    for line in lines:
+        if raised := RAISED.search(line):
+            errors.setdefault(line[raised.start() :], line)
+    shown = dict.fromkeys([*list(errors.values())[-3:], *lines[-1:]]) if errors else lines[-3:]
     return f"the end of {log}: {' | '.join(shown) or 'it is empty'}"
