@@ -39,6 +39,7 @@ demo-mmlu: .venv/installed ## run the same chain on the real MMLU: make demo-mml
 	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath -- "$$MMLU_DIR" | sed "s/'/''/g")'}"
 
 report: .venv/installed ## write a finished run as one page, results/report.html: make report PROFILE=slurm CONFIGFILE=mine.yaml
+	@echo "writing the report ..."
 	@output=$$($(RUN) --report results/report.html 2>&1) || { \
 		missing=$$(sed -n 's/^File \(.*\) marked for report but does not exist.*/\1/p' <<< "$$output"); \
 		if [ -n "$$missing" ]; then \

@@ -224,31 +224,14 @@ def steps(arguments: argparse.Namespace, config: dict):
         recipe |= {"max_steps": TRAINING_STEPS, "save_steps": TRAINING_STEPS}
         if arguments.device == "cpu":
             recipe |= {"dtype": "float32", "optim": "adamw_torch", "gradient_checkpointing": False}
-        output = folder / f"{kind}{arm}{on_several(gpus)}".replace(" ", "_")
-        options = [
-            "--model",
-            folder / "model",
-            "--processes",
-            gpus,
-            "--texts",
-            f"questions={texts[kind]}",
-            "--recipe",
-            json.dumps(recipe),
-            "--spread",
-            arguments.spread,
-        ]
+        trained = f"{kind}{arm}{on_several(gpus)}"
+        output = place(folder, trained)
+        options = ["--model", folder / "model", "--texts", f"questions={texts[kind]}", "--recipe", json.dumps(recipe)]
+        options += ["--processes", gpus, "--spread", arguments.spread]
         options += ["--checkpoints", output / "checkpoints", "--adapter", output / "adapter"]
-        yield (
-            f"finetune {kind}{arm}{on_several(gpus)}",
-            ["finetune", *options, "--log-table", output / "steps.csv", *on],
-            output,
-        )
-    adapter = [
-        "--model",
-        folder / "model",
-        "--adapter",
-        folder / f"base{on_several(arguments.gpus[0])}".replace(" ", "_") / "adapter",
-    ]
+        yield f"finetune {trained}", ["finetune", *options, "--log-table", output / "steps.csv", *on], output
+    base = place(folder, f"base{on_several(arguments.gpus[0])}")
+    adapter = ["--model", folder / "model", "--adapter", base / "adapter"]
     yield "merge", ["merge", *adapter, "--output", folder / "merged"], folder / "merged"
     chosen = config["calibration"]
     windows = ["--samples", 4 if small else WINDOWS, "--length", 32 if small else chosen["length"], "--seed", 0]
@@ -277,7 +260,7 @@ def steps(arguments: argparse.Namespace, config: dict):
         options += ["--dtype", "bfloat16", *on]
         for (kind, changes), gpus in itertools.product(MMLU.items(), arguments.gpus):
             step = f"mmlu {kind} {name}{on_several(gpus)}"
-            output = folder / f"{step}.json".replace(" ", "_")
+            output = place(folder, f"{step}.json")
             written = ["--output", output, "--samples", output.with_suffix(".parquet")]
             yield step, ["evaluate_mmlu", *options, *changes, "--gpus", gpus, *written], output
     for engine in arguments.engines:
@@ -285,23 +268,20 @@ def steps(arguments: argparse.Namespace, config: dict):
         timed = precisions | ({served: folder / served} if engine == "vllm" else {})
         for (name, checkpoint), gpus in itertools.product(timed.items(), arguments.gpus if engine == "vllm" else [1]):
             step = f"latency {engine} {name}{on_several(gpus)}"
-            output = folder / f"{step}.json".replace(" ", "_")
+            output = place(folder, f"{step}.json")
             lengths = ["--input-len", 8 if small else latency["input_len"]]
             lengths += ["--output-len", 8 if small else latency["output_len"], "--batch-sizes", *arguments.batch_sizes]
-            rounds = [
-                "--warmup",
-                2,
-                "--iterations",
-                5,
-                "--vllm-runs",
-                folder / "vllm" / output.stem,
-                "--output",
-                output,
-            ]
+            rounds = ["--warmup", 2, "--iterations", 5, "--vllm-runs", folder / "vllm" / output.stem]
+            rounds += ["--output", output]
             options = ["--checkpoint", checkpoint, "--engine", engine, "--dtype", "bfloat16", *lengths, *rounds, *on]
             if engine == "vllm":
                 options += ["--gpus", gpus, "--", *(CUDA_GRAPHS_ALONE if name == "int4" else latency["vllm_arguments"])]
             yield step, ["measure_latency", *options], output
+
+
+def place(folder: Path, name: str) -> Path:
+    """Return where a step writes, by its name."""
+    return folder / name.replace(" ", "_")
 
 
 def on_several(gpus: int) -> str:

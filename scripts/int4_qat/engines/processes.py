@@ -13,9 +13,8 @@ from int4_qat.system import parallel
 from int4_qat.system.errors import InputError
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-RAISED = re.compile(
-    r"(?<!raise )\b\w*(Error|Exception)(: |$)"
-)  # a traceback's last line, not its "raise RuntimeError("
+# A traceback's last line, not its "raise RuntimeError(".
+RAISED = re.compile(r"(?<!raise )\b\w*(Error|Exception)(: |$)")
 GRACE_SECONDS = 30
 
 

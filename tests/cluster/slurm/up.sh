@@ -28,7 +28,8 @@ for name in slurm slurmdbd gres; do
         echo "$target belongs to a Slurm of this machine: left alone" >&2
         exit 1
     fi
-    sed "s#@STATE@#$state#g; s#@DEVICES@#$devices#; s#@GPUS@#$gpus#; s#@LAST@#$((gpus - 1))#; s#@CPUS@#$cpus#; s#@MEMORY@#$memory#" "$here/$name.conf.in" > "$state/$name.conf"
+    sed -e "s#@STATE@#$state#g" -e "s#@DEVICES@#$devices#" -e "s#@GPUS@#$gpus#" -e "s#@LAST@#$((gpus - 1))#" \
+        -e "s#@CPUS@#$cpus#" -e "s#@MEMORY@#$memory#" "$here/$name.conf.in" > "$state/$name.conf"
     chmod 600 "$state/$name.conf"
     ln -sfn "$state/$name.conf" "$target"
 done
