@@ -29,7 +29,7 @@ import bench_gpu
 from int4_qat.config import recipes
 from int4_qat.system import devices, files
 from int4_qat.tokenizer import tokenization
-from int4_qat.training import data
+from int4_qat.training import collation, data
 from int4_qat.training.backends import transformers
 from int4_qat.training.recipe import Options, Recipe
 
@@ -56,10 +56,17 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="+", default=["lora", "base", "merged"], help="arms to train, by name or as NAME={...}"
     )
+    parser.add_argument("--part", type=int, help="tokens that go through the model at once; training's own if omitted")
     arguments = parser.parse_args()
+    collation.PART = arguments.part or collation.PART
     if not (arguments.folder / "model").exists():
         bench_gpu.make_model(bench_gpu.shapes_of(arguments), arguments)
-    record = {"device": devices.name(arguments.device), "versions": bench_gpu.versions(), "arms": {}}
+    record = {
+        "device": devices.name(arguments.device),
+        "versions": bench_gpu.versions(),
+        "part": collation.PART,
+        "arms": {},
+    }
     for word in arguments.arms:
         name, _, changes = word.partition("={")
         recipe = recipe_of(arguments, name, json.loads("{" + changes) if changes else {})
