@@ -29,7 +29,7 @@ import bench_gpu
 from int4_qat.config import recipes
 from int4_qat.system import devices, files
 from int4_qat.tokenizer import tokenization
-from int4_qat.training import collation, data
+from int4_qat.training import data
 from int4_qat.training.backends import transformers
 from int4_qat.training.recipe import Options, Recipe
 
@@ -58,13 +58,11 @@ def main() -> None:
     )
     parser.add_argument("--part", type=int, help="tokens that go through the model at once; training's own if omitted")
     arguments = parser.parse_args()
-    collation.PART = arguments.part or collation.PART
     if not (arguments.folder / "model").exists():
         bench_gpu.make_model(bench_gpu.shapes_of(arguments), arguments)
     record = {
         "device": devices.name(arguments.device),
         "versions": bench_gpu.versions(),
-        "part": collation.PART,
         "arms": {},
     }
     for word in arguments.arms:
@@ -131,6 +129,7 @@ def measure(arguments: argparse.Namespace, recipe: Recipe) -> dict:
         trained = transformers.add_adapters(model, recipe, arguments.device)
         rows = data.tokenize(texts, tokenizer, recipe, Path(work))
         trainer = transformers.make_trainer(trained, tokenizer, rows, recipe, options)
+        trainer.tokens_at_once = arguments.part or trainer.tokens_at_once
         timer = Timer(on_gpu)
         trainer.add_callback(timer)
         trainer.train()
@@ -138,7 +137,7 @@ def measure(arguments: argparse.Namespace, recipe: Recipe) -> dict:
     tokens = trainer.state.num_input_tokens_seen / STEPS
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     figures = {"tokens_per_s": tokens / seconds, "s_per_step": seconds, "first_step_s": timer.seconds[0]}
-    figures["losses"] = losses
+    figures |= {"losses": losses, "tokens_at_once": trainer.tokens_at_once}
     if on_gpu:
         figures["peak_gb"] = torch.cuda.max_memory_reserved() / 1e9
         figures["allocated_gb"] = torch.cuda.max_memory_allocated() / 1e9

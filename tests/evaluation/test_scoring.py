@@ -103,6 +103,13 @@ def test_the_model_is_given_the_templates_bos_once(llama, engine, written, added
     check_bos(given, written)
 
 
+def test_cudnn_does_not_attend_to_questions_of_many_lengths(llama, mmlu_folder, tmp_path, monkeypatch):
+    allowed = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", allowed.append)
+    evaluate(monkeypatch, llama, mmlu_folder, tmp_path)
+    assert allowed == [False]
+
+
 @pytest.mark.parametrize("added", [True, False])
 def test_a_whole_text_follows_one_bos(llama, added):
     post_process(llama, template("<bos> $A") if added else None)

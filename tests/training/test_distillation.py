@@ -152,9 +152,10 @@ def test_accumulated_batches_are_one_step(untrained, texts, tmp_path, monkeypatc
 def test_a_step_in_parts_is_the_step(untrained, texts, tmp_path, monkeypatch, distilled, changes):
     taken = []
     for part in (8192, 60):
-        monkeypatch.setattr(collation, "PART", part)
         more = {"max_steps": 2, "train_batch_size": 8, "logging_steps": 1}
         trainer = made_trainer(untrained, texts, tmp_path, distillation=distilled, **changes, **more)
+        assert trainer.tokens_at_once == (collation.PART_OF_MERGED if changes else collation.PART)
+        trainer.tokens_at_once = part
         rows, own = [], trainer.compute_loss
         monkeypatch.setattr(
             trainer,
@@ -173,6 +174,15 @@ def test_a_step_in_parts_is_the_step(untrained, texts, tmp_path, monkeypatch, di
     assert part_losses == pytest.approx(losses, rel=1e-5)
     for one, other in zip(weights, part_weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_cudnn_attends_only_to_rows_of_one_length(untrained, texts, tmp_path, monkeypatch, packing):
+    """Packed rows all have one length; whole texts make batches of many shapes, each of which cuDNN would prepare."""
+    allowed = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", allowed.append)
+    made_trainer(untrained, texts, tmp_path, packing=packing)
+    assert allowed == [packing]
 
 
 def test_from_calibrated_weights_the_base_is_still_the_base(untrained, texts, tmp_path):

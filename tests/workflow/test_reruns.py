@@ -170,6 +170,7 @@ MODULES = {
     "standin/persons.py": {},
     "standin/standin.py": {},
     "standin/standin_training.py": {},
+    "system/attention.py": TRAINED | SCORED,
     "system/cuda_graphs.py": CALIBRATED | TIMED,
     "system/deployment.py": {},  # used only for planning
     "system/devices.py": TRAINED_AND_CALIBRATED | MEASURED,

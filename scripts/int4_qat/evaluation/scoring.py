@@ -21,7 +21,7 @@ from int4_qat.engines import inference
 from int4_qat.evaluation import last_position
 from int4_qat.evaluation.replicas import Replicas
 from int4_qat.evaluation.stock_scores import StockScores
-from int4_qat.system import devices
+from int4_qat.system import attention, devices
 from int4_qat.tokenizer import tokenization
 
 SEED = 1234
@@ -126,6 +126,7 @@ def has_replicas(options: Options) -> bool:
 
 def make_engine(word: str, options: Options, tokenizer: PreTrainedTokenizerBase | None = None) -> StockScores:
     """Return the engine of this name, with the model's tokenizer and the model on the GPUs that this process sees."""
+    attention.fit_kernels(shapes_vary=True)
     return ENGINES[word](
         pretrained=inference.load_model(options.checkpoint, architecture.DTYPES[options.dtype], options.device),
         tokenizer=tokenizer or tokenization.load_tokenizer(options.checkpoint),

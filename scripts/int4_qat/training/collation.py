@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from int4_qat.tokenizer.turns import IGNORED
 
 MULTIPLE = 16  # tokens
-PART = 8192  # tokens that go through the model at once, padding included
+PART = 4096  # tokens that go through the model at once, padding included
+PART_OF_MERGED = 8192  # each part computes the deployed weight of every linear anew
 PROBE = 12  # tokens
 
 
@@ -44,9 +45,9 @@ class Collator:
         return batch
 
 
-def parts(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Return a batch as parts of at most PART tokens, each of at least one row."""
-    rows = max(1, PART // batch["input_ids"].shape[1])
+def parts(batch: dict[str, torch.Tensor], tokens: int) -> list[dict[str, torch.Tensor]]:
+    """Return a batch as parts of at most this number of tokens, each of at least one row."""
+    rows = max(1, tokens // batch["input_ids"].shape[1])
     pieces = zip(*(tensor.split(rows) for tensor in batch.values()), strict=True)
     return [dict(zip(batch, piece, strict=True)) for piece in pieces]
 

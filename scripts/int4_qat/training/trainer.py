@@ -22,6 +22,7 @@ class AnyDeviceSFTTrainer(SFTTrainer):
     """
 
     distillation: Distillation | None = None
+    tokens_at_once = collation.PART  # tokens that go through the model at once
     grid_learning_rate: float | None = None
     teacher: Teacher | None = None
     held_out: datasets.Dataset | None = None
@@ -55,7 +56,7 @@ class AnyDeviceSFTTrainer(SFTTrainer):
         """
         if num_items_in_batch is None:  # a part's loss would then be the part's own mean
             return super().training_step(model, inputs)
-        parts = collation.parts(inputs)
+        parts = collation.parts(inputs, self.tokens_at_once)
         rounds, losses = ranks.most(len(parts), self.args.device), []
         for number in range(rounds):
             self.counts, last = number < len(parts), number == rounds - 1

@@ -11,6 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from int4_qat.checkpoint import architecture, loading, text_model
 from int4_qat.config.recipe import compares_with_base
 from int4_qat.quantization import schemes
+from int4_qat.system import attention
 from int4_qat.system.errors import InputError
 from int4_qat.training import callbacks, collation, compilation, qat, ranks, sharding, start, teachers
 from int4_qat.training.data import Rows
@@ -68,6 +69,7 @@ def make_trainer(
 ) -> SFTTrainer:
     """Return trl's trainer with the recipe's values, on rows that already are tokens and labels."""
     config = SFTConfig(**training_settings(recipe, options), dataset_kwargs={"skip_prepare_dataset": True})
+    attention.fit_kernels(shapes_vary=not recipe.packing)
     side_by_side = collation.keeps_apart(model)
     if not side_by_side:
         print("each text is padded to its own row, since in this model a text affects the next one in the same row")
@@ -78,6 +80,8 @@ def make_trainer(
         model=model, args=config, train_dataset=rows.train, processing_class=tokenizer, data_collator=collator
     )
     trainer.distillation, trainer.grid_learning_rate = recipe.distillation, recipe.grid_learning_rate
+    deploys = recipe.scheme is not None and recipe.qat_target == "merged"
+    trainer.tokens_at_once = collation.PART_OF_MERGED if deploys else collation.PART
     if compares_with_base(vars(recipe)):
         trainer.teacher, trainer.held_out = teachers.make(model, recipe, options), rows.held_out
     if recipe.distillation:
