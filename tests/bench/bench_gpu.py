@@ -249,6 +249,9 @@ def steps(arguments: argparse.Namespace, config: dict):
     for name, word in {"int4": quantizations.LOADED, served: served}.items():
         options = ["--checkpoint", source, *scheme, "--format", word, "--output", folder / name]
         yield f"quantize {word}", ["quantize", *options], folder / name
+    if source == folder / "merged":
+        parity = [*adapter, "--checkpoint", folder / "int4", "--texts", folder / "texts.parquet", *on]
+        yield "parity", ["check_parity", *parity, "--output", folder / "parity.json"], folder / "parity.json"
     precisions = {"bf16": folder / "model", "int4": folder / "int4"}
     for name, checkpoint in precisions.items():
         output = folder / f"memory_{name}.json"
@@ -277,6 +280,12 @@ def steps(arguments: argparse.Namespace, config: dict):
             if engine == "vllm":
                 options += ["--gpus", gpus, "--", *(CUDA_GRAPHS_ALONE if name == "int4" else latency["vllm_arguments"])]
             yield step, ["measure_latency", *options], output
+    if "vllm" in arguments.engines:
+        serving, output = config["evaluation"]["serving"], folder / "serving.json"
+        options = ["--checkpoint", folder / "int4", "--served", folder / served, "--dtype", "bfloat16", *on]
+        options += ["--concurrency", *serving["concurrency"], "--max-tokens", serving["max_tokens"]]
+        options += ["--time-limit", serving["time_limit"], "--vllm-runs", folder / "vllm" / output.stem]
+        yield "serving", ["check_serving", *options, "--output", output, "--", *serving["vllm_arguments"]], output
 
 
 def place(folder: Path, name: str) -> Path:
@@ -327,6 +336,8 @@ def figures_of(name: str, output: Path) -> dict:
         return {"questions": sum(subject["questions"] for subject in files.read_json(output)["by_subject"].values())}
     if kind == "format":
         return {"rows": pq.read_metadata(output).num_rows}
+    if kind in ("parity", "serving"):
+        return {}
     figures = {"gb": weight_files.file_bytes(output) / 1e9}
     if kind == "calibrate" and (peak := PEAK.search(Path(f"{output}.log").read_text())):
         figures["peak_gb"] = float(peak[1])

@@ -12,6 +12,7 @@ mkdir -p "$out"
 gpus=$(nvidia-smi --list-gpus | wc -l)
 gemma=(tests/bench/bench_gpu.py --folder "$folder" --tokenizer "$model" --mmlu "$mmlu")
 int4=$folder/compressed-tensors
+declare -A served=([model]=$folder/model [int4]=$int4)
 
 measure() {  # arguments: a name, then the words of a Python command
     echo "$1 ..."
@@ -24,12 +25,19 @@ measure() {  # arguments: a name, then the words of a Python command
 measure tests -m pytest tests/kernels/test_gpu.py tests/workflow/test_families.py
 measure linear tests/bench/bench_int4.py --device cuda
 # Trainings first, on equal and on real lengths, with unsloth beside them; what is exported here is decoded below.
-measure train "${gemma[@]}" --output "$out/train.json" --only format finetune merge quantize
+measure train "${gemma[@]}" --output "$out/train.json" --only format finetune merge quantize parity
 measure score "${gemma[@]}" --output "$out/score.json" --only memory mmlu
+for name in model int4; do
+    measure "lm-eval-$name" tests/bench/bench_lm_eval.py --checkpoint "$folder/$name" --mmlu "$mmlu" --limit 20 \
+        --served "${served[$name]}" --output "$out/lm-eval-$name.json"
+done
 measure latency "${gemma[@]}" --output "$out/latency.json" --engines transformers vllm --batch-sizes 1 8 64 \
-    --only "latency transformers" "latency vllm bf16" "latency vllm compressed"
+    --only "latency transformers" "latency vllm bf16" "latency vllm compressed" serving
 measure calibrate "${gemma[@]}" --output "$out/calibrate.json" --only calibrate
-measure step tests/bench/bench_step.py --folder "$folder" --output "$out/step.json" --arms lora distilled merged qad
+for part in 4096 8192; do
+    measure "step-$part" tests/bench/bench_step.py --folder "$folder" --output "$out/step-$part.json" --part "$part" \
+        --arms lora distilled merged qad
+done
 measure divergence tests/bench/bench_divergence.py --folder "$folder" --output "$out/divergence.json"
 for name in model int4; do
     measure "transformers-$name" tests/bench/bench_decoding.py --engine transformers --checkpoint "$folder/$name" \
