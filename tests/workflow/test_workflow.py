@@ -79,6 +79,7 @@ def test_modules_are_found_through_other_modules():
     }
     assert {f"int4_qat/{path}" for path in expected} <= found
     assert found - {*relative(sources.local_modules(program))} == {
+        "int4_qat/system/attention.py",
         "int4_qat/training/backends/transformers.py",
         "int4_qat/training/collation.py",
         "int4_qat/training/trainer.py",
