@@ -1,11 +1,11 @@
 """Time MMLU's questions by evaluate_mmlu's engine and by lm-eval's own hf and vllm backends, on the same questions.
 
 Each backend runs in its own process, one after the other. `questions_s` is the time for the questions alone, without
-imports, loading and lm-eval's preparation, and `whole_mmlu_s` is that time multiplied up to all questions of MMLU. vLLM
-reads int4 in the layout of compressed-tensors; name that folder with --served.
+imports, loading and lm-eval's preparation, and `whole_mmlu_s` is that time multiplied up to all questions of MMLU, by
+their characters. vLLM reads int4 in the layout of compressed-tensors; name that folder with --served.
 
-    python tests/bench/bench_lm_eval.py --checkpoint /dev/shm/gemma/model --mmlu resources/mmlu --limit 10 \\
-        --output lm_eval.json
+    python tests/bench/bench_lm_eval.py --checkpoint /dev/shm/gemma/model --mmlu resources/mmlu --output lm_eval.json \\
+        --subjects nutrition moral_disputes high_school_psychology professional_medicine high_school_us_history
 """
 
 import argparse
@@ -23,7 +23,7 @@ from lm_eval.tasks import TaskManager
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from int4_qat.data import mmlu, mmlu_parquet
+from int4_qat.data import mmlu
 from int4_qat.engines import inference
 from int4_qat.evaluation import last_position, mmlu_harness, scoring
 from int4_qat.system import devices, files
@@ -38,7 +38,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder with the checkpoint, in bf16 or int4")
     parser.add_argument("--served", type=Path, help="folder with the same weights for vLLM; --checkpoint if omitted")
     parser.add_argument("--mmlu", required=True, type=Path, help="folder written by download_mmlu")
-    parser.add_argument("--limit", type=int, default=10, help="number of questions per subject")
+    parser.add_argument("--subjects", nargs="+", default=mmlu.SUBJECTS, help="subjects to ask; all if omitted")
+    parser.add_argument("--limit", type=int, help="number of questions per subject; all if omitted")
     parser.add_argument("--num-fewshot", type=int, default=0, help="number of examples before each question")
     parser.add_argument("--batch-size", type=int, default=8, help="batch size of last_position")
     parser.add_argument("--hf-batch-size", type=int, default=16, help="batch size of lm-eval's hf backend, in choices")
@@ -87,7 +88,7 @@ def measure(arguments: argparse.Namespace, backend: str) -> dict:
     with tempfile.TemporaryDirectory() as work, scoring.templates_compiled_once():
         include = mmlu_harness.lay_out(arguments.mmlu, Path(work))
         manager = TaskManager(include_path=str(include), include_defaults=False)
-        tasks = [mmlu_harness.task_name(subject) for subject in mmlu.SUBJECTS]
+        tasks = [mmlu_harness.task_name(subject) for subject in arguments.subjects]
         found = lm_eval.simple_evaluate(
             model,
             tasks=tasks,
@@ -97,16 +98,21 @@ def measure(arguments: argparse.Namespace, backend: str) -> dict:
             bootstrap_iters=0,
         )
     samples = [sample for subject in found["samples"].values() for sample in subject]
-    everything = sum(mmlu_parquet.count_subjects(arguments.mmlu / "test.parquet").values())
+    everything = sum(map(characters, pd.read_parquet(arguments.mmlu / "test.parquet").to_dict("records")))
     right = pd.Series([sample["filtered_resps"][sample["target"]][0] for sample in samples])
     return {
         "load_s": loaded - begun,
         "questions": len(samples),
         "questions_s": sum(spent),
-        "whole_mmlu_s": sum(spent) * everything / len(samples),
+        "whole_mmlu_s": sum(spent) * everything / sum(characters(sample["doc"]) for sample in samples),
         "mean_log_likelihood": right.mean(),
         "accuracy": pd.Series([sample["acc"] for sample in samples]).mean(),
     }
+
+
+def characters(question: dict) -> int:
+    """Return the number of characters of a question and its choices."""
+    return len(question["question"]) + sum(map(len, question["choices"]))
 
 
 def load(arguments: argparse.Namespace, backend: str):

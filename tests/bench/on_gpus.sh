@@ -28,7 +28,8 @@ measure linear tests/bench/bench_int4.py --device cuda
 measure train "${gemma[@]}" --output "$out/train.json" --only format finetune merge quantize parity
 measure score "${gemma[@]}" --output "$out/score.json" --only memory mmlu
 for name in model int4; do
-    measure "lm-eval-$name" tests/bench/bench_lm_eval.py --checkpoint "$folder/$name" --mmlu "$mmlu" --limit 20 \
+    measure "lm-eval-$name" tests/bench/bench_lm_eval.py --checkpoint "$folder/$name" --mmlu "$mmlu" \
+        --subjects nutrition moral_disputes high_school_psychology professional_medicine high_school_us_history \
         --served "${served[$name]}" --output "$out/lm-eval-$name.json"
 done
 measure latency "${gemma[@]}" --output "$out/latency.json" --engines transformers vllm --batch-sizes 1 8 64 \
