@@ -18,19 +18,20 @@ from pathlib import Path
 
 import lm_eval
 import pandas as pd
-import torch
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
+from int4_qat.checkpoint import architecture
 from int4_qat.data import mmlu
 from int4_qat.engines import inference
-from int4_qat.evaluation import last_position, mmlu_harness, scoring
+from int4_qat.evaluation import mmlu_harness, scoring
 from int4_qat.system import devices, files
 from int4_qat.tokenizer import tokenization
 
-OURS, HF, VLLM = "last_position", "hf", "vllm"
-DTYPE = torch.bfloat16
+OURS, HF, VLLM = scoring.LAST_POSITION, "hf", "vllm"
+DTYPE = "bfloat16"
 
 
 def main() -> None:
@@ -122,17 +123,16 @@ def load(arguments: argparse.Namespace, backend: str):
 
         return Backend(
             pretrained=str(arguments.served or arguments.checkpoint),
-            dtype="bfloat16",
+            dtype=DTYPE,
             batch_size="auto",
             **{"max_model_len": 4096, "gpu_memory_utilization": 0.9} | arguments.vllm,
         )
-    model = inference.load_model(arguments.checkpoint, DTYPE, arguments.device)
-    options = {"pretrained": model, "tokenizer": tokenization.load_as_is(arguments.checkpoint)}
+    tokenizer = tokenization.load_as_is(arguments.checkpoint)
     if backend == OURS:
-        return last_position.LastPosition(**options, batch_size=arguments.batch_size, softmax_dtype=torch.float32)
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(**options, batch_size=arguments.hf_batch_size)
+        options = scoring.options_of(vars(arguments) | {"dtype": DTYPE, "gpus": 1})
+        return scoring.make_engine(OURS, options, tokenizer)
+    model = inference.load_model(arguments.checkpoint, architecture.DTYPES[DTYPE], arguments.device)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=arguments.hf_batch_size)
 
 
 if __name__ == "__main__":

@@ -60,11 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.folder / "model").exists():
         bench_gpu.make_model(bench_gpu.shapes_of(arguments), arguments)
-    record = {
-        "device": devices.name(arguments.device),
-        "versions": bench_gpu.versions(),
-        "arms": {},
-    }
+    record = {"device": devices.name(arguments.device), "versions": bench_gpu.versions(), "arms": {}}
     for word in arguments.arms:
         name, _, changes = word.partition("={")
         recipe = recipe_of(arguments, name, json.loads("{" + changes) if changes else {})

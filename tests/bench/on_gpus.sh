@@ -12,7 +12,6 @@ mkdir -p "$out"
 gpus=$(nvidia-smi --list-gpus | wc -l)
 gemma=(tests/bench/bench_gpu.py --folder "$folder" --tokenizer "$model" --mmlu "$mmlu")
 int4=$folder/compressed-tensors
-declare -A served=([model]=$folder/model [int4]=$int4)
 
 measure() {  # arguments: a name, then the words of a Python command
     echo "$1 ..."
@@ -27,11 +26,12 @@ measure linear tests/bench/bench_int4.py --device cuda
 # Trainings first, on equal and on real lengths, with unsloth beside them; what is exported here is decoded below.
 measure train "${gemma[@]}" --output "$out/train.json" --only format finetune merge quantize parity
 measure score "${gemma[@]}" --output "$out/score.json" --only memory mmlu
-for name in model int4; do
-    measure "lm-eval-$name" tests/bench/bench_lm_eval.py --checkpoint "$folder/$name" --mmlu "$mmlu" \
-        --subjects nutrition moral_disputes high_school_psychology professional_medicine high_school_us_history \
-        --served "${served[$name]}" --output "$out/lm-eval-$name.json"
-done
+asked=(--mmlu "$mmlu"
+    --subjects nutrition moral_disputes high_school_psychology professional_medicine high_school_us_history)
+measure lm-eval-model tests/bench/bench_lm_eval.py --checkpoint "$folder/model" "${asked[@]}" \
+    --output "$out/lm-eval-model.json"
+measure lm-eval-int4 tests/bench/bench_lm_eval.py --checkpoint "$folder/int4" --served "$int4" "${asked[@]}" \
+    --output "$out/lm-eval-int4.json"
 measure latency "${gemma[@]}" --output "$out/latency.json" --engines transformers vllm --batch-sizes 1 8 64 \
     --only "latency transformers" "latency vllm bf16" "latency vllm compressed" serving
 measure calibrate "${gemma[@]}" --output "$out/calibrate.json" --only calibrate

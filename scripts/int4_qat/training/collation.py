@@ -13,7 +13,7 @@ from int4_qat.tokenizer.turns import IGNORED
 
 MULTIPLE = 16  # tokens
 PART = 4096  # tokens that go through the model at once, padding included
-PART_OF_MERGED = 8192  # each part computes the deployed weight of every linear anew
+PART_OF_MERGED = 8192  # more, since each part recomputes the deployed weight of every linear
 PROBE = 12  # tokens
 
 

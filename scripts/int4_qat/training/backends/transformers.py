@@ -80,8 +80,8 @@ def make_trainer(
         model=model, args=config, train_dataset=rows.train, processing_class=tokenizer, data_collator=collator
     )
     trainer.distillation, trainer.grid_learning_rate = recipe.distillation, recipe.grid_learning_rate
-    deploys = recipe.scheme is not None and recipe.qat_target == "merged"
-    trainer.tokens_at_once = collation.PART_OF_MERGED if deploys else collation.PART
+    if recipe.scheme is not None and recipe.qat_target == "merged":
+        trainer.tokens_at_once = collation.PART_OF_MERGED
     if compares_with_base(vars(recipe)):
         trainer.teacher, trainer.held_out = teachers.make(model, recipe, options), rows.held_out
     if recipe.distillation:
