@@ -74,6 +74,7 @@ def trained(wide, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unsloth")
     output = finish(start(wide, folder, QAT | {"backend": "unsloth"}))
     assert "fake quantization (unsloth's, group size 128) on 21 linears" in output
+    assert "Padding-free" not in output
     return folder
 
 

@@ -31,6 +31,8 @@ def prepare() -> None:
     # Otherwise the code that unsloth generates would go into the folder of the workflow.
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(own_folder() / "compiled")
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+    # For Gemma's wide heads unsloth would otherwise compile FlexAttention for each length, for 4 to 12 s as it says.
+    os.environ["UNSLOTH_FLEX_ATTENTION_FOR_LARGE_HEAD_DIM"] = "0"
     import unsloth  # noqa: F401
 
 
@@ -123,7 +125,8 @@ def make_trainer(model, tokenizer, rows, recipe, options):
     (questions,) = options.texts.values()
     with scratch.plain(questions) as path:
         texts = datasets.Dataset.from_parquet(str(path), columns=["text"], cache_dir=str(own_folder()))
-    config = SFTConfig(**training_settings(recipe, options), dataset_text_field="text")
+    # By itself unsloth puts the texts of a step into one row, with a mask over all pairs of tokens.
+    config = SFTConfig(**training_settings(recipe, options), dataset_text_field="text", padding_free=False)
     trainer = SFTTrainer(model=model, args=config, train_dataset=texts, processing_class=tokenizer)
     trainer = train_on_responses_only(
         trainer, instruction_part=recipe.instruction_part, response_part=recipe.response_part
