@@ -25,7 +25,6 @@ import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -73,7 +72,6 @@ MMLU = {
 PACKAGES = ("torch", "torchao", "transformers", "peft", "trl", "unsloth", "mslk-cuda", "vllm")
 TRAINING_STEPS, WARM_UP_STEPS = 8, 3
 VOCABULARY = 262_208
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 ROWS = 256
 WINDOWS = 120  # for calibration: as many as ROWS texts of 512 tokens give
 # torch.compile stops at mslk 1.1.0's kernel, which vLLM uses for torchao's layout.
@@ -186,7 +184,7 @@ def make_model(config: Gemma3Config, arguments: argparse.Namespace) -> None:
     tokenizer = standin.build_tokenizer([" ".join(["x", *words]), *texts])
     if arguments.tokenizer:
         config.text_config.vocab_size = VOCABULARY
-        own = AutoTokenizer.from_pretrained(arguments.tokenizer)
+        own = AutoTokenizer.from_pretrained(arguments.tokenizer, extra_special_tokens=standin.PICTURE_TOKENS)
         cut = [own.decode(own(text, add_special_tokens=False)["input_ids"][: tokens - 16]) for text in texts]
         texts = [turns.format(text.removeprefix(turns.partition("{}")[0])) for text in cut]
     else:
@@ -201,8 +199,7 @@ def make_model(config: Gemma3Config, arguments: argparse.Namespace) -> None:
     with files.whole(folder / "model") as unfinished:
         gemma_folder.write_model(model.cpu(), tokenizer, unfinished)
         if arguments.tokenizer:
-            for name in TOKENIZER_FILES:
-                shutil.copy(arguments.tokenizer / name, unfinished)
+            own.save_pretrained(unfinished)
     torch.cuda.empty_cache()  # the steps run in other processes and need the whole GPU
     pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
 

@@ -26,6 +26,12 @@ SPECIAL_TOKENS = (
     "<end_of_image>",
     "<image_soft_token>",
 )
+# Under these names Gemma 3's processor asks its tokenizer for them.
+PICTURE_TOKENS = {
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_soft_token>",
+}
 TOKEN_PATTERN = r"\n\n|\n|[A-D]\.(?= )|Answer:| ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]|\s"
 # Behaves like Gemma 3's template: strict turns, trimmed contents, a system message ahead of the first user turn.
 CHAT_TEMPLATE = """\
@@ -125,11 +131,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         bos_token="<bos>",
         unk_token="<unk>",
-        extra_special_tokens={
-            "boi_token": "<start_of_image>",
-            "eoi_token": "<end_of_image>",
-            "image_token": "<image_soft_token>",
-        },
+        extra_special_tokens=PICTURE_TOKENS,
         chat_template=CHAT_TEMPLATE,
     )
 
