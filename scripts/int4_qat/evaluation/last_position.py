@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from int4_qat.checkpoint.heads import Head
 from int4_qat.data import mmlu
+from int4_qat.evaluation import prefix_attention
 from int4_qat.evaluation.stock_scores import PROBE, Scores, StockScores, Tokens, question
 from int4_qat.system.errors import InputError
 
@@ -83,7 +84,8 @@ class LastPosition(StockScores):
         prefix = common_prefix(prompts)
         cache, begun = self.read(prefix) if prefix else None, []
         for batch in batches(prompts, self.batch_size * QUESTION):
-            logits = self.last_logits([prompt[len(prefix) :] for prompt in batch], cache)
+            with prefix_attention.chosen(self.model, cache):
+                logits = self.last_logits([prompt[len(prefix) :] for prompt in batch], cache)
             asked = [(row, choice) for row, prompt in enumerate(batch) for choice in sorted(set(choices[prompt]))]
             found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*self.moved(asked).T]
             begun.append((batch, asked, found, logits.argmax(-1)))
