@@ -21,7 +21,8 @@ measure() {  # arguments: a name, then the words of a Python command
     [ "$code" = 0 ] || failed=1
 }
 
-measure tests -m pytest tests/kernels/test_gpu.py tests/workflow/test_families.py
+measure tests -m pytest tests/kernels/test_gpu.py tests/evaluation/test_prefix_attention.py \
+    tests/workflow/test_families.py
 measure linear tests/bench/bench_int4.py --device cuda
 # Trainings first, on equal and on real lengths, with unsloth beside them; what is exported here is decoded below.
 measure train "${gemma[@]}" --output "$out/train.json" --only format finetune merge quantize parity
