@@ -1,7 +1,6 @@
 """Run scripts/finetune.py with a stand-in for the GPU, so that unsloth's own code runs on a CPU.
 
-Two things are not real: the GPU's properties, and flex attention, which has no backward pass on a CPU and is replaced
-by sdpa. The model, LoRA, fake quantization, tokens, labels and trainer are unsloth's.
+The GPU's properties are not real. The model, LoRA, fake quantization, tokens, labels and trainer are unsloth's.
 
     .venv-unsloth/bin/python tests/shims/unsloth_without_gpu.py --model ... --device cpu   # as scripts/finetune.py
 """
@@ -40,15 +39,8 @@ def stand_for_a_gpu() -> None:
 
 def main() -> None:
     stand_for_a_gpu()
-    misfits, add_adapters = limits.unsloth_misfits, backend.add_adapters
+    misfits = limits.unsloth_misfits
     limits.unsloth_misfits = lambda recipe, device: misfits(recipe, "cuda")
-
-    def add_adapters_with_sdpa(*arguments):
-        model = add_adapters(*arguments)
-        model.get_base_model().set_attn_implementation("sdpa")
-        return model
-
-    backend.add_adapters = add_adapters_with_sdpa
     backend.prepare = lambda: None  # unsloth is imported, and there is no GPU to claim
     finetune.main()
 

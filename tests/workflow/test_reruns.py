@@ -105,8 +105,8 @@ MODULES = {
     "evaluation/divergence.py": DIVERGED,
     "evaluation/hidden_states.py": DIVERGED,
     "evaluation/last_position.py": SCORED,
-    "evaluation/prefix_attention.py": SCORED,
     "evaluation/mmlu_harness.py": SCORED,
+    "evaluation/prefix_attention.py": SCORED,
     "evaluation/question_tasks.py": {},  # this run has no questions of the user's own
     "evaluation/replicas.py": SCORED,
     "evaluation/scoring.py": SCORED,

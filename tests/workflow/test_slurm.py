@@ -177,7 +177,7 @@ def test_a_training_on_two_gpus_is_one_job_on_one_node(cluster_run, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     (job,) = new_jobs(before)["finetune"]
     assert (job["NumNodes"], job["NumCPUs"], job["TresPerJob"]) == ("1", "16", "gres:gpu:h100:2")
-    assert "mem=192000M," in job["TRES"] or "mem=187.50G," in job["TRES"], job["TRES"]
+    assert "mem=128000M," in job["TRES"] or "mem=125G," in job["TRES"], job["TRES"]
     one, two = (pd.read_csv(each.directory / "results/demo/qat/training.csv") for each in (cluster_run[0], run))
     assert two["loss"].tolist() == pytest.approx(one["loss"].tolist(), rel=1e-4)
 

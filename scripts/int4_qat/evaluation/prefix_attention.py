@@ -1,8 +1,8 @@
 """Attend from the tokens of questions to their common prefix and to themselves with FlashAttention, without a mask.
 
 Where queries follow a cache, transformers gives PyTorch's attention a mask, and FlashAttention takes none. The kernel
-that PyTorch then chooses reached 18 TFLOP/s with heads of 256 values on an H200. PyTorch's varlen_attn aligns queries
-with the end of the keys, as a causal mask after a cache does, and knows sliding windows.
+that PyTorch then chooses reached 18 TFLOP/s with heads of 256 values on an H200. FlashAttention itself aligns queries
+with the end of the keys, as a causal mask after a cache does, and lets a token see `left` tokens before it.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,9 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "flash_after_cache"  # without a mask function of this name, transformers makes no mask
-WIDEST, MULTIPLE = 256, 8  # of a head's width; FlashAttention's limits
+# FlashAttention's limits: a head's width, and the GPU
+WIDEST, MULTIPLE = 256, 8
+CAPABILITY = (8, 0)
 
 
 def attend(
@@ -50,12 +52,17 @@ def attend(
 AttentionInterface.register(NAME, attend)
 
 
+def runs_on(device: torch.device) -> bool:
+    """Return whether FlashAttention runs on a device."""
+    on_nvidia = device.type == "cuda" and torch.version.hip is None
+    return on_nvidia and torch.cuda.get_device_capability(device) >= CAPABILITY
+
+
 def fits(model: PreTrainedModel, cache) -> bool:
-    """Return whether FlashAttention can compute the attention of a model after this cache."""
+    """Return whether FlashAttention, where it runs, can compute the attention of a model after this cache."""
     text = model.config.get_text_config()
     return (
-        model.device.type == "cuda"
-        and model.dtype in (torch.bfloat16, torch.float16)
+        model.dtype == torch.bfloat16
         and text._attn_implementation == "sdpa"
         and getattr(text, "attn_logit_softcapping", None) is None
         and all(layer.keys.shape[-1] <= WIDEST and layer.keys.shape[-1] % MULTIPLE == 0 for layer in cache.layers)
@@ -67,7 +74,7 @@ def chosen(model: PreTrainedModel, cache) -> Iterator[None]:
     """Let a model attend in this way inside the block, where it continues a cache for which FlashAttention fits."""
     text = model.config.get_text_config()
     before = text._attn_implementation
-    if cache is not None and fits(model, cache):
+    if cache is not None and runs_on(model.device) and fits(model, cache):
         text._attn_implementation = NAME
     try:
         yield

@@ -16,6 +16,7 @@ from int4_qat.config import limits
 from int4_qat.system import devices, scratch
 from int4_qat.system.errors import InputError
 
+FLEX, SDPA = "flex_attention", "sdpa"  # transformers' words
 SCHEME = "int4"  # unsloth's word for the only scheme that config/limits.py allows
 
 
@@ -31,8 +32,6 @@ def prepare() -> None:
     # Otherwise the code that unsloth generates would go into the folder of the workflow.
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(own_folder() / "compiled")
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-    # For Gemma's wide heads unsloth would otherwise compile FlexAttention for each length, for 4 to 12 s as it says.
-    os.environ["UNSLOTH_FLEX_ATTENTION_FOR_LARGE_HEAD_DIM"] = "0"
     import unsloth  # noqa: F401
 
 
@@ -79,10 +78,23 @@ def add_adapters(folder: Path, recipe, device: str, spread: bool = False):
         random_state=recipe.seed,
         qat_scheme=recipe.scheme and SCHEME,
     )
+    leave_flex_attention(model.get_base_model())
     model.print_trainable_parameters()
     if recipe.scheme is not None:
         check_fake_quantized(model, schemes.of_words(recipe.scheme).group_size, recipe.ignore)
     return model
+
+
+def leave_flex_attention(model) -> None:
+    """Use PyTorch's attention where unsloth chose FlexAttention, as for Gemma 3; raise InputError if that fails.
+
+    FlexAttention is compiled for each length of a batch, which takes longer than the card's hundred steps.
+    """
+    text = model.config.get_text_config()
+    if text._attn_implementation == FLEX:
+        model.set_attn_implementation(SDPA)
+        if text._attn_implementation != SDPA:
+            raise InputError(f"finetune.backend: expected attention by {SDPA}, found {text._attn_implementation}")
 
 
 def check_fake_quantized(model: torch.nn.Module, group_size: int, ignore: list[str]) -> None:
