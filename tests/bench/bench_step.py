@@ -1,9 +1,11 @@
 """Time training steps at the shapes of Gemma 3 12B, and list the kernels that a step's time goes to.
 
 A training uses the backend, rows and trainer of finetune.py, in this process, on random weights and on texts of
---tokens invented words each. --arms takes arms of bench_gpu.py, or NAME={...} to override their settings.
+--tokens invented words each, or on --texts. --arms takes arms of bench_gpu.py, or NAME={...} to override their
+settings. What the kernels of the last step leave of the median step is the time in which the GPU waits.
 
     python tests/bench/bench_step.py --folder /dev/shm/step --layers 12 --output step.json
+    python tests/bench/bench_step.py --folder /dev/shm/gemma --texts /dev/shm/gemma/questions.parquet --output step.json
     python tests/bench/bench_step.py --folder /tmp/tiny --shapes tiny --device cpu --tokens 64 --output tiny.json
 """
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="number of decoder layers of the text model; all if omitted")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"], help="device to run on")
     parser.add_argument("--tokens", default=512, type=int, help="number of tokens per training row")
+    parser.add_argument("--texts", type=Path, help="parquet file with other texts to train on, in the column text")
     parser.add_argument("--tokenizer", type=Path, help="folder with a Gemma 3 whose tokenizer is used")
     parser.add_argument(
         "--arms", nargs="+", default=["lora", "base", "merged"], help="arms to train, by name or as NAME={...}"
@@ -118,7 +121,7 @@ def measure(arguments: argparse.Namespace, recipe: Recipe) -> dict:
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as work:
         places = {name: Path(work) / name for name in ("checkpoints", "adapter", "log_table")}
-        texts = {"questions": arguments.folder / "texts.parquet"}
+        texts = {"questions": arguments.texts or arguments.folder / "texts.parquet"}
         model = arguments.folder / "model"
         options = Options(model=model, texts=texts, device=arguments.device, base=model, **places)
         tokenizer = tokenization.load_tokenizer(model)
@@ -137,14 +140,15 @@ def measure(arguments: argparse.Namespace, recipe: Recipe) -> dict:
     if on_gpu:
         figures["peak_gb"] = torch.cuda.max_memory_reserved() / 1e9
         figures["allocated_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    return figures | by_kernel(timer.profile, on_gpu)
+    figures |= by_kernel(timer.profile, on_gpu)
+    return figures | {"ms_left": 1e3 * seconds - sum(figures["ms_by_kind"].values())}
 
 
 def by_kernel(found: profile, on_gpu: bool) -> dict:
     """Return the milliseconds of each kind of kernel, and of the 25 kernels that take most, with their counts."""
     kinds, kernels = Counter(), {}
     for event in found.key_averages():
-        if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
+        if on_gpu and (event.device_type != torch.autograd.DeviceType.CUDA or event.is_user_annotation):
             continue
         milliseconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
         name = event.key.lower()

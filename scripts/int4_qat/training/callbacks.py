@@ -113,6 +113,8 @@ class GradientCheck(TrainerCallback):
         self.silent: set[str] | None = None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.silent == set():
+            return
         trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         if self.silent is None:
             self.silent = set(trainable)

@@ -34,10 +34,12 @@ def of_student(model: PeftModel) -> Teacher:
     def read(batch: dict) -> Reading:
         training = model.training
         model.eval()
+        # peft's own context, model.disable_adapter, first looks up the state of every layer, for each part of a batch.
+        model.base_model.disable_adapter_layers()
         try:
-            with model.disable_adapter():
-                return Reading(last_hidden_states(model, base, batch), Head(base))
+            return Reading(last_hidden_states(model, base, batch), Head(base))
         finally:
+            model.base_model.enable_adapter_layers()
             model.train(training)
 
     return read

@@ -1,6 +1,7 @@
 """Adapt trl's trainer to any device, to distillation from the base in bf16, and to a separate rate for grids."""
 
 import contextlib
+import functools
 
 import datasets
 import torch
@@ -28,6 +29,15 @@ class AnyDeviceSFTTrainer(SFTTrainer):
     held_out: datasets.Dataset | None = None
     distilled = 0  # tokens on which the models are compared, in all batches of a step
     counts = True  # whether the part that is being computed counts
+
+    @functools.cached_property
+    def is_spread(self) -> bool:
+        """Whether the weights are sharded over several GPUs."""
+        return sharding.is_spread(self.model)
+
+    def floating_point_ops(self, inputs):
+        """Return 0, since nothing reads the sum, for which transformers counts the parameters after every step."""
+        return 0
 
     def create_optimizer(self, model=None):
         """Create the optimizer, with a rate for learned grids and no weight decay on them."""
@@ -63,7 +73,7 @@ class AnyDeviceSFTTrainer(SFTTrainer):
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):  # gradients are averaged once
                 losses.append(super().training_step(model, parts[min(number, len(parts) - 1)], num_items_in_batch))
         self.counts = True
-        if self.accelerator.sync_gradients and sharding.is_spread(model):
+        if self.accelerator.sync_gradients and self.is_spread:
             sharding.average_gradients(model)
         return torch.stack(losses).sum()
 
