@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from int4_qat.data import mmlu
 from int4_qat.evaluation import last_position, mmlu_harness
 
-BAR = re.compile(r"score:\s+\d+%.*? (\d+)/(\d+) \[(?:(\d+):)?(\d+):(\d+)<")
+BAR = re.compile(r"score:\s+\d+%.*? (\d+)/\d+ \[(?:(\d+):)?(\d+):(\d+)<")
 
 
 def main() -> None:
@@ -60,8 +60,11 @@ def work(arguments: argparse.Namespace) -> pd.DataFrame:
         prompts = [head + mmlu_harness.prompt(row) for row in questions]
         tokens = sorted(map(tuple, tokenizer(prompts)["input_ids"]), key=len, reverse=True)
         prefix = len(last_position.common_prefix(tokens))
-        own = [tokens_of_row[prefix:] for tokens_of_row in tokens]
-        shapes = [(len(batch), len(batch[0])) for batch in last_position.batches(own, arguments.batch_size * 1024)]
+        own = [row[prefix:] for row in tokens]
+        shapes = [
+            (len(batch), len(batch[0]))
+            for batch in last_position.batches(own, arguments.batch_size * last_position.QUESTION)
+        ]
         rows[subject] = {
             "questions": len(own),
             "choices": len(own) * len(mmlu.LETTERS),
@@ -75,7 +78,7 @@ def work(arguments: argparse.Namespace) -> pd.DataFrame:
 def seconds(log: Path, ends: pd.Series) -> pd.Series:
     """Return each subject's seconds, from the times at which the bar reached its last choice; 0 if it skipped one."""
     found: dict[int, int] = {}
-    for done, _, hours, minutes, rest in BAR.findall(log.read_text(errors="replace")):
+    for done, hours, minutes, rest in BAR.findall(log.read_text(errors="replace")):
         found.setdefault(int(done), int(hours or 0) * 3600 + int(minutes) * 60 + int(rest))
     return ends.map(found).ffill().fillna(0).diff().fillna(0)
 

@@ -87,7 +87,7 @@ def test_it_does_not_run_on_a_cpu():
 @needs_a_gpu
 @pytest.mark.parametrize("window", [None, 24])
 @pytest.mark.parametrize("width", [16, 64, 128, 256])
-def test_flash_attention_computes_what_is_documented(width, window, monkeypatch):
+def test_flash_attention_computes_what_masks_do(width, window, monkeypatch):
     generator = torch.Generator("cuda").manual_seed(0)
     query, key, value = (
         torch.randn(3, heads, tokens, width, generator=generator, device="cuda", dtype=torch.bfloat16)

@@ -83,12 +83,12 @@ class LastPosition(StockScores):
         prompts = sorted(choices, key=lambda prompt: (-len(prompt), prompt))
         prefix = common_prefix(prompts)
         cache, begun = self.read(prefix) if prefix else None, []
-        for batch in batches(prompts, self.batch_size * QUESTION):
-            with prefix_attention.chosen(self.model, cache):
+        with prefix_attention.chosen(self.model, cache):
+            for batch in batches(prompts, self.batch_size * QUESTION):
                 logits = self.last_logits([prompt[len(prefix) :] for prompt in batch], cache)
-            asked = [(row, choice) for row, prompt in enumerate(batch) for choice in sorted(set(choices[prompt]))]
-            found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*self.moved(asked).T]
-            begun.append((batch, asked, found, logits.argmax(-1)))
+                asked = [(row, choice) for row, prompt in enumerate(batch) for choice in sorted(set(choices[prompt]))]
+                found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*self.moved(asked).T]
+                begun.append((batch, asked, found, logits.argmax(-1)))
         scores = {}
         for batch, asked, found, likeliest in begun:  # the first results wait for the GPU, which has all batches by now
             best = likeliest.tolist()

@@ -32,7 +32,7 @@ class AnyDeviceSFTTrainer(SFTTrainer):
 
     @functools.cached_property
     def is_spread(self) -> bool:
-        """Whether the weights are sharded over several GPUs."""
+        """Return whether the weights are sharded over several GPUs."""
         return sharding.is_spread(self.model)
 
     def floating_point_ops(self, inputs):
