@@ -42,7 +42,7 @@ def main() -> None:
         causes["s per billion pairs"] = table["pairs"] / 1e9
     causes = pd.DataFrame(causes, index=table.index)
     fit, *_ = np.linalg.lstsq(causes.to_numpy(), table["seconds"].to_numpy(), rcond=None)
-    print(table[["questions", "tokens", "padded", "pairs", "seconds"]].sum().to_string())
+    print(table[["questions", "batches", "tokens", "padded", "pairs", "seconds"]].sum().to_string())
     print(pd.Series(fit, causes.columns).to_string())
     print(table["seconds"].nlargest(3).to_string())
 
@@ -60,15 +60,15 @@ def work(arguments: argparse.Namespace) -> pd.DataFrame:
         prompts = [head + mmlu_harness.prompt(row) for row in questions]
         tokens = sorted(map(tuple, tokenizer(prompts)["input_ids"]), key=len, reverse=True)
         prefix = len(last_position.common_prefix(tokens))
-        own = [row[prefix:] for row in tokens]
+        at_once = arguments.batch_size * last_position.QUESTION
         shapes = [
-            (len(batch), len(batch[0]))
-            for batch in last_position.batches(own, arguments.batch_size * last_position.QUESTION)
+            (len(batch), len(batch[0]) - prefix) for batch in last_position.batches(tokens, at_once, prefix)
         ]
         rows[subject] = {
-            "questions": len(own),
-            "choices": len(own) * len(mmlu.LETTERS),
-            "tokens": sum(map(len, own)),
+            "questions": len(tokens),
+            "choices": len(tokens) * len(mmlu.LETTERS),
+            "batches": len(shapes),
+            "tokens": sum(len(row) - prefix for row in tokens),
             "padded": sum(count * longest for count, longest in shapes),
             "pairs": sum(count * longest * (prefix + longest / 2) for count, longest in shapes),
         }

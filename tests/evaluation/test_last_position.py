@@ -182,3 +182,27 @@ def test_a_model_that_does_not_belong_on_the_list_ends_the_run(tokenizer):
     ours = engine(last_position.LastPosition, model, tokenizer)
     with pytest.raises(InputError, match=r"^mmlu_anatomy, question 0: last_position's log-likelihoods differ from lm-"):
         ours.loglikelihood(ask(PREFIX), disable_tqdm=True)
+
+
+def test_a_batch_counts_what_its_questions_add_to_their_examples(monkeypatch):
+    monkeypatch.setattr(last_position, "ATTENDED", 3)
+    examples = (0,) * 30
+    prompts = [(*examples, *range(1, length)) for length in (21, 19, 11, 11, 6, 6)]
+    lengths = [[len(batch[0]), len(batch)] for batch in last_position.batches(prompts, 40, len(examples))]
+    assert lengths == [[50, 2], [40, 3], [35, 1]]  # of 40 tokens' questions, and of 120 tokens with their examples
+    assert [len(batch) for batch in last_position.batches(prompts, 40)] == [1] * 4 + [1, 1]
+
+
+def test_examples_are_read_once_and_kept_once(tokenizer):
+    model = make_model("gemma3_text", MIXED)
+    ours = engine(last_position.LastPosition, model, tokenizer)
+    read, sizes = [], []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    own = ours.read
+    ours.read = lambda prefix: sizes.append(own(prefix)) or sizes[-1]
+    ours.last_scores([ours.tokens(request) for request in ask(PREFIX)])
+    assert [shape[0] for shape in read] == [1, len(LENGTHS), 1]  # the last is the logits of one state each
+    assert read[0][1] >= PREFIX and read[1][1] <= max(LENGTHS) + 2
+    assert [len(layer.keys) for layer in sizes[0].layers] == [1] * SMALL["num_hidden_layers"]

@@ -3,14 +3,13 @@
 lm-eval's HFLM computes logits for every position and reads only the last ones. For 8 questions of 500 tokens and
 Gemma's vocabulary of 262,208, that takes 4 GB in fp32. HFLM also re-runs the few-shot examples of a subject for every
 question, and short questions leave most of a GPU idle. `LastPosition` avoids all three, and reads as many tokens at
-once as `batch_size` questions of QUESTION tokens have. Its log-softmax is the same as HFLM's.
+once as `batch_size` questions of QUESTION tokens have; examples that all questions share do not count. Its log-softmax is the same as HFLM's.
 
 This is correct if a token's state depends only on the tokens before it, and if a cache can be copied for several
 continuations. `objection` decides by the config alone and lets through only what the tests prove. Every run also
 compares its first questions with lm-eval's own code.
 """
 
-import copy
 import itertools
 from collections.abc import Iterator
 
@@ -25,7 +24,8 @@ from int4_qat.evaluation.stock_scores import PROBE, Scores, StockScores, Tokens,
 from int4_qat.system.errors import InputError
 
 QUESTION = 1024  # tokens
-SHORTEST_PREFIX = 64  # tokens; below that, copying the cache costs more than it saves
+ATTENDED = 16  # times these tokens may be attended to at once; each layer lays the prefix before every question
+SHORTEST_PREFIX = 64  # tokens; below that, laying the prefix before each question costs more than it saves
 # The types that tests/evaluation/test_last_position.py proves. All others are scored by lm-eval's own code.
 MODEL_TYPES = (
     *("llama", "qwen2", "qwen3", "mistral", "ministral3", "phi", "phi3", "gemma", "gemma2", "gemma3", "gemma3_text"),
@@ -84,7 +84,7 @@ class LastPosition(StockScores):
         prefix = common_prefix(prompts)
         cache, begun = self.read(prefix) if prefix else None, []
         with prefix_attention.chosen(self.model, cache):
-            for batch in batches(prompts, self.batch_size * QUESTION):
+            for batch in batches(prompts, self.batch_size * QUESTION, len(prefix)):
                 logits = self.last_logits([prompt[len(prefix) :] for prompt in batch], cache)
                 asked = [(row, choice) for row, prompt in enumerate(batch) for choice in sorted(set(choices[prompt]))]
                 found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*self.moved(asked).T]
@@ -99,7 +99,8 @@ class LastPosition(StockScores):
     def read(self, prefix: tuple[int, ...]):
         """Return the model's cache after the tokens that all questions share."""
         tokens = torch.tensor([prefix], device=self.device)
-        return self.model(tokens, use_cache=True, logits_to_keep=1).past_key_values
+        read = self.model(tokens, use_cache=True, logits_to_keep=1).past_key_values
+        return prefix_attention.SharedPrefix(read.layers)
 
     def moved(self, values: list) -> torch.Tensor:
         """Return numbers on the model's device, without waiting for work that is pending on a GPU."""
@@ -110,19 +111,20 @@ class LastPosition(StockScores):
         """Return the logits (rows, vocabulary) after each row's last token; no token sees the padding on the right."""
         longest = max(map(len, rows))
         tokens = self.moved([[*row, *[0] * (longest - len(row))] for row in rows])
-        past = {"use_cache": False}
-        if cache is not None:
-            past = {"past_key_values": copy.deepcopy(cache), "use_cache": True}
-            past["past_key_values"].batch_repeat_interleave(len(rows))
+        past = {"past_key_values": cache, "use_cache": cache is not None}
         states = self.model.base_model(input_ids=tokens, **past).last_hidden_state
         ends = self.moved([len(row) - 1 for row in rows])
         return Head(self.model).logits(states[torch.arange(len(rows), device=self.device), ends])
 
 
-def batches(prompts: list[tuple[int, ...]], tokens: int) -> Iterator[list[tuple[int, ...]]]:
-    """Yield prompts, which come longest first, in batches of at most `tokens` tokens, padding included."""
+def batches(prompts: list[tuple[int, ...]], tokens: int, shared: int = 0) -> Iterator[list[tuple[int, ...]]]:
+    """Yield prompts, which come longest first, in batches of at most `tokens` tokens, padding included.
+
+    Their first `shared` tokens have been read. With them, a batch has at most ATTENDED times as many tokens.
+    """
     while prompts:
-        size = max(1, tokens // len(prompts[0]))
+        longest = len(prompts[0])
+        size = max(1, min(tokens // (longest - shared), ATTENDED * tokens // longest))
         yield prompts[:size]
         prompts = prompts[size:]
 

@@ -1,6 +1,9 @@
-"""Attend from the tokens of questions to their common prefix and to themselves with FlashAttention, without a mask.
+"""Let the questions of a batch attend to one copy of their common prefix, and to themselves.
 
-Where queries follow a cache, transformers gives PyTorch's attention a mask, and FlashAttention takes none. The kernel
+The cache of a prefix of 1,400 tokens takes 0.5 GB for Gemma 3 12B. `SharedPrefix` lays it before each question for one
+layer at a time.
+
+On a GPU, FlashAttention computes this attention without a mask. Where queries follow a cache, transformers gives PyTorch's attention a mask, and FlashAttention takes none. The kernel
 that PyTorch then chooses reached 25 TFLOP/s with heads of 256 values on an H200 (docs/gpu.md). FlashAttention itself
 aligns queries with the end of the keys, as a causal mask after a cache does, and lets a token see `left` tokens before
 it.
@@ -11,12 +14,28 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, Cache, PreTrainedModel
 
 NAME = "flash_after_cache"  # without a mask function of this name, transformers makes no mask
 # FlashAttention's limits: a head's width, and the GPU
 WIDEST, MULTIPLE = 256, 8
 CAPABILITY = (8, 0)
+
+
+class SharedPrefix(Cache):
+    """The cache (one row) of a prefix that each row of a batch continues; nothing is added to it."""
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_, **__
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values (rows, heads, tokens, width) of a layer, those of the prefix before each row's."""
+        kept = self.layers[layer_idx]
+        return before(kept.keys, keys), before(kept.values, values)
+
+
+def before(prefix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return rows (rows, heads, tokens, width) that each begin with the prefix, which is one such row."""
+    return torch.cat([prefix.expand(len(rows), -1, -1, -1), rows], dim=2)
 
 
 def attend(

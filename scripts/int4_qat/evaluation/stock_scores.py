@@ -2,7 +2,10 @@
 
 import itertools
 import math
+import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -13,6 +16,7 @@ from tqdm import tqdm
 from int4_qat.system.errors import InputError
 
 PROBE = "Answer:"
+PARALLEL = "TOKENIZERS_PARALLELISM"  # which tokenizers read at each call
 STRINGS = 1_000  # strings that are tokenized at once
 CUT = "they lose their beginning, bos included"
 IN_WINDOWS = "they are read in windows, of which the first alone begins with bos"
@@ -76,7 +80,8 @@ class StockScores(HFLM):
         self.encoded = {}
         for start in range(0, len(plain), STRINGS):
             strings = plain[start : start + STRINGS]
-            tokens = self.tokenizer(strings, return_attention_mask=False, **special)["input_ids"]
+            with tokenizing_on_all_cores():
+                tokens = self.tokenizer(strings, return_attention_mask=False, **special)["input_ids"]
             self.encoded |= dict(zip(strings, tokens, strict=True))
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *options, **more) -> list[int]:
@@ -138,6 +143,17 @@ class StockScores(HFLM):
         pairs = zip(requests, lengths, strict=True)
         long = {(request.task_name, request.doc_id) for request, length in pairs if length > self.max_length}
         self.prompts_over_max_length.update(task for task, _ in long)
+
+
+@contextmanager
+def tokenizing_on_all_cores() -> Iterator[None]:
+    """Let tokenizers use all cores inside the block; a process forked while it may would wait for its threads forever."""
+    before = os.environ.get(PARALLEL)
+    os.environ[PARALLEL] = "true"
+    try:
+        yield
+    finally:
+        os.environ[PARALLEL] = before or "false"
 
 
 def say_long(language_model: LM, requests: list[Instance], what: str = CUT) -> None:
