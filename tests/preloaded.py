@@ -18,6 +18,8 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 LIBRARIES = ["torch", "transformers", "datasets", "int4_qat.checkpoint.architecture", "lm_eval.tasks", "scipy.stats"]
 OF_ONE_TEST = "PYTEST_CURRENT_TEST"
+# If a library asks CUDA itself whether there is a GPU, no process that is forked later can use one.
+ASK_DRIVER = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 class Preloaded:
@@ -35,7 +37,7 @@ class Preloaded:
         if self.environment is None:
             self.environment = _of_all_tests(environment)
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self.process = subprocess.Popen([sys.executable, __file__], env=self.environment, **pipes)
+            self.process = subprocess.Popen([sys.executable, __file__], env=self.environment | ASK_DRIVER, **pipes)
         with tempfile.TemporaryDirectory() as folder:
             stdout, stderr = (str(Path(folder, name)) for name in ("stdout", "stderr"))
             print(json.dumps([command[1:], os.getcwd(), stdout, stderr]), file=self.process.stdin, flush=True)
