@@ -61,9 +61,7 @@ def work(arguments: argparse.Namespace) -> pd.DataFrame:
         tokens = sorted(map(tuple, tokenizer(prompts)["input_ids"]), key=len, reverse=True)
         prefix = len(last_position.common_prefix(tokens))
         at_once = arguments.batch_size * last_position.QUESTION
-        shapes = [
-            (len(batch), len(batch[0]) - prefix) for batch in last_position.batches(tokens, at_once, prefix)
-        ]
+        shapes = [(len(batch), len(batch[0]) - prefix) for batch in last_position.batches(tokens, at_once, prefix)]
         rows[subject] = {
             "questions": len(tokens),
             "choices": len(tokens) * len(mmlu.LETTERS),
