@@ -204,5 +204,6 @@ def test_examples_are_read_once_and_kept_once(tokenizer):
     ours.read = lambda prefix: sizes.append(own(prefix)) or sizes[-1]
     ours.last_scores([ours.tokens(request) for request in ask(PREFIX)])
     assert [shape[0] for shape in read] == [1, len(LENGTHS), 1]  # the last is the logits of one state each
-    assert read[0][1] >= PREFIX and read[1][1] <= max(LENGTHS) + 2
+    assert read[0][1] >= PREFIX
+    assert read[1][1] <= max(LENGTHS) + 2
     assert [len(layer.keys) for layer in sizes[0].layers] == [1] * SMALL["num_hidden_layers"]

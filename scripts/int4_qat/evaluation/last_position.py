@@ -3,11 +3,12 @@
 lm-eval's HFLM computes logits for every position and reads only the last ones. For 8 questions of 500 tokens and
 Gemma's vocabulary of 262,208, that takes 4 GB in fp32. HFLM also re-runs the few-shot examples of a subject for every
 question, and short questions leave most of a GPU idle. `LastPosition` avoids all three, and reads as many tokens at
-once as `batch_size` questions of QUESTION tokens have; examples that all questions share do not count. Its log-softmax is the same as HFLM's.
+once as `batch_size` questions of QUESTION tokens have; examples that all questions share do not count. Its log-softmax
+is the same as HFLM's.
 
-This is correct if a token's state depends only on the tokens before it, and if a cache can be copied for several
-continuations. `objection` decides by the config alone and lets through only what the tests prove. Every run also
-compares its first questions with lm-eval's own code.
+This is correct if a token's state depends only on the tokens before it, and if several texts can continue one cache.
+`objection` decides by the config alone and lets through only what the tests prove. Every run also compares its first
+questions with lm-eval's own code.
 """
 
 import itertools

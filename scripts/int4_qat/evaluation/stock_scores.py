@@ -147,7 +147,10 @@ class StockScores(HFLM):
 
 @contextmanager
 def tokenizing_on_all_cores() -> Iterator[None]:
-    """Let tokenizers use all cores inside the block; a process forked while it may would wait for its threads forever."""
+    """Let tokenizers use all cores inside the block.
+
+    A process that is forked while they may would wait forever for threads that only its parent has.
+    """
     before = os.environ.get(PARALLEL)
     os.environ[PARALLEL] = "true"
     try:
