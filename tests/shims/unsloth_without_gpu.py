@@ -43,6 +43,7 @@ def main() -> None:
     limits.unsloth_misfits = lambda recipe, device: misfits(recipe, "cuda")
     backend.prepare = lambda: None  # unsloth is imported, and there is no GPU to claim
     finetune.main()
+    print(f"cuDNN's attention: {torch.backends.cuda.cudnn_sdp_enabled()}")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def trained(wide, tmp_path_factory):
     output = finish(start(wide, folder, QAT | {"backend": "unsloth"}))
     assert "fake quantization (unsloth's, group size 128) on 21 linears" in output
     assert "Padding-free" not in output
+    assert "cuDNN's attention: False" in output  # it would plan each length of a batch
     return folder
 
 

@@ -131,9 +131,11 @@ def make_trainer(model, tokenizer, rows, recipe, options):
     from trl import SFTConfig, SFTTrainer  # unsloth's, by now
     from unsloth.chat_templates import train_on_responses_only
 
+    from int4_qat.system import attention
     from int4_qat.training import callbacks
     from int4_qat.training.recipe import training_settings
 
+    attention.fit_kernels(shapes_vary=True)
     (questions,) = options.texts.values()
     with scratch.plain(questions) as path:
         texts = datasets.Dataset.from_parquet(str(path), columns=["text"], cache_dir=str(own_folder()))
