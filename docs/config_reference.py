@@ -116,8 +116,10 @@ MEANINGS = {
     "evaluation.tasks[].task": "lm-eval's name of the task or group",
     "evaluation.tasks[].source": "the data set, on the Hub or in a folder with the same layout",
     "evaluation.tasks[].metric": "the metric for the summary",
+    "evaluation.tasks[].engine": "as `evaluation.mmlu.engine`, for choices of any length; all else that a task asks is "
+    "lm-eval's own code",
     "evaluation.tasks[].num_fewshot": "number of examples before each question",
-    "evaluation.tasks[].batch_size": "number of requests processed at once",
+    "evaluation.tasks[].batch_size": "requests that stock processes at once; see `evaluation.mmlu.batch_size`",
     "evaluation.tasks[].dtype": "number format in which the model is loaded",
     "evaluation.chartqa.source": "the data set, on the Hub or in a folder with the same layout",
     "evaluation.chartqa.limit": "number of questions, counted from the first; null for all",

@@ -32,6 +32,7 @@ rule evaluate_task:
         " --checkpoint {input.checkpoint:q}"
         " --task {wildcards.task:q}"
         " --dataset {input.dataset:q}"
+        " --engine {params.settings[engine]:q}"
         " --num-fewshot {params.settings[num_fewshot]:q}"
         " {params.limit:q}"
         " --batch-size {params.settings[batch_size]:q}"

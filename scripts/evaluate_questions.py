@@ -18,7 +18,7 @@ import pandas as pd
 from lm_eval.tasks import TaskManager
 
 from int4_qat.checkpoint import architecture
-from int4_qat.data import letters, mmlu_parquet
+from int4_qat.data import mmlu_parquet
 from int4_qat.engines import inference
 from int4_qat.evaluation import answers, question_tasks, scoring
 from int4_qat.results.schema.mmlu import Scores
@@ -60,7 +60,7 @@ def main() -> None:
         tasks = question_tasks.make(arguments.questions, arguments.name, groups, arguments.num_fewshot, work)
         options = scoring.options_of(vars(arguments))
         task_manager = TaskManager(include_defaults=False)
-        evaluation = scoring.evaluate(options, arguments.engine, tasks, task_manager, letters.first(choices))
+        evaluation = scoring.evaluate(options, arguments.engine, tasks, task_manager)
     names = {question_tasks.task_name(arguments.name, group): group for group in groups}
     samples = answers.table(evaluation.results["samples"], names, choices)
     report = make_report(arguments, names, evaluation, samples)

@@ -59,7 +59,7 @@ def work(arguments: argparse.Namespace) -> pd.DataFrame:
         questions = test[test["subject"] == subject].to_dict("records")
         prompts = [head + mmlu_harness.prompt(row) for row in questions]
         tokens = sorted(map(tuple, tokenizer(prompts)["input_ids"]), key=len, reverse=True)
-        prefix = len(last_position.common_prefix(tokens))
+        prefix = len(last_position.common_prefix(tokens, len(tokens[-1]) - 1))
         at_once = arguments.batch_size * last_position.QUESTION
         shapes = [(len(batch), len(batch[0]) - prefix) for batch in last_position.batches(tokens, at_once, prefix)]
         rows[subject] = {

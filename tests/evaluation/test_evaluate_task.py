@@ -25,7 +25,8 @@ SIZES = {"train": 6, "validation": 2, "test": 10}
 TARGET = "results/demo/base-bf16/tasks/arc_challenge.json"
 SAMPLES = "results/demo/base-bf16/tasks/arc_challenge_samples.parquet"
 METRIC = "resources/metrics/arc_challenge.json"
-TASK = {"task": "arc_challenge", "metric": "acc_norm,none", "num_fewshot": 2, "limit": 8}
+TASK = {"task": "arc_challenge", "metric": "acc_norm,none", "engine": "last_position"}
+TASK |= {"num_fewshot": 2, "limit": 8}
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,8 @@ def test_the_numbers_are_lm_evals(untrained, arc, run, report, tmp_path):
         assert row.value == documents[row.document][row.metric.partition(",")[0]]
         assert (row.member, row.weight) == ("arc_challenge", 1)
     assert report["questions"] == 8
+    assert report["settings"]["engine_used"] == "last_position"
+    assert report["stock_check"]["questions"] == 2
     assert report["prompts_over_max_length"] == 0
     assert (report["settings"]["bos"], report["settings"]["bos_added_by_tokenizer"]) == ("<bos>", True)
     assert (report["settings"]["num_fewshot"], report["settings"]["limit"]) == (2, 8)

@@ -14,6 +14,7 @@ from int4_qat.system.errors import InputError
 
 WORDS = [f"w{index}" for index in range(60)]
 LENGTHS = [3, 25, 8, 40, 1, 12]  # words per question
+ENDINGS = ["w3", "w3 w9", "w3 w9 w1", "w7 w2 w30 w4 w59 w8 w21"]  # choices of several tokens, which share beginnings
 WINDOW, PREFIX = 16, 90
 FULL, SLIDING = "full_attention", "sliding_attention"
 SMALL = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
@@ -132,7 +133,7 @@ def test_every_family_on_the_list_is_proven():
 @pytest.mark.parametrize(("model_type", "settings"), [*PROVEN.items(), *VARIANTS])
 def test_scores_are_lm_evals(tokenizer, model_type, settings):
     model = make_model(model_type, settings)
-    assert last_position.objection(model.config, tokenizer) is None
+    assert last_position.objection(model.config) is None
     for prefix in (0, PREFIX):  # PREFIX is longer than the window
         requests = ask(prefix)
         expected = likelihoods(engine(stock_scores.StockScores, model, tokenizer), requests)
@@ -143,30 +144,56 @@ def test_scores_are_lm_evals(tokenizer, model_type, settings):
         assert ours.stock_check["largest_difference"] < 2e-5
 
 
+@pytest.mark.parametrize(("model_type", "settings"), [*PROVEN.items(), *VARIANTS])
+@pytest.mark.parametrize("questions", [1, len(LENGTHS)])
+def test_choices_of_several_tokens_score_as_lm_evals(tokenizer, model_type, settings, questions):
+    model = make_model(model_type, settings)
+    for prefix in (0, PREFIX):
+        requests = ask(prefix, ENDINGS)[: questions * len(ENDINGS)]
+        expected = engine(stock_scores.StockScores, model, tokenizer).loglikelihood(requests, disable_tqdm=True)
+        found = engine(last_position.LastPosition, model, tokenizer).loglikelihood(requests, disable_tqdm=True)
+        values, wanted = (torch.tensor([value for value, _ in scores]) for scores in (found, expected))
+        torch.testing.assert_close(values, wanted, rtol=2e-5, atol=2e-5)
+        assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_a_choice_is_likeliest_if_each_of_its_tokens_is(tokenizer):
+    model = make_model("llama", GROUPED)
+    words = set(tokenizer.convert_tokens_to_ids([f" {word}" for word in WORDS]))
+    others = [number for number in range(SMALL["vocab_size"]) if number not in words]
+    model.get_output_embeddings().weight.data[others] = 0
+    first, second = (ask(PREFIX)[4 * number].args[0] for number in range(2))
+    ids = tokenizer(first, return_tensors="pt")["input_ids"]
+    likeliest = tokenizer.decode(model.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :])
+    other = next(word for word in WORDS if word not in likeliest.split())
+    words = likeliest.split()
+    choices = [f" {' '.join(chosen)}" for chosen in (words, [*words[:-1], other], [other, *words[1:]], words[:-1])]
+    requests = [
+        Instance("loglikelihood", {}, (prompt, choice), number, ("task", document, 1))
+        for document, prompt in enumerate([first, second])
+        for number, choice in enumerate(choices)
+    ]
+    for kind in (stock_scores.StockScores, last_position.LastPosition):
+        found = engine(kind, model, tokenizer).loglikelihood(requests, disable_tqdm=True)
+        assert [likeliest for _, likeliest in found[: len(choices)]] == [True, False, False, True]
+
+
+def test_choices_that_fill_the_context_score_as_lm_evals(tokenizer):
+    model = make_model("llama", GROUPED | {"max_position_embeddings": 96})
+    requests = ask(PREFIX, [*ENDINGS, " " + " ".join(WORDS[:50])])
+    expected = likelihoods(engine(stock_scores.StockScores, model, tokenizer), requests)
+    ours = engine(last_position.LastPosition, model, tokenizer)
+    torch.testing.assert_close(likelihoods(ours, requests), expected, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize(("model_type", "settings", "reason"), ASIDE)
-def test_what_is_not_proven_steps_aside(tokenizer, model_type, settings, reason):
-    assert reason in last_position.objection(CONFIG_MAPPING[model_type](**settings), tokenizer)
-
-
-def test_choices_of_several_tokens_step_aside():
-    tokenizer = standin.build_tokenizer([*WORDS, "Answer:", " A", " B", " C"])  # D is not one of its words
-    tokens = len(tokenizer.encode("Answer: D")) - len(tokenizer.encode("Answer:"))
-    reason = last_position.objection(CONFIG_MAPPING["llama"](**GROUPED), tokenizer)
-    assert (reason is None) == (tokens == 1)
-
-
-def test_as_many_letters_as_are_asked_are_looked_at():
-    tokenizer = standin.build_tokenizer([*WORDS, "Answer:", *(f" {letter}" for letter in letters.first(25))])
-    standin.spell_out(tokenizer)  # Z is not one of its words
-    config = CONFIG_MAPPING["llama"](**GROUPED)
-    assert last_position.objection(config, tokenizer, letters.first(25)) is None
-    assert last_position.objection(config, tokenizer, letters.first(26)) == "a choice has several tokens"
+def test_what_is_not_proven_steps_aside(model_type, settings, reason):
+    assert reason in last_position.objection(CONFIG_MAPPING[model_type](**settings))
 
 
 def test_questions_of_any_number_of_choices_score_as_lm_evals():
     tokenizer = standin.build_tokenizer([" ".join(WORDS), "Answer:", *(f" {letter}" for letter in letters.ALL)])
     model = make_model("gemma3_text", MIXED)
-    assert last_position.objection(model.config, tokenizer, letters.ALL) is None
     numbers = [2, 26, 5, 3, 2, 12]
     for prefix in (0, PREFIX):
         requests = [one for one in ask(prefix, letters.ALL) if one.idx < numbers[one.doc_id]]

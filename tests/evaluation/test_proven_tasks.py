@@ -47,7 +47,7 @@ def follow(llama, tmp_path, monkeypatch):
         run_in_process(check_task, monkeypatch, *asked, "--output", tmp_path / "checked.json")
         output, samples = tmp_path / f"{task}.json", tmp_path / f"{task}_samples.parquet"
         asked += ["--limit", limit] if limit else []
-        asked += ["--checkpoint", model, "--batch-size", batch_size, "--dtype", "float32"]
+        asked += ["--engine", "last_position", "--checkpoint", model, "--batch-size", batch_size, "--dtype", "float32"]
         run_in_process(evaluate_task, monkeypatch, *asked, "--output", output, "--samples", samples)
         checked, report = (json.loads(path.read_text()) for path in (tmp_path / "checked.json", output))
         kinds = {

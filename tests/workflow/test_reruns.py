@@ -411,7 +411,8 @@ def test_a_training_that_starts_at_a_calibrated_base_is_its_arms_alone(small_run
 
 def test_a_new_task_is_evaluated_on_every_variant(small_run, tmp_path):
     config = yaml.safe_load(small_run.config.read_text())
-    settings = {"metric": "acc_norm,none", "num_fewshot": 25, "limit": None, "batch_size": 8, "dtype": "float32"}
+    settings = {"metric": "acc_norm,none", "engine": "stock", "num_fewshot": 25, "limit": None, "batch_size": 8}
+    settings |= {"dtype": "float32"}
     config["evaluation"]["tasks"] = [{"task": "arc_challenge", "source": str(small_run.standin)} | settings]
     assert (
         planned_with(config, small_run, tmp_path)

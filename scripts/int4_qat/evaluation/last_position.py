@@ -1,4 +1,4 @@
-"""Score multiple-choice questions from the logits of the last position alone.
+"""Score the choices of questions from the logits that predict their tokens, and read examples once.
 
 lm-eval's HFLM computes logits for every position and reads only the last ones. For 8 questions of 500 tokens and
 Gemma's vocabulary of 262,208, that takes 4 GB in fp32. HFLM also re-runs the few-shot examples of a subject for every
@@ -16,12 +16,11 @@ from collections.abc import Iterator
 
 import torch
 from lm_eval.api.instance import Instance
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
-from int4_qat.checkpoint.heads import Head
-from int4_qat.data import mmlu
+from int4_qat.checkpoint import heads
 from int4_qat.evaluation import prefix_attention
-from int4_qat.evaluation.stock_scores import PROBE, Scores, StockScores, Tokens, question
+from int4_qat.evaluation.stock_scores import Scores, StockScores, Tokens, question
 from int4_qat.system.errors import InputError
 
 QUESTION = 1024  # tokens
@@ -47,13 +46,10 @@ class LastPosition(StockScores):
     def __init__(self, **options) -> None:
         super().__init__(**options)
         tolerance = TOLERANCES[self.model.dtype]
+        self.head = heads.Head(self.model)
         self.stock_check = {"questions": 0, "largest_difference": 0.0, "tolerance": tolerance}
 
     def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:
-        for request, (_, choice) in zip(requests, tokens, strict=True):
-            if len(choice) != 1:
-                found = f"{len(choice)} tokens in '{request.args[1]}'; set its engine to stock"
-                raise InputError(f"{question(request)}: expected a choice of one token, found {found}")
         return self.last_scores(tokens)
 
     def check_subject(self, requests: list[Instance], tokens: list[Tokens], scores: Scores) -> None:
@@ -77,25 +73,31 @@ class LastPosition(StockScores):
 
     @torch.no_grad()
     def last_scores(self, tokens: list[Tokens]) -> Scores:
-        """Return the scores of a subject's choices, each of one token."""
-        choices: dict[tuple, list[int]] = {}
-        for prompt, (choice,) in tokens:
-            choices.setdefault(tuple(prompt[-self.max_length :]), []).append(choice)
-        prompts = sorted(choices, key=lambda prompt: (-len(prompt), prompt))
-        prefix = common_prefix(prompts)
+        """Return the scores of a subject's choices."""
+        asked: dict[tuple, set[tuple]] = {}  # choices, by the text that is read for them
+        keys = [self.key(*pair) for pair in tokens]
+        for read, choice in keys:
+            asked.setdefault(read, set()).add(choice)
+        texts = sorted(asked, key=lambda read: (-len(read), read))
+        prefix = common_prefix(texts, min(len(read) - len(choice) for read, choice in keys))
         cache, begun = self.read(prefix) if prefix else None, []
         with prefix_attention.chosen(self.model, cache):
-            for batch in batches(prompts, self.batch_size * QUESTION, len(prefix)):
-                logits = self.last_logits([prompt[len(prefix) :] for prompt in batch], cache)
-                asked = [(row, choice) for row, prompt in enumerate(batch) for choice in sorted(set(choices[prompt]))]
-                found = logits.log_softmax(-1, dtype=self.softmax_dtype)[*self.moved(asked).T]
-                begun.append((batch, asked, found, logits.argmax(-1)))
+            for batch in batches(texts, self.batch_size * QUESTION, len(prefix)):
+                pairs = [(row, choice) for row, read in enumerate(batch) for choice in sorted(asked[read])]
+                states = self.last_states([read[len(prefix) :] for read in batch], pairs, cache)
+                begun.append((batch, pairs, *self.chances(states, pairs)))
         scores = {}
-        for batch, asked, found, likeliest in begun:  # the first results wait for the GPU, which has all batches by now
-            best = likeliest.tolist()
-            for (row, choice), value in zip(asked, found.tolist(), strict=True):
-                scores[batch[row], choice] = value, choice == best[row]
-        return [scores[tuple(prompt[-self.max_length :]), choice] for prompt, (choice,) in tokens]
+        for batch, pairs, *found in begun:
+            values, likeliest = (tensor.tolist() for tensor in found)  # waits for the GPU, which has all batches by now
+            end = 0
+            for row, choice in pairs:
+                begin, end = end, end + len(choice)
+                scores[batch[row], choice] = sum(values[begin:end]), likeliest[begin:end] == list(choice)
+        return [scores[key] for key in keys]
+
+    def key(self, prompt: list[int], choice: list[int]) -> tuple[tuple, tuple]:
+        """Return what is read for a choice, which ends before its last token and fits the context, and the choice."""
+        return tuple([*prompt, *choice][-self.max_length - 1 : -1]), tuple(choice)
 
     def read(self, prefix: tuple[int, ...]):
         """Return the model's cache after the tokens that all questions share."""
@@ -108,14 +110,29 @@ class LastPosition(StockScores):
         made = torch.tensor(values)
         return made.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else made
 
-    def last_logits(self, rows: list[tuple[int, ...]], cache) -> torch.Tensor:
-        """Return the logits (rows, vocabulary) after each row's last token; no token sees the padding on the right."""
+    def last_states(self, rows: list[tuple[int, ...]], pairs: list[tuple[int, tuple]], cache) -> torch.Tensor:
+        """Return the states (tokens, width) that predict each token of each choice of a row.
+
+        No token sees the padding on the right.
+        """
         longest = max(map(len, rows))
         tokens = self.moved([[*row, *[0] * (longest - len(row))] for row in rows])
         past = {"past_key_values": cache, "use_cache": cache is not None}
         states = self.model.base_model(input_ids=tokens, **past).last_hidden_state
-        ends = self.moved([len(row) - 1 for row in rows])
-        return Head(self.model).logits(states[torch.arange(len(rows), device=self.device), ends])
+        places = [
+            (row, place) for row, choice in pairs for place in range(len(rows[row]) - len(choice), len(rows[row]))
+        ]
+        return states[*self.moved(places).T]
+
+    def chances(self, states: torch.Tensor, pairs: list[tuple[int, tuple]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the log-probability of each token of the choices, and the likeliest token in its place."""
+        following = self.moved([token for _, choice in pairs for token in choice])
+        values, likeliest = [], []
+        for block in heads.blocks(len(states), self.head.vocabulary):
+            logits = self.head.logits(states[block])
+            values.append(logits.log_softmax(-1, dtype=self.softmax_dtype).gather(1, following[block, None])[:, 0])
+            likeliest.append(logits.argmax(-1))
+        return torch.cat(values), torch.cat(likeliest)
 
 
 def batches(prompts: list[tuple[int, ...]], tokens: int, shared: int = 0) -> Iterator[list[tuple[int, ...]]]:
@@ -130,24 +147,18 @@ def batches(prompts: list[tuple[int, ...]], tokens: int, shared: int = 0) -> Ite
         prompts = prompts[size:]
 
 
-def common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the tokens with which all prompts begin, if worth sharing; each prompt keeps at least one of its own."""
-    first, last = min(prompts), max(prompts)
+def common_prefix(texts: list[tuple[int, ...]], most: int) -> tuple[int, ...]:
+    """Return the tokens with which all texts begin, at most `most` of them, if they are worth sharing."""
+    first, last = min(texts), max(texts)
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    prefix = first[: min(len(list(same)), min(map(len, prompts)) - 1)]
-    return prefix if len(prefix) >= SHORTEST_PREFIX and len(prompts) > 1 else ()
+    prefix = first[: min(len(list(same)), most)]
+    return prefix if len(prefix) >= SHORTEST_PREFIX and len(texts) > 1 else ()
 
 
-def objection(
-    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, letters: tuple[str, ...] = mmlu.LETTERS
-) -> str | None:
-    """Return why LastPosition must not score a model with choices of these letters, or None.
-
-    Nothing else about the questions counts, so all shards agree.
-    """
+def objection(config: PretrainedConfig) -> str | None:
+    """Return why LastPosition must not score a model, or None."""
     text = config.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ())
-    choices = [tokenizer.encode(f"{PROBE} {letter}") for letter in letters]
     if config.model_type not in MODEL_TYPES:
         return f"it is not proven for model_type '{config.model_type}'"
     if others := sorted(layers - set(LAYER_TYPES)):
@@ -156,8 +167,6 @@ def objection(
         return f"positions scaled by '{others[0]}' may depend on the length of a text"
     if getattr(text, "use_bidirectional_attention", None) not in BIDIRECTIONAL:
         return "a token's state depends on those after it (use_bidirectional_attention)"
-    if any(len(choice) != len(tokenizer.encode(PROBE)) + 1 for choice in choices):
-        return "a choice has several tokens"
     return None
 
 

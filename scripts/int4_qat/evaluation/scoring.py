@@ -16,7 +16,6 @@ from lm_eval.utils import env
 from transformers import PreTrainedTokenizerBase
 
 from int4_qat.checkpoint import architecture, weight_files
-from int4_qat.data import mmlu
 from int4_qat.engines import inference
 from int4_qat.evaluation import last_position
 from int4_qat.evaluation.replicas import Replicas
@@ -56,19 +55,14 @@ class Evaluation(NamedTuple):
     stock_check: dict | None  # how far last_position's scores of the first questions are from lm-eval's own
 
 
-def evaluate(
-    options: Options, engine: str, tasks: list, task_manager: TaskManager, letters: tuple[str, ...] = mmlu.LETTERS
-) -> Evaluation:
-    """Evaluate a checkpoint on lm-eval's tasks, which are given by name or as task configs.
-
-    letters are those with which the questions for last_position name their choices.
-    """
+def evaluate(options: Options, engine: str, tasks: list, task_manager: TaskManager) -> Evaluation:
+    """Evaluate a checkpoint on lm-eval's tasks, which are given by name or as task configs."""
     tokenizer = tokenization.load_as_is(options.checkpoint)
     tokenizer_adds_bos = tokenization.adds_bos(tokenizer)
     tokenization.refuse_additions(tokenization.with_bos_of_template(tokenizer))
     reason = None
     if engine == LAST_POSITION:
-        reason = last_position.objection(architecture.read_config(options.checkpoint), tokenizer, letters)
+        reason = last_position.objection(architecture.read_config(options.checkpoint))
     if reason:
         print(f"engine: using {STOCK} instead of {LAST_POSITION}: {reason}", flush=True)
     used = STOCK if reason else engine

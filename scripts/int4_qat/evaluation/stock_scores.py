@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from int4_qat.system.errors import InputError
 
-PROBE = "Answer:"
 PARALLEL = "TOKENIZERS_PARALLELISM"  # which tokenizers read at each call
 STRINGS = 1_000  # strings that are tokenized at once
 CUT = "they lose their beginning, bos included"

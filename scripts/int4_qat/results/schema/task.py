@@ -26,6 +26,7 @@ class Task(TypedDict):
     groups: dict[str, list[str]]  # the tasks of each group, the whole one included; empty for a plain task
     documents: dict[str, int]  # number of each task's documents
     questions: int
+    stock_check: dict | None  # how far our engine's scores are from those of lm-eval's engine
     prompts_over_max_length: int  # questions whose beginning was cut off
     settings: dict
     task_version: str | None
