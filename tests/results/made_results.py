@@ -189,6 +189,7 @@ def task(metrics: dict[str, Metric]) -> Task:
         groups={},
         documents={},
         questions=10,
+        stock_check=None,
         prompts_over_max_length=0,
         settings={},
         task_version=None,
