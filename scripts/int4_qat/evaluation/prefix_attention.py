@@ -28,7 +28,7 @@ class SharedPrefix(Cache):
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_, **__
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a layer's keys and values (rows, heads, tokens, width), in which the prefix precedes each row's own."""
+        """Return a layer's keys and values (rows, heads, tokens, width), with the prefix ahead of each row's own."""
         kept = self.layers[layer_idx]
         return before(kept.keys, keys), before(kept.values, values)
 
