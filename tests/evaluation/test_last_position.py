@@ -229,7 +229,8 @@ def test_examples_are_read_once_and_kept_once(tokenizer):
     )
     own = ours.read
     ours.read = lambda prefix: sizes.append(own(prefix)) or sizes[-1]
-    ours.last_scores([ours.tokens(request) for request in ask(PREFIX)])
+    requests = ask(PREFIX)
+    ours.score_subject(requests, [ours.tokens(request) for request in requests])
     assert [shape[0] for shape in read] == [1, len(LENGTHS), 1]  # the last is the logits of one state each
     assert read[0][1] >= PREFIX
     assert read[1][1] <= max(LENGTHS) + 2

@@ -49,9 +49,6 @@ class LastPosition(StockScores):
         self.head = heads.Head(self.model)
         self.stock_check = {"questions": 0, "largest_difference": 0.0, "tolerance": tolerance}
 
-    def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:
-        return self.last_scores(tokens)
-
     def check_subject(self, requests: list[Instance], tokens: list[Tokens], scores: Scores) -> None:
         """Score the subject's first questions with lm-eval's own code too; raise InputError if the results differ."""
         super().check_subject(requests, tokens, scores)
@@ -72,8 +69,7 @@ class LastPosition(StockScores):
             check["largest_difference"] = max(check["largest_difference"], difference)
 
     @torch.no_grad()
-    def last_scores(self, tokens: list[Tokens]) -> Scores:
-        """Return the scores of a subject's choices."""
+    def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:
         asked: dict[tuple, set[tuple]] = {}  # choices, by the text that is read for them
         keys = [self.key(*pair) for pair in tokens]
         for read, choice in keys:
@@ -84,8 +80,9 @@ class LastPosition(StockScores):
         with prefix_attention.chosen(self.model, cache):
             for batch in batches(texts, self.batch_size * QUESTION, len(prefix)):
                 pairs = [(row, choice) for row, read in enumerate(batch) for choice in sorted(asked[read])]
-                states = self.last_states([read[len(prefix) :] for read in batch], pairs, cache)
-                begun.append((batch, pairs, *self.chances(states, pairs)))
+                states, numbers = self.last_states([read[len(prefix) :] for read in batch], pairs, cache)
+                following = [token for _, choice in pairs for token in choice]
+                begun.append((batch, pairs, *self.chances(states, numbers, following)))
         scores = {}
         for batch, pairs, *found in begun:
             values, likeliest = (tensor.tolist() for tensor in found)  # waits for the GPU, which has all batches by now
@@ -110,8 +107,10 @@ class LastPosition(StockScores):
         made = torch.tensor(values)
         return made.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else made
 
-    def last_states(self, rows: list[tuple[int, ...]], pairs: list[tuple[int, tuple]], cache) -> torch.Tensor:
-        """Return the states (tokens, width) that predict each token of each choice of a row.
+    def last_states(
+        self, rows: list[tuple[int, ...]], pairs: list[tuple[int, tuple]], cache
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Return the states (places, width) that predict tokens of choices, and the number of each token's state.
 
         No token sees the padding on the right.
         """
@@ -122,17 +121,21 @@ class LastPosition(StockScores):
         places = [
             (row, place) for row, choice in pairs for place in range(len(rows[row]) - len(choice), len(rows[row]))
         ]
-        return states[*self.moved(places).T]
+        numbers = {place: number for number, place in enumerate(dict.fromkeys(places))}
+        return states[*self.moved(list(numbers)).T], [numbers[place] for place in places]
 
-    def chances(self, states: torch.Tensor, pairs: list[tuple[int, tuple]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the log-probability of each token of the choices, and the likeliest token in its place."""
-        following = self.moved([token for _, choice in pairs for token in choice])
-        values, likeliest = [], []
+    def chances(
+        self, states: torch.Tensor, numbers: list[int], following: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the log-probability of each token after the state with its number, and the likeliest token there."""
+        values, likeliest = torch.empty(len(following), dtype=self.softmax_dtype, device=self.device), []
         for block in heads.blocks(len(states), self.head.vocabulary):
             logits = self.head.logits(states[block])
-            values.append(logits.log_softmax(-1, dtype=self.softmax_dtype).gather(1, following[block, None])[:, 0])
+            inside = [index for index, number in enumerate(numbers) if block.start <= number < block.stop]
+            asked = [(numbers[index] - block.start, following[index]) for index in inside]
+            values[self.moved(inside)] = logits.log_softmax(-1, dtype=self.softmax_dtype)[*self.moved(asked).T]
             likeliest.append(logits.argmax(-1))
-        return torch.cat(values), torch.cat(likeliest)
+        return values, torch.cat(likeliest)[self.moved(numbers)]
 
 
 def batches(prompts: list[tuple[int, ...]], tokens: int, shared: int = 0) -> Iterator[list[tuple[int, ...]]]:
