@@ -15,11 +15,11 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 LIBRARIES = ["torch", "transformers", "datasets", "int4_qat.checkpoint.architecture", "lm_eval.tasks", "scipy.stats"]
 OF_ONE_TEST = "PYTEST_CURRENT_TEST"
-# If a library asks CUDA itself whether there is a GPU, no process that is forked later can use one.
-ASK_DRIVER = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 class Preloaded:
@@ -29,15 +29,18 @@ class Preloaded:
         self.environment: dict[str, str] | None = None
 
     def suits(self, environment: Mapping[str, str]) -> bool:
-        """Return whether a program can run in an environment, which libraries read while they are loaded."""
-        return self.environment in (None, _of_all_tests(environment))
+        """Return whether a program can run in an environment, which libraries read while they are loaded.
+
+        With a GPU none can: once a library has asked CUDA for GPUs, the processes that are forked later cannot use one.
+        """
+        return not torch.cuda.is_available() and self.environment in (None, _of_all_tests(environment))
 
     def run(self, command: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess:
         """Run a Python program, given as the interpreter, the program and its arguments, and return what it printed."""
         if self.environment is None:
             self.environment = _of_all_tests(environment)
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self.process = subprocess.Popen([sys.executable, __file__], env=self.environment | ASK_DRIVER, **pipes)
+            self.process = subprocess.Popen([sys.executable, __file__], env=self.environment, **pipes)
         with tempfile.TemporaryDirectory() as folder:
             stdout, stderr = (str(Path(folder, name)) for name in ("stdout", "stderr"))
             print(json.dumps([command[1:], os.getcwd(), stdout, stderr]), file=self.process.stdin, flush=True)

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 
 from int4_qat.config.recipe import Recipe
 from int4_qat.quantization import grids
 from int4_qat.tokenizer import tokenization
-from int4_qat.training import data
+from int4_qat.training import data, sharding
 from int4_qat.training.backends import transformers
 from programs import RECIPE, ROOT, finetune_options, run_script, seen, training_options
 
@@ -161,6 +162,25 @@ def test_a_training_goes_on_in_another_number_of_processes(untrained, texts, tmp
     assert f"resuming from {checkpoints[0]}" in resumed.stdout
     table = pd.read_csv(folder / "training.csv")
     assert table["loss"].tolist() == pytest.approx(whole[0]["loss"].tolist(), rel=1e-4)
+
+
+def test_of_a_spread_model_only_the_layer_that_computes_is_whole(untrained):
+    model = transformers.add_adapters(untrained / "model", Recipe(**RECIPE), "cpu")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        sharding.spread(model, "cpu")
+        layers, whole = list(sharding.layers(model.get_base_model())), []
+
+        def count(*_):
+            whole.append(sum(not sharding.is_spread(layer) for layer in layers))
+
+        for layer in layers:
+            layer.self_attn.register_forward_pre_hook(count)
+            layer.self_attn.register_full_backward_hook(count)
+        model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    finally:
+        distributed.destroy_process_group()
+    assert whole == [1] * 2 * (len(layers) - 1)  # the picture tower's layer does not compute
 
 
 def test_a_spread_model_computes_in_autocast_without_its_gradients_being_gathered(untrained, texts, tmp_path):

@@ -39,14 +39,15 @@ def fake_quantize_linears(
     ignore: Sequence[str] = (),
     given: Mapping[str, AnyGrid] | None = None,
     learned: bool = False,
+    device: str | None = None,
 ) -> list[str]:
     """Let every linear below LoRA train on int4 weights, in place; return the names of those linears.
 
     A linear that `ignore` names is not changed, as in the export. Grids are given for all linears or for none; without
     them each linear is on its own grid. With target `merged` grids can be learned: they start at the given grids, or at
-    the grids of the frozen weights. Raise InputError if there are no such linears, if one has no grid though others do,
-    or if the group size does not divide the input features of one: a training that only looks like QAT is worse than
-    none.
+    the grids of the frozen weights. Weights are quantized on `device`, one at a time, or else where they are, and their
+    grids stay there. Raise InputError if there are no such linears, if one has no grid though others do, or if the
+    group size does not divide the input features of one: a training that only looks like QAT is worse than none.
     """
     layers = {name: layer for name, layer in lora_linears(model).items() if not linears.ignored(name, ignore)}
     if not layers:
@@ -57,13 +58,14 @@ def fake_quantize_linears(
             raise InputError(
                 f"group_size: expected a divisor of the {inputs} inputs of {name}, found {scheme.group_size}"
             )
-        weight = layer.base_layer.weight
+        frozen = layer.base_layer.weight
+        weight = frozen.detach().to(device)
         grid = grid_of(name, weight.device, given) if given else None
         if target == "merged":
             start = LearnedGrid(grid or int4.quantize(weight, scheme).grid, scheme) if learned else None
             model.get_base_model().set_submodule(name, MergedInt4Linear(layer, scheme, start or grid))
             continue
-        weight.data = int4.fake_quantize(weight.data, scheme, grid=grid)
+        frozen.data = int4.fake_quantize(weight, scheme, grid=grid).to(frozen.device)
         if target == "base+lora_a":
             layer.lora_A.update({adapter: Int4Linear(a, scheme) for adapter, a in layer.lora_A.items()})
     if learned:

@@ -43,6 +43,9 @@ def spread(model: torch.nn.Module, device: str) -> int:
     for layer in found:
         trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
         fully_shard(layer, mesh=mesh, ignored_params=trained)
+    for stack in stacks(model):
+        # A layer outside of such a root would be one itself: whole until its backward pass, and not fetched ahead.
+        fully_shard(stack, mesh=mesh, ignored_params=set(stack.parameters()))
     for module in model.modules():
         if isinstance(module, LearnedGrid):
             module.start = module.start.to(device)
@@ -60,6 +63,14 @@ def layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """Yield the layers of a model, including those of its towers."""
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
+            yield module
+
+
+def stacks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield the modules that call a list of layers one after the other, as a decoder does."""
+    for module in model.modules():
+        lists = [part for part in module.children() if isinstance(part, torch.nn.ModuleList)]
+        if any(isinstance(layer, GradientCheckpointingLayer) for layers in lists for layer in layers):
             yield module
 
 

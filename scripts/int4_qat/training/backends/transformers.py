@@ -40,7 +40,7 @@ def add_adapters(folder: Path, recipe: Recipe, device: str, spread: bool = False
     if recipe.scheme is not None:
         learned = recipe.grid_learning_rate is not None
         scheme, given = schemes.of_words(recipe.scheme), start.grids_for(folder, recipe.scheme, recipe.ignore)
-        placed = qat.fake_quantize_linears(model, recipe.qat_target, scheme, recipe.ignore, given, learned)
+        placed = qat.fake_quantize_linears(model, recipe.qat_target, scheme, recipe.ignore, given, learned, device)
         grids = "the grids of the checkpoint" if given else "their own grids"
         grids += ", which are trained too" if learned else ""
         print(f"fake quantization of {recipe.qat_target} ({scheme}) on {len(placed)} linears, on {grids}")
