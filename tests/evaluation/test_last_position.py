@@ -146,9 +146,10 @@ def test_scores_are_lm_evals(tokenizer, model_type, settings):
 
 @pytest.mark.parametrize(("model_type", "settings"), [*PROVEN.items(), *VARIANTS])
 @pytest.mark.parametrize("questions", [1, len(LENGTHS)])
-def test_choices_of_several_tokens_score_as_lm_evals(tokenizer, model_type, settings, questions):
+def test_choices_of_several_tokens_score_as_lm_evals(tokenizer, model_type, settings, questions, monkeypatch):
     model = make_model(model_type, settings)
-    for prefix in (0, PREFIX):
+    for prefix, saved in ((0, last_position.SAVED), (0, 30), (PREFIX, last_position.SAVED)):
+        monkeypatch.setattr(last_position, "SAVED", saved)
         requests = ask(prefix, ENDINGS)[: questions * len(ENDINGS)]
         expected = engine(stock_scores.StockScores, model, tokenizer).loglikelihood(requests, disable_tqdm=True)
         found = engine(last_position.LastPosition, model, tokenizer).loglikelihood(requests, disable_tqdm=True)
@@ -218,6 +219,26 @@ def test_a_batch_counts_what_its_questions_add_to_their_examples(monkeypatch):
     lengths = [[len(batch[0]), len(batch)] for batch in last_position.batches(prompts, 40, len(examples))]
     assert lengths == [[50, 2], [40, 3], [35, 1]]  # of 40 tokens' questions, and of 120 tokens with their examples
     assert [len(batch) for batch in last_position.batches(prompts, 40)] == [1] * 4 + [1, 1]
+
+
+def test_a_long_prompt_is_read_once_for_all_its_choices(monkeypatch):
+    monkeypatch.setattr(last_position, "SAVED", 12)
+    long, short, choices = tuple(range(6)), (7, 8), [(1,), (2, 3), (4, 5, 6)]
+    asked = {(*prompt, 9, *choice[:-1]): {choice} for prompt in (short, long) for choice in choices}
+    rest, apart = last_position.families(asked)
+    assert rest == ((), [(*short, 9, 4, 5), (*short, 9, 2), (*short, 9)])
+    assert apart == (long, [(*long, 9, 4, 5), (*long, 9, 2), (*long, 9)])
+
+
+def test_a_text_that_is_read_for_two_prompts_is_read_with_the_shorter_one(monkeypatch):
+    monkeypatch.setattr(last_position, "SAVED", 12)
+    prompt = tuple(range(6))
+    asked = {(*prompt, 9): {(1,), (9, 1)}, (*prompt, 9, 2): {(2, 3)}, (*prompt, 9, 4, 5): {(4, 5, 6)}}
+    rest, *apart = last_position.families(asked)
+    assert apart == []  # two texts have the long prompt, which saves 6 tokens
+    assert len(rest[1]) == len(asked)
+    both = last_position.families(asked | {(*prompt, 9, 7): {(7, 8)}})
+    assert both == [((), [(*prompt, 9)]), (prompt, [(*prompt, 9, 4, 5), (*prompt, 9, 2), (*prompt, 9, 7)])]
 
 
 def test_examples_are_read_once_and_kept_once(tokenizer):

@@ -2,9 +2,9 @@
 
 lm-eval's HFLM computes logits for every position and reads only the last ones. For 8 questions of 500 tokens and
 Gemma's vocabulary of 262,208, that takes 4 GB in fp32. HFLM also re-runs the few-shot examples of a subject for every
-question, and short questions leave most of a GPU idle. `LastPosition` avoids all three, and reads as many tokens at
-once as `batch_size` questions of QUESTION tokens have; examples that all questions share do not count. Its log-softmax
-is the same as HFLM's.
+question, and for every choice of several tokens, and short questions leave most of a GPU idle. `LastPosition` avoids
+all of these, and reads as many tokens at once as `batch_size` questions of QUESTION tokens have; examples that all
+questions share do not count. Its log-softmax is the same as HFLM's.
 
 This is correct if a token's state depends only on the tokens before it, and if several texts can continue one cache.
 `objection` decides by the config alone and lets through only what the tests prove. Every run also compares its first
@@ -12,7 +12,7 @@ questions with lm-eval's own code.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from lm_eval.api.instance import Instance
@@ -26,6 +26,7 @@ from int4_qat.system.errors import InputError
 QUESTION = 1024  # tokens
 ATTENDED = 16  # times these tokens may be attended to at once; each layer lays the prefix before every question
 SHORTEST_PREFIX = 64  # tokens; below that, laying the prefix before each question costs more than it saves
+SAVED = 2048  # tokens; a prompt is read apart from its choices, by one more pass, if that saves as many
 # The types that tests/evaluation/test_last_position.py proves. All others are scored by lm-eval's own code.
 MODEL_TYPES = (
     *("llama", "qwen2", "qwen3", "mistral", "ministral3", "phi", "phi3", "gemma", "gemma2", "gemma3", "gemma3_text"),
@@ -36,6 +37,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 ROPE_TYPES = ("default", "linear", "llama3", "proportional", "yarn")  # dynamic and longrope depend on a text's length
 BIDIRECTIONAL = (None, False, "vision")  # allowed for texts: Gemma 4's `vision` affects only pictures
 CHECKED = 2  # questions of each subject that lm-eval's own code scores too
+CHECKED_AT_ONCE = 4  # rows of them, since that code has logits for all positions
 # The largest allowed difference from lm-eval's log-likelihood, relative to it, or in nats if it is below one nat.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 
@@ -53,16 +55,16 @@ class LastPosition(StockScores):
         """Score the subject's first questions with lm-eval's own code too; raise InputError if the results differ."""
         super().check_subject(requests, tokens, scores)
         check = self.stock_check
-        for _, group in itertools.islice(
-            itertools.groupby(range(len(requests)), lambda i: requests[i].doc_id), CHECKED
-        ):
-            asked = list(group)
-            stock = super().score_subject([requests[i] for i in asked], [tokens[i] for i in asked])
-            pairs = [(scores[i][0], value) for i, (value, _) in zip(asked, stock, strict=True)]
-            difference = max(abs(ours - value) / max(1.0, abs(value)) for ours, value in pairs)
+        by_question = itertools.groupby(range(len(requests)), lambda i: requests[i].doc_id)
+        groups = [list(group) for _, group in itertools.islice(by_question, CHECKED)]
+        asked = list(itertools.chain(*groups))
+        found = self.stock_scores([requests[i] for i in asked], [tokens[i] for i in asked], CHECKED_AT_ONCE)
+        stock = {i: value for i, (value, _) in zip(asked, found, strict=True)}
+        for group in groups:
+            difference = max(abs(scores[i][0] - stock[i]) / max(1.0, abs(stock[i])) for i in group)
             if difference > check["tolerance"]:
                 raise InputError(
-                    f"{question(requests[asked[0]])}: last_position's log-likelihoods differ from lm-eval's own by "
+                    f"{question(requests[group[0]])}: last_position's log-likelihoods differ from lm-eval's own by "
                     f"{difference:.2g}, more than {check['tolerance']:g}; set its engine to stock"
                 )
             check["questions"] += 1
@@ -74,15 +76,15 @@ class LastPosition(StockScores):
         keys = [self.key(*pair) for pair in tokens]
         for read, choice in keys:
             asked.setdefault(read, set()).add(choice)
-        texts = sorted(asked, key=lambda read: (-len(read), read))
-        prefix = common_prefix(texts, min(len(read) - len(choice) for read, choice in keys))
-        cache, begun = self.read(prefix) if prefix else None, []
-        with prefix_attention.chosen(self.model, cache):
-            for batch in batches(texts, self.batch_size * QUESTION, len(prefix)):
-                pairs = [(row, choice) for row, read in enumerate(batch) for choice in sorted(asked[read])]
-                states, numbers = self.last_states([read[len(prefix) :] for read in batch], pairs, cache)
-                following = [token for _, choice in pairs for token in choice]
-                begun.append((batch, pairs, *self.chances(states, numbers, following)))
+        begun = []
+        for prefix, texts in families(asked):
+            cache = self.read(prefix) if prefix else None
+            with prefix_attention.chosen(self.model, cache):
+                for batch in batches(texts, self.batch_size * QUESTION, len(prefix)):
+                    pairs = [(row, choice) for row, read in enumerate(batch) for choice in sorted(asked[read])]
+                    states, numbers = self.last_states([read[len(prefix) :] for read in batch], pairs, cache)
+                    following = [token for _, choice in pairs for token in choice]
+                    begun.append((batch, pairs, *self.chances(states, numbers, following)))
         scores = {}
         for batch, pairs, *found in begun:
             values, likeliest = (tensor.tolist() for tensor in found)  # waits for the GPU, which has all batches by now
@@ -148,6 +150,28 @@ def batches(prompts: list[tuple[int, ...]], tokens: int, shared: int = 0) -> Ite
         size = max(1, min(tokens // (longest - shared), ATTENDED * tokens // longest))
         yield prompts[:size]
         prompts = prompts[size:]
+
+
+def families(asked: dict[tuple, set[tuple]]) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+    """Return texts, longest first, in groups, each with the prefix that its texts share, which can be empty.
+
+    `asked` has the choices for which each text is read. A subject's questions can share their examples. Otherwise the
+    choices of a question can share its prompt, which can have examples of its own.
+    """
+    prompts = {read: read[: len(read) - max(map(len, choices))] for read, choices in asked.items()}
+    if prefix := common_prefix(list(asked), min(map(len, prompts.values()))):
+        return [(prefix, in_order(asked))]
+    by_prompt: dict[tuple, list[tuple]] = {}
+    for read, prompt in prompts.items():
+        by_prompt.setdefault(prompt, []).append(read)
+    apart = {prompt: read for prompt, read in by_prompt.items() if (len(read) - 1) * len(prompt) >= SAVED}
+    rest = set(asked).difference(*apart.values())
+    return [((), in_order(rest)), *((prompt, in_order(read)) for prompt, read in apart.items())]
+
+
+def in_order(texts: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Return texts in the order in which they are read, longest first."""
+    return sorted(texts, key=lambda read: (-len(read), read))
 
 
 def common_prefix(texts: list[tuple[int, ...]], most: int) -> tuple[int, ...]:
