@@ -46,6 +46,19 @@ def test_texts_of_one_length_keep_their_rows_and_their_order():
     assert batch["position_ids"].tolist() == [[*range(8)]] * 3
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_parts_of_padded_texts_hold_each_text_once_and_little_padding(side):
+    lengths = [3, 40, 7, 5, 12, 6]
+    numbers = [torch.arange(1, length + 1) + 100 * row for row, length in enumerate(lengths)]
+    ids = torch.nn.utils.rnn.pad_sequence(numbers, batch_first=True, padding_side=side)
+    parts = collation.parts_of_padded({"input_ids": ids, "attention_mask": (ids > 0).long()}, 24)
+    assert [tuple(part["input_ids"].shape) for part in parts] == [(1, 40), (2, 12), (3, 6)]
+    read = [
+        row[mask > 0] for part in parts for row, mask in zip(part["input_ids"], part["attention_mask"], strict=True)
+    ]
+    assert sorted(map(torch.Tensor.tolist, read)) == sorted(map(torch.Tensor.tolist, numbers))
+
+
 @pytest.mark.parametrize("side_by_side", [True, False])
 def test_padding_and_beginnings_count_nowhere(side_by_side):
     texts = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]

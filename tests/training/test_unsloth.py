@@ -19,6 +19,8 @@ from int4_qat.data import mmlu
 from int4_qat.quantization import schemes
 from int4_qat.standin import gemma_folder, standin
 from int4_qat.system.errors import InputError
+from int4_qat.tokenizer import tokenization
+from int4_qat.training import collation
 from int4_qat.training.backends import unsloth
 from programs import RECIPE, ROOT, environment, finetune_options, quantize_options, run_script, seen
 
@@ -91,6 +93,31 @@ def test_unsloth_trains_as_the_other_backend_does(wide, trained, tmp_path):
     assert steps["grad_norm"].tolist() == pytest.approx(expected["grad_norm"].tolist(), rel=0.02)
     found, wanted = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (trained, tmp_path))
     assert {name: tensor.shape for name, tensor in found.items()} == {name: t.shape for name, t in wanted.items()}
+
+
+@pytest.mark.slow
+def test_a_batch_of_more_tokens_than_a_part_is_one_step(wide, tmp_path):
+    texts = pd.read_parquet(wide / "train.parquet")
+    user = "<start_of_turn>user\n"
+    texts["text"] = [
+        text.replace(user, user + " ".join(text.split()[2:12]) * (number % 9))
+        for number, text in enumerate(texts["text"])
+    ]
+    texts.to_parquet(tmp_path / "train.parquet", index=False)
+    (tmp_path / "model").symlink_to(wide / "model")
+    tokenizer = tokenization.load_tokenizer(wide / "model")
+    lengths = list(map(len, tokenizer(texts["text"].tolist())["input_ids"]))
+    assert len(set(lengths)) > 8
+    assert sum(lengths) > collation.PART
+    recipe = QAT | {"train_batch_size": len(lengths), "max_steps": 2}
+    for name in ("unsloth", "other"):
+        (tmp_path / name).mkdir()
+    finish(start(tmp_path, tmp_path / "unsloth", recipe | {"backend": "unsloth"}))
+    other = run_script("finetune", *arguments_of(tmp_path, tmp_path / "other", recipe))
+    assert other.returncode == 0, other.stderr[-3000:]
+    steps, expected = (pd.read_csv(tmp_path / name / "steps.csv") for name in ("unsloth", "other"))
+    for column, tolerance in (("loss", 0.005), ("grad_norm", 0.02)):
+        assert steps[column].tolist() == pytest.approx(expected[column].tolist(), rel=tolerance)
 
 
 @pytest.mark.slow

@@ -52,6 +52,23 @@ def parts(batch: dict[str, torch.Tensor], tokens: int) -> list[dict[str, torch.T
     return [dict(zip(batch, piece, strict=True)) for piece in pieces]
 
 
+def parts_of_padded(batch: dict[str, torch.Tensor], tokens: int) -> list[dict[str, torch.Tensor]]:
+    """Return a batch with one text per row as parts of at most this number of tokens, longest texts first.
+
+    `attention_mask` (rows, length) is 0 for padding, on which a part spends only what its longest text needs.
+    """
+    texts = batch["attention_mask"]
+    lengths, order = texts.sum(1).sort(descending=True, stable=True)
+    found, begin = [], 0
+    while begin < len(order):
+        rows = order[begin : begin + max(1, tokens // int(lengths[begin]))]
+        read = texts[rows].any(0).nonzero()
+        columns = slice(int(read.min()), int(read.max()) + 1)
+        found.append({name: tensor[rows, columns] for name, tensor in batch.items()})
+        begin += len(rows)
+    return found
+
+
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:
     """Return the numbers of the texts in each row; from the longest on, each goes into the row that it fills most."""
     rows: list[list[int]] = []
