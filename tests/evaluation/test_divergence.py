@@ -87,14 +87,19 @@ def test_a_head_makes_the_logits_of_the_plain_forward_pass(name, untrained, tmp_
     with torch.no_grad():
         expected = model(input_ids=tokens, use_cache=False).logits
     hidden = divergence.last_hidden_states(model, tokens.tolist())
-    alone = heads.load(folder, torch.float32, "cpu")
+    alone, called = heads.load(folder, torch.float32, "cpu"), []
+    for body in (model.base_model, alone.model.base_model):
+        body.register_forward_pre_hook(lambda *_: called.append("before"))
+        body.register_forward_hook(lambda *_: called.append("after"))
     for found in (Head(model), alone):
         assert torch.equal(torch.stack([found.logits(each) for each in hidden]), expected)
         assert found.vocabulary == expected.shape[-1]
     assert {parameter.device.type for parameter in alone.model.base_model.parameters()} == {"meta"}
     assert alone.digest() == Head(model).digest()
+    assert called == []
     with torch.no_grad():  # the body is restored
         assert torch.equal(model(input_ids=tokens, use_cache=False).logits, expected)
+    assert called == ["before", "after"]
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen2", "gemma2", "gemma3", "granite"])

@@ -118,8 +118,8 @@ def ask(prefix, asked=mmlu.LETTERS):
     ]
 
 
-def engine(kind, model, tokenizer):
-    return kind(pretrained=model, tokenizer=tokenizer, batch_size=4, softmax_dtype=torch.float32)
+def engine(kind, model, tokenizer, batch_size=4):
+    return kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=torch.float32)
 
 
 def likelihoods(engine, requests):
@@ -241,6 +241,26 @@ def test_a_text_that_is_read_for_two_prompts_is_read_with_the_shorter_one(monkey
     assert both == [((), [(*prompt, 9)]), (prompt, [(*prompt, 9, 4, 5), (*prompt, 9, 2), (*prompt, 9, 7)])]
 
 
+def test_the_larger_saving_decides_what_is_read_once():
+    common = tuple(range(100))
+    questions = [(*common, *range(1000 * number, 1000 * number + 1500)) for number in range(2)]
+    asked = {(*question, 9, *choice[:-1]): {choice} for question in questions for choice in [(1,), (2, 3), (4, 5, 6)]}
+    assert [prefix for prefix, _ in last_position.families(asked)] == [(), *questions]
+    assert [prefix for prefix, _ in last_position.families(dict(list(asked.items())[2:4]))] == [common]
+
+
+def test_lm_evals_own_code_reads_few_rows_at_once_for_the_comparison(tokenizer):
+    model = make_model("llama", GROUPED)
+    ours, rows = engine(last_position.LastPosition, model, tokenizer, batch_size=8), []
+    requests = ask(0, ENDINGS)
+    tokens = [ours.tokens(request) for request in requests]
+    scores = ours.score_subject(requests, tokens)
+    model.model.register_forward_pre_hook(lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True)
+    ours.check_subject(requests, tokens, scores)
+    assert rows == [last_position.CHECKED_AT_ONCE] * 2
+    assert ours.batch_size == 8
+
+
 def test_examples_are_read_once_and_kept_once(tokenizer):
     model = make_model("gemma3_text", MIXED)
     ours = engine(last_position.LastPosition, model, tokenizer)
@@ -252,7 +272,7 @@ def test_examples_are_read_once_and_kept_once(tokenizer):
     ours.read = lambda prefix: sizes.append(own(prefix)) or sizes[-1]
     requests = ask(PREFIX)
     ours.score_subject(requests, [ours.tokens(request) for request in requests])
-    assert [shape[0] for shape in read] == [1, len(LENGTHS), 1]  # the last is the logits of one state each
+    assert [shape[0] for shape in read] == [1, len(LENGTHS)]
     assert read[0][1] >= PREFIX
     assert read[1][1] <= max(LENGTHS) + 2
     assert [len(layer.keys) for layer in sizes[0].layers] == [1] * SMALL["num_hidden_layers"]

@@ -7,7 +7,9 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torchao.quantization import Int4Tensor, Int4WeightOnlyConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import calibrated
 import in_memory
@@ -18,7 +20,7 @@ from int4_qat.engines import decoding, inference
 from int4_qat.kernels import tiles
 from int4_qat.quantization import clipping, compensation, int4, plain_weight, schemes, torchao_tensor
 from int4_qat.system import cuda_graphs, files
-from int4_qat.training import learned_grid, merged_linear, merged_weight
+from int4_qat.training import learned_grid, merged_linear, merged_weight, qat
 from programs import SCHEMES, quantize_options, run_script
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -99,6 +101,25 @@ def test_a_learned_grid_is_the_same_within_autocast_and_without(zero_point):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     for found in (within, without):
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_weights_on_a_cpu_are_quantized_on_the_gpu_where_their_grids_stay():
+    config = LlamaConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
+    )
+    lora = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+
+    def trained(target, learned, device):
+        torch.manual_seed(0)
+        model = get_peft_model(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), lora)
+        qat.fake_quantize_linears(model, target, INT4, learned=learned, device=device)
+        return list(qat.lora_linears(model).values())
+
+    for found, expected in zip(trained("base", False, "cuda"), trained("base", False, None), strict=True):
+        assert found.base_layer.weight.device.type == "cpu"
+        assert torch.equal(found.base_layer.weight, expected.base_layer.weight)
+    for linear in trained("merged", True, "cuda"):
+        assert (linear.base_layer.weight.device.type, linear.grid.scale.device.type) == ("cpu", "cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -95,6 +95,22 @@ def test_unsloth_trains_as_the_other_backend_does(wide, trained, tmp_path):
     assert {name: tensor.shape for name, tensor in found.items()} == {name: t.shape for name, t in wanted.items()}
 
 
+def test_unsloth_gets_no_more_tokens_than_a_part(monkeypatch):
+    monkeypatch.setattr(collation, "PART", 20)
+    taken = []
+
+    def step(model, part, labels_of_step):
+        taken.append((model, tuple(part["input_ids"].shape), labels_of_step))
+        return torch.tensor(float(len(taken)))
+
+    ids = torch.nn.utils.rnn.pad_sequence([torch.ones(n, dtype=torch.long) for n in (3, 12, 4, 5)], batch_first=True)
+    batch = {"input_ids": ids, "attention_mask": ids}
+    assert unsloth.step_in_parts(step, "model", batch, torch.tensor(9)) == 1 + 2
+    assert taken == [("model", (1, 12), 9), ("model", (3, 5), 9)]
+    with pytest.raises(InputError, match="expected a loss that unsloth divides by the labels of a step, found a mean"):
+        unsloth.step_in_parts(step, "model", batch, None)
+
+
 @pytest.mark.slow
 def test_a_batch_of_more_tokens_than_a_part_is_one_step(wide, tmp_path):
     texts = pd.read_parquet(wide / "train.parquet")

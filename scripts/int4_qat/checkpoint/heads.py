@@ -70,15 +70,23 @@ class Answer(BaseModelOutputWithPast):
 
 @contextmanager
 def answering(body: torch.nn.Module, hidden: torch.Tensor) -> Iterator[None]:
-    """Make a model's body return the given last hidden states (tokens, width), whatever its arguments."""
-    before = vars(body).get("forward")
-    body.forward = lambda *_, **__: Answer(last_hidden_state=hidden[None])
+    """Make a model's body return the given last hidden states (tokens, width), whatever its arguments, and no more.
+
+    Its hooks do not run: those of FSDP2 would take the call for one that needs the weights of the layers.
+    """
+
+    def answer(*_, **__) -> Answer:
+        return Answer(last_hidden_state=hidden[None])
+
+    replaced = {"forward": answer, "_forward_hooks": {}, "_forward_pre_hooks": {}}
+    before = {name: vars(body)[name] for name in replaced if name in vars(body)}
+    vars(body).update(replaced)
     try:
         yield
     finally:
-        del body.forward
-        if before is not None:
-            body.forward = before
+        for name in replaced:
+            del vars(body)[name]
+        vars(body).update(before)
 
 
 def load(folder: Path, dtype: torch.dtype, device: str) -> Head:

@@ -3,8 +3,8 @@
 lm-eval's HFLM computes logits for every position and reads only the last ones. For 8 questions of 500 tokens and
 Gemma's vocabulary of 262,208, that takes 4 GB in fp32. HFLM also re-runs the few-shot examples of a subject for every
 question, and for every choice of several tokens, and short questions leave most of a GPU idle. `LastPosition` avoids
-all of these, and reads as many tokens at once as `batch_size` questions of QUESTION tokens have; examples that all
-questions share do not count. Its log-softmax is the same as HFLM's.
+all of these, and reads as many tokens at once as `batch_size` questions of QUESTION tokens have; what texts share does
+not count. Its log-softmax is the same as HFLM's.
 
 This is correct if a token's state depends only on the tokens before it, and if several texts can continue one cache.
 `objection` decides by the config alone and lets through only what the tests prove. Every run also compares its first
@@ -13,6 +13,7 @@ questions with lm-eval's own code.
 
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from lm_eval.api.instance import Instance
@@ -58,7 +59,8 @@ class LastPosition(StockScores):
         by_question = itertools.groupby(range(len(requests)), lambda i: requests[i].doc_id)
         groups = [list(group) for _, group in itertools.islice(by_question, CHECKED)]
         asked = list(itertools.chain(*groups))
-        found = self.stock_scores([requests[i] for i in asked], [tokens[i] for i in asked], CHECKED_AT_ONCE)
+        with self.rows_at_once(CHECKED_AT_ONCE):
+            found = super().score_subject([requests[i] for i in asked], [tokens[i] for i in asked])
         stock = {i: value for i, (value, _) in zip(asked, found, strict=True)}
         for group in groups:
             difference = max(abs(scores[i][0] - stock[i]) / max(1.0, abs(stock[i])) for i in group)
@@ -69,6 +71,16 @@ class LastPosition(StockScores):
                 )
             check["questions"] += 1
             check["largest_difference"] = max(check["largest_difference"], difference)
+
+    @contextmanager
+    def rows_at_once(self, most: int) -> Iterator[None]:
+        """Let lm-eval's own code read at most this number of rows at once inside the block."""
+        before = self.batch_size_per_gpu
+        self.batch_size_per_gpu = min(before, most)
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = before
 
     @torch.no_grad()
     def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:
@@ -99,9 +111,8 @@ class LastPosition(StockScores):
         return tuple([*prompt, *choice][-self.max_length - 1 : -1]), tuple(choice)
 
     def read(self, prefix: tuple[int, ...]):
-        """Return the model's cache after the tokens that all questions share."""
-        tokens = torch.tensor([prefix], device=self.device)
-        read = self.model(tokens, use_cache=True, logits_to_keep=1).past_key_values
+        """Return the model's cache after the tokens that several texts share."""
+        read = self.model(self.moved([prefix]), use_cache=True, logits_to_keep=1).past_key_values
         return prefix_attention.SharedPrefix(read.layers)
 
     def moved(self, values: list) -> torch.Tensor:
@@ -159,12 +170,14 @@ def families(asked: dict[tuple, set[tuple]]) -> list[tuple[tuple[int, ...], list
     choices of a question can share its prompt, which can have examples of its own.
     """
     prompts = {read: read[: len(read) - max(map(len, choices))] for read, choices in asked.items()}
-    if prefix := common_prefix(list(asked), min(map(len, prompts.values()))):
-        return [(prefix, in_order(asked))]
+    prefix = common_prefix(list(asked), min(map(len, prompts.values())))
     by_prompt: dict[tuple, list[tuple]] = {}
     for read, prompt in prompts.items():
         by_prompt.setdefault(prompt, []).append(read)
-    apart = {prompt: read for prompt, read in by_prompt.items() if (len(read) - 1) * len(prompt) >= SAVED}
+    saved = {prompt: (len(read) - 1) * len(prompt) for prompt, read in by_prompt.items()}
+    apart = {prompt: read for prompt, read in by_prompt.items() if saved[prompt] >= SAVED}
+    if not apart or (len(asked) - 1) * len(prefix) >= sum(saved[prompt] for prompt in apart):
+        return [(prefix, in_order(asked))]
     rest = set(asked).difference(*apart.values())
     return [((), in_order(rest)), *((prompt, in_order(read)) for prompt, read in apart.items())]
 

@@ -61,12 +61,8 @@ class StockScores(HFLM):
 
     def score_subject(self, requests: list[Instance], tokens: list[Tokens]) -> Scores:
         """Return lm-eval's own scores of a subject's requests."""
-        return self.stock_scores(requests, tokens)
-
-    def stock_scores(self, requests: list[Instance], tokens: list[Tokens], rows: int | None = None) -> Scores:
-        """Return lm-eval's own scores of some requests, at most `rows` at once, or else `batch_size`."""
         known = [(request.args, *pair) for request, pair in zip(requests, tokens, strict=True)]
-        return self._loglikelihood_tokens(known, disable_tqdm=True, override_bs=rows)
+        return self._loglikelihood_tokens(known, disable_tqdm=True)
 
     def check_subject(self, requests: list[Instance], tokens: list[Tokens], scores: Scores) -> None:
         """Raise InputError if a log-likelihood is not finite."""

@@ -1,8 +1,8 @@
 """Shard a frozen base over the GPUs of a training if it does not fit on one of them.
 
-Each GPU holds a shard of every decoder layer, and a whole layer only while that layer computes (PyTorch's FSDP2). The
-trained parameters are whole on each GPU, so optimizers and checkpoints need not know about the sharding; their
-gradients are averaged after each step.
+Each GPU holds a shard of every decoder layer, and a whole layer only while that layer computes and while the one before
+it does, to fetch it in time (PyTorch's FSDP2). The trained parameters are whole on each GPU, so optimizers and
+checkpoints need not know about the sharding; their gradients are averaged after each step.
 """
 
 from collections.abc import Iterator

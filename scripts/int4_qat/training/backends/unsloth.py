@@ -151,14 +151,17 @@ def make_trainer(model, tokenizer, rows, recipe, options):
     return callbacks.watch(trainer, options.device == "cuda")
 
 
-def step_in_parts(step: Callable, model, batch: dict[str, torch.Tensor], labels_of_step: torch.Tensor) -> torch.Tensor:
+def step_in_parts(step: Callable, model, batch: dict, labels_of_step: torch.Tensor | None) -> torch.Tensor:
     """Take a batch in parts, as the other backend does; return its loss, of which the loss of each part is a share.
 
     With more than 4,160 tokens at once, on an H200 with torch 2.11, unsloth's gradients were thousands of times too
-    large for three of five shapes of batches (docs/gpu.md). With fewer they were right.
+    large for three of five shapes of batches (docs/gpu.md). With fewer they were right. Raise InputError if unsloth
+    would return the mean of each part.
     """
     from int4_qat.training import collation
 
+    if labels_of_step is None:
+        raise InputError("finetune.backend: expected a loss that unsloth divides by the labels of a step, found a mean")
     parts = collation.parts_of_padded(batch, collation.PART)
     return torch.stack([step(model, part, labels_of_step) for part in parts]).sum()
 
