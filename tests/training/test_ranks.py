@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
+import families
 from int4_qat.config.recipe import Recipe
 from int4_qat.quantization import grids
 from int4_qat.tokenizer import tokenization
@@ -43,15 +44,19 @@ def trained(untrained, texts, folder, processes, *more, **changes):
 
 
 @pytest.mark.parametrize(
-    ("training", "more"),
+    ("training", "family", "more"),
     [
-        ("cross-entropy", []),
-        pytest.param("cross-entropy", ["--spread", "always"], marks=pytest.mark.slow),
-        pytest.param("merged, learned, distilled, measured", [], marks=pytest.mark.slow),
-        pytest.param("merged, learned, distilled, measured", ["--spread", "always"], marks=pytest.mark.slow),
+        ("cross-entropy", None, []),
+        pytest.param("cross-entropy", None, ["--spread", "always"], marks=pytest.mark.slow),
+        pytest.param("merged, learned, distilled, measured", None, [], marks=pytest.mark.slow),
+        pytest.param("merged, learned, distilled, measured", None, ["--spread", "always"], marks=pytest.mark.slow),
+        # Here the module around the layers is also the body whose states the head reads.
+        pytest.param("merged, learned, distilled, measured", "llama", ["--spread", "always"], marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_take_the_steps_of_one(untrained, texts, tmp_path, training, more):
+def test_two_processes_take_the_steps_of_one(untrained, texts, tmp_path, training, family, more):
+    if family:
+        untrained = families.write(family, untrained / "model", tmp_path / "family" / "model").parent
     changes = TRAININGS[training] | {"max_steps": 4, "save_steps": 4}
     table, adapter, learned = trained(untrained, texts, tmp_path / "one", 1, **changes)
     other, other_adapter, other_learned = trained(untrained, texts, tmp_path / "two", 2, *more, **changes)
