@@ -57,7 +57,7 @@ def parts_of_padded(batch: dict[str, torch.Tensor], tokens: int) -> list[dict[st
 
     `attention_mask` (rows, length) is 0 for padding, on which a part spends only what its longest text needs.
     """
-    texts = batch["attention_mask"]
+    texts = batch["attention_mask"].cpu()  # asks a GPU once, and not for each part
     lengths, order = texts.sum(1).sort(descending=True, stable=True)
     found, begin = [], 0
     while begin < len(order):
