@@ -16,7 +16,6 @@ TRAININGS = {
     "base+lora_a": seen() | {"qat_target": "base+lora_a"},
     "merged": MERGED,
     "distilled": MERGED | {"distillation": ALL, "grid_learning_rate": 1e-3},
-    "checkpointed": MERGED | {"gradient_checkpointing": True},
 }
 
 
@@ -28,7 +27,7 @@ def losses(untrained, texts, folder, changes, compiled):
     tokenizer = tokenization.load_tokenizer(options.model)
     rows = data.tokenize(options.texts, tokenizer, recipe, folder)
     trainer = transformers.make_trainer(model, tokenizer, rows, recipe, options)
-    layers = compilation.compile_layers(model, backend="aot_eager") if compiled else []
+    layers = compilation.compile_layers(model, recompute=False, backend="aot_eager") if compiled else []
     trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row], layers
 

@@ -204,6 +204,7 @@ MODULES = {
     "training/qat.py": TRAINED,
     "training/ranks.py": TRAINED,
     "training/recipe.py": TRAINED,
+    "training/recomputation.py": TRAINED,
     "training/run.py": TRAINED,
     "training/sharding.py": TRAINED,
     "training/start.py": TRAINED,

@@ -11,20 +11,26 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from int4_qat.training.recomputation import Recomputed
+
 # Each combination of attention kind, mode (training or reading), adapter (with or without) and length is compiled
 # separately. Beyond PyTorch's own limit of 8, further combinations would run uncompiled.
 RECOMPILATIONS = 64
 
 
-def compile_layers(model: PeftModel, **options) -> list[str]:
+def compile_layers(model: PeftModel, recompute: bool, backend: str = "inductor") -> list[str]:
     """Let every decoder layer that holds an adapter be compiled when it is first called; return the layers' names.
 
-    `options` go to torch.compile. From then on a forward pass needs autocast if weights and adapters differ in dtype.
+    With `recompute` a layer keeps only its input for the backward pass. `backend` is one of torch.compile. From then on
+    a forward pass needs autocast if weights and adapters differ in dtype.
     """
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     layers = [(name, module) for name, module in model.named_modules() if is_layer(module)]
     for _, layer in layers:
-        layer.compile(**options)  # inside gradient checkpointing, if the layer uses it
+        if recompute:
+            layer.forward = Recomputed(layer.forward, backend)
+        else:
+            layer.compile(backend=backend)
         for module in layer.modules():
             if isinstance(module, BaseTunerLayer):
                 module.cast_input_dtype_enabled = False  # autocast would round the fp32 back to the same bfloat16

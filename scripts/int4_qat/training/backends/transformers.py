@@ -68,14 +68,17 @@ def make_trainer(
     options: Options,
 ) -> SFTTrainer:
     """Return trl's trainer with the recipe's values, on rows that already are tokens and labels."""
-    config = SFTConfig(**training_settings(recipe, options), dataset_kwargs={"skip_prepare_dataset": True})
+    settings = training_settings(recipe, options)
     attention.fit_kernels(shapes_vary=not recipe.packing)
     side_by_side = collation.keeps_apart(model)
     if not side_by_side:
         print("each text is padded to its own row, since in this model a text affects the next one in the same row")
     collator = collation.Collator(padding_token(tokenizer), side_by_side)
     if options.device == "cuda":
-        print(f"{len(compilation.compile_layers(model))} layers will be compiled")
+        layers = compilation.compile_layers(model, recompute=recipe.gradient_checkpointing)
+        print(f"{len(layers)} layers will be compiled")
+        settings["gradient_checkpointing"] &= not layers  # compiled layers see to it themselves
+    config = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
     trainer = AnyDeviceSFTTrainer(
         model=model, args=config, train_dataset=rows.train, processing_class=tokenizer, data_collator=collator
     )

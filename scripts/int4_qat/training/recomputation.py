@@ -1,0 +1,78 @@
+"""Recompute the inner values of a compiled layer in the backward pass, instead of keeping them.
+
+The compiled code of the backward pass computes them. transformers' checkpointing is around the compiled code, so Python
+runs each layer once more, for which the GPU waits if texts are short (docs/gpu.md).
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch._functorch.config
+from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
+from torch.utils.checkpoint import checkpoint
+
+KEEP_INPUTS_ALONE = {"activation_memory_budget": 0.0}  # of what the compiler would keep in addition
+
+
+class Recomputed:
+    """A layer's forward function, compiled, that keeps only its arguments for the backward pass.
+
+    PyTorch's checkpointing is put around the compiled code instead if the function draws random numbers, which the
+    compiled code would draw anew, or if the compiler cannot follow it as a whole: between its parts it would keep
+    values.
+    """
+
+    def __init__(self, function: Callable, backend: str):
+        self.function, self.obstacle = function, None
+        self.whole = torch.compile(function, fullgraph=True, backend=recomputing(backend))
+        self.parts = torch.compile(function, backend=backend)
+        self.is_checked = False
+
+    def __call__(self, *args, **kwargs):
+        if not torch.is_grad_enabled():
+            return self.parts(*args, **kwargs)
+        if not self.is_checked:
+            self.is_checked = True
+            if draws_random_numbers(self.function, *args, **kwargs):
+                self.obstacle = "it draws random numbers"
+        if self.obstacle is None:
+            try:
+                return self.whole(*args, **kwargs)
+            except (Unsupported, FailOnRecompileLimitHit) as error:  # before anything was computed
+                self.obstacle = str(error).partition("\n")[0]
+        report(self.obstacle)
+        return checkpoint(self.parts, *args, use_reentrant=False, **kwargs)
+
+
+@functools.cache
+def recomputing(backend: str) -> Callable:
+    """Return a backend of torch.compile whose compiled functions keep only their arguments for the backward pass."""
+    compiler = torch._dynamo.lookup_backend(backend)
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list, **options):
+        with torch._functorch.config.patch(KEEP_INPUTS_ALONE):
+            return compiler(graph, inputs, **options)
+
+    return compile_graph
+
+
+def draws_random_numbers(function: Callable, *args, **kwargs) -> bool:
+    """Return whether a function draws random numbers, by calling it and putting the generators' states back."""
+    on_gpu = torch.cuda.is_initialized()
+    with torch.no_grad(), torch.random.fork_rng([torch.cuda.current_device()] if on_gpu else []):
+        before = generator_states(on_gpu)
+        function(*args, **kwargs)
+        after = generator_states(on_gpu)
+        return not all(map(torch.equal, before, after))
+
+
+def generator_states(on_gpu: bool) -> list[torch.Tensor]:
+    """Return the states of the generators of the CPU and, if asked, of the current GPU."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if on_gpu else [])]
+
+
+@functools.cache
+def report(obstacle: str) -> None:
+    """Say once why a layer is checkpointed around its compiled code."""
+    print(f"a layer is checkpointed around its compiled code, which takes longer: {obstacle}")

@@ -1,0 +1,124 @@
+"""Test that compiled layers keep only their inputs for the backward pass, with the same losses; without a GPU."""
+
+import re
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from int4_qat.config.recipe import Recipe
+from int4_qat.tokenizer import tokenization
+from int4_qat.training import compilation, data, recomputation
+from int4_qat.training.backends import transformers
+from programs import RECIPE, training_options
+from test_compilation import TRAININGS
+
+DROPOUT = {"lora_dropout": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler(monkeypatch):
+    torch._dynamo.reset()
+    recomputation.report.cache_clear()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)  # restored
+
+
+def trainer_of(untrained, texts, folder, changes):
+    recipe = Recipe(**RECIPE | {"max_steps": 3} | changes)
+    options = training_options(untrained, texts, folder)
+    model = transformers.add_adapters(options.model, recipe, "cpu")
+    tokenizer = tokenization.load_tokenizer(options.model)
+    rows = data.tokenize(options.texts, tokenizer, recipe, folder)
+    return transformers.make_trainer(model, tokenizer, rows, recipe, options)
+
+
+def losses(trainer):
+    trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def place_of(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def places_in(tree) -> set[int]:
+    return {place_of(leaf) for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
+
+
+def watch_kept_bytes(model) -> list[int]:
+    """Return a list that gets the bytes each call of a layer keeps, beside its arguments and the model's tensors."""
+    kept = []
+    known = places_in([[vars(module), list(module.parameters()), list(module.buffers())] for module in model.modules()])
+
+    def watched(forward):
+        def call(*args, **kwargs):
+            found, given = {}, places_in((args, kwargs))
+
+            def pack(tensor):
+                found[place_of(tensor)] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                output = forward(*args, **kwargs)
+            kept.append(sum(size for place, size in found.items() if place not in given | known))
+            return output
+
+        return call
+
+    for module in model.modules():
+        if compilation.is_layer(module):
+            module.forward = watched(module.forward)
+    return kept
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_layers_keep_their_inputs_alone_with_the_same_losses(untrained, texts, tmp_path, capsys, training):
+    expected = losses(trainer_of(untrained, texts, tmp_path / "plain", TRAININGS[training]))
+    trainer = trainer_of(untrained, texts, tmp_path / "compiled", TRAININGS[training])
+    compilation.compile_layers(trainer.model, recompute=True, backend="aot_eager")
+    kept = watch_kept_bytes(trainer.model)
+    assert losses(trainer) == pytest.approx(expected, rel=1e-5)
+    assert kept
+    assert not any(kept)
+    reports = re.findall("checkpointed around.*", capsys.readouterr().out)
+    assert bool(reports) == (training == "base+lora_a"), "the compiler follows all others"
+
+
+def test_without_it_layers_keep_more(untrained, texts, tmp_path):
+    trainer = trainer_of(untrained, texts, tmp_path, {})
+    compilation.compile_layers(trainer.model, recompute=False, backend="aot_eager")
+    kept = watch_kept_bytes(trainer.model)
+    trainer.train()
+    assert all(kept)
+
+
+def test_a_layer_with_dropout_has_the_same_random_numbers_in_both_passes(untrained, texts, tmp_path, capsys):
+    expected = losses(trainer_of(untrained, texts, tmp_path / "plain", DROPOUT))
+    trainer = trainer_of(untrained, texts, tmp_path / "compiled", DROPOUT)
+    compilation.compile_layers(trainer.model, recompute=True, backend="aot_eager")
+    assert losses(trainer) == pytest.approx(expected, rel=1e-5)
+    assert capsys.readouterr().out.count("it draws random numbers") == 1
+
+
+def test_a_function_with_more_shapes_than_are_compiled_still_recomputes(monkeypatch, capsys):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)
+    function = recomputation.Recomputed(lambda x: x.sin().sin(), "aot_eager")
+    for length in (3, 4, 5):
+        x = torch.arange(length, dtype=torch.float32, requires_grad=True)
+        function(x).sum().backward()
+        assert torch.allclose(x.grad, x.sin().cos() * x.cos())
+    assert capsys.readouterr().out.count("checkpointed around") == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kernel", ["EFFICIENT_ATTENTION", "FLASH_ATTENTION", "CUDNN_ATTENTION"])
+def test_attention_without_dropout_draws_no_random_numbers_on_a_gpu(kernel):
+    heads = torch.randn(1, 2, 16, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    before = recomputation.generator_states(on_gpu=True)
+    with sdpa_kernel(getattr(SDPBackend, kernel)):
+        assert not recomputation.draws_random_numbers(scaled_dot_product_attention, heads, heads, heads)
+        scaled_dot_product_attention(heads, heads, heads).sum().backward()
+        assert all(map(torch.equal, before, recomputation.generator_states(on_gpu=True)))
+        assert recomputation.draws_random_numbers(scaled_dot_product_attention, heads, heads, heads, dropout_p=0.1)
