@@ -21,7 +21,9 @@ VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
 INT4 = schemes.int4(64)
 SCHEMES = {"float": INT4, "integer": schemes.int4(64, schemes.INTEGER), "symmetric": schemes.int4(64, None)}
 
-PRELOADED = Preloaded()
+PRELOADED = Preloaded(
+    "torch", "transformers", "datasets", "int4_qat.checkpoint.architecture", "lm_eval.tasks", "scipy.stats"
+)
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\n" + f"oid sha256:{'4d' * 32}\nsize 12345\n"
 RECIPE = {
@@ -84,7 +86,7 @@ def run_script(name: str, *arguments: object, **options) -> subprocess.Completed
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     if not options and PRELOADED.suits(offline):
-        return PRELOADED.run(command, offline)
+        return PRELOADED.run(command, offline, Path.cwd())
     return subprocess.run(command, capture_output=True, text=True, **{"env": offline} | options)
 
 
