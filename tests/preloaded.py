@@ -1,7 +1,6 @@
-"""Run programs in processes that are forked from one that has already loaded the libraries that take seconds to load."""
+"""Run programs in processes that are forked from one that has already loaded large libraries."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
