@@ -31,6 +31,8 @@ def serve(libraries: list[str]) -> None:
             os.dup2(file, descriptor)
             os.close(file)
         code = run_here(argv)
+        if argv[0] == "-m":
+            sys.exit(code)  # Snakemake removes its folder in the user's cache at the end
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # without taking apart all that was loaded, which would take as long as loading it

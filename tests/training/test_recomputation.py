@@ -101,15 +101,103 @@ def test_a_layer_with_dropout_has_the_same_random_numbers_in_both_passes(untrain
     assert capsys.readouterr().out.count("it draws random numbers") == 1
 
 
-def test_a_function_with_more_shapes_than_are_compiled_still_recomputes(monkeypatch, capsys):
+class Layer(torch.nn.Module):
+    """A layer whose inner values the backward pass needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.inner(x).sin().sin()
+
+
+class Cut(Layer):
+    """A layer that the compiler cannot follow as a whole, since a shape depends on values."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y[: 1 + int(y.detach().abs().sum().item() > 0)]
+
+
+class Dropping(Layer):
+    def forward(self, x):
+        return super().forward(torch.nn.functional.dropout(x, 0.5, self.training))
+
+
+def kept_bytes(layer, x):
+    """Compare the gradients with those of the layer's own forward function; return the bytes kept for them."""
+    torch.manual_seed(0)
+    type(layer).forward(layer, x).sum().backward()
+    expected, layer.inner.weight.grad = layer.inner.weight.grad, None
+    kept, known = {}, places_in([x, list(layer.parameters())])
+
+    def pack(tensor):
+        kept[place_of(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = layer(x)
+    y.sum().backward()
+    torch.testing.assert_close(layer.inner.weight.grad, expected)
+    layer.inner.weight.grad = None
+    return sum(size for place, size in kept.items() if place not in known)
+
+
+def recomputed(kind, count=1):
+    layers = [kind() for _ in range(count)]
+    for layer in layers:
+        layer.forward = recomputation.Recomputed(layer, "aot_eager")
+    return layers
+
+
+def test_layers_of_more_shapes_than_are_compiled_still_recompute(monkeypatch, capsys):
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)
-    function = recomputation.Recomputed(lambda x: x.sin().sin(), "aot_eager")
-    for length in (3, 4, 5):
-        x = torch.arange(length, dtype=torch.float32, requires_grad=True)
-        function(x).sum().backward()
-        assert torch.allclose(x.grad, x.sin().cos() * x.cos())
+    layers = recomputed(Layer, 3)
+    with torch.no_grad():
+        for length in (2, 3, 4):
+            layers[0](torch.randn(length, 4))
+    assert not any(kept_bytes(layer, torch.randn(length, 4)) for length in (3, 4, 5) for layer in layers)
     assert capsys.readouterr().out.count("checkpointed around") == 1
+
+
+def test_a_layer_that_the_compiler_cannot_follow_recomputes(capsys):
+    assert not kept_bytes(recomputed(Cut)[0], torch.randn(3, 4))
+    assert "checkpointed around" in capsys.readouterr().out
+
+
+def test_layers_share_what_is_compiled():
+    torch._dynamo.utils.counters.clear()
+    for layer in recomputed(Layer, 3):
+        assert not kept_bytes(layer, torch.randn(3, 4))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_dropout_is_seen_in_training_after_evaluation(capsys):
+    (layer,) = recomputed(Dropping)
+    assert not kept_bytes(layer.eval(), torch.randn(3, 4))
+    assert not kept_bytes(layer.train(), torch.randn(3, 4))
+    assert "it draws random numbers" in capsys.readouterr().out
+
+
+def test_data_parallel_does_not_split_a_layer(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", torch._dynamo.config.optimize_ddp)  # restored
+    compilation.compile_layers(torch.nn.Sequential(), recompute=True)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        stack = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(4)))
+        (layer,) = recomputed(lambda: stack)
+        kept, known = {}, places_in(list(stack.parameters()))
+        x = torch.randn(64, 512)
+        replicated = torch.nn.parallel.DistributedDataParallel(stack)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({place_of(t): t}) or t, lambda t: t):
+            replicated(x)
+        assert not kept.keys() - known - places_in(x)
+        assert layer.forward.obstacle is None
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

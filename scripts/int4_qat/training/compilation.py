@@ -25,10 +25,11 @@ def compile_layers(model: PeftModel, recompute: bool, backend: str = "inductor")
     a forward pass needs autocast if weights and adapters differ in dtype.
     """
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    torch._dynamo.config.optimize_ddp = False  # it would split a layer, and values between the parts would be kept
     layers = [(name, module) for name, module in model.named_modules() if is_layer(module)]
     for _, layer in layers:
         if recompute:
-            layer.forward = Recomputed(layer.forward, backend)
+            layer.forward = Recomputed(layer, backend)
         else:
             layer.compile(backend=backend)
         for module in layer.modules():

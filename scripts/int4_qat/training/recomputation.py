@@ -9,10 +9,12 @@ from collections.abc import Callable
 
 import torch
 import torch._functorch.config
-from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
+from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported, UserError
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils.checkpoint import checkpoint
 
 KEEP_INPUTS_ALONE = {"activation_memory_budget": 0.0}  # of what the compiler would keep in addition
+NOT_FOLLOWED = (FailOnRecompileLimitHit, GuardOnDataDependentSymNode, Unsupported, UserError)
 
 
 class Recomputed:
@@ -23,26 +25,33 @@ class Recomputed:
     values.
     """
 
-    def __init__(self, function: Callable, backend: str):
-        self.function, self.obstacle = function, None
-        self.whole = torch.compile(function, fullgraph=True, backend=recomputing(backend))
-        self.parts = torch.compile(function, backend=backend)
-        self.is_checked = False
+    def __init__(self, layer: torch.nn.Module, backend: str):
+        self.layer, self.function, self.obstacle = layer, layer.forward, None
+        self.draws: dict[bool, bool] = {}  # whether it draws random numbers, by whether it is in training mode
+
+        # Two functions, since PyTorch stops compiling all that is made of the code of one that reached its limit.
+        def whole(function, *args, **kwargs):
+            return function(*args, **kwargs)
+
+        def parts(function, *args, **kwargs):
+            return function(*args, **kwargs)
+
+        self.whole = torch.compile(whole, fullgraph=True, backend=recomputing(backend))
+        self.parts = torch.compile(parts, backend=backend)
 
     def __call__(self, *args, **kwargs):
         if not torch.is_grad_enabled():
-            return self.parts(*args, **kwargs)
-        if not self.is_checked:
-            self.is_checked = True
-            if draws_random_numbers(self.function, *args, **kwargs):
-                self.obstacle = "it draws random numbers"
-        if self.obstacle is None:
+            return self.parts(self.function, *args, **kwargs)
+        mode = self.layer.training
+        if mode not in self.draws:
+            self.draws[mode] = draws_random_numbers(self.function, *args, **kwargs)
+        if self.obstacle is None and not self.draws[mode]:
             try:
-                return self.whole(*args, **kwargs)
-            except (Unsupported, FailOnRecompileLimitHit) as error:  # before anything was computed
+                return self.whole(self.function, *args, **kwargs)
+            except NOT_FOLLOWED as error:  # before anything was computed
                 self.obstacle = str(error).partition("\n")[0]
-        report(self.obstacle)
-        return checkpoint(self.parts, *args, use_reentrant=False, **kwargs)
+        report(self.obstacle or "it draws random numbers")
+        return checkpoint(self.parts, self.function, *args, use_reentrant=False, **kwargs)
 
 
 @functools.cache
