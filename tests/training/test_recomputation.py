@@ -101,6 +101,23 @@ def test_a_layer_with_dropout_has_the_same_random_numbers_in_both_passes(untrain
     assert capsys.readouterr().out.count("it draws random numbers") == 1
 
 
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("layers", [[], ["layers.0"]])
+def test_layers_that_recompute_are_not_checkpointed_as_well(
+    untrained, texts, tmp_path, monkeypatch, layers, checkpointing
+):
+    asked = []
+    monkeypatch.setattr(compilation, "compile_layers", lambda _, recompute: asked.append(recompute) or layers)
+    recipe = Recipe(**RECIPE | {"gradient_checkpointing": checkpointing})
+    options = training_options(untrained, texts, tmp_path)
+    model = transformers.add_adapters(options.model, recipe, "cpu")
+    tokenizer = tokenization.load_tokenizer(options.model)
+    rows = data.tokenize(options.texts, tokenizer, recipe, tmp_path)
+    trainer = transformers.make_trainer(model, tokenizer, rows, recipe, options._replace(device="cuda"))
+    assert asked == [checkpointing]
+    assert trainer.args.gradient_checkpointing == (checkpointing and not layers)
+
+
 class Layer(torch.nn.Module):
     """A layer whose inner values the backward pass needs."""
 
