@@ -24,13 +24,13 @@ def fresh_compiler(monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)  # restored
 
 
-def trainer_of(untrained, texts, folder, changes):
+def trainer_of(untrained, texts, folder, changes, device="cpu"):
     recipe = Recipe(**RECIPE | {"max_steps": 3} | changes)
     options = training_options(untrained, texts, folder)
     model = transformers.add_adapters(options.model, recipe, "cpu")
     tokenizer = tokenization.load_tokenizer(options.model)
     rows = data.tokenize(options.texts, tokenizer, recipe, folder)
-    return transformers.make_trainer(model, tokenizer, rows, recipe, options)
+    return transformers.make_trainer(model, tokenizer, rows, recipe, options._replace(device=device))
 
 
 def losses(trainer):
@@ -108,12 +108,7 @@ def test_layers_that_recompute_are_not_checkpointed_as_well(
 ):
     asked = []
     monkeypatch.setattr(compilation, "compile_layers", lambda _, recompute: asked.append(recompute) or layers)
-    recipe = Recipe(**RECIPE | {"gradient_checkpointing": checkpointing})
-    options = training_options(untrained, texts, tmp_path)
-    model = transformers.add_adapters(options.model, recipe, "cpu")
-    tokenizer = tokenization.load_tokenizer(options.model)
-    rows = data.tokenize(options.texts, tokenizer, recipe, tmp_path)
-    trainer = transformers.make_trainer(model, tokenizer, rows, recipe, options._replace(device="cuda"))
+    trainer = trainer_of(untrained, texts, tmp_path, {"gradient_checkpointing": checkpointing}, device="cuda")
     assert asked == [checkpointing]
     assert trainer.args.gradient_checkpointing == (checkpointing and not layers)
 
@@ -143,7 +138,7 @@ class Dropping(Layer):
 
 
 def kept_bytes(layer, x):
-    """Compare the gradients with those of the layer's own forward function; return the bytes kept for them."""
+    """Assert that a layer has the gradients that it has uncompiled; return the bytes it keeps for them."""
     torch.manual_seed(0)
     type(layer).forward(layer, x).sum().backward()
     expected, layer.inner.weight.grad = layer.inner.weight.grad, None

@@ -17,27 +17,28 @@ KEEP_INPUTS_ALONE = {"activation_memory_budget": 0.0}  # of what the compiler wo
 NOT_FOLLOWED = (FailOnRecompileLimitHit, GuardOnDataDependentSymNode, Unsupported, UserError)
 
 
+# Two functions, since PyTorch stops compiling all that is made of the code of one that reached its limit.
+def call_whole(function: Callable, *args, **kwargs):
+    return function(*args, **kwargs)
+
+
+def call_parts(function: Callable, *args, **kwargs):
+    return function(*args, **kwargs)
+
+
 class Recomputed:
     """A layer's forward function, compiled, that keeps only its arguments for the backward pass.
 
-    PyTorch's checkpointing is put around the compiled code instead if the function draws random numbers, which the
-    compiled code would draw anew, or if the compiler cannot follow it as a whole: between its parts it would keep
-    values.
+    Two kinds of functions get PyTorch's checkpointing around their compiled code instead. A function that draws random
+    numbers would draw others in the backward pass. A function that cannot be compiled as a whole would keep the values
+    that its parts exchange.
     """
 
     def __init__(self, layer: torch.nn.Module, backend: str):
         self.layer, self.function, self.obstacle = layer, layer.forward, None
         self.draws: dict[bool, bool] = {}  # whether it draws random numbers, by whether it is in training mode
-
-        # Two functions, since PyTorch stops compiling all that is made of the code of one that reached its limit.
-        def whole(function, *args, **kwargs):
-            return function(*args, **kwargs)
-
-        def parts(function, *args, **kwargs):
-            return function(*args, **kwargs)
-
-        self.whole = torch.compile(whole, fullgraph=True, backend=recomputing(backend))
-        self.parts = torch.compile(parts, backend=backend)
+        self.whole = torch.compile(call_whole, fullgraph=True, backend=recomputing(backend))
+        self.parts = torch.compile(call_parts, backend=backend)
 
     def __call__(self, *args, **kwargs):
         if not torch.is_grad_enabled():
