@@ -19,10 +19,12 @@ NOT_FOLLOWED = (FailOnRecompileLimitHit, GuardOnDataDependentSymNode, Unsupporte
 
 # Two functions, since PyTorch stops compiling all that is made of the code of one that reached its limit.
 def call_whole(function: Callable, *args, **kwargs):
+    """Call a function that is compiled as a whole."""
     return function(*args, **kwargs)
 
 
 def call_parts(function: Callable, *args, **kwargs):
+    """Call a function that may be compiled in parts."""
     return function(*args, **kwargs)
 
 
