@@ -3,13 +3,17 @@
 # `apt-get install slurm-wlm slurmdbd munge mariadb-server`.
 #   up.sh STATE_FOLDER          # a node like a cluster's, with eight H100s that are links to /dev/null
 #   up.sh STATE_FOLDER 2        # this machine's own cores, memory and two H100s
+#   up.sh STATE_FOLDER 1 4      # a node like a cluster's, whose four H100s are this machine's one, shared by four jobs
 # The config is linked to /etc/slurm, since the Slurm plugin drops SLURM_CONF from the environment of a job's step.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "$0")" && pwd)
-state=${1:?usage: up.sh STATE_FOLDER [GPUS]}
-gpus=${2:-8} devices=$state/dev cpus=64 memory=1000000
-if [ $# -gt 1 ]; then
+state=${1:?usage: up.sh STATE_FOLDER [GPUS [JOBS_ON_ONE_GPU]]}
+gpus=${3:-${2:-8}} devices=$state/dev cpus=64 memory=1000000 device=/dev/null
+if [ $# -gt 2 ]; then
+    [ "$2" = 1 ] || { echo "GPUS: expected 1 where jobs share a GPU, found $2" >&2; exit 1; }
+    device=/dev/nvidia0
+elif [ $# -gt 1 ]; then
     devices=/dev cpus=$(nproc) memory=$(free --mega | awk '/^Mem:/ {print int($2 * 0.9)}')
 fi
 mkdir -p "$state"/{state,spool,log,run,dev} /etc/slurm
@@ -33,7 +37,13 @@ for name in slurm slurmdbd gres; do
     chmod 600 "$state/$name.conf"
     ln -sfn "$state/$name.conf" "$target"
 done
-for number in {0..7}; do ln -sfn /dev/null "$state/dev/nvidia$number"; done
+for ((number = 0; number < gpus; number++)); do ln -sfn "$device" "$state/dev/nvidia$number"; done
+# Slurm numbers the GPUs of a job by the files of gres.conf, CUDA by the devices, of which there is one.
+printf '%s\n' '#!/bin/sh' > "$state/task_prolog.sh"
+if [ $# -gt 2 ]; then
+    echo '[ -z "$CUDA_VISIBLE_DEVICES" ] || echo export CUDA_VISIBLE_DEVICES=0' >> "$state/task_prolog.sh"
+fi
+chmod +x "$state/task_prolog.sh"
 if ! munge -n 2>/dev/null | unmunge >/dev/null 2>&1; then
     mkdir -p /run/munge
     chown munge:munge /run/munge
