@@ -15,7 +15,7 @@ for daemon in slurmd slurmctld slurmdbd mariadbd munged; do
         rm -f "$file"
     fi
 done
-for name in slurm slurmdbd gres; do
+for name in slurm slurmdbd gres cgroup; do
     target=/etc/slurm/$name.conf
     if [ "$(readlink "$target" || true)" = "$state/$name.conf" ]; then rm "$target"; fi
 done

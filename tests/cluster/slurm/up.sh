@@ -26,7 +26,7 @@ until_it_answers() {  # arguments: the name of the daemon's log, then the comman
     tail -n 5 "$state/log/$1.log" >&2
     exit 1
 }
-for name in slurm slurmdbd gres; do
+for name in slurm slurmdbd gres cgroup; do
     target=/etc/slurm/$name.conf
     if [ -e "$target" ] && [ ! -L "$target" ]; then
         echo "$target belongs to a Slurm of this machine: left alone" >&2
@@ -64,4 +64,4 @@ sacctmgr --immediate add account default >/dev/null
 sacctmgr --immediate add user root account=default >/dev/null
 slurmctld -c
 slurmd -N h100-01
-until_it_answers slurmctld bash -c 'sinfo --noheader --format=%T | grep -q idle'
+until_it_answers slurmctld bash -c 'sinfo --noheader --format=%T | grep -qx idle'
