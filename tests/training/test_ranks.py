@@ -1,5 +1,6 @@
 """Test that a training in two processes takes the same steps as a training in one."""
 
+import functools
 import os
 import re
 import signal
@@ -43,6 +44,25 @@ def trained(untrained, texts, folder, processes, *more, **changes):
     return pd.read_csv(folder / "training.csv"), load_file(adapter / "adapter_model.safetensors"), grids.read(adapter)
 
 
+@pytest.fixture(scope="module")
+def in_one_process(untrained, texts, tmp_path_factory):
+    """Return a function that runs a training in one process, once for all tests that compare with it."""
+
+    @functools.cache
+    def run(training, family):
+        folder = tmp_path_factory.mktemp("one")
+        standin = untrained
+        if family:
+            standin = families.write(family, untrained / "model", folder / "family" / "model").parent
+        return standin, trained(standin, texts, folder / "one", 1, **steps_of(training))
+
+    return run
+
+
+def steps_of(training):
+    return TRAININGS[training] | {"max_steps": 4, "save_steps": 4}
+
+
 @pytest.mark.parametrize(
     ("training", "family", "more"),
     [
@@ -54,12 +74,9 @@ def trained(untrained, texts, folder, processes, *more, **changes):
         pytest.param("merged, learned, distilled, measured", "llama", ["--spread", "always"], marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_take_the_steps_of_one(untrained, texts, tmp_path, training, family, more):
-    if family:
-        untrained = families.write(family, untrained / "model", tmp_path / "family" / "model").parent
-    changes = TRAININGS[training] | {"max_steps": 4, "save_steps": 4}
-    table, adapter, learned = trained(untrained, texts, tmp_path / "one", 1, **changes)
-    other, other_adapter, other_learned = trained(untrained, texts, tmp_path / "two", 2, *more, **changes)
+def test_two_processes_take_the_steps_of_one(in_one_process, texts, tmp_path, training, family, more):
+    standin, (table, adapter, learned) = in_one_process(training, family)
+    other, other_adapter, other_learned = trained(standin, texts, tmp_path / "two", 2, *more, **steps_of(training))
     columns = [name for name in table if name not in ("tokens_per_second", "peak_memory_gb", "held_out_seconds")]
     pd.testing.assert_frame_equal(table[columns], other[columns], rtol=1e-4)
     assert adapter.keys() == other_adapter.keys()
@@ -72,8 +89,7 @@ def test_two_processes_take_the_steps_of_one(untrained, texts, tmp_path, trainin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--spread", "always"]])
-def test_processes_with_unequal_parts_take_the_steps_of_one(untrained, tmp_path, more):
+def test_processes_with_unequal_parts_take_the_steps_of_one(untrained, tmp_path):
     """One process has long texts, in three parts per step; the other has short texts, in one part."""
     turns = "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\nAnswer: A<end_of_turn>\n"
     lengths = [450 if number % 16 < 8 else 10 for number in range(64)]
@@ -84,10 +100,11 @@ def test_processes_with_unequal_parts_take_the_steps_of_one(untrained, tmp_path,
     pq.write_table(pa.table({"text": words}), texts)
     changes = {"max_steps": 2, "save_steps": 2, "train_batch_size": 16, "learning_rate": 1e-4}
     table, adapter, _ = trained(untrained, texts, tmp_path / "one", 1, **changes)
-    other, other_adapter, _ = trained(untrained, texts, tmp_path / "two", 2, *more, **changes)
-    assert other["loss"].tolist() == pytest.approx(table["loss"].tolist(), rel=1e-4)
-    for name, tensor in adapter.items():
-        torch.testing.assert_close(other_adapter[name], tensor, rtol=1e-4, atol=1e-5)
+    for spread in ("auto", "always"):
+        other, other_adapter, _ = trained(untrained, texts, tmp_path / spread, 2, "--spread", spread, **changes)
+        assert other["loss"].tolist() == pytest.approx(table["loss"].tolist(), rel=1e-4)
+        for name, tensor in adapter.items():
+            torch.testing.assert_close(other_adapter[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(untrained, texts, tmp_path):

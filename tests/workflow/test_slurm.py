@@ -25,10 +25,10 @@ from programs import ROOT, run_script
 from workflows import Run, command, copy_workflow, small_config, write_config
 
 GPU_RULES = {"finetune", "check_parity", "evaluate_mmlu", "measure_memory", "measure_latency"}
-GPU_RULES |= {"record_hidden_states", "evaluate_divergence", "calibrate"}
+GPU_RULES |= {"record_hidden_states", "evaluate_divergence"}
 CPU_RULES = {"check_contamination", "download_mmlu", "download_model", "format_mmlu", "merge", "quantize", "summarize"}
 CPU_RULES |= {"download_text", "check_texts", "plot_results", "record_provenance"}
-VARIANTS = ["base-bf16", "base-int4", "base-gptq", "qat-int4"]
+VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
 LOCAL_RULES = {"link_base", "gather_mmlu", "report_costs"}
 # The sizes fit two cores in place of a cluster, and the queue is polled at short intervals.
 SIZES = ["--jobs", 2, "--set-threads", *(f"{rule}=1" for rule in sorted(GPU_RULES | {"merge", "quantize"}))]
@@ -49,15 +49,30 @@ class Cluster(Run):
             self.config,
             "--directory",
             self.directory,
+            *self.environments,
             *arguments,
         ]
 
     @property
+    def environments(self):
+        """Return the option that gives all directories of a workflow the same environments.
+
+        With an environment of its own, a copied directory would run every job again.
+        """
+        return ["--conda-prefix", self.workflow.parent / "environments"]
+
+    @property
+    def profiles(self):
+        """Return the user's folder of profiles, which is beside the config."""
+        folder = self.config.parent / "settings" / "snakemake"
+        if not folder.exists():
+            shutil.copytree(self.workflow / "profiles", folder)
+        return folder
+
+    @property
     def environment(self):
-        home = self.config.parent / "settings"
-        home.mkdir(exist_ok=True)
-        if not (home / "snakemake").exists():
-            (home / "snakemake").symlink_to(self.workflow / "profiles")
+        home = self.profiles.parent
+        if not (home / "conda").exists():
             shutil.copytree(ROOT / "tests" / "shims" / "conda-shim", home / "conda")
         path = f"{home / 'conda' / 'bin'}:{os.environ['PATH']}"
         return os.environ | {"XDG_CONFIG_HOME": str(home), "PATH": path, "CONDA_SHIM_ENVIRONMENT": sys.prefix}
@@ -172,9 +187,9 @@ def test_memory_and_time_are_the_profiles(cluster_run):
 
 def test_a_training_on_two_gpus_is_one_job_on_one_node(cluster_run, tmp_path):
     """The job gets cores and memory in proportion, and its losses are those of one GPU."""
-    run = cluster_run[0]._replace(directory=tmp_path / "directory", workflow=copy_workflow(tmp_path / "workflow"))
+    run = to_be_trained(cluster_run[0], tmp_path)
     run = run._replace(config=shutil.copy(run.config, tmp_path / "config.yaml"))
-    path = run.workflow / "profiles" / "slurm" / "config.yaml"
+    path = run.profiles / "slurm" / "config.yaml"
     profile = yaml.safe_load(path.read_text())
     profile["set-resources"]["finetune"]["gpu"] = 2
     path.write_text(yaml.safe_dump(profile))
@@ -200,10 +215,13 @@ def test_the_cluster_gives_what_one_machine_gives(cluster_run, small_run):
 
 @pytest.fixture(scope="module")
 def long_training(untrained, tmp_path_factory):
-    """Run a training that is long enough to be interrupted, and return the run, its target and the adapter's hash."""
+    """Run a training that is long enough to be interrupted, and return the run, its target and the adapter's hash.
+
+    It does not go through Slurm.
+    """
     run = new_cluster(tmp_path_factory.mktemp("long"), untrained, max_steps=80, save_steps=1000)
     target = "results/demo/qat/adapter"
-    result = Run.snakemake(run, target)
+    result = Run.snakemake(run, target, "--sdm", "conda", *run.environments, env=run.environment)
     assert result.returncode == 0, result.stderr[-3000:]
     return run, target, adapter(run)
 
@@ -273,8 +291,8 @@ def test_a_training_that_is_killed_goes_on_from_its_checkpoint(long_training, tm
     assert adapter(run) == expected
 
 
-def test_a_job_over_its_memory_is_given_more(untrained, tmp_path):
-    run = new_cluster(tmp_path / "run", untrained)
+def test_a_job_over_its_memory_is_given_more(long_training, tmp_path):
+    run = to_be_trained(long_training[0], tmp_path)
     before = jobs()
     result = run.snakemake("results/demo/base-int4/checkpoint", "--set-resources", "quantize:mem_mb=400*attempt**3")
     assert result.returncode == 0, result.stderr[-3000:]
@@ -304,8 +322,11 @@ def costs_of(run, *records):
     return json.loads((run.directory / "costs.json").read_text())
 
 
-def test_a_job_that_failed_is_told_at_the_end(untrained, tmp_path):
-    run = new_cluster(tmp_path, untrained, max_seq_length=8)
+def test_a_job_that_failed_is_told_at_the_end(long_training, tmp_path):
+    config = yaml.safe_load(long_training[0].config.read_text())
+    config["finetune"]["max_seq_length"] = 8
+    path = write_config(config, tmp_path / "config.yaml")
+    run = to_be_trained(long_training[0], tmp_path)._replace(config=path)
     result = run.snakemake("--retries", 0, "--until", "finetune")
     assert result.returncode == 1
     told = [line for line in result.stderr.splitlines()[-8:] if line.startswith("finetune: ")]
