@@ -64,14 +64,17 @@ def main() -> None:
 
 
 def launch(processes: int, options: dict) -> None:
-    """Train in several processes; raise InputError if one fails, or if SIGTERM ended them before the last step."""
+    """Train in several processes; raise InputError if one fails, or if a signal ended them before the last step."""
     from int4_qat.system import devices
     from int4_qat.training import ranks
 
     devices.claim(options["device"], processes)
-    stopped = ranks.launch(processes, [__file__, *sys.argv[1:]])
-    if stopped and options["checkpoints"].exists():  # a training that finished has deleted them
-        raise errors.InputError("finetune: stopped by SIGTERM; the next run resumes from the last checkpoint")
+    signal = ranks.launch(processes, [__file__, *sys.argv[1:]])
+    finished = options["adapter"].exists() and not options["checkpoints"].exists()
+    if signal and not finished:
+        saved = any(options["checkpoints"].glob("checkpoint-*/whole"))
+        then = "resumes from the last checkpoint" if saved else "begins with the first step"
+        raise errors.InputError(f"finetune: stopped by {signal}; the next run {then}")
 
 
 def train(options: dict) -> None:

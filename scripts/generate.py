@@ -28,10 +28,8 @@ def main() -> None:
     devices.claim(arguments.device)
     model = inference.load_model(arguments.checkpoint, architecture.DTYPES[arguments.dtype], arguments.device)
     tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
-    messages = [{"role": "user", "content": arguments.prompt}]
-    inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    ).to(arguments.device)
+    text = tokenization.render(tokenizer, [arguments.prompt], add_generation_prompt=True)
+    inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(arguments.device)
     generated = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens)
     print(tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
 

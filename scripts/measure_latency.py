@@ -121,9 +121,12 @@ def batch_report(size: int, measured: Measured, weights: float, arguments: argpa
 
 
 def text_bytes(folder: Path) -> int:
-    """Return the bytes of the stored weights that every generated token needs: those that a text passes through."""
+    """Return the bytes of the stored weights that every generated token needs: those that a text passes through.
+
+    Of an embedding a token needs one row, so an embedding counts only if it is the output head too.
+    """
     model, stored = architecture.without_weights(folder), weight_files.stored_tensors(folder)
-    reached = text_model.reached_parameters(model)
+    reached = text_model.reached_parameters(model) - text_model.embeddings(model)
     weights = {key: packed_weight.weight_of(plain_weight.weight_of(key)) for key in stored}
     names = architecture.renamed(model, set(weights.values()))
     return sum(tensor.nbytes for key, tensor in stored.items() if names[weights[key]] in reached)

@@ -46,6 +46,8 @@ def main() -> None:
     arguments = parser.parse_args()
     devices.claim(arguments.device, arguments.gpus)
     refuse_half_a_base(arguments.base, arguments.base_states)
+    if len({path.stem for path in arguments.texts}) < len(arguments.texts):
+        raise InputError(f"--texts: expected files with different names, found {' '.join(map(str, arguments.texts))}")
     config = architecture.read_config(arguments.checkpoint)
     architecture.refuse_long_text(config, arguments.context, "evaluation.divergence.context")
     tokenizer = tokenization.load_tokenizer(arguments.checkpoint)
@@ -74,8 +76,14 @@ def refuse_half_a_base(base: Path | None, states: Path | None) -> None:
 
 
 def windows_of(tokenizer: PreTrainedTokenizerBase, path: Path, context: int, limit: int | None) -> list[list[int]]:
-    """Return the windows of a text file, as token ids; raise InputError if they are too few for an interval."""
-    text = path.read_bytes().decode("utf-8")  # keeps the line endings as they are
+    """Return the windows of a text file, as token ids.
+
+    Raise InputError if there is no such text, or if its windows are too few for an interval.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")  # keeps the line endings as they are
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a text in UTF-8, found none ({error})") from None
     try:
         found = divergence.windows(tokenizer, text, context, limit)
     except InputError as error:

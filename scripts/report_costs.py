@@ -122,7 +122,7 @@ def add_accounts(stages: pd.DataFrame, attempts: pd.DataFrame) -> pd.DataFrame:
     peaks = stages["stage"].map(attempts.groupby("stage")["peak_gb"].max())
     return stages.assign(
         unfinished_hours=stages["stage"].map(lost).fillna(0.0),
-        peak_gb=stages["peak_gb"].where(~(peaks > stages["peak_gb"]), peaks),
+        peak_gb=pd.concat([stages["peak_gb"], peaks], axis=1).max(axis=1),  # or the one that is known
     )
 
 

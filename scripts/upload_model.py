@@ -3,13 +3,13 @@
 Each format goes into a repository of its own, since transformers and vLLM both load the root of one: -INT4 is added to
 the name for torchao-plain, -W4A16 for compressed-tensors.
 
-A variant may be published if the export is what training saw, no evaluation is missing, the thresholds are outside the
-95% intervals, and every hash and number of the results, the card's included, is verified. If a condition does not hold,
-one line says which, and nothing is sent. A folder is uploaded in one commit; after a failure the next call sends what
-is missing. The token comes only from HF_TOKEN in the environment. --dry-run contacts nobody: it shows what would be
-uploaded.
+A variant may be published if the card describes it, the export is what training saw, no evaluation is missing, the
+thresholds are outside the 95% intervals, the run wrote all files of the export, and every hash and number of the
+results, the card's included, is verified. If a condition does not hold, one line says which, and nothing is sent. A
+folder is uploaded in one commit; after a failure the next call sends what is missing. The token comes only from
+HF_TOKEN in the environment. --dry-run contacts nobody: it shows what would be uploaded.
 
-    python scripts/upload_model.py --results results/demo --variant qat-int4 --repository owner/name \\
+    python scripts/upload_model.py --results results/demo --variant qad-int4 --repository owner/name \\
         --recovered-at-least 0.0 --lost-at-most 0.15 --dry-run
 """
 
@@ -93,14 +93,17 @@ def obstacles(arguments: argparse.Namespace) -> list[str]:
     """Return the reasons not to publish; the verification, which reads everything, runs only if there is no other."""
     found = [] if arguments.repository else ["publish.repository names no repository"]
     found += missing_results(arguments.results, arguments.variant) or below_thresholds(arguments)
+    found = found or unrecorded(arguments.results, arguments.variant)
     return found or verification.problems(arguments.results)
 
 
 def missing_results(results: Path, variant: str) -> list[str]:
-    """Return a line for each missing result, or for an export that is not what training saw."""
+    """Return a line for each missing result, for another variant than the card's, or for an export that differs."""
     settings = files.read_json(results / "provenance.json")["settings"]
     if variant not in filter(variants.is_quantized, settings["variants"]):
         return [f"--variant: expected a quantized variant of {', '.join(settings['variants'])}, found {variant}"]
+    if variant != (described := settings["card"]["variant"]):
+        return [f"--variant: expected {described}, which the card describes, found {variant}"]
     folders = quantizations.folders(calibrated_bases.entry_of(variant, settings))
     manifests = [f"{variant}/{folder}/manifest.json" for folder in folders]
     asked = measurements.asked(settings)
@@ -112,6 +115,19 @@ def missing_results(results: Path, variant: str) -> list[str]:
     counted = [*manifests, *(f"{variant}/{one.file}" for one in asked[variant] if "weights_that_differ" in one.kept)]
     differing = sum(files.read_json(results / name)["weights_that_differ"] for name in counted)
     return [f"{differing} exported weights differ from what training saw"] if differing else []
+
+
+def unrecorded(results: Path, variant: str) -> list[str]:
+    """Return a line for each file that would be uploaded and that the run did not write, which nothing verifies."""
+    recorded = files.read_json(results / "provenance.json")
+    entry, run = calibrated_bases.entry_of(variant, recorded["settings"]), f"results/{recorded['settings']['model']}"
+    names = [
+        f"{variant}/{folder}/{name}"
+        for folder in quantizations.folders(entry)
+        for name in contents_of(results, results / variant / folder).keys() - {CARD_NAME}
+    ]
+    others = sorted(name for name in names if f"{run}/{name}" not in recorded["files"])
+    return [f"{name}: expected a file of the run, found another" for name in others]
 
 
 def below_thresholds(arguments: argparse.Namespace) -> list[str]:

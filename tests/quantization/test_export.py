@@ -180,6 +180,15 @@ def rename(tensors, before, after):
         tensors[name.replace(before, after)] = tensors.pop(name)
 
 
+def test_a_folder_without_an_adapter_is_one_line(untrained, tmp_path):
+    """peft would ask the Hub for it."""
+    paths = ["--model", untrained / "model", "--adapter", tmp_path, "--output", tmp_path / "merged"]
+    result = run_script("merge", *paths)
+    assert result.returncode == 1
+    expected = f"error: {tmp_path / 'adapter_config.json'}: expected the config of an adapter, found none"
+    assert result.stderr.splitlines()[-1] == expected
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -65,6 +65,12 @@ def test_attempts_since_the_last_success_are_counted(costs):
     assert found["total"]["unfinished_hours"] == pytest.approx(0.75)
 
 
+def test_a_peak_that_only_slurm_knows_counts(costs, tmp_path):
+    (tmp_path / "benchmarks/finetune/demo_qat.tsv").write_text(RECORD.replace("2000", "NA"))
+    found, _ = costs(f"cat <<'END'\n{FIRST_RUN}{SECOND_RUN}END")
+    assert found["stages"][0]["peak_gb"] == pytest.approx(4.096)
+
+
 @pytest.mark.parametrize(
     ("sacct", "reason"),
     [

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import made_results
-from int4_qat.results import measurements, metrics, seeds, statistics, summary
+from int4_qat.results import against_baseline, measurements, metrics, seeds, statistics, summary
 from int4_qat.results.units import Asked
 from programs import VARIANTS, run_script
 
@@ -205,6 +205,18 @@ def test_floats_in_place_of_int4_have_no_speedup(results):
     assert latencies["base-int4"]["speedup"] == pytest.approx(1.73, abs=0.005)
     table = pd.read_csv(results / "summary.csv").set_index("variant")
     assert table.loc["qat-int4"].filter(like="speedup").isna().all()
+
+
+def test_a_cuda_graph_for_one_of_two_gives_no_speedup(results):
+    path = results / "qat-int4" / "latency.json"
+    latency = json.loads(path.read_text())
+    latency["batches"][1]["cuda_graph"] = not latency["batches"][1]["cuda_graph"]
+    path.write_text(json.dumps(latency))
+    assert run(results).returncode == 0
+    latencies = {row["name"]: row["latency"] for row in json.loads((results / "summary.json").read_text())["variants"]}
+    assert latencies["qat-int4"]["speedup"] is None
+    assert latencies["qat-int4"]["no_speedup"] == against_baseline.ONE_GRAPH
+    assert latencies["base-int4"]["no_speedup"] is None
 
 
 def test_samples_of_another_run_are_an_error(results):

@@ -200,6 +200,25 @@ def test_the_gate_says_what_stands_against_it(finished, path, keys, value, expec
     assert expected in found[0]
 
 
+def obstacles(results, variant):
+    """Return what stands against publishing a variant whose figures are good enough."""
+    change(results / "summary.json", "variants", 5, "recovered_resolved", value=True)
+    change(results / "summary.json", "variants", 5, "recovered_ci95", value=[0.1, 0.2])
+    thresholds = {"recovered_at_least": -1.0, "lost_at_most": 1.0}
+    return upload_model.obstacles(Namespace(results=results, variant=variant, repository=PUBLISHED, **thresholds))
+
+
+def test_only_the_variant_of_the_card_is_published(finished):
+    (found,) = obstacles(finished, "base-int4")
+    assert found == "--variant: expected qat-int4, which the card describes, found base-int4"
+
+
+def test_a_file_that_the_run_did_not_write_is_not_published(finished):
+    (finished / "qat-int4" / "checkpoint" / "notes.txt").touch()
+    (found,) = obstacles(finished, "qat-int4")
+    assert found == "qat-int4/checkpoint/notes.txt: expected a file of the run, found another"
+
+
 def test_without_a_repository_nothing_is_published(small_run):
     """The shipped configs name no repository, so publishing stops with an error."""
     result = small_run.snakemake("publish", env=os.environ | {"HF_TOKEN": TOKEN})

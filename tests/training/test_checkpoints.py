@@ -50,6 +50,21 @@ def test_killed_and_resumed_gives_the_same_bytes(untrained, texts, tmp_path, tar
     assert resumed["loss"].tolist() == table["loss"].tolist()
 
 
+@pytest.mark.parametrize("option", ["--texts", "--model"])
+def test_a_wrong_path_removes_no_checkpoint(untrained, texts, tmp_path, option):
+    options = finetune_options(untrained, texts, tmp_path)
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-8"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "whole").touch()
+    (tmp_path / "checkpoints" / "settings.json").write_text("{}")
+    place = options.index(option) + 1
+    options[place] = f"questions={tmp_path / 'nowhere.parquet'}" if option == "--texts" else tmp_path / "nowhere"
+    result = run_script("finetune", *options)
+    assert result.returncode == 1
+    assert "nowhere" in result.stderr.splitlines()[-1]
+    assert (checkpoint / "whole").exists()
+
+
 @pytest.mark.slow
 def test_a_training_that_was_done_takes_no_step_more(untrained, texts, tmp_path):
     """The first run fails after its last step, when it writes the table.

@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from torch import distributed
 
 import families
+import finetune
 from int4_qat.config.recipe import Recipe
 from int4_qat.quantization import grids
+from int4_qat.system.errors import InputError
 from int4_qat.tokenizer import tokenization
-from int4_qat.training import data, sharding
+from int4_qat.training import data, ranks, run, sharding
 from int4_qat.training.backends import transformers
 from programs import RECIPE, ROOT, finetune_options, run_script, seen, training_options
 
@@ -107,6 +109,14 @@ def test_processes_with_unequal_parts_take_the_steps_of_one(untrained, tmp_path)
             torch.testing.assert_close(other_adapter[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+def test_an_adapter_that_is_not_finite_is_one_line():
+    linear = torch.nn.Linear(2, 2)
+    run.refuse_not_finite(linear)
+    torch.nn.init.constant_(linear.bias, torch.nan)
+    with pytest.raises(InputError, match="finetune: bias: expected finite numbers after training, found others"):
+        run.refuse_not_finite(linear)
+
+
 def test_a_batch_that_cannot_be_shared_is_one_line(untrained, texts, tmp_path):
     options = finetune_options(untrained, texts, tmp_path, train_batch_size=7)
     result = run_script("finetune", *options, "--processes", 2)
@@ -114,6 +124,30 @@ def test_a_batch_that_cannot_be_shared_is_one_line(untrained, texts, tmp_path):
     assert "finetune.train_batch_size: expected a multiple of 2 GPUs x 1 passes, found 7" in result.stderr
     expected = "error: finetune.train_batch_size: expected a multiple of 2 GPUs x 1 passes, found 7"
     assert result.stderr.strip().splitlines()[-1] == expected
+
+
+@pytest.mark.slow
+def test_a_training_without_a_full_batch_is_one_line(untrained, texts, tmp_path):
+    """transformers itself would end it before the first step, without an error."""
+    few = tmp_path / "few.parquet"
+    pq.write_table(pq.read_table(texts).slice(0, 7), few)
+    result = run_script("finetune", *finetune_options(untrained, few, tmp_path), "--processes", 2)
+    assert result.returncode == 1
+    expected = "found too few: the training ended after step 0 of 12"
+    assert result.stderr.strip().splitlines()[-1].endswith(expected)
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_signal_before_the_last_step_is_an_error(monkeypatch, tmp_path, saved):
+    """A signal can come before the ranks have made the folder of the checkpoints."""
+    monkeypatch.setattr(ranks, "launch", lambda *_: "SIGINT")
+    if saved:
+        (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+        (tmp_path / "checkpoints" / "checkpoint-4" / "whole").touch()
+    then = "resumes from the last checkpoint" if saved else "begins with the first step"
+    with pytest.raises(InputError, match=f"finetune: stopped by SIGINT; the next run {then}"):
+        finetune.launch(2, {"device": "cpu", "adapter": tmp_path / "adapter", "checkpoints": tmp_path / "checkpoints"})
 
 
 def started(options):

@@ -13,6 +13,7 @@ from int4_qat.checkpoint import blocks, weight_files
 from int4_qat.checkpoint.weight_files import StoredTensor
 from int4_qat.system.errors import InputError
 
+CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."  # peft's prefix to the name of a module
 
 
@@ -27,9 +28,11 @@ class Adapter(NamedTuple):
 def read(model: PreTrainedModel, folder: Path) -> dict[str, Adapter]:
     """Return every adapter of a peft folder by the name of its base weight.
 
-    Raise InputError unless all adapters are LoRA on linears. LoRA is put into the model, which has no weights, so that
-    peft itself determines which tensor belongs where and how it is scaled.
+    Raise InputError if the folder holds no adapter, or unless all adapters are LoRA on linears. LoRA is put into the
+    model, which has no weights, so that peft itself determines which tensor belongs where and how it is scaled.
     """
+    if not (folder / CONFIG).exists():  # peft would ask the Hub for it
+        raise InputError(f"{folder / CONFIG}: expected the config of an adapter, found none")
     config = PeftConfig.from_pretrained(folder)
     stored = weight_files.read_header(folder / "adapter_model.safetensors")
     adapted = get_peft_model(model, config, low_cpu_mem_usage=True)

@@ -6,6 +6,7 @@ reached are neither trained on texts nor made int4.
 """
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
@@ -41,6 +42,13 @@ def reached_parameters(model: PreTrainedModel) -> set[str]:
     reached = {name for name, parameter in parameters if parameter.grad is not None}
     model.zero_grad()
     return reached
+
+
+def embeddings(model: PreTrainedModel) -> set[str]:
+    """Return the names of the weights of embeddings, except of one that is the output head too."""
+    head = model.get_output_embeddings()
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    return {f"{name}.weight" for name, module in modules.items() if head is None or module.weight is not head.weight}
 
 
 def unreached(model: PreTrainedModel) -> list[str]:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from int4_qat.data import letters, mmlu, mmlu_parquet
+from int4_qat.system.errors import InputError
 
 TASKS = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
 TASK_PREFIX = "mmlu_"
@@ -35,7 +36,12 @@ def category(subject: str) -> str:
 
 
 def shard_subjects(data: Path, shard: int, shards: int) -> list[str]:
-    """Return the subjects of one shard; shards have about equally many characters of test questions."""
+    """Return the subjects of one shard; shards have about equally many characters of test questions.
+
+    Raise InputError if there is no such shard.
+    """
+    if not 0 <= shard < shards:
+        raise InputError(f"--shard: expected a number from 0 to {shards - 1}, found {shard}")
     test = pq.read_table(data / "test.parquet", columns=["subject", "question"])
     lengths = test.append_column("length", pc.utf8_length(test["question"]))
     by_subject = lengths.group_by("subject").aggregate([("length", "sum")])

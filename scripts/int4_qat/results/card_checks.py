@@ -91,6 +91,10 @@ def compare(name: Path | str, ours: dict, path: Path, theirs: dict) -> None:
     """Raise InputError naming the first key whose value differs between two files."""
     for key in sorted(ours.keys() & theirs.keys()):
         if key == "batches":
+            sizes, expected = ([batch["batch_size"] for batch in each[key]] for each in (theirs, ours))
+            if sizes != expected:
+                expected = f"the batch sizes {expected}, as in {name}"
+                raise InputError(f"{path}: {key}: expected {expected}, found {sizes}; re-run the workflow")
             for our_batch, their_batch in zip(ours[key], theirs[key], strict=True):
                 compare(name, our_batch, path, their_batch)
         elif ours[key] != theirs[key]:

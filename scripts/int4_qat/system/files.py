@@ -103,9 +103,14 @@ def sha256(path: Path) -> str:
 
 
 def digest(*paths: Path | str) -> str:
-    """Return a SHA-256 over the names, sizes and bytes of files, and of the files in folders."""
+    """Return a SHA-256 over the sizes and bytes of files and, for the files in folders, also over their names there.
+
+    Raise InputError if there is no such file or folder.
+    """
     total = hashlib.sha256()
     for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"{path}: expected a file, found none")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 total.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())

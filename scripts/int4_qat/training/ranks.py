@@ -41,8 +41,8 @@ def rank() -> int:
     return int(os.environ["RANK"]) if launched() else 0
 
 
-def launch(processes: int, program: Sequence[str]) -> bool:
-    """Run a Python program in several processes at once, and wait for them; return whether SIGTERM ended them.
+def launch(processes: int, program: Sequence[str]) -> str | None:
+    """Run a Python program in several processes at once, and wait for them; return the signal that ended them, or None.
 
     If one fails, the others end too. Raise InputError then, with the reason that the first one gave.
     """
@@ -65,8 +65,8 @@ def give_reason(error: InputError) -> None:
         reason.write(str(error))
 
 
-def _run(processes: int, program: Sequence[str]) -> bool:
-    """Run a program in several processes; return whether SIGTERM ended them."""
+def _run(processes: int, program: Sequence[str]) -> str | None:
+    """Run a program in several processes; return the name of the signal that ended them, or None."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -81,9 +81,9 @@ def _run(processes: int, program: Sequence[str]) -> bool:
     )
     try:
         elastic_launch(config, sys.executable)(*program)
-    except SignalException:
-        return True
-    return False
+    except SignalException as error:
+        return error.sigval.name
+    return None
 
 
 def join(device: str) -> None:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer
 from transformers.integrations import get_available_reporting_integrations
 
-from int4_qat.checkpoint import architecture, weight_files
+from int4_qat.checkpoint import architecture, model_folder, weight_files
 from int4_qat.config import limits
 from int4_qat.config.recipe import compares_with_base
 from int4_qat.quantization import grids, record
@@ -43,14 +43,14 @@ def train(options: Options, recipe: Recipe, backend: ModuleType) -> None:
     devices.claim(options.device, ranks.count())
     begun = start.method_of(options.model)
     refuse(options, recipe, begun)
+    tokenizer = tokenization.load_tokenizer(options.model)
+    turns.refuse_wrong_marks(tokenizer, "finetune", recipe.instruction_part, recipe.response_part)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(options.log_table.with_name("tensorboard")))
     ranks.join(options.device)
     options = options._replace(spread=spread_of(options, recipe))
     if ranks.rank() == 0:
         checkpoints.prepare(options.checkpoints, settings(options, recipe, backend))
     ranks.wait_for_all()
-    tokenizer = tokenization.load_tokenizer(options.model)
-    turns.refuse_wrong_marks(tokenizer, "finetune", recipe.instruction_part, recipe.response_part)
     model = backend.add_adapters(options.model, recipe, options.device, options.spread == sharding.ALWAYS)
     with scratch.folder() as work:
         rows = data.tokenize(options.texts, tokenizer, recipe, work)
@@ -91,7 +91,10 @@ def spread_of(options: Options, recipe: Recipe) -> str:
 
 
 def take_steps(trainer: Trainer, recipe: Recipe, checkpoint: Path | None) -> None:
-    """Train from a checkpoint, or from the first step, to the last one; raise InputError if SIGTERM stopped it."""
+    """Train from a checkpoint, or from the first step, to the last one.
+
+    Raise InputError if SIGTERM stopped it, or if the texts do not fill a batch.
+    """
     preemption = callbacks.PreemptionCheckpoint()
     trainer.add_callback(preemption)
     print(f"resuming from {checkpoint}" if checkpoint else "starting from the first step")
@@ -101,14 +104,20 @@ def take_steps(trainer: Trainer, recipe: Recipe, checkpoint: Path | None) -> Non
     if checkpoint:
         learned_grid.load(trainer.model.get_base_model(), checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    if preemption.requested and trainer.state.global_step < recipe.max_steps:
-        raise InputError(
-            f"finetune: stopped by SIGTERM after step {trainer.state.global_step}; the next run resumes there"
-        )
+    done = trainer.state.global_step
+    if preemption.requested and done < recipe.max_steps:
+        raise InputError(f"finetune: stopped by SIGTERM after step {done}; the next run resumes there")
+    if done < recipe.max_steps:  # transformers ends a training that gets no batch with a line in its log
+        expected = f"finetune.train_batch_size: expected texts for {recipe.train_batch_size} rows in each step"
+        raise InputError(f"{expected}, found too few: the training ended after step {done} of {recipe.max_steps}")
 
 
 def write(trainer: Trainer, options: Options, trained: dict) -> None:
-    """Write the table of steps, and the adapter with its record, and with its grids if they were learned."""
+    """Write the table of steps, and the adapter with its record, and with its grids if they were learned.
+
+    Raise InputError if what was trained is not finite.
+    """
+    refuse_not_finite(trainer.model)
     with files.whole(options.log_table) as unfinished:
         log_table.table_of(trainer.state.log_history).to_csv(unfinished, index=False)
     with files.whole(options.adapter) as folder:
@@ -147,9 +156,23 @@ def check_saved(adapter: Path, model: PreTrainedModel) -> None:
         raise InputError(f"finetune: expected {trained} trained tensors in the adapter, found {saved}")
 
 
+def refuse_not_finite(model: PreTrainedModel) -> None:
+    """Raise InputError if a trained tensor is not finite, which no loss shows if the last step made it so."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise InputError(
+                f"finetune: {name}: expected finite numbers after training, found others; lower learning_rate"
+            )
+
+
 def weights_of(folder: Path) -> dict[str, list[int]]:
-    """Return size and time of the files of a model's weights and grids, since hashing 24 GB at each start is slow."""
+    """Return size and time of the files of a model's weights and grids, since hashing 24 GB at each start is slow.
+
+    Raise InputError if there are none.
+    """
     status = {str(file.relative_to(folder)): file.stat() for file in sorted(folder.rglob("*.safetensors"))}
+    if not status:
+        raise InputError(f"{folder}: expected weights, found none")
     return {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
 
 
@@ -163,7 +186,7 @@ def settings(options: Options, recipe: Recipe, backend: ModuleType) -> dict:
         "recipe": dataclasses.asdict(recipe) | {"allow_worse": None},
         "device": options.device,
         "texts": {name: files.digest(path) for name, path in options.texts.items()},
-        "model": files.digest(*sorted(options.model.glob("*.json")), *sorted(options.model.glob("tokenizer.model"))),
+        "model": files.digest(*model_folder.companions_of(options.model)),
         "weights": weights_of(options.model),
         "teacher": weights_of(teacher) if teacher else None,
         "code": files.digest(*sources.local_modules(__file__, also=[backend.__file__], left_out=sources.REFUSING)),
