@@ -9,11 +9,10 @@ from peft import PeftConfig, get_peft_model
 from peft.tuners import lora
 from transformers import PreTrainedModel
 
-from int4_qat.checkpoint import blocks, weight_files
+from int4_qat.checkpoint import blocks, model_folder, weight_files
 from int4_qat.checkpoint.weight_files import StoredTensor
 from int4_qat.system.errors import InputError
 
-CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."  # peft's prefix to the name of a module
 
 
@@ -31,8 +30,9 @@ def read(model: PreTrainedModel, folder: Path) -> dict[str, Adapter]:
     Raise InputError if the folder holds no adapter, or unless all adapters are LoRA on linears. LoRA is put into the
     model, which has no weights, so that peft itself determines which tensor belongs where and how it is scaled.
     """
-    if not (folder / CONFIG).exists():  # peft would ask the Hub for it
-        raise InputError(f"{folder / CONFIG}: expected the config of an adapter, found none")
+    path = folder / model_folder.ADAPTER
+    if not path.exists():  # peft would ask the Hub for it
+        raise InputError(f"{path}: expected the config of an adapter, found none")
     config = PeftConfig.from_pretrained(folder)
     stored = weight_files.read_header(folder / "adapter_model.safetensors")
     adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
