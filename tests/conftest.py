@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import families
 import make_standin
@@ -153,14 +154,23 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory, hub: tuple[str, list[str]
 
 
 @pytest.fixture(scope="session")
-def small_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a small run of the whole workflow, with all its inputs in copies that a test may edit."""
-    folder = tmp_path_factory.mktemp("small run")
-    standin = shutil.copytree(untrained, folder / "standin")
-    config = write_config(small_config(standin), folder / "config.yaml")
-    run = Run(copy_workflow(folder / "workflow"), standin, config, folder / "directory")
-    result = run.snakemake()
-    assert result.returncode == 0, result.stderr[-5000:]
+def small_run(untrained: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Run:
+    """Return a small run of the whole workflow, with all its inputs in copies that a test may edit.
+
+    The workers share it: the first that needs it runs it, and another waits for its end.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "small run"
+    run = Run(folder / "workflow", folder / "standin", folder / "config.yaml", folder / "directory")
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(untrained, run.standin)
+            copy_workflow(run.workflow)
+            write_config(small_config(run.standin), run.config)
+            result = run.snakemake()
+            assert result.returncode == 0, result.stderr[-5000:]
+            (folder / "finished").touch()
     return run
 
 
