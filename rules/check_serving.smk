@@ -18,8 +18,10 @@ rule check_serving:
         "../envs/vllm.yaml"
     resources:
         gpu=1,
+        # This is not a param, since changing it must not run anything again.
+        time_limit=lambda wildcards: config["evaluation"]["serving"]["time_limit"],
     params:
-        settings=lambda wildcards: evaluation("serving"),
+        settings=lambda wildcards: without(evaluation("serving"), "time_limit"),
         # This is not an output, since Snakemake deletes the outputs of a job that fails.
         vllm_runs="results/{model}/{variant}/vllm",
         vllm_arguments=lambda wildcards: config["evaluation"]["serving"]["vllm_arguments"],
@@ -33,7 +35,7 @@ rule check_serving:
         " --dtype {params.settings[dtype]:q}"
         " --concurrency {params.settings[concurrency]:q}"
         " --max-tokens {params.settings[max_tokens]:q}"
-        " --time-limit {params.settings[time_limit]:q}"
+        " --time-limit {resources.time_limit}"
         " --device {params.device:q}"
         " --gpus {resources.gpu}"
         " --vllm-runs {params.vllm_runs:q}"

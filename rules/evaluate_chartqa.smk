@@ -19,8 +19,10 @@ rule evaluate_chartqa:
         "../envs/lmms_eval.yaml"
     resources:
         gpu=1,
+        # This is not a param, since changing it must not run anything again.
+        time_limit=lambda wildcards: config["evaluation"]["chartqa"]["time_limit"],
     params:
-        settings=lambda wildcards: without(evaluation("chartqa"), "source"),
+        settings=lambda wildcards: without(evaluation("chartqa"), "source", "time_limit"),
         limit=lambda wildcards: limit_flag(evaluation("chartqa")),
         # This is not an output, since Snakemake deletes the outputs of a job that fails.
         lmms_runs="results/{model}/{variant}/lmms",
@@ -36,7 +38,7 @@ rule evaluate_chartqa:
         " --batch-size {params.settings[batch_size]:q}"
         " --device {params.device:q}"
         " --lmms-runs {params.lmms_runs:q}"
-        " --time-limit {params.settings[time_limit]:q}"
+        " --time-limit {resources.time_limit}"
         " --output {output.report:q}"
         " --samples {output.samples:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -46,8 +46,10 @@ rule measure_latency:
         "../envs/vllm.yaml"
     resources:
         gpu=1,
+        # This is not a param, since changing it must not measure anything again.
+        time_limit=config["evaluation"]["latency"]["vllm_time_limit"],
     params:
-        settings=evaluation("latency"),
+        settings=without(evaluation("latency"), "vllm_time_limit"),
         # This is not an output, since Snakemake deletes the outputs of a job that fails.
         vllm_runs="results/{model}/{variant}/vllm",
         vllm_arguments=config["evaluation"]["latency"]["vllm_arguments"],
@@ -68,7 +70,7 @@ rule measure_latency:
         " --device {params.device:q}"
         " --gpus {resources.gpu}"
         " --vllm-runs {params.vllm_runs:q}"
-        " --vllm-time-limit {params.settings[vllm_time_limit]:q}"
+        " --vllm-time-limit {resources.time_limit}"
         " --output {output:q}"
         " -- {params.vllm_arguments:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

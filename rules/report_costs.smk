@@ -15,6 +15,9 @@ rule report_costs:
             *expand(rules.download_dataset.benchmark, dataset=data_sources),
             *expand(rules.download_questions.benchmark, questions=question_sets),
             *expand(rules.download_text.benchmark, text_file=brought_texts),
+            rules.check_contamination.benchmark,
+            *([rules.check_texts.benchmark] if trained_on or calibrated_on else []),
+            *expand(rules.check_task.benchmark, task=tasks),
         ],
         model=[
             rules.download_model.benchmark,

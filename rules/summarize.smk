@@ -1,6 +1,5 @@
 # Summarize all variants in one table.
-#   in:  results/<model>/<variant>/, files that int4_qat/results/measurements.py lists; results/<model>/costs.json,
-#        resources/metrics/<task>.json
+#   in:  results/<model>/<variant>/, files that int4_qat/results/measurements.py lists; resources/metrics/<task>.json
 #   out: results/<model>/summary.json, summary.csv
 
 
@@ -12,7 +11,6 @@ rule summarize:
         # This is not an input of calibrate; otherwise another held-out text would re-run calibration, and the training
         # that starts from it.
         texts=rules.check_texts.output if trained_on or calibrated_on else [],
-        costs=rules.report_costs.output.json,
         results=result_files(summarized),
         metrics=expand(rules.check_metric.output, task=tasks),
     output:
@@ -50,7 +48,6 @@ rule summarize:
         " --results {params.results:q}"
         " --data-report {input.data:q}"
         " --contamination {input.contamination:q}"
-        " --costs {input.costs:q}"
         " --json {output.json:q}"
         " --csv {output.csv:q}"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder for the calibrated model")
     arguments = parser.parse_args()
     devices.claim(arguments.device)
-    scheme, method = schemes.of_words(arguments.scheme), rooms.load(rooms.METHODS, arguments.method)
+    scheme, method = schemes.of_argument(arguments.scheme), rooms.load(rooms.METHODS, arguments.method)
     refuse_idle_method(arguments.method, method.NEEDS)
     refuse_made_for_int4(arguments.checkpoint)
     meta, sources, names = architecture.open_checkpoint(arguments.checkpoint)

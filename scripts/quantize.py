@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--format", required=True, choices=rooms.words(rooms.FORMATS), help="format of the weights")
     parser.add_argument("--output", required=True, type=Path, help="folder for the quantized model and manifest.json")
     arguments = parser.parse_args()
-    scheme, layout = schemes.of_words(arguments.scheme), rooms.load(rooms.FORMATS, arguments.format)
+    scheme, layout = schemes.of_argument(arguments.scheme), rooms.load(rooms.FORMATS, arguments.format)
     method = rooms.load(rooms.METHODS, arguments.method)
     if needed := layout.misfit(scheme):
         raise InputError(f"quantizations: expected {needed}, as {arguments.format} requires, found {scheme}")

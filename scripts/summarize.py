@@ -5,8 +5,7 @@
         "qat-int4": ["mmlu", "memory", "latency", "parity"]}' \\
         --references '{"base-bf16": "base-int4", "base-int4": "base-int4", "qat-int4": "base-int4"}' \\
         --calibrated '{}' --arms '{"qat": {"quantization": "int4", "seed": 3407}}' \\
-        --data-report resources/mmlu/report.json \\
-        --contamination resources/contamination.json --costs results/demo/costs.json \\
+        --data-report resources/mmlu/report.json --contamination resources/contamination.json \\
         --json results/demo/summary.json --csv results/demo/summary.csv
 """
 
@@ -36,7 +35,6 @@ def main() -> None:
     parser.add_argument("--results", required=True, type=Path, help="folder with the results of the model")
     parser.add_argument("--data-report", required=True, type=Path, help="path of report.json from download_mmlu")
     parser.add_argument("--contamination", required=True, type=Path, help="JSON file written by check_contamination")
-    parser.add_argument("--costs", required=True, type=Path, help="path of costs.json")
     parser.add_argument("--json", required=True, type=Path, help="JSON file for the summary")
     parser.add_argument("--csv", required=True, type=Path, help="CSV file for the summary")
     arguments = parser.parse_args()
@@ -55,8 +53,7 @@ def main() -> None:
             arguments.headline,
             arguments.not_served,
         ),
-        "costs": files.read_json(arguments.costs),
-        "source": {key: str(getattr(arguments, key)) for key in ("data_report", "contamination", "costs")},
+        "source": {key: str(getattr(arguments, key)) for key in ("data_report", "contamination")},
     }
     with files.whole(arguments.csv) as unfinished:
         tables.flat(found["variants"], measured).to_csv(unfinished, index=False)

@@ -3,7 +3,9 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
+import time
 
 import datasets
 import matplotlib.pyplot as plt
@@ -128,13 +130,28 @@ def test_no_token_stands_in_a_log_or_result(run):
     assert not any("hf_secret" in text for text in texts)
 
 
-def evaluate(checkpoint, charts, model, folder):
+def command(checkpoint, charts, model, folder):
     options = {"checkpoint": checkpoint, "model": model, "dataset": charts, "batch-size": 1}
     options |= {"lmms-runs": folder / "lmms", "output": folder / "chartqa.json"}
     options |= {"samples": folder / "chartqa_samples.parquet"}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    command = ["python", str(ROOT / "scripts" / "evaluate_chartqa.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment("lmms"))
+    return ["python", str(ROOT / "scripts" / "evaluate_chartqa.py"), *words]
+
+
+def evaluate(*paths):
+    return subprocess.run(command(*paths), capture_output=True, text=True, env=environment("lmms"))
+
+
+def test_a_cancelled_job_leaves_no_copy_of_the_model(run, charts, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    words = command(run / "results/demo/base-int4/checkpoint", charts, "gemma3", tmp_path)
+    process = subprocess.Popen(words, env=environment("lmms") | {"TMPDIR": str(scratch)})
+    while process.poll() is None and not list(scratch.iterdir()):
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert list(scratch.iterdir()) == []
 
 
 def test_no_results_are_one_line_with_the_last_words(untrained, charts, tmp_path):

@@ -54,6 +54,21 @@ def merged(untrained, tmp_path_factory):
     return folder / "bf16", expected
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"zero_point": None}, "zero_point: expected float or integer, since symmetric is false, found none"),
+        ({"symmetric": True}, "zero_point: expected none, since symmetric is true, found float"),
+        ({"num_bits": 8}, "num_bits: expected 4, found 8"),
+        ({"group_size": 48}, "group_size: expected 32 or 64 or 128 or 256, found 48"),
+    ],
+)
+def test_a_scheme_that_no_config_may_have_is_refused(untrained, tmp_path, change, expected):
+    result = quantize(untrained / "model", INT4._replace(**change), tmp_path / "int4")
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, f"error: --scheme: {expected}")
+    assert not (tmp_path / "int4").exists()
+
+
 @pytest.fixture(scope="module", params=SCHEMES)
 def scheme(request):
     return SCHEMES[request.param]

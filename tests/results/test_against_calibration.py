@@ -234,7 +234,7 @@ def complete(results, published="qat-int4"):
     config = {"model_type": "gemma3_text", "quantization_config": {"quant_method": "torchao"}}
     (folder / "config.json").write_text(json.dumps(config))
     (results / "costs.json").write_text(json.dumps(FACTS["costs"]))
-    about = {"model": "demo", "data": {"splits": FACTS["splits"]}, "contamination": {}, "costs": FACTS["costs"]}
+    about = {"model": "demo", "data": {"splits": FACTS["splits"]}, "contamination": {}}
     (results / "summary.json").write_text(json.dumps(about | derive(results)))
     return settings
 

@@ -137,7 +137,7 @@ def test_a_slurm_job_with_one_gpu_has_it_to_itself(claim):
 
 
 def test_costs_are_summed_by_stage(small_run):
-    costs = json.loads((small_run.directory / "results/demo/summary.json").read_text())["costs"]
+    costs = json.loads((small_run.directory / "results/demo/costs.json").read_text())
     stages = {stage["stage"]: stage for stage in costs["stages"]}
     jobs = {"finetune": 2, "merge": 2, "calibrate": 1, "quantize": 4, "evaluate_mmlu": 6}
     assert {stage: stages[stage]["jobs"] for stage in jobs} == jobs

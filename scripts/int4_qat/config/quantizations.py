@@ -100,11 +100,8 @@ def problems(table: dict[str, dict]) -> Iterator[str]:
     """Yield a line for each entry that contradicts itself or that no program could produce."""
     for name, entry in table.items():
         key = f"quantizations.{name}"
-        if entry["symmetric"] and "zero_point" in entry:
-            yield f"{key}.zero_point: expected none, since symmetric is true, found {entry['zero_point']}"
-        elif not entry["symmetric"] and "zero_point" not in entry:
-            kinds = f"{schemes.FLOAT} or {schemes.INTEGER}"
-            yield f"{key}.zero_point: expected {kinds}, since symmetric is false, found none"
+        if found := schemes.misfit(entry):
+            yield f"{key}.{found}"
         else:
             yield from _unknown_words(key, entry)
 

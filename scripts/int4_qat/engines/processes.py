@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,16 +50,25 @@ def started(
             start_new_session=True,
             preexec_fn=parallel.end_with_parent,
         )
+    with unwound(process.terminate):  # it ends while the code that waits for it is unwound
+        try:
+            yield process
+        finally:
+            stop(process)
+
+
+@contextmanager
+def unwound(first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the program as an exit does, so that what the block made is deleted; call `first`."""
 
     def interrupted(number: int, _) -> None:
-        process.terminate()  # it ends while the code that waits for it is unwound
+        first()
         sys.exit(128 + number)
 
     before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield process
+        yield
     finally:
-        stop(process)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -2,8 +2,17 @@
 
 from typing import NamedTuple
 
+from int4_qat.system.errors import InputError
+
 GROUP_SIZES = (32, 64, 128, 256)
 FLOAT, INTEGER = "float", "integer"
+VALUES = {
+    "type": ("int",),
+    "num_bits": (4,),
+    "symmetric": (True, False),
+    "strategy": ("group",),
+    "group_size": GROUP_SIZES,
+}
 
 
 class Scheme(NamedTuple):
@@ -29,6 +38,26 @@ class Scheme(NamedTuple):
 def of_words(words: dict) -> Scheme:
     """Return the scheme that a config's words describe; other keys are ignored."""
     return Scheme(**{key: words.get(key) for key in Scheme._fields})
+
+
+def of_argument(words: dict) -> Scheme:
+    """Return the scheme of a command line; raise InputError if it is none, or contradicts itself."""
+    if found := misfit(words):
+        raise InputError(f"--scheme: {found}")
+    return of_words(words)
+
+
+def misfit(words: dict) -> str | None:
+    """Return what is wrong with the words of a scheme, as "key: expected X, found Y", or None."""
+    for key, values in VALUES.items():
+        if words.get(key) not in values:
+            return f"{key}: expected {' or '.join(map(str, values))}, found {words.get(key)}"
+    zero_point = words.get("zero_point")
+    if words["symmetric"] and zero_point is not None:
+        return f"zero_point: expected none, since symmetric is true, found {zero_point}"
+    if not words["symmetric"] and zero_point not in (FLOAT, INTEGER):
+        return f"zero_point: expected {FLOAT} or {INTEGER}, since symmetric is false, found {zero_point or 'none'}"
+    return None
 
 
 def int4(group_size: int, zero_point: str | None = FLOAT) -> Scheme:

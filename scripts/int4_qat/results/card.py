@@ -60,6 +60,7 @@ def gather(results: Path, settings: dict) -> dict:
         "name": name,
         "settings": settings,
         "summary": summary,
+        "costs": files.read_json(results / "costs.json"),
         "rows": rows,
         "baseline": rows[variants.BASELINE],
         "published": rows[name],

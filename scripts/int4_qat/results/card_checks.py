@@ -38,7 +38,6 @@ def check_fresh(results: Path, summary: dict, settings: dict) -> None:
                 check_texts(results / "summary.json", shown, path, content)
             else:
                 compare(results / "summary.json", shown, path, content)
-    compare(results / "summary.json", summary["costs"], results / "costs.json", files.read_json(results / "costs.json"))
 
 
 def check_texts(name: Path, shown: dict, path: Path, content: Divergence) -> None:
