@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
+from int4_qat.engines import one_token_attention
 from int4_qat.system import cuda_graphs
 
 WARM_UP_STEPS = 2  # the first one compiles; from the second on, memory keeps its addresses
@@ -69,7 +70,8 @@ class GreedyDecoder:
                 step()
 
         try:
-            graph, _ = cuda_graphs.record(step, warm_up)
+            with one_token_attention.compiled_in():
+                graph, _ = cuda_graphs.record(step, warm_up)
         except torch._dynamo.exc.TorchDynamoException as error:
             print(f"decoding more slowly, since no CUDA graph could be recorded: {str(error).splitlines()[0]}")
             return self.next_token
