@@ -19,7 +19,8 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-compile --use-pep517
 # the end, so each process has one thread: two would wait for the core that the other worker has.
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 PROFILE ?= profiles/demo
-RUN := $(SNAKEMAKE) --profile "$(PROFILE)" $(if $(CONFIGFILE),--configfile $(CONFIGFILE))
+RUN := $(SNAKEMAKE) --profile "$(PROFILE)" $(if $(DIRECTORY),--directory "$(DIRECTORY)") \
+	$(if $(CONFIGFILE),--configfile $(CONFIGFILE))
 export MMLU_DIR ?=
 RESULTS ?= results/demo
 # What the site consists of: pages, and the files that they link to.
@@ -38,7 +39,7 @@ demo-mmlu: .venv/installed ## run the same chain on the real MMLU: make demo-mml
 	@test -d "$$MMLU_DIR" || { echo "MMLU_DIR: expected a folder with MMLU, found none at '$$MMLU_DIR'" >&2; exit 1; }
 	@$(DEMO) --directory runs/mmlu --config "data={source: '$$(realpath -- "$$MMLU_DIR" | sed "s/'/''/g")'}"
 
-report: .venv/installed ## write a finished run as one page, results/report.html: make report PROFILE=slurm CONFIGFILE=mine.yaml
+report: .venv/installed ## write a finished run as one page, results/report.html: make report PROFILE=slurm CONFIGFILE=mine.yaml DIRECTORY=runs/mine
 	@echo "writing the report ..."
 	@output=$$($(RUN) --report results/report.html 2>&1) || { \
 		missing=$$(sed -n 's/^File \(.*\) marked for report but does not exist.*/\1/p' <<< "$$output"); \

@@ -36,6 +36,11 @@ def test_why_reads_a_config_of_ones_own(unknown):
     assert "download_model: demo" in shown  # of the other config file
 
 
+def test_a_run_in_another_folder_is_planned_there(tmp_path):
+    assert "make_standin" in make("why", f"DIRECTORY={tmp_path / 'my run'}").stdout
+    assert (tmp_path / "my run" / ".snakemake").is_dir()
+
+
 @pytest.mark.parametrize("target", ["report", "why"])
 def test_a_missing_config_is_named(target):
     result = make(target, "CONFIGFILE=/no/such.yaml")
