@@ -52,6 +52,7 @@ def main() -> None:
     batch = first_tokens(arguments.texts, arguments.model)
     dtype = architecture.DTYPES[training["dtype"]]
     trained = logits(training_model(arguments.model, arguments.adapter, training, arguments.device), batch)
+    devices.release()
     deployed = logits(inference.load_model(arguments.checkpoint, dtype, arguments.device), batch)
     difference = relative_difference(trained, deployed)
     files.write_json(

@@ -57,6 +57,7 @@ def main() -> None:
         launch(processes, options)
         return
     try:
+        ranks.end_with_launcher()
         train(options)
     except errors.InputError as error:
         ranks.give_reason(error)

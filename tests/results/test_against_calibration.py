@@ -420,3 +420,16 @@ def test_seeds_are_held_against_it_together(made):
     assert low < 0.5 < high
     pairs = {tuple(pair["references"]): pair["mean"] for pair in found["seeds"]["difference"]}
     assert pairs[("base-gptq",) * 3] == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(("headline", "units"), [("mmlu", "questions"), ("wikitext_kl", "units")])
+def test_seeds_stand_in_the_card_whatever_the_headline_is(made, headline, units):
+    settings = complete(made)
+    group = {"variants": ["qat-int4", "lora-gptq"], "mean": 0.1, "ci95": [0.05, 0.15]}
+    group |= {"sd_between_seeds": 0.05, "stderr_within_units": 0.01}
+    written = json.loads((made / "summary.json").read_text()) | derive(made, headline=headline)
+    written["seeds"]["headline"] = [group]
+    (made / "summary.json").write_text(json.dumps(written))
+    card = cards.render(made, settings)
+    assert f"| standard deviation between seeds | standard error within {units} |" in card
+    assert "| qat-int4, lora-gptq |" in card

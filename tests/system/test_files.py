@@ -28,3 +28,19 @@ def test_a_folder_of_known_names_is_replaced(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["dev.parquet"]
     with pytest.raises(InputError, match=r"found one with 'dev\.parquet'"), files.whole(folder, ["test.parquet"]):
         pass
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path, monkeypatch):
+    """A kill just before the new file takes the old one's place leaves the old one."""
+    files.write_json(tmp_path / "settings.json", "old")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.write_json(tmp_path / "settings.json", "new")
+    assert files.read_json(tmp_path / "settings.json") == "old"
+    files.write_json(tmp_path / "settings.json", "new")
+    assert files.read_json(tmp_path / "settings.json") == "new"

@@ -107,6 +107,12 @@ def test_killed_while_old_checkpoints_go_it_can_start_again(tmp_path, monkeypatc
     assert [path.name for path in folder.iterdir()] == ["settings.json"]
 
 
+def test_killed_before_anything_was_written_it_can_start_again(tmp_path):
+    (tmp_path / ".settings.json.unfinished").touch()
+    checkpoints.prepare(tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
 def test_checkpoints_of_other_settings_are_not_used(tmp_path):
     checkpoints.prepare(tmp_path, {"learning_rate": 1})
     assert checkpoints.last_whole(tmp_path) is None

@@ -113,12 +113,15 @@ def test_a_training_on_a_cpu_asks_for_no_cache(untrained, texts, tmp_path):
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_tokenizer_without_padding_trains_the_same(untrained, texts, tmp_path, ends):
-    expected = losses(trainer_of(untrained, texts, tmp_path / "padded"))
+    padded = trainer_of(untrained, texts, tmp_path / "padded")
+    expected = losses(padded)
     tokenizer = tokenization.load_tokenizer(untrained / "model")
     tokenizer.pad_token = None
     if not ends:
         tokenizer.eos_token = None
-    assert losses(trainer_of(untrained, texts, tmp_path / "not", tokenizer)) == pytest.approx(expected)
+    trainer = trainer_of(untrained, texts, tmp_path / "not", tokenizer)
+    assert losses(trainer) == pytest.approx(expected)
+    assert trainer.state.num_input_tokens_seen == padded.state.num_input_tokens_seen
 
 
 def trainer_of(untrained, texts, folder, tokenizer=None):

@@ -201,6 +201,18 @@ def test_one_that_dies_ends_the_others(untrained, texts, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_killed_launcher_leaves_a_checkpoint_and_no_process(untrained, texts, tmp_path):
+    process = started(finetune_options(untrained, texts, tmp_path, max_steps=400, save_steps=400))
+    ranks = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert alive == []
+    (checkpoint,) = (tmp_path / "checkpoints").glob("checkpoint-*")
+    assert (checkpoint / "whole").exists()
+
+
+@pytest.mark.slow
 def test_a_training_goes_on_in_another_number_of_processes(untrained, texts, tmp_path):
     changes = {"save_steps": 2, "max_steps": 6, "logging_steps": 1}
     whole = trained(untrained, texts, tmp_path / "whole", 1, **changes)

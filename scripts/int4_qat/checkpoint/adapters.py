@@ -56,10 +56,12 @@ def read(model: PreTrainedModel, folder: Path) -> dict[str, Adapter]:
 def merged_blocks(source: StoredTensor, adapter: Adapter) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield the rows of each block of W + s·BA, and their values in bf16, (rows, columns).
 
-    The values are rounded once, from fp32; peft's own merge rounds s·BA to bf16 before adding it.
+    W is the weight in bf16, as training loads one that is stored otherwise. The sum is rounded once, from fp32; peft's
+    own merge rounds s·BA to bf16 before adding it.
     """
     for rows in blocks.row_blocks(*source.shape):
-        yield rows, blocks.merge(source.read_rows(rows), adapter.a, adapter.b[rows], adapter.scaling)
+        weight = source.read_rows(rows).to(blocks.STORAGE_DTYPE)
+        yield rows, blocks.merge(weight, adapter.a, adapter.b[rows], adapter.scaling)
 
 
 def differing(source: StoredTensor, adapter: Adapter, target: StoredTensor) -> int:

@@ -55,10 +55,14 @@ class StoredTensor(NamedTuple):
         dtype = DTYPES[self.dtype]
         stop = self.elements if stop is None else stop
         buffer = bytearray((stop - start) * dtype.itemsize)
+        remaining = memoryview(buffer)
         with self.path.open("rb", buffering=0) as stream:
             stream.seek(self.begin + start * dtype.itemsize)
-            if stream.readinto(buffer) != len(buffer):
-                raise InputError(f"{self.path}: expected a whole file, found a truncated one")
+            while remaining:  # Linux reads at most 2 GiB at once
+                read = stream.readinto(remaining)
+                if not read:
+                    raise InputError(f"{self.path}: expected a whole file, found a truncated one")
+                remaining = remaining[read:]
         return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
 
     def write(self, values: torch.Tensor, start: int = 0) -> None:

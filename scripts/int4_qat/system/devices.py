@@ -1,6 +1,7 @@
 """Claim the GPUs of a job: a cluster assigns them; on a single machine the jobs take them by lock."""
 
 import fcntl
+import gc
 import itertools
 import os
 import sys
@@ -74,6 +75,12 @@ def shown(gpu: str) -> Iterator[None]:
             del os.environ["CUDA_VISIBLE_DEVICES"]
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def release() -> None:
+    """Give the memory of models that nothing refers to any more back to the GPUs, where it counts as free."""
+    gc.collect()  # a model that is spread over GPUs refers to itself
+    torch.cuda.empty_cache()
 
 
 def free_memory() -> int:

@@ -27,8 +27,9 @@ def whole(path: Path | str, known: Collection[str] = ()) -> Iterator[Path]:
     remove(unfinished)
     try:
         yield unfinished
-        remove(path)
-        unfinished.rename(path)
+        if unfinished.is_dir() or path.is_dir():
+            remove(path)  # a folder neither replaces anything nor is replaced
+        unfinished.replace(path)
     finally:
         remove(unfinished)
 

@@ -18,9 +18,10 @@ def prepare(folder: Path, wanted: dict) -> None:
     Raise InputError if the folder holds files but no record of settings.
     """
     record = folder / "settings.json"
-    if folder.exists() and any(folder.iterdir()) and not record.exists():
+    found = [path for path in folder.glob("*") if not path.name.startswith(".")]  # a killed start leaves hidden files
+    if found and not record.exists():
         raise InputError(f"{folder}: expected checkpoints of finetune, found other files")
-    if folder.exists() and not (record.exists() and files.read_json(record) == wanted):
+    if found and files.read_json(record) != wanted:
         print(f"{folder}: removing checkpoints of other settings")
         files.remove(folder)
     files.write_json(record, wanted)

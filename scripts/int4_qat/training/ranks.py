@@ -20,9 +20,11 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from int4_qat.system import parallel
 from int4_qat.system.errors import InputError
 
 REASON = "INT4_QAT_REASON"  # the file for the reason of the first process that fails
+LAUNCHER = "INT4_QAT_LAUNCHER"  # the launcher's process id
 SHUTDOWN_SECONDS = 50  # after SIGTERM, for the step under way and its checkpoint
 
 
@@ -47,7 +49,7 @@ def launch(processes: int, program: Sequence[str]) -> str | None:
     If one fails, the others end too. Raise InputError then, with the reason that the first one gave.
     """
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[REASON] = str(Path(folder) / "reason")
+        os.environ |= {REASON: str(Path(folder) / "reason"), LAUNCHER: str(os.getpid())}
         try:
             return _run(processes, program)
         except ChildFailedError as error:
@@ -57,6 +59,16 @@ def launch(processes: int, program: Sequence[str]) -> str | None:
                 raise InputError(reason.read_text()) from None
             ended = f"process {failed} of {processes} failed with exit code {failure.exitcode}"
             raise InputError(f"finetune: {ended}") from None
+
+
+def end_with_launcher() -> None:
+    """Ask the kernel for SIGTERM when the launcher dies, as torch does not; raise InputError if it has died already.
+
+    Otherwise these processes would train on after a kill, while the launcher's claim to their GPUs has ended.
+    """
+    parallel.end_with_parent()
+    if os.getppid() != int(os.environ[LAUNCHER]):
+        raise InputError("finetune: expected the launcher of this process, found that it had been killed")
 
 
 def give_reason(error: InputError) -> None:

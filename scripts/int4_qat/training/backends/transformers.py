@@ -56,7 +56,7 @@ def unreached_pattern(folder: Path) -> str | None:
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to pad with, which no label or state counts: the pad token's, or the eos token's, or 0."""
+    """Return the id to pad with, which no label counts: the pad token's, or the eos token's, or 0."""
     return next(id_ for id_ in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if id_ is not None)
 
 
@@ -73,7 +73,8 @@ def make_trainer(
     side_by_side = collation.keeps_apart(model)
     if not side_by_side:
         print("each text is padded to its own row, since in this model a text affects the next one in the same row")
-    collator = collation.Collator(padding_token(tokenizer), side_by_side)
+    tokenizer.pad_token_id = padding_token(tokenizer)  # transformers counts the tokens that are none
+    collator = collation.Collator(tokenizer.pad_token_id, side_by_side)
     if options.device == "cuda":
         layers = compilation.compile_layers(model, recompute=recipe.gradient_checkpointing)
         print(f"{len(layers)} layers will be compiled")
