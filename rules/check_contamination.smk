@@ -1,6 +1,6 @@
 # Count the test questions, MMLU's and your own, that occur in the training texts, and the held-out text that occurs in
 # what a run trains or calibrates on.
-#   in:  resources/mmlu/{auxiliary_train,test}.parquet, resources/questions/<questions>/,
+#   in:  resources/mmlu_train/auxiliary_train.parquet, resources/mmlu/test.parquet, resources/questions/<questions>/,
 #        resources/texts/<text>.txt or .jsonl
 #   out: resources/contamination.json, resources/text_contamination.json
 
@@ -8,7 +8,7 @@
 rule check_contamination:
     input:
         code=code_of("check_contamination"),
-        train=f"resources/mmlu/{mmlu.TRAIN_SPLIT}.parquet",
+        train=rules.download_mmlu_train.output.questions,
         mmlu=["resources/mmlu/test.parquet"] if mmlu_asked else [],
         questions=expand("resources/questions/{questions}", questions=question_sets),
         texts=paths_of_texts(general_texts, questions=None),

@@ -40,7 +40,6 @@ quantized = [name for name in config["variants"] if variants.is_quantized(name)]
 measured = measurements.asked(config)
 summarized = measurements.summarized(measured)
 mmlu_asked = config["evaluation"]["mmlu"] is not None
-mmlu_splits = mmlu.SPLITS if mmlu_asked else [mmlu.TRAIN_SPLIT]
 shards = range(config["evaluation"]["mmlu"]["shards"] if mmlu_asked else 0)
 texts = metric_names.texts(config["evaluation"])
 trained_on, calibrated_on = named_texts.used(config).values()

@@ -1,7 +1,8 @@
 # Download raw data and base models. Only these rules and upload_model use the network.
 #   in:  the Hub at a pinned commit, a local folder, or the stand-in
-#   out: resources/mmlu/<split>.parquet, resources/models/<model>/ and <model>.json, resources/datasets/<dataset>/,
-#        resources/questions/<questions>/, resources/texts/<text>.txt, or .jsonl of conversations
+#   out: resources/mmlu_train/auxiliary_train.parquet, resources/mmlu/<split>.parquet, resources/models/<model>/ and
+#        <model>.json, resources/datasets/<dataset>/, resources/questions/<questions>/, resources/texts/<text>.txt, or
+#        .jsonl of conversations
 
 
 rule make_standin:
@@ -30,12 +31,39 @@ rule make_standin:
         " 2>&1 | show {log:q}"
 
 
+# The questions to train on come by a rule of their own, so that evaluating MMLU or not retrains nothing.
+rule download_mmlu_train:
+    input:
+        code=code_of("download_mmlu"),
+        raw=source_input(config["data"]["source"], "resources/standin/mmlu"),
+    output:
+        questions=f"resources/mmlu_train/{mmlu.TRAIN_SPLIT}.parquet",
+        report="resources/mmlu_train/report.json",
+    log:
+        "logs/download_mmlu_train.log",
+    benchmark:
+        "benchmarks/download_mmlu_train/mmlu.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        source=source_path(config["data"]["source"], "resources/standin/mmlu"),
+        split=mmlu.TRAIN_SPLIT,
+    message:
+        "download_mmlu_train"
+    shell:
+        "online python {input.code[0]:q}"
+        " --source={params.source:q}"
+        " --splits {params.split}"
+        " --output resources/mmlu_train"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+
+
 rule download_mmlu:
     input:
         code=code_of("download_mmlu"),
         raw=source_input(config["data"]["source"], "resources/standin/mmlu"),
     output:
-        splits=expand("resources/mmlu/{split}.parquet", split=mmlu_splits),
+        splits=expand("resources/mmlu/{split}.parquet", split=mmlu.EVALUATION_SPLITS),
         report="resources/mmlu/report.json",
     log:
         "logs/download_mmlu.log",
@@ -45,19 +73,17 @@ rule download_mmlu:
         "../envs/data.yaml"
     params:
         source=source_path(config["data"]["source"], "resources/standin/mmlu"),
-        # Snakemake ignores changes of a param that a function computes from `input`, so another number of shots re-runs
-        # neither the download nor the training. The check of the config knows what was downloaded.
-        num_fewshot=lambda wildcards, input: (
-            [f"--num-fewshot={evaluation('mmlu')['num_fewshot']}"] if mmlu_asked else []
-        ),
-        splits=mmlu_splits,
+        # Snakemake ignores changes of a param that a function computes from `input`, so another number of shots downloads
+        # nothing again. The check of the config knows what was downloaded.
+        num_fewshot=lambda wildcards, input: evaluation("mmlu")["num_fewshot"],
+        splits=mmlu.EVALUATION_SPLITS,
     message:
         "download_mmlu"
     shell:
         "online python {input.code[0]:q}"
         " --source={params.source:q}"
         " --splits {params.splits:q}"
-        " {params.num_fewshot:q}"
+        " --num-fewshot {params.num_fewshot}"
         " --output resources/mmlu"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 

@@ -1,12 +1,12 @@
 # Write the training texts in the chat template of the model's own tokenizer.
-#   in:  resources/mmlu/auxiliary_train.parquet, resources/models/<model>/
+#   in:  resources/mmlu_train/auxiliary_train.parquet, resources/models/<model>/
 #   out: results/<model>/train.parquet (text, subject)
 
 
 rule format_mmlu:
     input:
         code=code_of("format_mmlu"),
-        mmlu=f"resources/mmlu/{mmlu.TRAIN_SPLIT}.parquet",
+        mmlu=rules.download_mmlu_train.output.questions,
         model=rules.download_model.output.folder,
     output:
         "results/{model}/train.parquet",

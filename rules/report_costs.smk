@@ -11,7 +11,8 @@ rule report_costs:
     input:
         code=code_of("report_costs"),
         shared=[
-            rules.download_mmlu.benchmark,
+            rules.download_mmlu_train.benchmark,
+            *([rules.download_mmlu.benchmark] if mmlu_asked else []),
             *expand(rules.download_dataset.benchmark, dataset=data_sources),
             *expand(rules.download_questions.benchmark, questions=question_sets),
             *expand(rules.download_text.benchmark, text_file=brought_texts),

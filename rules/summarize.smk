@@ -6,7 +6,10 @@
 rule summarize:
     input:
         code=code_of("summarize"),
-        data=rules.download_mmlu.output.report,
+        data=[
+            rules.download_mmlu_train.output.report,
+            *([rules.download_mmlu.output.report] if mmlu_asked else []),
+        ],
         contamination=rules.check_contamination.output[0],
         # This is not an input of calibrate; otherwise another held-out text would re-run calibration, and the training
         # that starts from it.
@@ -46,7 +49,7 @@ rule summarize:
         " --calibrated {params.calibrated:q}"
         " --not-served {params.not_served:q}"
         " --results {params.results:q}"
-        " --data-report {input.data:q}"
+        " --data-reports {input.data:q}"
         " --contamination {input.contamination:q}"
         " --json {output.json:q}"
         " --csv {output.csv:q}"

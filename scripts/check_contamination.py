@@ -6,7 +6,7 @@ split, and on any other questions that are named here; the training texts are re
 texts, on which a run trains or calibrates, a question counts if 13 of its words occur there in a row, or all of them if
 it is shorter (data/shared_words.py).
 
-    python scripts/check_contamination.py --train resources/mmlu/auxiliary_train.parquet \\
+    python scripts/check_contamination.py --train resources/mmlu_train/auxiliary_train.parquet \\
         --test mmlu=resources/mmlu/test.parquet mine=resources/questions/mine/test.parquet \\
         --output resources/contamination.json
 """

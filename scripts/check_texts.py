@@ -5,7 +5,7 @@ ends with an error if they are more than 1% of its runs. Training questions coun
 marks of a chat template; conversations count by the content of their messages.
 
     python scripts/check_texts.py --held-out wikitext=resources/texts/wikitext.txt \\
-        --training questions=resources/mmlu/auxiliary_train.parquet chats=resources/texts/chats.jsonl \\
+        --training questions=resources/mmlu_train/auxiliary_train.parquet chats=resources/texts/chats.jsonl \\
         --calibration wikitext_train=resources/texts/wikitext_train.txt --output resources/text_contamination.json
 """
 

@@ -2,19 +2,19 @@
 
 The source is the Hub at a pinned commit or a local folder, in the Hub's layout (all/<split>-*.parquet) or as the
 original CSV files (<split>/<subject>_<split>.csv: question, A, B, C, D, answer). A file or row that is not what MMLU
-promises ends the program with one line that names it. Duplicates are counted in report.json, not dropped. Where MMLU is
-trained on but not evaluated, the splits may be auxiliary_train alone; nothing is then expected of the others.
+promises ends the program with one line that names it. Duplicates are counted in report.json, not dropped. Nothing is
+expected of splits that are not asked for: the workflow asks for auxiliary_train, which it trains on, apart from those
+that it evaluates.
 
     python scripts/download_mmlu.py --source /data/mmlu --num-fewshot 0 --output resources/mmlu
 """
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from int4_qat.data import hub, mmlu, mmlu_parquet, question_files
-from int4_qat.system import errors, files
+from int4_qat.system import errors, files, scratch
 from int4_qat.system.errors import InputError
 
 CHOICES = range(len(mmlu.LETTERS), len(mmlu.LETTERS) + 1)
@@ -31,9 +31,9 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for <split>.parquet and report.json")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, files.whole(arguments.output, WRITTEN) as folder:
+    with scratch.folder() as work, files.whole(arguments.output, WRITTEN) as folder:
         folder.mkdir()
-        found = question_files.find_files(fetch(arguments.source, arguments.splits, Path(scratch)), arguments.splits)
+        found = question_files.find_files(fetch(arguments.source, arguments.splits, work), arguments.splits)
         questions, reports = {}, {}
         for split, paths in found.items():
             rows = question_files.rows_of(paths, read)
@@ -47,12 +47,12 @@ def main() -> None:
         print(f"{split}: {counts['rows']} rows, {counts['subjects']} subjects, {counts['duplicates']} duplicates")
 
 
-def fetch(source: str, splits: list[str], scratch: Path) -> Path:
+def fetch(source: str, splits: list[str], work: Path) -> Path:
     """Return the local folder that holds the raw files."""
     remote = hub.parse(source)
     if remote:
-        hub.download(remote, scratch / "raw", patterns(splits))
-        return scratch / "raw"
+        hub.download(remote, work / "raw", patterns(splits))
+        return work / "raw"
     if not Path(source).is_dir():
         raise InputError(f"{source}: expected a folder with MMLU, found none")
     return Path(source)

@@ -101,7 +101,7 @@ def with_floats(checkpoint: Path) -> Iterator[Path]:
         with scratch.plain(checkpoint) as path:
             yield path
         return
-    with processes.unwound(), scratch.folder() as folder:
+    with scratch.folder() as folder:
         # The copy keeps the modules' names, since mapping back to the file's names goes through torchao. The model is
         # released at once, since lmms-eval needs the memory.
         inference.load_model(checkpoint, torch.bfloat16, "cpu").save_pretrained(folder, save_original_format=False)

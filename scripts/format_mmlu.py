@@ -4,7 +4,7 @@ The texts match the recipe's byte for byte. Rows sampled across the data are com
 template itself. A template that does more than put fixed text around each message is rendered row by row, which is
 slow; the log says so.
 
-    python scripts/format_mmlu.py --mmlu resources/mmlu/auxiliary_train.parquet \\
+    python scripts/format_mmlu.py --mmlu resources/mmlu_train/auxiliary_train.parquet \\
         --tokenizer resources/models/demo --output results/demo/train.parquet
 """
 

@@ -64,7 +64,7 @@ def main() -> None:
     arguments.of_gpus = vllm_process.shared_by(arguments.gpus, arguments.checkpoint)
     devices.claim(arguments.device, arguments.gpus)
     measure = {"transformers": with_transformers, "vllm": with_vllm}[arguments.engine]
-    weights = text_bytes(arguments.checkpoint) / arguments.gpus  # per GPU
+    weights = text_bytes(arguments.checkpoint, architecture.DTYPES[arguments.dtype]) / arguments.gpus  # per GPU
     batches = [batch_report(size, measured, weights, arguments) for size, measured in measure(arguments).items()]
     files.write_json(
         arguments.output,
@@ -120,8 +120,8 @@ def batch_report(size: int, measured: Measured, weights: float, arguments: argpa
     )
 
 
-def text_bytes(folder: Path) -> int:
-    """Return the bytes of the stored weights that every generated token needs: those that a text passes through.
+def text_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Return the bytes of the loaded weights that every generated token needs: those that a text passes through.
 
     Of an embedding a token needs one row, so an embedding counts only if it is the output head too.
     """
@@ -129,7 +129,7 @@ def text_bytes(folder: Path) -> int:
     reached = text_model.reached_parameters(model) - text_model.embeddings(model)
     weights = {key: packed_weight.weight_of(plain_weight.weight_of(key)) for key in stored}
     names = architecture.renamed(model, set(weights.values()))
-    return sum(tensor.nbytes for key, tensor in stored.items() if names[weights[key]] in reached)
+    return sum(tensor.loaded_bytes(dtype) for key, tensor in stored.items() if names[weights[key]] in reached)
 
 
 def bandwidth_limit_percent(weights: float, tokens: int, seconds: float, device: str) -> float | None:

@@ -5,7 +5,8 @@
         "qat-int4": ["mmlu", "memory", "latency", "parity"]}' \\
         --references '{"base-bf16": "base-int4", "base-int4": "base-int4", "qat-int4": "base-int4"}' \\
         --calibrated '{}' --arms '{"qat": {"quantization": "int4", "seed": 3407}}' \\
-        --data-report resources/mmlu/report.json --contamination resources/contamination.json \\
+        --data-reports resources/mmlu_train/report.json resources/mmlu/report.json \\
+        --contamination resources/contamination.json \\
         --json results/demo/summary.json --csv results/demo/summary.csv
 """
 
@@ -33,7 +34,7 @@ def main() -> None:
         "--not-served", default={}, type=json.loads, help="reason for each missing measurement of a variant, as JSON"
     )
     parser.add_argument("--results", required=True, type=Path, help="folder with the results of the model")
-    parser.add_argument("--data-report", required=True, type=Path, help="path of report.json from download_mmlu")
+    parser.add_argument("--data-reports", required=True, nargs="+", type=Path, help="report.json of each download_mmlu")
     parser.add_argument("--contamination", required=True, type=Path, help="JSON file written by check_contamination")
     parser.add_argument("--json", required=True, type=Path, help="JSON file for the summary")
     parser.add_argument("--csv", required=True, type=Path, help="CSV file for the summary")
@@ -42,7 +43,7 @@ def main() -> None:
     measured = measurements.of_names(arguments.measured, arguments.questions, tasks)
     found = {
         "model": arguments.model,
-        "data": files.read_json(arguments.data_report),
+        "data": merged([files.read_json(path) for path in arguments.data_reports]),
         "contamination": files.read_json(arguments.contamination),
         **summary.derive(
             arguments.results,
@@ -53,13 +54,22 @@ def main() -> None:
             arguments.headline,
             arguments.not_served,
         ),
-        "source": {key: str(getattr(arguments, key)) for key in ("data_report", "contamination")},
+        "source": {
+            "data_reports": [str(path) for path in arguments.data_reports],
+            "contamination": str(arguments.contamination),
+        },
     }
     with files.whole(arguments.csv) as unfinished:
         tables.flat(found["variants"], measured).to_csv(unfinished, index=False)
     files.write_json(arguments.json, found)
     for title, table in tables.printed(found, measured).items():
         print(f"{title}\n{table.to_string(index=False, float_format='{:.4g}'.format, na_rep='')}\n")
+
+
+def merged(reports: list[dict]) -> dict:
+    """Return what several downloads from one source report, with the splits of all."""
+    found = {key: value for report in reports for key, value in report.items()}
+    return found | {"splits": {split: counts for report in reports for split, counts in report["splits"].items()}}
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ With Gemma's own tokenizer and MMLU (download_mmlu's folder), the benchmark also
 differ, and scores MMLU, where random weights answer by chance:
 
     python tests/bench/bench_gpu.py --folder /dev/shm/gemma --output gpu.json --tokenizer models/gemma-3-270m \\
-        --mmlu resources/mmlu --only quantize "finetune questions" mmlu
+        --mmlu /data/mmlu_parquet --only quantize "finetune questions" mmlu
 
 --gpus repeats on several GPUs of the host what can use them: training, MMLU, and latency in vLLM.
 
     python tests/bench/bench_gpu.py --folder /dev/shm/gemma --output gpus.json --gpus 1 2 --engines vllm \\
-        --tokenizer models/gemma-3-270m --mmlu resources/mmlu --batch-sizes 1 64 \\
+        --tokenizer models/gemma-3-270m --mmlu /data/mmlu_parquet --batch-sizes 1 64 \\
         --only quantize "finetune lora" "finetune qad" "mmlu all" "latency vllm compressed"
 """
 

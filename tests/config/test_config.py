@@ -53,6 +53,7 @@ def test_the_shipped_configs_are_right(config):
             "data.source: expected a folder that does not hold the run or its results, found '/'",
         ),
         (["data", "source"], "/no/such/folder", "data.source: expected an existing folder, found none at"),
+        (["data", "source"], "/etc/passwd", "expected an existing folder, found something else at '/etc/passwd'"),
         (["data", "source"], "cais/mmlu", "expected an existing folder, or hf://datasets/<owner>/<name>@<commit>, fou"),
         (["models", "gemma-3-12b-it", "source"], "/no/model", "models.gemma-3-12b-it.source: expected an existing"),
         (["data", "source"], "standin", "data.source: expected a section 'standin' in the config"),

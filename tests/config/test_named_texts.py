@@ -126,7 +126,7 @@ def test_what_is_trained_or_calibrated_on_is_checked(tmp_path):
         assert words_of("--held-out", words) == held_out
         return [words_of("--training", words), words_of("--calibration", words), words_of("--texts", counted)]
 
-    questions = "questions=resources/mmlu/auxiliary_train.parquet"
+    questions = "questions=resources/mmlu_train/auxiliary_train.parquet"
     general, chats = "wikitext_train=resources/texts/wikitext_train.txt", "chats=resources/texts/chats.jsonl"
     assert checked(CARDS_ARMS) == [[questions], [questions, general], [general]]
     config = trained_on({"wikitext_train": 1}, qat={"chats": 1})

@@ -233,6 +233,9 @@ def test_a_disk_that_takes_no_more_is_named_by_its_folder(served, tmp_path):
     environment |= {"HF_ENDPOINT": served.address, "HF_HOME": str(tmp_path / "home")}
     words = ["--source", f"hf://me/model@{COMMIT}", "--output", tmp_path / "output"]
 
+    other = tmp_path / f".output.unfinished.me--model@{'f' * 40}"
+    other.mkdir()
+
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
 
@@ -240,6 +243,8 @@ def test_a_disk_that_takes_no_more_is_named_by_its_folder(served, tmp_path):
     assert result.returncode == 1
     partial = tmp_path / f".output.unfinished.me--model@{COMMIT}"
     assert result.stderr.splitlines()[-1] == f"error: me/model@{COMMIT}: {partial}: File too large"
+    assert partial.exists()
+    assert not other.exists()  # what was left of another commit
 
 
 def test_a_name_that_the_hub_does_not_allow_is_refused_here(tmp_path):

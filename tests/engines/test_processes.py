@@ -1,7 +1,4 @@
-"""Test what is said of an engine that failed, and what a signal leaves behind."""
-
-import signal
-import tempfile
+"""Test what is said of an engine that failed."""
 
 import pytest
 
@@ -32,13 +29,3 @@ def test_the_end_of_a_log_has_its_errors_and_its_last_line(tmp_path, lines, expe
     log = tmp_path / "engine.log"
     log.write_text("\n".join(lines))
     assert processes.last_lines(log) == f"the end of {log}: {expected}"
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_deletes_what_the_block_made(tmp_path, number):
-    before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as ended, processes.unwound(), tempfile.TemporaryDirectory(dir=tmp_path):
-        signal.raise_signal(number)
-    assert ended.value.code == 128 + number
-    assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(number) == before

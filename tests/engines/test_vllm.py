@@ -334,7 +334,7 @@ def test_share_of_the_bandwidth_limit(untrained):
     assert measure_latency.bandwidth_limit_percent(23_500_000_000, 256, 3.73, "cpu") is None
     model = inference.load_model(untrained / "model", torch.bfloat16, "cpu")
     weights = sum(weight.nbytes for weight in model.model.language_model.parameters())
-    assert measure_latency.text_bytes(untrained / "model") == weights
+    assert measure_latency.text_bytes(untrained / "model", torch.bfloat16) == weights
 
 
 def test_what_a_job_compiles_is_kept_for_its_other_runs(tmp_path, monkeypatch):

@@ -21,6 +21,6 @@ def results(tmp_path: Path) -> Path:
     for name, right in RIGHT.items():
         made_results.write_variant(tmp_path / name, right, generator)
     (tmp_path / "qat-int4" / "parity.json").write_text(json.dumps(made_results.parity()))
-    for name in ("report", "contamination"):
-        (tmp_path / f"{name}.json").write_text("{}")
+    (tmp_path / "report.json").write_text('{"splits": {}}')
+    (tmp_path / "contamination.json").write_text("{}")
     return tmp_path

@@ -56,7 +56,7 @@ def run(
         *("--model", "m", "--results", results, "--measured", json.dumps(measured(names, tasks, questions, mmlu))),
         *("--arms", json.dumps(arms), "--references", json.dumps(references)),
         *("--calibrated", json.dumps(calibrated or {})),
-        *("--data-report", results / "report.json"),
+        *("--data-reports", results / "report.json"),
         *("--contamination", results / "contamination.json", "--tasks", *tasks, "--headline", headline),
         *("--questions", *questions),
         *("--json", results / "summary.json", "--csv", results / "summary.csv"),

@@ -52,7 +52,9 @@ CHECKED = {"check_contamination": 1, "check_texts": 1}
 UNCALIBRATED = {"check_texts": 1} | SUMMARY  # with no calibrated variant left, check_texts reads for training only
 FROM_MODEL = {"download_model": 1, "link_base": 1, "format_mmlu": 1} | EVERY_WEIGHT
 FROM_TEXT = {"download_text": 1, "check_texts": 1} | DIVERGED
-FROM_DATA = {"download_mmlu": 1} | CHECKED | FORMATTED | {"evaluate_mmlu": 6, "gather_mmlu": 6}
+FROM_DATA = (
+    {"download_mmlu_train": 1, "download_mmlu": 1} | CHECKED | FORMATTED | {"evaluate_mmlu": 6, "gather_mmlu": 6}
+)
 EVERYTHING = FROM_DATA | FROM_MODEL | FROM_TEXT
 
 PACKAGE = "scripts/int4_qat"
@@ -179,9 +181,10 @@ MODULES = {
     "system/errors.py": EVERYTHING,
     "system/failures.py": {},  # used only when a run has failed
     "system/files.py": EVERYTHING,
-    "system/parallel.py": EXPORTED | TIMED | SCORED,
+    "system/parallel.py": TRAINED_AND_QUANTIZED | TIMED | SCORED,
     "system/rooms.py": TRAINED_AND_QUANTIZED,
-    "system/scratch.py": TRAINED | SCORED | TIMED | FROM_TEXT,
+    "system/scratch.py": TRAINED | SCORED | TIMED | FROM_DATA | FROM_TEXT,
+    "system/signals.py": TRAINED | SCORED | TIMED | FROM_DATA | FROM_TEXT,
     "system/sources.py": EVERYTHING,
     "tokenizer/pieces.py": TRAINED_AND_CALIBRATED,
     "tokenizer/tokenization.py": FORMATTED | SCORED | DIVERGED | {"check_texts": 1, "measure_memory": 6},
@@ -325,6 +328,7 @@ def test_an_edited_file(small_run, edit, path, expected):
         ("calibration.seed", 1, CALIBRATED),
         ("evaluation.headline", "families_kl", SUMMARIZED),
         ("evaluation.divergence.context", 32, DIVERGED),
+        ("evaluation.mmlu", None, {"check_contamination": 1} | SUMMARY),
         ("evaluation.mmlu.num_fewshot", 1, SCORED),
         ("evaluation.mmlu.engine", "stock", SCORED),
         ("evaluation.mmlu.shards", 2, SCORED | {"evaluate_mmlu": 12}),

@@ -26,8 +26,8 @@ from workflows import Run, command, copy_workflow, small_config, write_config
 
 GPU_RULES = {"finetune", "check_parity", "evaluate_mmlu", "measure_memory", "measure_latency"}
 GPU_RULES |= {"record_hidden_states", "evaluate_divergence"}
-CPU_RULES = {"check_contamination", "download_mmlu", "download_model", "format_mmlu", "merge", "quantize", "summarize"}
-CPU_RULES |= {"download_text", "check_texts", "plot_results", "record_provenance"}
+CPU_RULES = {"check_contamination", "download_mmlu_train", "download_mmlu", "download_model", "format_mmlu"}
+CPU_RULES |= {"merge", "quantize", "summarize", "download_text", "check_texts", "plot_results", "record_provenance"}
 VARIANTS = ["base-bf16", "base-int4", "qat-int4"]
 LOCAL_RULES = {"link_base", "gather_mmlu", "report_costs"}
 # The sizes fit two cores in place of a cluster, and the queue is polled at short intervals.

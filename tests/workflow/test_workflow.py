@@ -49,7 +49,7 @@ def test_two_models_four_arms_and_three_seeds_plan(tmp_path):
     config["variants"] += ["base-w4a16", "base-gptq"]
     config["publish"]["variant"] = "qat_1-int4"
     path = write_config(config, tmp_path / "config.yaml")
-    expected = {"download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
+    expected = {"download_mmlu_train": 1, "download_mmlu": 1, "download_model": 2, "format_mmlu": 2, "link_base": 2}
     expected |= {"download_text": 3, "record_hidden_states": 26, "evaluate_divergence": 30}
     expected |= {"finetune": 24, "merge": 24, "calibrate": 2, "quantize": 34, "check_parity": 24}
     expected |= {"evaluate_mmlu": 56, "gather_mmlu": 56, "measure_memory": 56, "measure_latency": 30}
@@ -153,8 +153,8 @@ def test_samples_hold_what_lm_eval_reports(demo_run):
 
 def test_splits_share_facts_and_no_question(demo_run):
     splits = {
-        name: pd.read_parquet(demo_run / "resources" / "mmlu" / f"{name}.parquet")
-        for name in ("auxiliary_train", "test")
+        name: pd.read_parquet(demo_run / "resources" / folder / f"{name}.parquet")
+        for folder, name in (("mmlu_train", "auxiliary_train"), ("mmlu", "test"))
     }
     keys = {
         name: set(zip(table["question"], map(tuple, table["choices"]), strict=True)) for name, table in splits.items()
@@ -175,9 +175,9 @@ def test_only_the_downloads_switch_the_hub_on(tmp_path):
     shown = snakemake("--dry-run", "--printshellcmds", "--directory", tmp_path).stdout
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ") and "/scripts/" in line]
     online = [line for line in commands if "online python" in line]
-    assert len(commands) == 96
+    assert len(commands) == 97
     programs = (line.split("/scripts/")[1].split(".py")[0] for line in online)
-    downloads = {"download_dataset": 2, "download_mmlu": 1, "download_model": 1, "download_text": 4}
+    downloads = {"download_dataset": 2, "download_mmlu": 2, "download_model": 1, "download_text": 4}
     assert Counter(programs) == downloads
 
 

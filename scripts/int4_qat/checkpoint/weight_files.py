@@ -50,6 +50,11 @@ class StoredTensor(NamedTuple):
     def nbytes(self) -> int:
         return self.elements * DTYPES[self.dtype].itemsize
 
+    def loaded_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of the tensor in memory once floats are loaded in a dtype; packed codes keep theirs."""
+        stored = DTYPES[self.dtype]
+        return self.elements * (dtype if stored.is_floating_point else stored).itemsize
+
     def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return the elements from start to stop as a vector; raise InputError if the file is cut short."""
         dtype = DTYPES[self.dtype]
@@ -128,10 +133,7 @@ def file_bytes(folder: Path) -> int:
 
 def loaded_bytes(folder: Path, dtype: torch.dtype) -> int:
     """Return the bytes that a model's weights take once its floats are loaded in a dtype; packed codes keep theirs."""
-    return sum(
-        tensor.elements * (dtype if DTYPES[tensor.dtype].is_floating_point else DTYPES[tensor.dtype]).itemsize
-        for tensor in stored_tensors(folder).values()
-    )
+    return sum(tensor.loaded_bytes(dtype) for tensor in stored_tensors(folder).values())
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

@@ -46,7 +46,8 @@ def _wrong(config: dict, key: str, source: str, has_standin: bool) -> list[str]:
         if not (os.path.isfile(source) if is_table else os.path.isdir(source)):
             kind = "file" if is_table else "folder"
             on_hub = f", or {_on_hub(key)}" if HUB_NAME.fullmatch(source) else ""
-            return [f"{key}: expected an existing {kind}{on_hub}, found none at {source!r}"]
+            found = "something else" if os.path.exists(source) else "none"
+            return [f"{key}: expected an existing {kind}{on_hub}, found {found} at {source!r}"]
         return list(_wildcards(key, [source, *sources.local_files(source)]))
     fits = source.startswith("hf://datasets/") != key.startswith("models.")
     return [] if fits else [f"{key}: expected {_on_hub(key)}, found '{source}'"]

@@ -3,6 +3,7 @@
 A source is `hf://google/gemma-3-12b-it@<commit>`, `hf://datasets/cais/mmlu@<commit>`, or a local folder.
 """
 
+import glob
 import json
 import os
 import re
@@ -77,10 +78,14 @@ def download(
     The token comes from HF_TOKEN or the login.
 
     The files first go to a folder next to `folder`, on which refuse_unusable is called. A failure, also one of
-    refuse_unusable, leaves them there, and the next call fetches the rest.
+    refuse_unusable, leaves them there, and the next call for the same commit fetches the rest. What was left of another
+    commit is deleted.
     """
     name = f"{source.repository}@{source.revision}"
     partial = folder.with_name(f"{folder.name}.{name.replace('/', '--')}")
+    for left in folder.parent.glob(f"{glob.escape(folder.name)}.*"):
+        if left != partial:
+            files.remove(left)
     prepare(name, get_token())
     limit_silence()
     with explained(name, partial):

@@ -5,11 +5,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from int4_qat.system import parallel
+from int4_qat.system import parallel, signals
 from int4_qat.system.errors import InputError
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -50,27 +50,11 @@ def started(
             start_new_session=True,
             preexec_fn=parallel.end_with_parent,
         )
-    with unwound(process.terminate):  # it ends while the code that waits for it is unwound
+    with signals.unwound(process.terminate):  # it ends while the code that waits for it is unwound
         try:
             yield process
         finally:
             stop(process)
-
-
-@contextmanager
-def unwound(first: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the program as an exit does, so that what the block made is deleted; call `first`."""
-
-    def interrupted(number: int, _) -> None:
-        first()
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def stop(process: subprocess.Popen) -> None:

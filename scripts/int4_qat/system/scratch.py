@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from int4_qat.system import signals
 from int4_qat.system.errors import InputError
 
 PLAIN = re.compile(r"[\w/ .+@~#%-]*")
@@ -19,8 +20,11 @@ USUAL = ("/tmp", "/var/tmp")  # used if TMPDIR is not plain
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """Yield a folder that is deleted after the block: in TMPDIR or, with a printed notice, in another usual place."""
-    with tempfile.TemporaryDirectory(dir=place()) as name:
+    """Yield a folder that is deleted after the block: in TMPDIR or, with a printed notice, in another usual place.
+
+    SIGINT and SIGTERM end the block too.
+    """
+    with signals.unwound(), tempfile.TemporaryDirectory(dir=place()) as name:
         yield Path(name)
 
 
