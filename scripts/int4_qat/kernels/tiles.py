@@ -61,7 +61,7 @@ class TilePackedLinear(torch.nn.Module):
     plain tensors, since torch.compile takes each of torchao's tensors apart at every call, in Python.
     """
 
-    FEW_TOKENS = 24  # tinygemm's time grows with each token; at 24 both ways take equally long (docs/gpu.md)
+    FEW_TOKENS = 24  # tinygemm's time grows with each token; at 24 both ways take equally long (docs/gpu-details.md)
 
     def __init__(self, linear: torch.nn.Linear, weight: Int4Weight) -> None:
         super().__init__()

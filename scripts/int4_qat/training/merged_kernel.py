@@ -1,7 +1,7 @@
 """Compute merged_weight's deployed weight Q(W + s·BA), and the gradients of its grid, in one GPU kernel each.
 
 PyTorch's own compiler fuses no matrix product with what follows it, so that a weight would pass through memory four
-times (docs/gpu.md). Every operation rounds as in `blocks.merge` and in `int4` on a CPU: BA is summed by fused
+times (docs/gpu-details.md). Every operation rounds as in `blocks.merge` and in `int4` on a CPU: BA is summed by fused
 multiply-adds in the order of the rank, and the compiler fuses no other operation.
 """
 

@@ -1,7 +1,7 @@
 """Apply a linear with the deployed weight, x Q(W + s·BA)ᵀ, as one operator that torch.compile leaves as it is.
 
 Compiled with the layer around it, the weight would not be rounded as the export rounds it. If a layer were compiled
-without its linears, each of them would end a graph, and Python would start every part of a step (docs/gpu.md).
+without its linears, each of them would end a graph, and Python would start every part of a step (docs/gpu-details.md).
 
 With G = dy the chain rule gives dB = s·Gᵀ(xAᵀ), dA = s·(GB)ᵀx and dx = G·Q(W + s·BA), so no gradient has the size of a
 weight. The weight is recomputed in the backward pass, so that no layer keeps a copy. If its grid is trained as well,

@@ -1,7 +1,7 @@
 """Recompute the inner values of a compiled layer in the backward pass, instead of keeping them.
 
 The compiled code of the backward pass computes them. transformers' checkpointing is around the compiled code, so Python
-runs each layer once more, for which the GPU waits if texts are short (docs/gpu.md).
+runs each layer once more, for which the GPU waits if texts are short (docs/gpu-details.md).
 """
 
 import functools
