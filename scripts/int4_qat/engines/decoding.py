@@ -1,8 +1,8 @@
 """Decode greedily without making a GPU wait for Python between two tokens.
 
 `model.generate` prepares every step in Python. At the shapes of Gemma 3 12B and with one request, this left a GPU idle
-for a third of the time of each token (docs/gpu-details.md). Here one step, from the last token to the next, is compiled and
-recorded as a CUDA graph, which is replayed for every token.
+for a third of the time of each token (docs/gpu-details.md). Here one step, from the last token to the next, is compiled
+and recorded as a CUDA graph, which is replayed for every token.
 """
 
 import copy

@@ -5,8 +5,8 @@ layer at a time.
 
 On a GPU, FlashAttention computes this attention without a mask. Where queries follow a cache, transformers gives
 PyTorch's attention a mask, and FlashAttention takes none. The kernel that PyTorch then chooses reached 25 TFLOP/s with
-heads of 256 values on an H200 (docs/gpu-details.md). FlashAttention itself aligns queries with the end of the keys, as a causal
-mask after a cache does, and lets a token see `left` tokens before it.
+heads of 256 values on an H200 (docs/gpu-details.md). FlashAttention itself aligns queries with the end of the keys, as
+a causal mask after a cache does, and lets a token see `left` tokens before it.
 """
 
 from collections.abc import Iterator

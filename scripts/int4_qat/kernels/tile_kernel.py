@@ -1,6 +1,7 @@
 """Run tiles.dequantize_tiles as one GPU kernel, about as fast as its bytes can be read and written.
 
-The compiler's own kernel re-reads scales and codes for every weight, and takes almost four times as long (docs/gpu-details.md).
+The compiler's own kernel re-reads scales and codes for every weight, and takes almost four times as long
+(docs/gpu-details.md).
 """
 
 import torch

@@ -155,8 +155,8 @@ def step_in_parts(step: Callable, model, batch: dict, labels_of_step: torch.Tens
     """Take a batch in parts, as the other backend does; return its loss, of which the loss of each part is a share.
 
     With more than 4,160 tokens at once, on an H200 with torch 2.11, unsloth's gradients were thousands of times too
-    large for three of five shapes of batches (docs/gpu-details.md). With fewer they were right. Raise InputError if unsloth
-    would return the mean of each part.
+    large for three of five shapes of batches (docs/gpu-details.md). With fewer they were right. Raise InputError if
+    unsloth would return the mean of each part.
     """
     from int4_qat.training import collation
 
