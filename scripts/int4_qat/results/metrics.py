@@ -79,7 +79,7 @@ def make(
 def scores(metric: Metric, strata: Iterable[str] | None = None) -> Scores:
     """Return the scores over all strata, or over the given ones."""
     chosen = list(metric.sums.index if strata is None else strata)
-    plain = ratio([metric.sums.loc[[stratum]].to_numpy() for stratum in chosen], metric.pooled)[0]
+    plain = ratio(list(metric.sums.loc[chosen].to_numpy()[:, None]), metric.pooled)[0]
     resampled = ratio([metric.resampled[stratum] for stratum in chosen], metric.pooled)
     return Scores(
         dict(zip(metric.variants, plain.tolist(), strict=True)), pd.DataFrame(resampled, columns=metric.variants)
