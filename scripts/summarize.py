@@ -55,7 +55,7 @@ def main() -> None:
             arguments.not_served,
         ),
         "source": {
-            "data_reports": [str(path) for path in arguments.data_reports],
+            **{path.parent.name: str(path) for path in arguments.data_reports},
             "contamination": str(arguments.contamination),
         },
     }
