@@ -48,12 +48,20 @@ rule download_mmlu_train:
     params:
         source=source_path(config["data"]["source"], "resources/standin/mmlu"),
         split=mmlu.TRAIN_SPLIT,
+        # What MMLU asks is checked before anything is trained. Snakemake ignores changes of a param that a function
+        # computes from `input`, so neither MMLU nor another number of shots downloads or trains anything again.
+        check=lambda wildcards, input: (
+            ["--check", *mmlu.EVALUATION_SPLITS, f"--num-fewshot={evaluation('mmlu')['num_fewshot']}"]
+            if mmlu_asked
+            else []
+        ),
     message:
         "download_mmlu_train"
     shell:
         "online python {input.code[0]:q}"
         " --source={params.source:q}"
         " --splits {params.split}"
+        " {params.check:q}"
         " --output resources/mmlu_train"
         " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
@@ -73,8 +81,7 @@ rule download_mmlu:
         "../envs/data.yaml"
     params:
         source=source_path(config["data"]["source"], "resources/standin/mmlu"),
-        # Snakemake ignores changes of a param that a function computes from `input`, so another number of shots downloads
-        # nothing again. The check of the config knows what was downloaded.
+        # Ignored as above. The check of the config knows what was downloaded.
         num_fewshot=lambda wildcards, input: evaluation("mmlu")["num_fewshot"],
         splits=mmlu.EVALUATION_SPLITS,
     message:

@@ -4,7 +4,7 @@ The source is the Hub at a pinned commit or a local folder, in the Hub's layout 
 original CSV files (<split>/<subject>_<split>.csv: question, A, B, C, D, answer). A file or row that is not what MMLU
 promises ends the program with one line that names it. Duplicates are counted in report.json, not dropped. Nothing is
 expected of splits that are not asked for: the workflow asks for auxiliary_train, which it trains on, apart from those
-that it evaluates.
+that it evaluates, and has the latter checked both times, so that no training precedes an error in them.
 
     python scripts/download_mmlu.py --source /data/mmlu --num-fewshot 0 --output resources/mmlu
 """
@@ -27,19 +27,24 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="hf://datasets/<owner>/<name>@<commit> or a local folder")
     parser.add_argument("--splits", nargs="+", default=mmlu.SPLITS, choices=mmlu.SPLITS, help="all splits if omitted")
     parser.add_argument(
+        "--check", nargs="*", default=[], choices=mmlu.SPLITS, help="splits to check as well, but not to write"
+    )
+    parser.add_argument(
         "--num-fewshot", type=int, help="number of examples before each question; if given, check that dev has enough"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for <split>.parquet and report.json")
     arguments = parser.parse_args()
     with scratch.folder() as work, files.whole(arguments.output, WRITTEN) as folder:
         folder.mkdir()
-        found = question_files.find_files(fetch(arguments.source, arguments.splits, work), arguments.splits)
+        splits = [split for split in mmlu.SPLITS if split in {*arguments.splits, *arguments.check}]
+        found = question_files.find_files(fetch(arguments.source, splits, work), splits)
         questions, reports = {}, {}
         for split, paths in found.items():
             rows = question_files.rows_of(paths, read)
             checked_rows = (checked(where, row, split) for where, row in rows)
-            questions[split], reports[split] = question_files.write_split(split, checked_rows, folder)
-        report = {"source": arguments.source, "splits": reports}
+            place = folder if split in arguments.splits else work
+            questions[split], reports[split] = question_files.write_split(split, checked_rows, place)
+        report = {"source": arguments.source, "splits": {split: reports[split] for split in arguments.splits}}
         if set(mmlu.EVALUATION_SPLITS) <= questions.keys():
             report |= check_evaluated(arguments.source, questions, arguments.num_fewshot)
         files.write_json(folder / REPORT, report)

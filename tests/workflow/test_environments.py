@@ -167,4 +167,4 @@ def test_a_changed_environment_is_made_anew_and_its_rules_run_again(conda_run):
     plan = with_conda(conda_run, "--dry-run")
     assert "will be created" in plan
     assert "Software environment definition has changed" in plan
-    assert re.search(r"^total +2$", plan, re.MULTILINE)
+    assert re.search(r"^total +3$", plan, re.MULTILINE)

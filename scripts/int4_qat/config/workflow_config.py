@@ -33,7 +33,7 @@ OLD_SETTINGS = {
     "distillation_weight": "`distillation`, which is null or a table with the weight",
     "per_device_train_batch_size": "`train_batch_size`, the rows per step over all GPUs",
 }
-DATA_REPORT = Path("resources/mmlu/report.json")  # written by download_mmlu
+DATA_REPORTS = (Path("resources/mmlu/report.json"), Path("resources/mmlu_train/report.json"))  # of download_mmlu
 MODELS = Path("resources/models")  # written by download_model; <model>.json has the facts of each
 # Names that no question set and no task may have; a test compares them with the measurements.
 MEASURED = ("divergence", "mmlu", "chartqa", "memory", "latency", "parity", "serving")
@@ -223,7 +223,8 @@ def _split_layers(config: dict) -> list[str]:
 def _too_few_examples(config: dict) -> list[str]:
     """Return a line if there are more shots than examples in the data; download_mmlu checks data not downloaded yet."""
     source, asked = config["data"]["source"], config["evaluation"]["mmlu"]
-    examples = _known_of(source, DATA_REPORT).get("fewest_examples")
+    known = [_known_of(source, path).get("fewest_examples") for path in DATA_REPORTS]
+    examples = next(filter(None, known), None)
     shots = asked["num_fewshot"] if asked else 0
     if not examples or examples["count"] >= shots:
         return []
