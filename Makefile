@@ -41,13 +41,14 @@ demo-mmlu: .venv/installed ## run the same chain on the real MMLU: make demo-mml
 
 report: .venv/installed ## write a finished run as one page, results/report.html: make report PROFILE=slurm CONFIGFILE=mine.yaml DIRECTORY=runs/mine
 	@echo "writing the report ..."
-	@output=$$($(RUN) --report results/report.html 2>&1) || { \
+	@report="$(if $(DIRECTORY),$$(realpath -m -- "$(DIRECTORY)")/)results/report.html"; \
+	output=$$($(RUN) --report "$$report" 2>&1) || { \
 		missing=$$(sed -n 's/^File \(.*\) marked for report but does not exist.*/\1/p' <<< "$$output"); \
 		if [ -n "$$missing" ]; then \
 			output="$$missing: expected a file of a finished run, found none; make why shows which jobs are left"; \
 		fi; \
 		echo "$$output" >&2; exit 1; \
-	}; echo "the report: results/report.html"
+	}; echo "the report: $$report"
 
 verify: .venv/installed ## verify every hash and number of finished results: make verify RESULTS=results/demo
 	@python scripts/verify.py "$(RESULTS)"
